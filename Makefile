@@ -1,0 +1,59 @@
+# volseg needs Python 3.11 or newer and make; everything else is installed into .venv.
+#
+#   make demo     phantom dataset -> preprocess -> train -> predict -> evaluate -> report, in demo/
+#   make test     every check that CI runs
+#
+# Another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test install lint format bench clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: install  ## Run the whole pipeline on a generated dataset; results in demo/
+	@$(BIN)/volseg demo -o demo
+
+test: lint  ## Run every check that CI runs: lint, types, layers, tests
+	@$(BIN)/python -m pytest
+
+install: $(STAMP)  ## Create .venv and install the pinned environment
+
+lint: install  ## Check style, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict pipeline
+	@$(BIN)/lint-imports
+
+format: install  ## Reformat the code and apply safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install  ## Measure every performance claim; slow
+	@for script in benchmarks/*.py; do \
+	    test -e "$$script" || { echo "benchmarks/ holds no script yet."; exit 0; }; \
+	    echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
+
+clean:  ## Remove .venv, caches and the demo
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is younger than the files it depends on if and only if the last installation of them was completed.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || \
+	    { echo "Python: expected 3.11 or newer as '$(PYTHON)', found none. Install it, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python: expected 3.11 or newer, got $$($(PYTHON) --version 2>&1). Install a newer one and name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	    { echo "Python: expected the modules venv and ensurepip, which Debian and Ubuntu keep apart. Run: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV). The first time this takes some minutes, most of them for PyTorch."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,266 @@
+"""The command line: parses, calls a stage, prints. Nothing else.
+
+Stages are imported inside the commands, so that ``volseg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.core.errors import VolsegError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="volseg",
+    help="3D medical segmentation: from a folder of CT or MRI volumes to masks, per-organ Dice and a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+_USAGE = 1
+_INTERRUPTED = 130
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings; see configs/.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.key=value. Repeatable.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes; by default as many as pay.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; by default the best there is.")]
+Layout = Annotated[
+    str | None,
+    typer.Option("--layout", help="decathlon, nnunet, pairs, organs or datalist; recognised by itself if left out."),
+]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+
+
+@app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    layout: Layout = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON.")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have."""
+    from pipeline.console import print_check, progress_bars
+    from pipeline.core.files import write_json
+    from pipeline.stages import prepare
+
+    with progress_bars() as bars:
+        found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
+    print_check(found)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def preprocess(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    out: OutFolder,
+    config: Config = None,
+    overrides: Set = None,
+    layout: Layout = None,
+    jobs: Jobs = None,
+) -> None:
+    """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
+    from pipeline.config import load_settings
+    from pipeline.console import print_batch, print_plan, progress_bars
+    from pipeline.stages import prepare
+
+    settings = load_settings(config, overrides or ())
+    with progress_bars() as bars:
+        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
+    print_plan(out / "plan.json")
+    print_batch(batch, "prepared", out)
+    raise typer.Exit(batch.exit_code)
+
+
+@app.command()
+def train(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder; one folder may hold several folds.")],
+    config: Config = None,
+    overrides: Set = None,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="Which fold of splits.json validates.")] = 0,
+    budget: Annotated[str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m.")] = None,
+    device: Device = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of continuing.")] = False,
+) -> None:
+    """Train one fold, or continue it where an earlier run stopped."""
+    from pipeline.config import load_settings
+    from pipeline.console import print_training, progress_bars
+    from pipeline.stages.train import train as run
+
+    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
+    with progress_bars() as bars:
+        result = run(prepared, out, settings, fold=fold, device=device, restart=restart, on_epoch=bars.on_epoch)
+    print_training(result, out, fold)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    out: OutFolder,
+    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. infer.mirror=true.")] = None,
+    device: Device = None,
+) -> None:
+    """Segment images; every mask comes back on its image's grid under its image's name."""
+    from pipeline.console import print_batch, progress_bars
+    from pipeline.stages.predict import infer_settings
+    from pipeline.stages.predict import predict as run
+
+    settings = infer_settings(model, overrides or ())
+    with progress_bars() as bars:
+        batch = run(model, inputs, out, folds=folds, device=device, settings=settings, progress=bars.update)
+    print_batch(batch, "predicted", out)
+    raise typer.Exit(batch.exit_code)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Predicted label map or folder of them.")],
+    references: Annotated[Path, typer.Argument(help="Reference label map, folder of them, or dataset folder.")],
+    out: OutFolder,
+    jobs: Jobs = None,
+) -> None:
+    """Per-organ Dice and IoU: scores.csv, summary.json and a table. A missing prediction is a miss."""
+    from pipeline.console import print_evaluation, progress_bars
+    from pipeline.stages.evaluate import evaluate as run
+
+    with progress_bars() as bars:
+        summary = run(predictions, references, out, jobs=jobs, progress=bars.update)
+    raise typer.Exit(print_evaluation(summary, out))
+
+
+@app.command()
+def report(
+    evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")],
+    overlays: Annotated[int, typer.Option(min=0, help="Worst and best cases to show, each.")] = 3,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to include.")] = None,
+) -> None:
+    """One HTML file with the table, box plots and overlays of the worst and best cases."""
+    from pipeline.console import say
+    from pipeline.stages.evaluate import report as run
+
+    say(f"Report: {run(evaluation, out, overlays=overlays, title=title, curves=curves)}")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
+    cases: Annotated[int, typer.Option(min=1, help="Cases to train with.")] = 24,
+    tests: Annotated[int, typer.Option(min=0, help="Held-out cases.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of anatomy and noise.")] = 0,
+    contrast: Annotated[str, typer.Option(help="ct or mr.")] = "ct",
+    size: Annotated[str, typer.Option(help="small or full.")] = "small",
+) -> None:
+    """Write a synthetic dataset of torsos in nnU-Net layout."""
+    from pipeline.console import progress_bars, say
+    from pipeline.phantom import write_phantom
+
+    with progress_bars() as bars:
+        folder = write_phantom(
+            out,
+            cases=cases,
+            tests=tests,
+            seed=seed,
+            contrast=contrast,  # type: ignore[arg-type]  # checked there
+            size=size,  # type: ignore[arg-type]
+            progress=lambda done, total: bars.update(done, total, "phantom"),
+        )
+    say(f"{cases} cases and {tests} held-out cases: {folder}")
+
+
+@app.command()
+def demo(
+    out: OutFolder = Path("demo"),
+    config: Config = None,
+    overrides: Set = None,
+    device: Device = None,
+) -> None:
+    """Run everything on phantoms: a few minutes on two processor cores."""
+    from pipeline.config import load_settings
+    from pipeline.console import print_demo, progress_bars, say
+    from pipeline.stages.demo import DEMO_SETTINGS, run_demo
+
+    settings = load_settings(config or DEMO_SETTINGS, overrides or ())
+    with progress_bars() as bars:
+        summary = run_demo(out, settings, device=device, say=say, progress=bars.update, on_epoch=bars.on_epoch)
+    print_demo(summary, out)
+
+
+@app.command()
+def networks(
+    patch: Annotated[int, typer.Option(min=8, help="Edge of the patch for which multiply-adds are counted.")] = 64,
+) -> None:
+    """List the networks with their parameters and multiply-adds."""
+    from pipeline.console import print_networks
+
+    print_networks(patch)
+
+
+@config_app.command("show")
+def config_show(config: Config = None, overrides: Set = None) -> None:
+    """Print all settings as they would be used."""
+    from pipeline.config import load_settings, save_settings
+
+    typer.echo(save_settings(load_settings(config, overrides or ())), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the settings file."""
+    from pipeline.config import json_schema
+
+    typer.echo(json_schema())
+
+
+@app.callback(invoke_without_command=True)
+def _global(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"volseg {installed('volseg')}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 fine, 1 usage or settings, 2 some cases failed, 3 all failed.
+
+    Args:
+        arguments: Words after the program's name; by default those of this process.
+    """
+    # Waiting threads sleep instead of spinning: as fast on a quiet machine, and up to ten times faster on one where
+    # another process runs (measured). OpenMP reads it once, so it must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
+            raise KeyboardInterrupt
+    except usage_error as error:
+        error.show()
+        return _USAGE
+    except VolsegError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        return _USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,171 @@
+"""Settings files: reading, writing, overriding, and errors that name every wrong key at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config.settings import Settings
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import write_text
+
+__all__ = ["json_schema", "load_settings", "save_settings"]
+
+_RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
+    "dict_type": "keys with values",
+    "invalid_key": "a key made of letters",
+    "missing": "one more value",
+    "model_type": "a section with keys",
+}
+
+
+def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Read settings from a YAML file and apply ``section.key=value`` overrides.
+
+    Args:
+        path: YAML file; None for the defaults.
+        overrides: Assignments as on the command line; the value is YAML, e.g. ``sample.patch_size=[96, 96, 64]``.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigError: If the file cannot be read or any key or value is wrong; all problems at once.
+    """
+    source = str(path) if path is not None else "settings"
+    content, problems = _read_yaml(Path(path)) if path is not None else ({}, [])
+    problems += [problem for text in overrides if (problem := _apply_override(content, text))]
+    try:
+        settings = Settings.model_validate(content)
+    except ValidationError as error:
+        problems += [_problem(details) for details in error.errors()]
+    if problems:
+        raise ConfigError(problems, source)
+    return settings
+
+
+def save_settings(settings: Settings, path: Path | str | None = None) -> str:
+    """The settings as YAML text that :func:`load_settings` reads back; written to ``path`` if given."""
+    content = settings.model_dump(mode="json")
+    root = yaml.representer.SafeRepresenter(sort_keys=False, default_flow_style=True).represent_data(content)
+    for node in (root, *(section for _, section in root.value)):
+        node.flow_style = False  # one line per key; lists and options stay on theirs
+    text = yaml.serialize(root, Dumper=yaml.SafeDumper, width=120, allow_unicode=True)
+    if path is not None:
+        write_text(path, text)
+    return text
+
+
+def json_schema() -> str:
+    """JSON schema of the settings file, for completion and checks in editors."""
+    return json.dumps(Settings.model_json_schema(), indent=2)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The sections of a file, empty ones as {}, and a problem for every key that is given twice."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else None
+    except FileNotFoundError:
+        raise ConfigError(["expected a YAML file, got nothing there. Check the path."], str(path)) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError([f"expected YAML, got {detail}. Correct the file."], str(path)) from None
+    if content is None:
+        return {}, []
+    if not isinstance(content, dict):
+        raise ConfigError([f"expected sections with keys, got {type(content).__name__}. See configs/."], str(path))
+    return {key: {} if value is None else value for key, value in content.items()}, _repeated_keys(root)
+
+
+def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> list[str]:
+    """One problem for every key that a mapping holds twice, which YAML readers pass over in silence."""
+    problems: list[str] = []
+    first: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if name in first:
+            problems.append(f"{name}: expected the key once, got it on lines {first[name]} and {line}. Keep one.")
+        first.setdefault(name, line)
+        problems += _repeated_keys(value, f"{name}.")
+    return problems
+
+
+def _apply_override(content: dict[str, Any], text: str) -> str:
+    """Set one key in place; returns a problem or an empty string."""
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        return f"--set {text}: expected section.key=value, got {text!r}. For example train.learning_rate=3e-4."
+    try:
+        parsed = _yaml_value(value)
+    except yaml.YAMLError:
+        return f"--set {text}: expected a YAML value after =, got {value!r}. Quote it."
+    section: Any = content
+    for name in keys[:-1]:
+        section = section.setdefault(name, {}) if isinstance(section, dict) else None
+        if section is None:
+            return f"--set {text}: expected a section at {name}, got a value. Check the key."
+    if not isinstance(section, dict):
+        return f"--set {text}: expected a section before {keys[-1]}, got a value. Check the key."
+    section[keys[-1]] = parsed
+    return ""
+
+
+def _yaml_value(text: str) -> Any:
+    """YAML value; 3e-4, which YAML 1.1 takes for text, is a number as people expect."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str) and value == text.strip():  # not in quotes
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _problem(details: ErrorDetails) -> str:
+    """One sentence for one of pydantic's findings, led by its YAML path."""
+    path = ".".join(str(part) for part in details["loc"])
+    kind, given = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        known = _keys_at(details["loc"][:-1])
+        key = str(details["loc"][-1])
+        hint = _elsewhere(key) or _closest(key, known) or f"Known keys: {', '.join(known)}."
+        return f"{path}: unknown key. {hint}"
+    if kind == "value_error":
+        return f"{path}: {details['msg'].removeprefix('Value error, ')}"
+    rule = _RULES.get(kind) or re.sub(
+        r"^(Input should be|Tuple should have) |, (unable|got|not) .*$", "", details["msg"]
+    )
+    hint = _closest(str(given), re.findall(r"'(.*?)'", rule)) if kind == "literal_error" else ""
+    return f"{path}: expected {rule}, got {given!r}. {hint or 'Correct the value.'}"
+
+
+def _elsewhere(key: str) -> str:
+    """Where a key belongs that stands in the wrong section, or in none."""
+    homes = [f"{section}.{key}" for section in Settings.model_fields if key in _keys_at([section])]
+    return f"Did you mean {' or '.join(homes)}?" if homes else ""
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for name in location:
+        field = model.model_fields.get(str(name))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

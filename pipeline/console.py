@@ -1,0 +1,207 @@
+"""What a person sees in the terminal: progress bars, tables, closing lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.core.files import read_json
+
+if TYPE_CHECKING:
+    from pipeline.data.check import CheckReport
+    from pipeline.stages.batch import Batch
+    from pipeline.train.history import EpochRecord
+    from pipeline.train.loop import TrainResult
+
+__all__ = [
+    "Bars",
+    "print_batch",
+    "print_check",
+    "print_demo",
+    "print_evaluation",
+    "print_networks",
+    "print_plan",
+    "print_training",
+    "progress_bars",
+    "say",
+]
+
+_console = Console(highlight=False, soft_wrap=True)
+_LISTED = 20  # failures printed before the rest is only counted
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    _console.print(text, markup=False)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Ways to report progress while the bars are shown.
+
+    Args:
+        update: Takes how many items are done, how many there are, and what is being done.
+        on_epoch: Takes an epoch's record and the expected number of epochs.
+    """
+
+    update: Callable[[int, int, str], None]
+    on_epoch: Callable[[EpochRecord, int], None]
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    """Show a bar per kind of work while the block runs; files and pipes get a line per validation instead."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_console, disable=not _console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(done: int, total: int, what: str, note: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, note="")
+            bars.update(tasks[what], completed=done, total=total, note=note)
+
+        def on_epoch(record: EpochRecord, epochs: int) -> None:
+            wait = f"data wait {record.data_share:.0%}"
+            update(
+                record.epoch, epochs, "train", f"loss {record.loss:.3f}, {record.patches_per_s:.1f} patches/s, {wait}"
+            )
+            if record.mean_dice is not None:
+                say(
+                    f"epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
+                    f"{record.patches_per_s:.1f} patches/s  {wait}  "
+                    f"validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
+                )
+
+        yield Bars(update, on_epoch)
+
+
+def print_check(report: CheckReport) -> None:
+    """Print the problems as a table and a closing line."""
+    if report.problems:
+        table = _table("severity", "case", "problem", title="Problems")
+        colors = {"error": "red", "warning": "yellow", "note": "dim"}
+        for problem in report.problems:
+            table.add_row(
+                problem.severity, problem.case or "(dataset)", problem.message, style=colors[problem.severity]
+            )
+        _console.print(table)
+    count = {
+        kind: sum(problem.severity == kind for problem in report.problems) for kind in ("error", "warning", "note")
+    }
+    say(f"{len(report.cases)} cases: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+
+
+def print_batch(batch: Batch, verb: str, out: Path) -> None:
+    """Print what became of a batch."""
+    for case, error in batch.failed[:_LISTED]:
+        text = error if error.startswith(f"case {case}") else f"case {case}: {error}"
+        _console.print(f"failed  {text}", style="red", markup=False)
+    if len(batch.failed) > _LISTED:
+        say(f"… and {len(batch.failed) - _LISTED} more")
+    say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
+
+
+def print_plan(path: Path) -> None:
+    """Print the plan's choices."""
+    plan = read_json(path)
+    for reason in plan["reasons"]:
+        say(f"plan  {reason}")
+    for name in ("patch_3d", "patch_2d"):
+        patch = plan[name]
+        size = " x ".join(map(str, patch["patch_size"]))
+        say(f"plan  {name}: {size} voxels, batch {patch['batch_size']}.")
+
+
+def print_training(result: TrainResult, out: Path, fold: int) -> None:
+    """Print the validation scores of the best weights."""
+    table = _table("organ", "Dice", title=f"Validation, fold {fold}, best weights, prepared grid")
+    for organ, value in result.scores.dice.items():
+        table.add_row(organ, "-" if value is None else f"{value:.3f}")
+    mean = result.scores.mean_dice
+    table.add_row("mean", "-" if mean is None else f"{mean:.3f}", style="bold")
+    _console.print(table)
+    say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
+
+
+def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
+    """Print the per-organ table and what could not be scored.
+
+    Returns:
+        Exit code: 0, 2 if some cases failed, 3 if all did.
+    """
+    _print_scores(summary)
+    for failure in summary["failures"]:
+        _console.print(f"failed  {failure['message']}", style="red", markup=False)
+    for note in summary["notes"]:
+        say(f"note  {note}")
+    say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
+    failed, cases = len(summary["failures"]), len(summary["cases"])
+    return 0 if not failed else 2 if failed < cases else 3
+
+
+def print_demo(scores: Mapping[str, Any], out: Path) -> None:
+    """Print the demo's table and where to look."""
+    table = _table("organ", "Dice", "IoU", title=f"Dice on {scores['cases']} held-out phantoms")
+    for organ, entry in scores["organs"].items():
+        table.add_row(organ, f"{entry['dice']:.3f}", f"{entry['iou']:.3f}")
+    table.add_row("mean", f"{scores['mean_dice']:.3f}", "", style="bold")
+    _console.print(table)
+    say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
+
+
+def print_networks(edge: int) -> None:
+    """Print the networks with default options, one image channel, two classes and a patch of this edge."""
+    from pipeline.model.cost import count_parameters, multiply_adds
+    from pipeline.model.factory import build_network, list_networks
+
+    table = _table(
+        "name", "dims", "parameters", "multiply-adds", "what", "source", title=f"Networks, patch edge {edge}"
+    )
+    for info in list_networks():
+        for dims in info.dims:
+            network = build_network(info.name, dims, 1, 2)
+            adds = multiply_adds(network, (edge,) * dims, 1)
+            parameters = f"{count_parameters(network):,}"
+            table.add_row(info.name, str(dims), parameters, f"{adds / 1e9:.1f} G", info.summary, info.source)
+    _console.print(table)
+
+
+def _print_scores(summary: Mapping[str, Any]) -> None:
+    """The per-organ table without the columns that would make it wider than a terminal; all are in the CSV."""
+    from pipeline.evaluate.summary import TABLE_COLUMNS, table_rows
+
+    shown = [n for n, name in enumerate(TABLE_COLUMNS) if name not in ("Median", "SD")]
+    table = _table(*(TABLE_COLUMNS[n] for n in shown), title="Dice per organ")
+    for row in table_rows(dict(summary)):
+        table.add_row(*(row[n] for n in shown))
+    _console.print(table)
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("Organ", "organ", "95 % interval"))
+    return table

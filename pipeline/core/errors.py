@@ -1,0 +1,59 @@
+"""Errors a user can act on, and the one form their sentences take.
+
+Every message reads ``<what>: expected <rule>, got <value>. <what to do>``, led by the case id and the file where there
+is one. The command line prints them without a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["ConfigError", "DataError", "VolsegError", "sentence"]
+
+
+class VolsegError(Exception):
+    """Base of all errors caused by input, settings or the machine rather than by a defect of the code."""
+
+
+class ConfigError(VolsegError, ValueError):
+    """One or more settings are wrong. Holds every problem found, not only the first.
+
+    Args:
+        problems: One sentence per problem, each led by its YAML path.
+        source: File or place the settings came from.
+    """
+
+    def __init__(self, problems: Sequence[str], source: str = "settings") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        head = f"{source}: {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...], str]]:
+        """Survive the trip back from a worker process."""
+        return type(self), (self.problems, self.source)
+
+
+class DataError(VolsegError, ValueError):
+    """A case or file cannot be used. ``str(error)`` is one sentence that says what to do."""
+
+
+def sentence(
+    what: str, expected: str, got: object, advice: str, *, case: str | None = None, file: Path | str | None = None
+) -> str:
+    """Compose an error sentence.
+
+    Args:
+        what: The thing that is wrong, e.g. ``label map grid``.
+        expected: The rule it must follow, e.g. ``the image grid within 1e-3 mm``.
+        got: The offending value.
+        advice: What the user should do, a full sentence without its full stop.
+        case: Case id, if there is one.
+        file: File, if there is one.
+
+    Returns:
+        ``case <id>: <file>: <what>: expected <rule>, got <value>. <advice>.``
+    """
+    where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""])
+    return f"{where}{what}: expected {expected}, got {got}. {advice.rstrip('.')}."

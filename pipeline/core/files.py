@@ -1,0 +1,119 @@
+"""Writing files so that a killed run or a full disk leaves a finished file or none."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pipeline.core.errors import VolsegError
+
+__all__ = ["atomic_path", "file_hash", "read_json", "text_hash", "write_bytes", "write_json", "write_text"]
+
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside the target; on success it is synced and renamed onto the target, else removed.
+
+    The temporary name keeps the target's suffixes, because writers choose the format by them.
+
+    Args:
+        target: The file to create or replace; its folder is created.
+
+    Yields:
+        Path to write to.
+
+    Raises:
+        VolsegError: If the disk is full or the folder cannot be written to.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{uuid4().hex[:8]}.part.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise _explain(error, target) from error
+    finally:
+        with suppress(OSError):  # an unreachable folder must not hide the error that is already on its way
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write bytes atomically. Raises VolsegError as :func:`atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path | str, content: str) -> None:
+    """Write UTF-8 text atomically, its line ends unchanged on every system."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write JSON atomically: two-space indent, NaN and infinity refused.
+
+    Raises:
+        ValueError: If the content holds NaN or infinity, which JSON does not know.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str, missing: str = "Check the path.") -> Any:
+    """Read JSON.
+
+    Args:
+        path: The file.
+        missing: What to do if it is not there, a full sentence.
+
+    Raises:
+        VolsegError: If the file is missing, cannot be read or is not JSON, in one sentence.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VolsegError(f"{path}: expected a JSON file, got nothing there. {missing}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VolsegError(f"{path}: expected JSON, got {error}. Repair or write the file again.") from None
+    except OSError as error:
+        detail = error.strerror or str(error)
+        raise VolsegError(f"{path}: expected a readable file, got {detail!r}. Check path and permissions.") from None
+
+
+def text_hash(*parts: str) -> str:
+    """Short content hash (16 hex digits) of some texts, their boundaries included."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        encoded = part.encode("utf-8")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path | str) -> str:
+    """Content hash (32 hex digits) of a file, read in pieces."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _explain(error: OSError, target: Path) -> VolsegError:
+    if error.errno in _NO_SPACE:
+        return VolsegError(f"{target}: the disk is full, nothing was written. Free some space and run again.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return VolsegError(f"{target}: no permission to write there. Choose another output folder.")
+    return VolsegError(f"{target}: could not be written ({error.strerror or error}). Check the path and the disk.")

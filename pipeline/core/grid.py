@@ -1,0 +1,173 @@
+"""A grid: where the voxels of a volume are in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.core.orientation import axis_codes, check_orientation, reorient_affine, steps
+
+__all__ = ["GRID_TOLERANCE_MM", "Grid"]
+
+GRID_TOLERANCE_MM = 1e-3
+"""Two grids are the same if no voxel centre moves by more than this."""
+
+_SHEAR_TOLERANCE = 1e-3  # largest cosine between two voxel axes that still counts as a right angle
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape and affine of a volume.
+
+    Args:
+        shape: Voxels along i, j, k, each at least 1.
+        affine: (4, 4), voxel index to RAS+ world position in mm, of the voxel's centre. Kept as float64, read-only.
+
+    Raises:
+        ValueError: If the shape is not three positive integers, or the affine is not finite, not invertible, sheared
+            or has a last row other than (0, 0, 0, 1).
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a grid."""
+        shape = tuple(self.shape)
+        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+            raise ValueError(f"grid shape: expected three positive integers, got {shape}. Check the volume.")
+        affine = np.array(self.affine, dtype=np.float64) + 0.0  # -0.0 becomes 0.0, so that equal grids hash alike
+        problem = _affine_problem(affine)
+        if problem:
+            raise ValueError(f"grid affine: expected {problem}. Repair the header or export the volume again.")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", (int(self.shape[0]), int(self.shape[1]), int(self.shape[2])))
+        object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def from_spacing(cls, shape: Sequence[int], spacing_mm: Sequence[float], orientation: str = "RAS") -> Grid:
+        """Grid with its first voxel (in RAS order) at the world's origin.
+
+        Args:
+            shape: Voxels along i, j, k of the wanted orientation.
+            spacing_mm: Spacing along the same axes.
+            orientation: Axis codes.
+
+        Raises:
+            ValueError: If shape, spacing or orientation is not valid.
+        """
+        orientation = check_orientation(orientation)
+        order, _ = steps(orientation, "RAS")
+        i, j, k = (int(shape[axis]) for axis in order)
+        ras = cls((i, j, k), np.diag([*(float(spacing_mm[axis]) for axis in order), 1.0]))
+        return ras.reoriented(orientation)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along i, j, k in mm."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def orientation(self) -> str:
+        """Closest axis codes, e.g. ``"RAS"``."""
+        return axis_codes(self.affine)
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in mL."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def to_world(self, index_voxels: ArrayLike) -> NDArray[np.float64]:
+        """World positions (..., 3) in RAS+ mm of voxel indices (..., 3)."""
+        return np.asarray(index_voxels, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_voxel(self, position_mm: ArrayLike) -> NDArray[np.float64]:
+        """Fractional voxel indices (..., 3) of world positions (..., 3) in RAS+ mm."""
+        return (np.asarray(position_mm, dtype=np.float64) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+    def reoriented(self, orientation: str) -> Grid:
+        """The same voxels listed along other axes; no voxel moves in the world."""
+        affine, shape = reorient_affine(self.affine, self.shape, orientation)
+        return Grid(shape, affine)
+
+    def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
+        """Grid of ``array[start[0]:stop[0], start[1]:stop[1], start[2]:stop[2]]``."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.to_world(start)
+        i, j, k = (int(b) - int(a) for a, b in zip(start, stop, strict=True))
+        return Grid((i, j, k), affine)
+
+    def resized(self, shape: Sequence[int]) -> Grid:
+        """Grid of another shape over the same field of view (voxel edges, not centres, stay in place).
+
+        Raises:
+            ValueError: If the shape is not three positive integers.
+        """
+        if min(shape) < 1:
+            raise ValueError(f"grid shape: expected three positive integers, got {tuple(shape)}. Check the size.")
+        factor = np.array(self.shape, dtype=np.float64) / np.array(shape, dtype=np.float64)
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * factor
+        affine[:3, 3] = self.to_world(0.5 * factor - 0.5)
+        return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+    def resampled(self, spacing_mm: Sequence[float]) -> Grid:
+        """Grid of about the given spacing over the same field of view; the voxel count is rounded, at least 1.
+
+        Raises:
+            ValueError: If a spacing is not above 0.
+        """
+        if not all(spacing > 0 for spacing in spacing_mm):
+            raise ValueError(f"spacing: expected numbers above 0, got {tuple(spacing_mm)}. Give mm per axis.")
+        old = zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
+        return self.resized([max(1, round(n * s / t)) for n, s, t in old])
+
+    def difference_mm(self, other: Grid) -> float:
+        """Largest distance in mm that one of the eight corner voxels moves between two grids of the same shape.
+
+        Returns:
+            0.0 for equal grids; ``inf`` if the shapes differ.
+        """
+        if self.shape != other.shape:
+            return float("inf")
+        corners = np.array(list(product(*((0, n - 1) for n in self.shape))), dtype=np.float64)
+        return float(np.linalg.norm(self.to_world(corners) - other.to_world(corners), axis=1).max())
+
+    def matches(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
+        """Whether both grids have the same shape and no voxel centre differs by more than the tolerance."""
+        return self.difference_mm(other) <= tolerance_mm
+
+    def __eq__(self, other: object) -> bool:
+        """Equal shape and exactly equal affine."""
+        return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        """Hash of shape and affine."""
+        return hash((self.shape, self.affine.tobytes()))
+
+
+def _affine_problem(affine: NDArray[np.float64]) -> str:
+    """What is wrong with an affine, as ``<rule>, got <value>``; empty if nothing is."""
+    if affine.shape != (4, 4):
+        return f"a (4, 4) matrix, got shape {affine.shape}"
+    if not np.isfinite(affine).all():
+        return f"finite numbers, got {affine.tolist()}"
+    if not np.allclose(affine[3], [0, 0, 0, 1]):
+        return f"a last row of (0, 0, 0, 1), got {affine[3].tolist()}"
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if (lengths < 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / np.maximum(lengths, 1e-12))) < 1e-6:
+        return f"an invertible matrix, got spacing {lengths.round(6).tolist()} and determinant 0"
+    cosines = (affine[:3, :3] / lengths).T @ (affine[:3, :3] / lengths) - np.eye(3)
+    if np.abs(cosines).max() > _SHEAR_TOLERANCE:
+        return f"right angles between the voxel axes, got a shear with cosine {np.abs(cosines).max():.4f}"
+    return ""

@@ -1,0 +1,201 @@
+"""NRRD, MetaImage, PNG and TIFF through SimpleITK.
+
+The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
+file says otherwise, slice thickness 1 mm. Colour pictures are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  # its usual name
+from numpy.typing import NDArray
+
+from pipeline.core import Grid, VolsegError, flip_world
+from pipeline.core.files import atomic_path
+from pipeline.data.volume_file import (
+    VolumeError,
+    VolumeFile,
+    checked_grid,
+    checked_path,
+    checked_shape,
+    checked_size,
+    refuse,
+    volume_suffix,
+)
+
+__all__ = ["open_itk", "write_itk"]
+
+_PICTURES = (".png", ".tif", ".tiff")
+_HEADER_BYTES = 1 << 16
+_NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
+    r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
+    r"\s*[:=](.*\b(nan|inf)\b.*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
+
+
+def open_itk(path: Path, *, case: str | None = None) -> VolumeFile:
+    """Read and check the header of a file that SimpleITK reads.
+
+    Args:
+        path: ``.nrrd``, ``.mha``, ``.mhd``, ``.png`` or ``.tif``.
+        case: Case id for messages.
+
+    Returns:
+        The opened volume; ``volumes`` is more than 1 for a 4D file.
+
+    Raises:
+        VolumeError: If the file is missing, empty or unreadable, is shorter than its header promises, holds colours,
+            vectors or complex numbers, or its affine is not finite, not invertible or sheared.
+    """
+    suffix = checked_path(path, case)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _explain(error, path, case) from None
+    size = reader.GetSize()
+    shape, volumes = checked_shape(size, path, case)
+    components, kind = reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if components != 1 or "complex" in kind or "label" in kind:
+        got = f"{components} numbers per voxel ({kind})"
+        advice = "Export one number per voxel (pictures: greyscale), one file per channel"
+        raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
+    if suffix not in _PICTURES:
+        bits = re.search(r"\d+", kind)
+        available, compressed = _stored(path, case)
+        checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
+    grid = checked_grid(shape, _affine(reader), path, case)
+    return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
+
+
+def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
+    """Write a volume atomically, compressed.
+
+    Args:
+        array: (I, J, K), of the type to be stored.
+        grid: Its grid.
+        path: ``.nrrd``, ``.mha``, ``.mhd`` (with a ``.zraw`` beside it), ``.png`` or ``.tif`` (one slice, unsigned
+            integers of at most 16 bits).
+
+    Raises:
+        VolumeError: If a picture cannot hold the array or its grid.
+        VolsegError: If the file cannot be written.
+    """
+    suffix = volume_suffix(path)
+    if suffix in _PICTURES:
+        image = _picture(array, grid, path)
+    else:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+        affine = flip_world(grid.affine)
+        spacing = np.asarray(grid.spacing_mm)
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    if suffix == ".mhd":
+        _write_pair(image, path)
+        return
+    with atomic_path(path) as temporary:
+        _write(image, temporary)
+
+
+def _affine(reader: Any) -> NDArray[np.float64]:
+    """Voxel to RAS+ affine (4, 4) of a 2D, 3D or 4D header."""
+    axes = reader.GetDimension()
+    spatial = min(axes, 3)
+    affine = np.eye(4)
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(axes, axes)[:spatial, :spatial]
+    affine[:spatial, :spatial] = direction * np.array(reader.GetSpacing()[:spatial], dtype=np.float64)
+    affine[:spatial, 3] = reader.GetOrigin()[:spatial]
+    return flip_world(affine)
+
+
+def _array(path: Path, shape: tuple[int, int, int], volumes: int, case: str | None) -> NDArray[Any]:
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise _explain(error, path, case) from None
+    return np.asarray(array.T).reshape((*shape, volumes) if volumes > 1 else shape)
+
+
+def _stored(path: Path, case: str | None) -> tuple[int, bool]:
+    """Bytes on disk that hold voxels, and whether they are compressed, from the text header; refuses NaN in it."""
+    with path.open("rb") as stream:
+        header = stream.read(_HEADER_BYTES).decode("latin-1")
+    strange = _NOT_FINITE.search(header)
+    if strange:
+        got, advice = strange[2].strip(), "Repair the header or export the volume again"
+        raise refuse("affine", f"header, {strange[1]}", "finite numbers", got, advice, case=case, file=path)
+    if volume_suffix(path) == ".nrrd":
+        plain = re.search(r"^encoding:\s*raw\s*$", header, re.MULTILINE)
+        start = re.search(r"\r?\n\r?\n", header)
+        if re.search(r"^data ?file:", header, re.MULTILINE):
+            return _ELSEWHERE, not plain
+        return path.stat().st_size - (start.end() if plain and start else 0), not plain
+    compressed = re.search(r"^CompressedData\s*=\s*True", header, re.MULTILINE | re.IGNORECASE) is not None
+    where = re.search(r"^ElementDataFile\s*=\s*(.*?)\s*$", header, re.MULTILINE)
+    if where is None or where[1].upper() == "LOCAL":
+        return path.stat().st_size - (where.end() if where else 0), compressed
+    data = path.parent / where[1]
+    if not data.is_file():
+        got, advice = f"no {where[1]} beside it", "Copy both files of the volume"
+        raise refuse("missing", "voxel data", f"the file {where[1]}", got, advice, case=case, file=path)
+    return data.stat().st_size, compressed
+
+
+def _picture(array: NDArray[Any], grid: Grid, path: Path) -> Any:
+    """A 2D SimpleITK image, if a picture file can hold array and grid."""
+    advice = "Write .nii.gz instead"
+    if array.shape[2] != 1:
+        raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, case=None, file=path)
+    if array.dtype not in (np.uint8, np.uint16):
+        got = f"type {array.dtype}, largest value {array.max()}"
+        raise refuse("type", "picture", "values from 0 to 65535", got, advice, case=None, file=path)
+    i_mm, j_mm, _ = grid.spacing_mm
+    if not grid.matches(Grid(grid.shape, flip_world(np.diag([i_mm, j_mm, 1.0, 1.0])))):
+        got = f"orientation {grid.orientation}, origin {grid.affine[:3, 3].round(3).tolist()} mm"
+        rule = "orientation LPS, origin 0 and a slice of 1 mm, because pictures store no more"
+        raise refuse("affine", "grid", rule, got, advice, case=None, file=path)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, 0].T))
+    image.SetSpacing([i_mm, j_mm])
+    return image
+
+
+def _write(image: Any, path: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise VolsegError(f"{path}: could not be written ({_reason(error)}). Check the path and the disk.") from None
+
+
+def _write_pair(image: Any, path: Path) -> None:
+    """Header and data file; the header names the data file, so both are written elsewhere under their final names."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write(image, Path(folder) / path.name)
+        for part in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # the header last
+            with atomic_path(path.parent / part.name) as temporary:
+                shutil.copyfile(part, temporary)
+
+
+def _reason(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+def _explain(error: RuntimeError, path: Path, case: str | None) -> VolumeError:
+    rule, advice = f"a readable {volume_suffix(path)} volume", "Copy or export the file again"
+    if "Unable to determine ImageIO reader" in str(error):
+        got = f"a file of another kind ({path.stat().st_size} bytes)"
+        return refuse("format", "file", rule, got, advice, case=case, file=path)
+    if "expected" in _reason(error) or "fread got only" in str(error) or "File cannot be read" in str(error):
+        return refuse("truncated", "file", rule, "truncated or damaged voxel data", advice, case=case, file=path)
+    return refuse("unreadable", "file", rule, f"an error ({_reason(error)})", advice, case=case, file=path)

@@ -1,0 +1,234 @@
+"""One reader per dataset layout: a described folder becomes a dataset. Listed files need not exist."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import DataError, sentence
+from pipeline.data.case_files import CaseFiles, Dataset
+from pipeline.data.layout_tables import Description, build_dataset, channel_names, label_table
+from pipeline.data.volume_file import join_source, split_source, volume_stem, volume_suffix
+
+__all__ = [
+    "group_channels",
+    "list_volumes",
+    "read_datalist",
+    "read_decathlon",
+    "read_nnunet",
+    "read_organs",
+    "read_pairs",
+]
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
+_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """Volume files directly in a folder, sorted by name; hidden files (``._x.nii.gz``) are left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if volume_suffix(file) and file.name[0] != "." and file.is_file())
+
+
+def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Join ``case_0000.nii.gz`` and ``case_0001.nii.gz`` under ``case``; other names are cases of one channel.
+
+    Raises:
+        DataError: If two files claim the same channel of a case.
+    """
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for file in files:
+        match = _CHANNEL.match(volume_stem(file))
+        name, channel = (match[1], int(match[2])) if match else (volume_stem(file), 0)
+        if channel in groups[name]:
+            raise _same_name(groups[name][channel], file)
+        groups[name][channel] = file
+    return dict(groups)
+
+
+def read_decathlon(source: Description) -> Dataset:
+    """Medical Segmentation Decathlon: ``dataset.json`` lists image and label of every case under ``training``.
+
+    With several modalities, an image is a 4D file whose volumes are the channels, a list of files, or, as nnU-Net's
+    first version has it, a set of files ``name_0000.nii.gz``, ….
+
+    Raises:
+        DataError: If an entry is not of this form, or there is no labelled case.
+    """
+    channels = channel_names(source.content)
+    count = len(channels) if channels else 1
+    cases = [_entry(entry, source, count) for entry in source.content["training"]]
+    listed = source.content.get("test") or source.content.get("testing") or []
+    return build_dataset("decathlon", source, cases, [_entry(entry, source, count) for entry in listed])
+
+
+def read_nnunet(source: Description) -> Dataset:
+    """nnU-Net raw data: ``imagesTr/case_0000.nii.gz``, …, ``labelsTr/case.nii.gz``, ``imagesTs``, ``dataset.json``.
+
+    Raises:
+        DataError: If the label table has regions, or there is no labelled case.
+    """
+    channels = channel_names(source.content) or ("image",)
+    ending = source.content.get("file_ending")
+    labels = label_table(source.content.get("labels"), source.file or source.root)
+    parts = [_nnunet_part(source.root, part, len(channels), ending) for part in ("Tr", "Ts")]
+    return build_dataset("nnunet", source, *parts, channels=channels, labels=labels)
+
+
+def read_pairs(source: Description) -> Dataset:
+    """``images/`` and ``labels/`` (or ``imagesTr``, ``labelsTr``) whose files belong together by name.
+
+    The name is compared without its ending, a role (``_image``, ``_label``, ``_seg``, ``_mask``, …) and, where that
+    leads to a label map, nnU-Net's channel number ``_0000``. Test images are in ``imagesTs``.
+
+    Raises:
+        DataError: If two files have the same name, or there is no labelled case.
+    """
+    images, labels = next(pair for pair in _PAIRS if (source.root / pair[0]).is_dir())
+    cases = _paired(source.root / images, source.root / labels)
+    numbered = any(case.id != _bare(case.images[0]) for case in cases)
+    tests = _paired(source.root / "imagesTs", source.root / "labelsTs", numbered)
+    return build_dataset("pairs", source, cases, tests)
+
+
+def read_organs(source: Description) -> Dataset:
+    """One folder per case: ``ct.nii.gz`` (or ``mri``, ``image``, or one file per channel) and ``segmentations/*``.
+
+    Organs are numbered from 1 in the order of their names, over all cases; with a ``labels.json``, only its organs are
+    taken, with its values. A case that lacks an organ's file does not have that organ.
+
+    Raises:
+        DataError: If there is no labelled case.
+    """
+    folders = sorted(folder.parent for folder in source.root.glob("*/segmentations") if folder.is_dir())
+    masks = {folder: {volume_stem(file): file for file in list_volumes(folder / "segmentations")} for folder in folders}
+    organs = sorted({name for found in masks.values() for name in found})
+    listed = source.content.get("labels") or {str(value): name for value, name in enumerate(organs, start=1)}
+    table = label_table(listed, source.file or source.root)
+    images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
+    channels = sorted({name for found in images.values() for name in found})
+    single = all(len(found) <= 1 for found in images.values())
+    cases = []
+    for folder in folders:
+        wanted = [next(iter(images[folder]), "image")] if single else channels
+        paths = tuple(images[folder].get(name, folder / f"{name}.nii.gz") for name in wanted)
+        held = tuple((value, masks[folder][name]) for value, name in table.names.items() if name in masks[folder])
+        cases.append(CaseFiles(folder.name, paths, organs=held))
+    known = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
+    names = tuple(known.get(name.lower(), name) for name in channels)
+    clear = not single or (len(channels) == 1 and names[0] in known.values())
+    return build_dataset("organs", source, cases, labels=table, channels=names if clear else None)
+
+
+def read_datalist(source: Description) -> Dataset:
+    """A table of cases, as CSV or JSON: ``case``, ``image``, ``label``, ``group``, ``split``.
+
+    Several channels are ``image_1``, ``image_2``, …, or one ``image`` with a ``;`` between the files (in JSON also a
+    list). ``split`` is ``test`` for held-out cases. Files are relative to the table. Names of labels and channels are
+    in the JSON (``labels``, ``channels``) or in a ``labels.json`` beside the CSV.
+
+    Raises:
+        DataError: If a row has no image or an unknown split, or there is no labelled case.
+    """
+    cases: list[CaseFiles] = []
+    tests: list[CaseFiles] = []
+    for number, row in enumerate(source.content["cases"], start=1):
+        where, split = f"row {number}", str((row if isinstance(row, Mapping) else {}).get("split") or "train").lower()
+        if split not in ("train", "training", "val", "validation", "test"):
+            advice = "Write train, val or test"
+            raise DataError(sentence(f"{where}, split", "train, val or test", repr(split), advice, file=source.file))
+        (tests if split == "test" else cases).append(_entry(row, source, None, where))
+    return build_dataset("datalist", source, cases, tests)
+
+
+def _entry(entry: Any, source: Description, channels: int | None, where: str = "case") -> CaseFiles:
+    """One case of a list: a file name, or an object with image, label and so on."""
+    row: Mapping[str, Any] = {"image": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {}
+    numbered = [key for key in row if re.fullmatch(r"image_\d+", str(key)) and row[key]]
+    listed = [row[key] for key in sorted(numbered, key=lambda key: int(key[6:]))] or row.get("image") or []
+    listed = listed.split(";") if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    names = [str(part).strip() for part in listed]
+    if not names or not all(names):
+        got = f"the keys {', '.join(map(str, row))}" if row else repr(entry)
+        advice = "Name the image file of every case"
+        raise DataError(sentence(where, "an image, or image_1, image_2, …", got, advice, file=source.file))
+    images = tuple(source.root / name for name in names)
+    match = _CHANNEL.match(volume_stem(images[0]))
+    stem = match[1] if match and len(images) > 1 else volume_stem(images[0])
+    if channels is not None and len(images) == 1:
+        images = _decathlon_channels(images[0], channels)
+    label = source.root / str(row["label"]) if row.get("label") else None
+    if isinstance(entry, str) and (source.root / "labelsTs" / images[0].name).is_file():
+        label = source.root / "labelsTs" / images[0].name
+    group = str(row["group"]) if row.get("group") not in (None, "") else None
+    name = str(row.get("case") or row.get("id") or stem)
+    if re.search(r"[/\\:]", name):
+        advice = "Rename the case, because files are named after it"
+        raise DataError(sentence(f"{where}, id", "a name without / \\ :", repr(name), advice, file=source.file))
+    return CaseFiles(name, images, label, group=group)
+
+
+def _decathlon_channels(image: Path, channels: int) -> tuple[Path, ...]:
+    """The listed file, its volumes if there are several channels, or the ``_0000`` files that stand for it."""
+    suffix = volume_suffix(image)
+    numbered = tuple(image.with_name(f"{volume_stem(image)}_{n:04d}{suffix}") for n in range(channels))
+    if not image.exists() and numbered[0].exists():
+        return numbered
+    return (image,) if channels == 1 else tuple(join_source(image, "channel", n + 1, channels) for n in range(channels))
+
+
+def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> list[CaseFiles]:
+    images = [file for file in list_volumes(root / f"images{part}") if not ending or file.name.endswith(ending)]
+    labels = {volume_stem(file): file for file in list_volumes(root / f"labels{part}")}
+    groups = group_channels(file for file in images if _CHANNEL.match(volume_stem(file)))
+    cases = []
+    for name in sorted({*groups, *labels}):
+        found = groups.get(name, {})
+        suffix = ending or volume_suffix(next(iter(found.values()), labels.get(name, Path("case.nii.gz"))))
+        expected = (root / f"images{part}" / f"{name}_{n:04d}{suffix}" for n in range(channels))
+        cases.append(CaseFiles(name, tuple(found.get(n, path) for n, path in enumerate(expected)), labels.get(name)))
+    return cases
+
+
+def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[CaseFiles]:
+    """Cases of two folders.
+
+    Args:
+        images: Folder of images.
+        labels: Folder of label maps.
+        numbered: Whether file names end in a channel number; by default that is so if it leads to a label map.
+    """
+    by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
+    parts = {file for file in files if _bare(file) not in by_name and _CHANNEL.match(volume_stem(file))}
+    grouped = group_channels(sorted(parts))
+    if not (any(name in by_name for name in grouped) if numbered is None else numbered):
+        grouped, parts = {}, set()
+    whole = _by_name([file for file in files if file not in parts])
+    found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
+    found |= {name: tuple(channels[n] for n in sorted(channels)) for name, channels in grouped.items()}
+    found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
+    return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
+
+
+def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        name = _bare(file)
+        if name in found:
+            raise _same_name(found[name], file)
+        found[name] = file
+    return found
+
+
+def _same_name(first: Path, second: Path) -> DataError:
+    got, advice = f"{first.name} and {second.name}", "Rename or remove one"
+    return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
+
+
+def _bare(file: Path) -> str:
+    return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)

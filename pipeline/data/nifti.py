@@ -1,0 +1,191 @@
+"""NIfTI files through nibabel: the sform counts first, then the qform; voxels keep their stored type."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from pipeline.core import Grid
+from pipeline.core.files import atomic_path
+from pipeline.data.volume_file import (
+    VolumeError,
+    VolumeFile,
+    checked_grid,
+    checked_path,
+    checked_shape,
+    checked_size,
+    checked_type,
+    refuse,
+    volume_suffix,
+)
+
+__all__ = ["load_nifti", "nifti_array", "open_nifti", "write_nifti"]
+
+_GZIP_LEVEL = 5
+_GZIP_MAGIC = b"\x1f\x8b"
+_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+
+
+def load_nifti(path: Path, *, case: str | None = None) -> Any:
+    """Read a NIfTI header.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        case: Case id for messages.
+
+    Returns:
+        nibabel image, voxels not read yet.
+
+    Raises:
+        VolumeError: If the file is missing, empty or no NIfTI volume.
+    """
+    checked_path(path, case)
+    try:
+        image = nib.load(path, mmap=False)
+    except _READ_ERRORS as error:
+        raise _explain(error, path, case) from None
+    if not isinstance(image, nib.Nifti1Image):
+        got = f"a file of type {type(image).__name__}"
+        raise refuse("format", "file", "a NIfTI volume", got, "Export it as NIfTI", case=case, file=path)
+    return image
+
+
+def open_nifti(path: Path, *, case: str | None = None, image: Any = None) -> VolumeFile:
+    """Read and check a NIfTI header.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        case: Case id for messages.
+        image: What :func:`load_nifti` returned for the path, if it is at hand.
+
+    Returns:
+        The opened volume.
+
+    Raises:
+        VolumeError: If the file is missing or empty, is no NIfTI volume, is shorter than its header promises, holds
+            colours or complex numbers, or its affine is not finite, not invertible or sheared.
+    """
+    image = load_nifti(path, case=case) if image is None else image
+    shape, volumes = checked_shape(image.shape, path, case)
+    dtype = image.header.get_data_dtype()
+    checked_type(dtype, path, case)
+    compressed = volume_suffix(path) == ".nii.gz"
+    available = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
+    checked_size(image.shape, dtype.itemsize, available, compressed, path, case)
+    grid = checked_grid(shape, image.affine, path, case)
+    codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
+    return VolumeFile(path, grid, volumes, codes, lambda: nifti_array(image, path, case=case))
+
+
+def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[Any]:
+    """Read the voxels of a NIfTI image.
+
+    Args:
+        image: What :func:`load_nifti` returned.
+        path: Its file.
+        case: Case id for messages.
+
+    Returns:
+        (I, J, K), or (I, J, K, N) for N > 1 volumes: the stored type in native byte order, or floating point if the
+        header has a scale.
+
+    Raises:
+        VolumeError: If the file ends early or is damaged.
+    """
+    shape, volumes = checked_shape(image.shape, path, case)
+    try:
+        array = _unpacked(image.dataobj, path) if volume_suffix(path) == ".nii.gz" else np.asanyarray(image.dataobj)
+    except _READ_ERRORS as error:
+        raise _explain(error, path, case) from None
+    array = array.reshape((*shape, volumes) if volumes > 1 else shape, order="F")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | None = None) -> None:
+    """Write a NIfTI volume atomically; equal content gives equal bytes.
+
+    Sform and qform both hold the grid's affine. Their codes and the spatial unit are those of ``like``, otherwise 1
+    (scanner) and mm.
+
+    Args:
+        array: (I, J, K), of the type to be stored.
+        grid: Its grid.
+        path: ``.nii`` or ``.nii.gz``.
+        like: A NIfTI file whose form codes and unit are kept; ignored if it is missing or of another format.
+
+    Raises:
+        VolsegError: If the file cannot be written.
+    """
+    kind = nib.Nifti2Image if max(grid.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
+    image = kind(array, grid.affine, dtype=array.dtype)
+    sform_code, qform_code, unit = _header_of(like)
+    image.set_sform(grid.affine, sform_code)
+    image.set_qform(grid.affine, qform_code)
+    image.header.set_xyzt_units(unit)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        if volume_suffix(path) != ".nii.gz":
+            image.to_stream(stream)
+            return
+        with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
+            image.to_stream(packed)
+
+
+def _header_of(like: Path | None) -> tuple[int, int, str]:
+    """Sform code, qform code and spatial unit to write."""
+    sform, qform, unit = 0, 0, "unknown"
+    if like is not None and volume_suffix(like) in (".nii", ".nii.gz"):
+        with suppress(VolumeError):
+            header = load_nifti(like).header
+            sform, qform = int(header["sform_code"]), int(header["qform_code"])
+            unit = header.get_xyzt_units()[0]
+    return sform or qform or 1, qform or sform or 1, "mm" if unit == "unknown" else unit
+
+
+def _unpacked(proxy: Any, path: Path) -> NDArray[Any]:
+    """Voxels of a gzip-compressed file, read to its end, which compares the checksum (nibabel alone does not)."""
+    with gzip.open(path) as stream:
+        layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+        array: NDArray[Any] = np.asanyarray(ArrayProxy(stream, layout))
+        _drain(stream)
+    return array
+
+
+def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
+    """Find out why nibabel could not read a file."""
+    again = "Copy or export the file again"
+    with path.open("rb") as raw:
+        packed = raw.read(2) == _GZIP_MAGIC
+    if volume_suffix(path) == ".nii.gz" and not packed:
+        got, advice = "a file that is not gzip-compressed", "If it is a plain NIfTI file, rename it to .nii"
+        return refuse("format", "file", "a gzip-compressed NIfTI volume", got, advice, case=case, file=path)
+    if packed:
+        try:
+            with gzip.open(path) as stream:
+                _drain(stream)
+        except EOFError:
+            got = f"a truncated gzip stream ({path.stat().st_size} bytes)"
+            return refuse("truncated", "file", "a complete NIfTI volume", got, again, case=case, file=path)
+        except (OSError, zlib.error) as damage:
+            got = f"a damaged gzip stream ({damage})"
+            return refuse("unreadable", "file", "a NIfTI volume", got, again, case=case, file=path)
+    if isinstance(error, ImageFileError):
+        got = f"a file without a NIfTI header ({path.stat().st_size} bytes)"
+        return refuse("format", "file", "a NIfTI volume", got, again, case=case, file=path)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return refuse("unreadable", "file", "a readable NIfTI volume", f"an error ({reason})", again, case=case, file=path)
+
+
+def _drain(stream: gzip.GzipFile) -> None:
+    """Read to the end, which checks the whole gzip stream, keeping nothing."""
+    while stream.read(1 << 20):
+        pass

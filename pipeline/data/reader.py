@@ -1,0 +1,146 @@
+"""A reader for MONAI's ``LoadImage`` and ``LoadImaged`` that refuses what :mod:`pipeline.data.volumes` refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data.image_reader import NibabelReader
+from monai.utils.enums import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
+
+from pipeline.core import Grid, require_same_grid
+from pipeline.data.label_values import label_array
+from pipeline.data.nifti import load_nifti, nifti_array, open_nifti
+from pipeline.data.volume_file import refuse, split_source, volume_suffix
+from pipeline.data.volumes import merge_organs, open_volume, read_image, read_label_map
+
+__all__ = ["VolumeReader"]
+
+_NIFTI = (".nii", ".nii.gz")
+_INT32_MAX = 2**31 - 1
+
+FileNames = Sequence[str | PathLike[str]] | str | PathLike[str]
+
+
+class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
+    """Reads NIfTI through MONAI's nibabel reader, other formats through SimpleITK, all with our checks.
+
+    A list of files is a list of channels: they must be on one grid and are stacked first. A label key takes
+    ``CaseFiles.label_sources``: a label map file, or a tuple of binary organ masks ``liver.nii.gz#label=5``, which are
+    merged. The affine in the metadata is RAS+, in mm, as MONAI's convention is.
+
+    ``LoadImage`` converts to float32 unless told otherwise, which rounds label values above 2^24; load labels with
+    ``LoadImaged("label", reader=VolumeReader(labels=True), dtype=None)``.
+
+    Args:
+        labels: Read label maps: refuse fractional and negative values, give int32 (int64 if needed).
+
+    Raises:
+        VolumeError: On loading, if a file cannot be used (inside a ``Compose``, as the cause of MONAI's error).
+        DataError: On loading, if channels or organ masks are on different grids.
+
+    Example:
+        >>> from monai.transforms import LoadImaged
+        >>> load = LoadImaged("image", reader=VolumeReader())
+    """
+
+    def __init__(self, labels: bool = False) -> None:
+        super().__init__()
+        self.labels = labels
+        self.affine = np.eye(4)
+
+    def verify_suffix(self, filename: FileNames) -> bool:
+        """Whether every file has an ending that can be read."""
+        return all(volume_suffix(name) for name in _listed(filename))
+
+    def read(self, data: FileNames, **kwargs: Any) -> tuple[Path, ...]:
+        """Return the sources as they are.
+
+        The work is left to :meth:`get_data`: when ``read`` raises, ``LoadImage`` goes on to other readers, and these
+        accept files that are refused here.
+        """
+        return _listed(data)
+
+    def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Read the sources.
+
+        Args:
+            img: What :meth:`read` returned.
+
+        Returns:
+            Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata.
+        """
+        sources = tuple(img)
+        if any(split_source(source)[1] == "label" for source in sources):
+            return self._organs(sources)
+        if self.labels and len(sources) != 1:
+            advice = "Give organ masks as file#label=value"
+            raise refuse("labels", "label", "one file", len(sources), advice, case=None, file=sources[0])
+        if all(volume_suffix(path) in _NIFTI and not split_source(path)[1] for path in sources):
+            return self._nifti(sources)
+        if self.labels:
+            label_map = read_label_map(sources[0])
+            return _packed(_torch_integers(label_map.array), label_map.grid)
+        image = read_image(sources)
+        return _packed(image.array if len(sources) > 1 else image.array[0], image.grid)
+
+    def _nifti(self, paths: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Several channels or one through MONAI, on a copy of this reader, because MONAI's keeps file names in it."""
+        images = [load_nifti(path) for path in paths]
+        grids = [_only_volume(path, image) for path, image in zip(paths, images, strict=True)]
+        for number, (path, grid) in enumerate(zip(paths[1:], grids[1:], strict=True), start=2):
+            require_same_grid(grids[0], grid, f"grid of channel {number}", "the grid of channel 1", file=str(path))
+        reader = copy.copy(self)
+        reader.filenames, reader.affine = paths, grids[0].affine
+        array, meta = super(VolumeReader, reader).get_data(images)
+        return array, meta
+
+    def _organs(self, sources: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
+        organs = [(number, path) for path, _, number, _ in map(split_source, sources)]
+        label_map, _ = merge_organs(organs)
+        return _packed(_torch_integers(label_map.array), label_map.grid)
+
+    def _get_array_data(self, img: Any, filename: Path) -> NDArray[Any]:
+        """Voxels (I, J, K) of a nibabel image (called by MONAI)."""
+        array = nifti_array(img, filename)
+        return _torch_integers(label_array(array, filename)) if self.labels else array
+
+    def _get_affine(self, img: Any) -> NDArray[np.float64]:
+        """The first channel's affine (called by MONAI, which wants them equal to the last digit)."""
+        return self.affine.copy()
+
+    def _get_spatial_shape(self, img: Any) -> NDArray[Any]:
+        """I, J, K of a nibabel image (called by MONAI)."""
+        return np.asarray((*img.shape, 1)[:3])
+
+
+def _listed(names: FileNames) -> tuple[Path, ...]:
+    return (Path(names),) if isinstance(names, (str, PathLike)) else tuple(Path(name) for name in names)
+
+
+def _only_volume(path: Path, image: Any) -> Grid:
+    """Grid of a NIfTI image that must be 3D."""
+    volume = open_nifti(path, image=image)
+    return volume.grid if volume.volumes == 1 else open_volume(path).grid  # which refuses 4D
+
+
+def _torch_integers(array: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """An integer type that PyTorch handles fully."""
+    return array.astype(np.int32 if int(array.max()) <= _INT32_MAX else np.int64)
+
+
+def _packed(array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Array and the metadata that MONAI's transforms need."""
+    meta: dict[str, Any] = {
+        MetaKeys.AFFINE: grid.affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE: grid.affine.copy(),
+        MetaKeys.SPATIAL_SHAPE: np.asarray(grid.shape),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if array.ndim == 4 else float("nan"),
+    }
+    return array, meta

@@ -1,0 +1,214 @@
+"""What every volume format shares: file names, the opened file, and the refusals, one clear sentence each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core import DataError, Grid, sentence
+
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "VolumeError",
+    "VolumeFile",
+    "checked_grid",
+    "checked_path",
+    "checked_shape",
+    "checked_size",
+    "checked_type",
+    "join_source",
+    "refuse",
+    "split_source",
+    "volume_stem",
+    "volume_suffix",
+]
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
+"""File name endings that can be read and written."""
+
+_MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header
+_MAX_DEFLATE_RATIO = 1040  # deflate cannot compress better than 1032:1 (zlib technical details), plus some room
+_SOURCE = re.compile(r"#(channel|label)=(\d+)(?:of(\d+))?$")
+
+
+class VolumeError(DataError):
+    """A volume file cannot be used.
+
+    Args:
+        message: One sentence that says what to do.
+        code: Kind of problem, a short word for tables and JSON: missing, format, empty, unreadable, truncated,
+            dimensions, size, type, affine, labels.
+    """
+
+    def __init__(self, message: str, code: str = "unreadable") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeFile:
+    """A volume file whose header was read and found sound; the voxels are read by ``load``.
+
+    Args:
+        path: The file.
+        grid: Grid of one volume.
+        volumes: Number of volumes along the fourth axis; 1 for an ordinary volume.
+        form_codes: NIfTI's (sform_code, qform_code), None for other formats.
+        load: Reads the voxels as stored (scaled if the header says so): (I, J, K), or (I, J, K, volumes) if there are
+            several. Raises VolumeError if they cannot be read.
+    """
+
+    path: Path
+    grid: Grid
+    volumes: int
+    form_codes: tuple[int, int] | None
+    load: Callable[[], NDArray[Any]]
+
+
+def volume_suffix(path: Path | str) -> str:
+    """The ending of a volume's file name in lower case, e.g. ``.nii.gz``; empty if it is none of VOLUME_SUFFIXES."""
+    name = split_source(path)[0].name.lower()
+    return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix) and name != suffix), "")
+
+
+def volume_stem(path: Path | str) -> str:
+    """File name without its volume ending: ``liver_01`` of ``scans/liver_01.nii.gz``."""
+    name = split_source(path)[0].name
+    suffix = volume_suffix(path)
+    return name[: -len(suffix)] if suffix else Path(name).stem
+
+
+def join_source(path: Path | str, kind: str, number: int, total: int | None = None) -> Path:
+    """Name a part of a file, or what it stands for, behind a ``#``.
+
+    ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file; ``liver.nii.gz#label=5`` is a mask
+    whose voxels get label value 5.
+
+    Args:
+        path: The file.
+        kind: ``channel`` or ``label``.
+        number: Channel (from 1) or label value.
+        total: Number of channels the file must have.
+    """
+    return Path(f"{path}#{kind}={number}{'' if total is None else f'of{total}'}")
+
+
+def split_source(source: Path | str) -> tuple[Path, str, int, int]:
+    """Undo :func:`join_source`.
+
+    Returns:
+        The file, ``channel``, ``label`` or an empty string, the number (0 without one), the total (1 without one).
+    """
+    match = _SOURCE.search(str(source))
+    if match is None:
+        return Path(source), "", 0, 1
+    return Path(str(source)[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
+
+
+def refuse(
+    code: str, what: str, expected: str, got: object, advice: str, *, case: str | None, file: Path | str
+) -> VolumeError:
+    """Compose a VolumeError; arguments as :func:`pipeline.core.sentence`."""
+    return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
+
+
+def checked_path(path: Path, case: str | None) -> str:
+    """Suffix of an existing, non-empty file of a known format.
+
+    Raises:
+        VolumeError: If there is no such file, it is a folder, has an unknown ending, no content or may not be read.
+    """
+    suffix = volume_suffix(path)
+    if not path.exists():
+        raise refuse("missing", "file", "an existing file", "nothing there", "Check the path", case=case, file=path)
+    if path.is_dir():
+        raise refuse("format", "file", "a volume file", "a folder", "Give a file in it", case=case, file=path)
+    if not suffix:
+        rule = f"a name ending in {', '.join(VOLUME_SUFFIXES)}"
+        raise refuse("format", "file", rule, repr(path.name), "Convert the volume, e.g. to NIfTI", case=case, file=path)
+    if path.stat().st_size == 0:
+        advice = "Copy or export it again"
+        raise refuse("empty", "file", "a volume", "an empty file (0 bytes)", advice, case=case, file=path)
+    if not os.access(path, os.R_OK):
+        got, advice = "no permission to read it", "Change its rights"
+        raise refuse("unreadable", "file", "a readable file", got, advice, case=case, file=path)
+    return suffix
+
+
+def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[tuple[int, int, int], int]:
+    """Shape of one volume and the number of volumes; trailing axes of length 1 are dropped, a slice gets K = 1.
+
+    Raises:
+        VolumeError: If the file is not an image of two or three axes (four, if they are I, J, K and volumes).
+    """
+    sizes = [int(n) for n in shape]
+    if any(n < 1 for n in sizes):
+        advice = "The header is damaged; export the volume again"
+        raise refuse("size", "shape", "axes of at least 1 voxel", tuple(sizes), advice, case=case, file=path)
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    if len(sizes) < 2 or len(sizes) > 4:
+        got, advice = f"{len(sizes)} axes {tuple(sizes)}", "Export one 3D volume per file"
+        raise refuse("dimensions", "shape", "three axes", got, advice, case=case, file=path)
+    i, j, k, volumes = (*sizes, *(1 for _ in range(4 - len(sizes))))
+    return (i, j, k), volumes
+
+
+def checked_size(
+    shape: Sequence[int], itemsize: int, available_bytes: int, compressed: bool, path: Path, case: str | None
+) -> None:
+    """Compare a header with the size of the file, before any memory is taken.
+
+    Args:
+        shape: Voxels along all axes.
+        itemsize: Bytes per voxel.
+        available_bytes: Bytes of voxel data on disk.
+        compressed: Whether these are compressed by deflate.
+        path: The file, for the message.
+        case: Case id, for the message.
+
+    Raises:
+        VolumeError: If the file cannot hold what its header promises, or promises more than 4e9 voxels.
+    """
+    voxels = prod(int(n) for n in shape)
+    advice = "The file is truncated or its header damaged; copy or export it again"
+    if voxels > _MAX_VOXELS:
+        got = f"{voxels:.3g} voxels, shape {tuple(int(n) for n in shape)}"
+        raise refuse("size", "header", f"at most {_MAX_VOXELS:.0e} voxels", got, advice, case=case, file=path)
+    needed = voxels * itemsize
+    if needed > available_bytes * (_MAX_DEFLATE_RATIO if compressed else 1):
+        got = f"{available_bytes} bytes{' (compressed)' if compressed else ''}"
+        rule = f"{needed} bytes for shape {tuple(int(n) for n in shape)}"
+        raise refuse("truncated", "voxel data", rule, got, advice, case=case, file=path)
+
+
+def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
+    """Refuse colours, vectors and complex numbers.
+
+    Raises:
+        VolumeError: If the type is not an integer or floating type.
+    """
+    if dtype.kind not in "iuf":
+        got = "complex numbers" if dtype.kind == "c" else f"colours or vectors ({dtype})"
+        advice = "Export one number per voxel, one file per channel"
+        raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
+
+
+def checked_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], path: Path, case: str | None) -> Grid:
+    """Grid of a header.
+
+    Raises:
+        VolumeError: If the affine is not finite, not invertible or sheared.
+    """
+    try:
+        return Grid(shape, affine)
+    except ValueError as error:
+        raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None

@@ -1,0 +1,238 @@
+"""Volume files ⇔ values: images, label maps and grids in RAS+ mm, arrays in (I, J, K) order.
+
+NIfTI goes through nibabel, NRRD, MetaImage, PNG and TIFF through SimpleITK. Whatever cannot be used is refused with one
+sentence that names case and file. NaN and infinity in images are not refused here: ``volseg check`` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core import Grid, Image, LabelMap, require_same_grid
+from pipeline.data.case_files import CaseFiles
+from pipeline.data.itk import open_itk, write_itk
+from pipeline.data.label_values import label_array
+from pipeline.data.nifti import open_nifti, write_nifti
+from pipeline.data.volume_file import VOLUME_SUFFIXES, VolumeFile, refuse, split_source, volume_stem, volume_suffix
+
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "merge_organs",
+    "open_header",
+    "open_volume",
+    "read_grid",
+    "read_image",
+    "read_label_map",
+    "read_reference",
+    "read_voxels",
+    "volume_stem",
+    "write_image",
+    "write_label_map",
+]
+
+_NIFTI = (".nii", ".nii.gz")
+_ADVICE_4D = "Split it into one 3D file per channel or time point"
+
+
+def open_header(path: Path | str, *, case: str | None = None) -> VolumeFile:
+    """Read and check the header of a file, which may be 4D.
+
+    Raises:
+        VolumeError: As :func:`open_volume`, except for 4D files.
+    """
+    path = Path(path)
+    return open_nifti(path, case=case) if volume_suffix(path) in _NIFTI else open_itk(path, case=case)
+
+
+def open_volume(source: Path | str, *, case: str | None = None) -> VolumeFile:
+    """Read and check the header of one volume.
+
+    Args:
+        source: A file, or one volume of a 4D file such as ``brain.nii.gz#channel=2of4``.
+        case: Case id for messages.
+
+    Returns:
+        The opened file; :func:`read_voxels` reads its voxels.
+
+    Raises:
+        VolumeError: If the file is missing, unreadable, not 3D (or has not the number of channels that the source
+            says), or its affine is not finite, not invertible or sheared.
+    """
+    path, kind, _, total = split_source(source)
+    volume = open_header(path, case=case)
+    if volume.volumes != total:
+        got = "a 3D volume" if volume.volumes == 1 else f"a 4D file of {volume.volumes} volumes"
+        rule, advice = "a 3D volume", _ADVICE_4D
+        if kind == "channel":
+            rule, advice = f"a 4D file of {total} volumes", "Correct the list of modalities or the file"
+        raise refuse("dimensions", "shape", rule, got, advice, case=case, file=path)
+    return volume
+
+
+def read_voxels(volume: VolumeFile, source: Path | str) -> NDArray[Any]:
+    """Voxels (I, J, K) of an opened volume: its stored type, or floating point if the header has a scale.
+
+    Args:
+        volume: What :func:`open_volume` returned for the source.
+        source: The source; of a 4D file its channel is picked.
+
+    Raises:
+        VolumeError: If the voxels cannot be read.
+    """
+    _, kind, number, _ = split_source(source)
+    array = volume.load()
+    return array[..., number - 1] if kind == "channel" and volume.volumes > 1 else array
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Grid of a volume, from its header alone.
+
+    Raises:
+        VolumeError: As :func:`open_volume`.
+    """
+    return open_volume(path).grid
+
+
+def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = None) -> Image:
+    """Read an image of one or several channels.
+
+    Args:
+        paths: One source per channel, in channel order.
+        case: Case id for messages.
+
+    Returns:
+        float32 intensities (C, I, J, K), contiguous.
+
+    Raises:
+        VolumeError: If a file cannot be used.
+        DataError: If the channels are not on the same grid.
+    """
+    sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not sources:
+        raise refuse("missing", "image", "at least one file", "none", "Name its files", case=case, file="image")
+    volumes = [open_volume(source, case=case) for source in sources]
+    grid = volumes[0].grid
+    for number, volume in enumerate(volumes[1:], start=2):
+        what = f"grid of channel {number}"
+        require_same_grid(grid, volume.grid, what, "the grid of channel 1", case=case, file=str(volume.path))
+    array = np.empty((len(sources), *grid.shape), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        for channel, (volume, source) in enumerate(zip(volumes, sources, strict=True)):
+            array[channel] = read_voxels(volume, source)
+    return Image(array, grid)
+
+
+def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
+    """Read a label map exactly; whole numbers stored as floats are accepted.
+
+    Args:
+        path: Label map file.
+        case: Case id for messages.
+
+    Returns:
+        Integer labels: the stored type, or the smallest unsigned type for floats.
+
+    Raises:
+        VolumeError: If the file cannot be used, or a value is fractional, negative, NaN, infinite or above 2^32 - 1.
+    """
+    volume = open_volume(path, case=case)
+    return LabelMap(label_array(read_voxels(volume, path), volume.path, case=case), volume.grid)
+
+
+def read_reference(files: CaseFiles) -> LabelMap:
+    """Read the reference of a case: its label map, or its organ masks merged to one.
+
+    Where organ masks overlap, the one listed later wins (see :func:`merge_organs`).
+
+    Raises:
+        VolumeError: If the case has no reference or a file cannot be used.
+        DataError: If organ masks are on different grids.
+    """
+    if files.label is not None:
+        return read_label_map(files.label, case=files.id)
+    return merge_organs(files.organs, case=files.id)[0]
+
+
+def merge_organs(organs: Sequence[tuple[int, Path]], *, case: str | None = None) -> tuple[LabelMap, int]:
+    """Merge binary organ masks to a label map.
+
+    Args:
+        organs: Label value and mask file of every organ; background is 0, the organ is any one other value.
+        case: Case id for messages.
+
+    Returns:
+        The label map and the number of voxels that more than one organ claims; the organ listed later gets them.
+
+    Raises:
+        VolumeError: If there is no mask, or one is unreadable or has more than one foreground value.
+        DataError: If the masks are on different grids.
+    """
+    if not organs:
+        advice = "Add a label map or leave the case to prediction"
+        raise refuse("missing", "reference", "a label map or organ masks", "none", advice, case=case, file="reference")
+    grid, shared = open_volume(organs[0][1], case=case).grid, 0
+    merged = np.zeros(grid.shape, dtype=np.min_scalar_type(max(value for value, _ in organs)))
+    for value, path in organs:
+        mask = read_label_map(path, case=case)
+        rule = f"the grid of {organs[0][1].name}"
+        require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
+        found = [number for number in mask.values() if number]
+        if len(found) > 1:
+            advice = "Give one mask per organ, or a label map"
+            raise refuse("labels", "organ mask", "0 and one other value", found[:5], advice, case=case, file=path)
+        inside = mask.array != 0
+        shared += int(np.count_nonzero(merged[inside]))
+        merged[inside] = value
+    return LabelMap(merged, grid), shared
+
+
+def write_label_map(label_map: LabelMap, path: Path | str, *, like: Path | str | None = None) -> None:
+    """Write a label map atomically, as the smallest unsigned type; equal labels give equal bytes.
+
+    Args:
+        label_map: Labels; comes back from :func:`read_label_map` on exactly the same grid.
+        path: File to write; one of VOLUME_SUFFIXES. Pictures (PNG, TIFF) hold one slice.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+
+    Raises:
+        VolumeError: If the suffix is unknown, a label is negative or too large, or a picture cannot hold the grid.
+        VolsegError: If the file cannot be written.
+    """
+    path = Path(path)
+    labels = label_array(label_map.array, path)
+    labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
+    _write(labels, label_map.grid, path, None if like is None else split_source(like)[0])
+
+
+def write_image(image: Image, path: Path | str) -> None:
+    """Write an image of one channel atomically, as float32.
+
+    Args:
+        image: Intensities (1, I, J, K).
+        path: File to write; one of VOLUME_SUFFIXES except pictures.
+
+    Raises:
+        VolumeError: If the image has several channels, or the suffix is unknown or that of a picture.
+        VolsegError: If the file cannot be written.
+    """
+    path = Path(path)
+    if image.channels != 1:
+        advice = "Write every channel to its own file"
+        raise refuse("dimensions", "image", "one channel", image.channels, advice, case=None, file=path)
+    _write(image.array[0].astype(np.float32, copy=False), image.grid, path, None)
+
+
+def _write(array: NDArray[Any], grid: Grid, path: Path, like: Path | None) -> None:
+    suffix = volume_suffix(path)
+    if not suffix:
+        rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
+        raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
+    if suffix in _NIFTI:
+        write_nifti(array, grid, path, like=like)
+    else:
+        write_itk(array, grid, path)

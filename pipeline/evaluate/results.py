@@ -1,0 +1,127 @@
+"""The folder of an evaluation: ``scores.csv`` with every row, ``summary.json`` with the statistics and the files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.labels import LabelTable
+from pipeline.evaluate.rows import STATUSES, EvaluatedCase, Evaluation, Row
+from pipeline.evaluate.summary import summarize
+
+__all__ = ["COLUMNS", "read_evaluation", "read_summary", "write_evaluation"]
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
+"""Columns of ``scores.csv``; readers must accept further ones."""
+
+_SCORES, _SUMMARY = "scores.csv", "summary.json"
+_ADVICE = "Run `volseg evaluate`."
+
+
+def write_evaluation(evaluation: Evaluation, out: Path, seed: int = 0) -> dict[str, Any]:
+    """Write ``scores.csv`` and ``summary.json``, each atomically.
+
+    An undefined number is an empty cell in the CSV and null in the JSON.
+
+    Args:
+        evaluation: What to write; it may have no rows.
+        out: Folder, created if needed.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The summary: that of :func:`~pipeline.evaluate.summary.summarize`, each case with its files, and ``labels``,
+        ``failures``, ``notes``.
+
+    Raises:
+        VolsegError: If the folder cannot be written to.
+    """
+    summary = summarize(evaluation.rows, seed)
+    scores = {entry["case"]: entry for entry in summary["cases"]}
+    unscored = {"dice": None, "worst_organ": None, "worst_dice": None}
+    files = {case.id: _case_files(case) for case in evaluation.cases}
+    ordered = [*scores, *(case for case in files if case not in scores)]
+    summary = {
+        **summary,
+        "cases": [{"case": case, **scores.get(case, unscored), **files.get(case, {})} for case in ordered],
+        "labels": evaluation.labels.to_json(),
+        "failures": [{"case": case, "message": message} for case, message in evaluation.failures],
+        "notes": list(evaluation.notes),
+    }
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows([_cell(getattr(row, column)) for column in COLUMNS] for row in evaluation.rows)
+    write_text(out / _SCORES, stream.getvalue())
+    write_json(out / _SUMMARY, summary)
+    return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read the ``summary.json`` that :func:`write_evaluation` wrote.
+
+    Raises:
+        VolsegError: If it is missing or damaged.
+    """
+    summary = read_json(folder / _SUMMARY, missing=_ADVICE)
+    if not isinstance(summary, dict) or not {"overall", "organs", "cases", "labels"} <= summary.keys():
+        raise VolsegError(f"{folder / _SUMMARY}: expected the summary of an evaluation, got something else. {_ADVICE}")
+    return summary
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read back what :func:`write_evaluation` wrote.
+
+    Args:
+        folder: Folder with ``scores.csv`` and ``summary.json``.
+
+    Returns:
+        The evaluation, paths absolute.
+
+    Raises:
+        VolsegError: If a file is missing or damaged.
+    """
+    summary = read_summary(folder)
+    path = folder / _SCORES
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = tuple(_row(cells) for cells in csv.DictReader(stream))
+        cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))
+        failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
+        return Evaluation(LabelTable.from_json(summary["labels"]), rows, cases, failures, tuple(summary["notes"]))
+    except FileNotFoundError:
+        raise VolsegError(f"{path}: expected a table of scores, got nothing there. {_ADVICE}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise VolsegError(f"{folder}: expected the files of an evaluation, got {error!r}. {_ADVICE}") from None
+
+
+def _cell(value: str | int | float) -> str | int | float:
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _row(cells: dict[str, str]) -> Row:
+    if cells["status"] not in STATUSES:
+        raise ValueError(f"status {cells['status']!r}")
+    numbers = {name: float(cells[name] or "nan") for name in COLUMNS[4:]}
+    return Row(cells["case"], int(cells["label"]), cells["name"], cast("Any", cells["status"]), **numbers)
+
+
+def _case_files(case: EvaluatedCase) -> dict[str, Any]:
+    return {
+        "reference": str(case.reference.resolve()),
+        "prediction": None if case.prediction is None else str(case.prediction.resolve()),
+        "images": [str(path.resolve()) for path in case.images],
+    }
+
+
+def _read_case(entry: dict[str, Any]) -> EvaluatedCase:
+    prediction = entry["prediction"]
+    images = tuple(Path(path) for path in entry["images"])
+    return EvaluatedCase(
+        entry["case"], Path(entry["reference"]), None if prediction is None else Path(prediction), images
+    )

@@ -1,0 +1,72 @@
+"""Colours that stay apart for colour-blind readers, on light and on dark paper, and images as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+__all__ = [
+    "DARK",
+    "FALSE_NEGATIVE",
+    "FALSE_POSITIVE",
+    "LIGHT",
+    "OTHER_ORGAN",
+    "Theme",
+    "figure_png",
+    "organ_color",
+    "png_uri",
+]
+
+_ORGANS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
+"""Okabe and Ito, Color Universal Design, 2008, without black; light ones first, since they lie on grey images."""
+
+FALSE_POSITIVE = "#e69f00"
+FALSE_NEGATIVE = "#56b4e9"
+OTHER_ORGAN = "#cc79a7"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a plot.
+
+    Args:
+        text: Labels and axes.
+        grid: Grid lines.
+        mark: Boxes and their points.
+        accent: Medians, and points that deserve attention.
+    """
+
+    text: str
+    grid: str
+    mark: str
+    accent: str
+
+
+LIGHT = Theme(text="#3d4653", grid="#dfe4ea", mark="#0072b2", accent="#d55e00")
+DARK = Theme(text="#c3ccd8", grid="#323b48", mark="#56b4e9", accent="#e69f00")
+
+
+def organ_color(index: int) -> str:
+    """Colour of the ``index``-th organ of a label table, as ``#rrggbb``; all are different up to 107 organs."""
+    if index < len(_ORGANS):
+        return _ORGANS[index]
+    return to_hex(colormaps["turbo"](0.05 + 0.9 * (((index - len(_ORGANS)) * 0.61803) % 1.0)))
+
+
+def figure_png(figure: Figure, dpi: int, *, transparent: bool = True) -> bytes:
+    """Draw a figure without any window system or global state."""
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, format="png", dpi=dpi, transparent=transparent, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def png_uri(png: bytes) -> str:
+    """A PNG as a ``data:`` URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

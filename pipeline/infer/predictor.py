@@ -1,0 +1,162 @@
+"""From an image to a label map on its own grid: load a model once, call it many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import InferSettings
+from pipeline.core.errors import VolsegError
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Image, LabelMap
+from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.mirror import mirrored
+from pipeline.infer.postprocess import keep_largest
+from pipeline.infer.restore import restore_labels
+from pipeline.infer.slices import SliceNetwork
+from pipeline.model.device import autocast, choose_device, choose_dtype, to_device
+from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
+from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.prepare import prepare_image
+
+__all__ = ["Predictor", "predict_logits"]
+
+_SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
+
+
+def predict_logits(
+    network: nn.Module,
+    image: Tensor,
+    spec: NetworkSpec,
+    plan: Plan,
+    settings: InferSettings,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Logits of a prepared image from overlapping windows; a 2D network sees every slice.
+
+    Args:
+        network: In evaluation mode, on the device that computes.
+        image: (C, I, J, K) on the prepared grid, on the same device.
+        spec: The network's description; its patch is the window.
+        plan: The dataset's plan.
+        settings: Section ``infer``.
+        dtype: Type of the network's arithmetic.
+
+    Returns:
+        (L, I, J, K) float32 on the same device.
+    """
+    axes = plan.axes(spec.dims)
+    window = [1, 1, 1]
+    for axis, size in zip(axes, spec.patch_size, strict=True):
+        window[axis] = size
+    runner: Any = network if spec.dims == 3 else SliceNetwork(network, plan.slice_axis)
+    if settings.mirror:
+        sides = next(axis for axis, code in enumerate(plan.orientation) if code in "LR")
+        runner = mirrored(runner, axes, sides, plan.label_table.side_pairs())
+    batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
+    inferer = WindowInferer(window, settings.overlap, settings.blend, batch)
+    with torch.no_grad(), autocast(image.device, dtype):
+        logits: Tensor = inferer(image[None], runner)[0]
+    return logits
+
+
+class Predictor:
+    """A trained model, ready to segment.
+
+    Example:
+        >>> predictor = Predictor.load("model")                       # doctest: +SKIP
+        >>> label_map = predictor.predict(read_image("scan.nii.gz"))  # doctest: +SKIP
+
+    Args:
+        card: Description of the model.
+        networks: One per fold; their logits are averaged.
+        device: Where to compute.
+        settings: Section ``infer``; by default the one the model was trained with.
+        extra: The further MONAI transforms that training data went through, if any.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        networks: Sequence[nn.Module],
+        device: torch.device | None = None,
+        settings: InferSettings | None = None,
+        extra: Sequence[Any] = (),
+    ) -> None:
+        self.card = card
+        self.device = device or choose_device()
+        self.settings = settings or card.settings.infer
+        self.extra = tuple(extra)
+        self.dtype = choose_dtype(self.device, card.settings.train.precision)
+        self.networks = [to_device(network, self.device).eval() for network in networks]
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        folds: Sequence[int] | None = None,
+        device: str | None = None,
+        settings: InferSettings | None = None,
+        extra: Sequence[Any] = (),
+    ) -> Predictor:
+        """Load a model folder.
+
+        Args:
+            folder: What ``volseg train`` wrote.
+            folds: Folds to average; by default all that are trained.
+            device: Name of the device; by default the best there is.
+            settings: Section ``infer``; by default the model's own.
+            extra: The further MONAI transforms that training data went through, if any.
+
+        Raises:
+            VolsegError: If the folder holds no trained model, or not the folds asked for.
+        """
+        folder = Path(folder)
+        card = read_card(folder)
+        trained = trained_folds(folder)
+        wanted = tuple(folds) if folds is not None else trained
+        missing = sorted(set(wanted) - set(trained))
+        if not wanted or missing:
+            got = ", ".join(map(str, trained)) or "none"
+            asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
+            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --folds.")
+        networks = [load_network(folder, card, fold) for fold in wanted]
+        return cls(card, networks, choose_device(device), settings, extra)
+
+    @property
+    def labels(self) -> LabelTable:
+        """Label table of the masks."""
+        return self.card.plan.label_table
+
+    def predict(self, image: Image, case: str = "image") -> LabelMap:
+        """Segment one image.
+
+        Args:
+            image: (C, I, J, K) on any grid, channels in the order of the training data.
+            case: Name used in error messages.
+
+        Returns:
+            Label values on exactly the image's grid.
+
+        Raises:
+            DataError: If the number of channels is wrong or intensities are not finite.
+        """
+        array, trace = prepare_image(image, self.card.plan, case=case, extra=self.extra)
+        prepared = torch.from_numpy(array).to(self.device)
+        total: Tensor | None = None
+        for network in self.networks:
+            logits = predict_logits(network, prepared, self.card.network, self.card.plan, self.settings, self.dtype)
+            total = logits if total is None else total.add_(logits)
+        assert total is not None  # load() and the constructor's contract give at least one network
+        index = restore_labels(total, trace)
+        organs = [self.labels.organs.index(name) + 1 for name in self.settings.keep_largest]
+        if organs:
+            index = np.asarray(keep_largest(index, organs), dtype=index.dtype)
+        return LabelMap(self.labels.from_index(index), image.grid)

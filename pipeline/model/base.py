@@ -1,0 +1,172 @@
+"""What every network of the project has in common: checked inputs, legal sizes, one output contract, initialization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import EllipsisType
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor, nn
+
+from pipeline.core import DataError, sentence
+from pipeline.model.options import NetworkOptions
+from pipeline.model.sizes import SizeRule, pad_to_rule
+
+__all__ = ["SegmentationNetwork", "forward_any_size", "initialize", "pad_to_legal"]
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class SegmentationNetwork(nn.Module):
+    """Base of all networks: image batch in, logits out.
+
+    ``network(x)`` takes (B, C, *spatial) and returns logits (B, L, *spatial). In training mode with deep supervision it
+    returns a tuple of heads instead, the one that predictions come from first, each at its native resolution; in
+    evaluation mode it is a single tensor, always.
+
+    A subclass implements :meth:`segment`, which may rely on a plain tensor of a legal size.
+
+    Args:
+        dims: Number of spatial axes.
+        in_channels: Channels of the image, C.
+        out_channels: Channels of the logits, L.
+        options: The validated options the network is built from, kept for its description.
+        sizes: Spatial sizes it takes.
+        batch_norm: Whether it normalizes over the batch, so that training needs two values per channel everywhere.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        options: NetworkOptions,
+        sizes: SizeRule,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dims = dims
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.options = options
+        self.sizes = sizes
+        self.batch_norm = batch_norm
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Distance of legal sizes along each axis; of a padded network, the number they are multiples of."""
+        return self.sizes.step
+
+    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The smallest legal spatial size that is at least ``size`` along every axis.
+
+        Raises:
+            DataError: If the number of axes is wrong or a size is below 1.
+        """
+        return self.sizes.legal_size(size)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits of an image batch.
+
+        Args:
+            x: (B, C, *spatial), normalized intensities; a MONAI ``MetaTensor`` is taken for the tensor it holds.
+
+        Returns:
+            Logits (B, L, *spatial), or in training mode with deep supervision the tuple of heads.
+
+        Raises:
+            DataError: If the number of axes or channels is wrong or the spatial size is not legal.
+        """
+        if isinstance(x, MetaTensor):
+            x = x.as_tensor()
+        # A traced graph is fixed to its size anyway, and every comparison would warn.
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            self._require_input(x)
+        return self.segment(x)
+
+    def segment(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits of a checked batch; see :meth:`forward`."""
+        raise NotImplementedError
+
+    def _require_input(self, x: Tensor) -> None:
+        if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels:
+            axes = ", ".join("IJK"[: self.dims])
+            expected = f"shape (B, {self.in_channels}, {axes})"
+            raise DataError(sentence("network input", expected, tuple(x.shape), "Check batch and channel axis"))
+        size = tuple(x.shape[2:])
+        self.sizes.require(size)
+        if self.training and self.batch_norm and x.shape[0] == 1 and size == self.sizes.smallest:
+            expected = "two or more values per channel at the lowest resolution, as batch normalization needs"
+            got = f"one patch of size {size}, which leaves one value"
+            raise DataError(sentence("training batch", expected, got, "Take larger patches or a larger batch"))
+
+
+def pad_to_legal(x: Tensor, network: SegmentationNetwork) -> tuple[Tensor, tuple[slice, ...]]:
+    """Pad a batch to the next legal size of a network by repeating its border voxels, half on either side.
+
+    Args:
+        x: (B, C, *spatial), each spatial size at least 1.
+        network: The network it is for.
+
+    Returns:
+        The batch, untouched where it is legal already, and the slices that cut the old extent from the spatial axes of
+        the logits: ``logits[(..., *slices)]``.
+
+    Raises:
+        DataError: If the number of axes is wrong or a size is 0.
+    """
+    return pad_to_rule(x, network.sizes)
+
+
+def forward_any_size(network: SegmentationNetwork, x: Tensor) -> Tensor:
+    """Logits of a batch of any spatial size: padded as by :func:`pad_to_legal`, the logits cut back.
+
+    Args:
+        network: A network whose logits have the size of its input, and that returns a single tensor (evaluation mode,
+            or no deep supervision).
+        x: (B, C, *spatial), each spatial size at least 1.
+
+    Returns:
+        Logits (B, L, *spatial).
+
+    Raises:
+        DataError: If the input does not fit the network or the network returns several heads.
+    """
+    padded, crop = pad_to_legal(x.as_tensor() if isinstance(x, MetaTensor) else x, network)
+    logits = network(padded)
+    if not isinstance(logits, Tensor):
+        expected, got = "one tensor from the network", f"{len(logits)} heads of deep supervision"
+        raise DataError(sentence("forward_any_size", expected, got, "Call network.eval() first"))
+    cut: tuple[EllipsisType | slice, ...] = (..., *crop)
+    return logits[cut]
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Draw every convolution's weights from N(0, sqrt(2 / N)) and set its bias to 0, in place, from torch's global RNG.
+
+    N is the number of inputs that one output value sums over: of a transposed convolution, its kernel divided by its
+    stride (PyTorch's own He initialization takes the output channels instead). Where dropout p follows in the same
+    unit, the variance is multiplied by 1 - p, because dropout divides the signal's mean square by that: uncorrected,
+    the 0.5 of UNet++ doubles it at every convolution, and training starts at a cross-entropy of 50. Other layers keep
+    their defaults.
+
+    Reference: He et al. 2015 (arXiv 1502.01852), section 2.2; Ronneberger et al. 2015 (arXiv 1505.04597), section 3;
+    Hendrycks and Gimpel 2016 (arXiv 1607.02488) for dropout.
+    """
+    kept = {}
+    for unit in network.modules():
+        convolution, dropout = getattr(unit, "conv", None), getattr(unit, "dropout", None)
+        if isinstance(dropout, nn.Dropout):
+            kept[convolution] = 1 - dropout.p
+    for layer in network.modules():
+        if not isinstance(layer, _CONVOLUTIONS):
+            continue
+        inputs = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        share = math.prod(layer.stride) if layer.transposed else 1
+        nn.init.normal_(layer.weight, std=math.sqrt(2 * share * kept.get(layer, 1.0) / inputs))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,81 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipeline.core.errors import VolsegError
+
+__all__ = ["autocast", "choose_device", "choose_dtype", "to_device"]
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None or ``auto`` to choose.
+
+    Raises:
+        VolsegError: If the named device is not there.
+    """
+    if name in (None, "auto"):
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError):
+        found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        raise VolsegError(
+            f"device: expected one of {', '.join(found)}, got {name!r}. Leave --device out to choose the best."
+        ) from None
+    return device
+
+
+def choose_dtype(device: torch.device, precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto") -> torch.dtype:
+    """Type of the network's arithmetic.
+
+    Args:
+        device: Where it runs.
+        precision: ``auto`` takes bf16 where the device computes it natively, else fp16 on GPUs and fp32 on CPUs.
+
+    Returns:
+        ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``.
+    """
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+@contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Mixed precision for the block; no effect for float32."""
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, its convolutions channels-last where that is faster (CPUs and CUDA)."""
+    if device.type == "mps":
+        return network.to(device)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

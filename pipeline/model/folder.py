@@ -1,0 +1,117 @@
+"""The model folder: ``model.json`` beside one folder per trained fold. No pickle, so it is safe to share.
+
+``model.json`` holds the network, the plan, the settings and where it came from. ``fold_<k>/model.safetensors`` are the
+weights, ``fold_<k>/validation.json`` the scores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from pipeline.config import Settings
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import read_json, write_bytes, write_json
+from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.plan import Plan
+
+__all__ = [
+    "ModelCard",
+    "fold_folder",
+    "load_network",
+    "load_weights",
+    "read_card",
+    "save_weights",
+    "trained_folds",
+    "write_card",
+]
+
+
+class ModelCard(BaseModel):
+    """Content of ``model.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    network: NetworkSpec
+    plan: Plan
+    settings: Settings
+    provenance: dict[str, str]
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write ``model.json``."""
+    write_json(folder / "model.json", card.model_dump(mode="json"))
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read ``model.json``.
+
+    Raises:
+        VolsegError: If the folder is not a model folder or was written by another format version.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise VolsegError(
+            f"{folder}: expected a model folder with model.json, got none. Train one with `volseg train`."
+        )
+    try:
+        return ModelCard.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise VolsegError(f"{path}: {where}: {first['msg']}. Use the volseg version that wrote the model.") from None
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Folder of one fold."""
+    return folder / f"fold_{fold}"
+
+
+def trained_folds(folder: Path) -> tuple[int, ...]:
+    """Folds that have weights, ascending."""
+    found = (path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/model.safetensors"))
+    return tuple(sorted(int(name) for name in found if name.isdigit()))
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file atomically."""
+    contiguous = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(contiguous, metadata))  # not save_file, whose errors do not say that a disk is full
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        VolsegError: If it is missing, truncated or of another format.
+    """
+    try:
+        tensors: dict[str, Any] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VolsegError(
+            f"{path}: expected safetensors weights, got {error}. Copy or train the model again."
+        ) from None
+    return tensors
+
+
+def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
+    """The trained network of one fold, on the CPU in evaluation mode.
+
+    Raises:
+        VolsegError: If the weights are missing or do not fit the network.
+    """
+    path = fold_folder(folder, fold) / "model.safetensors"
+    network = card.network.build()
+    try:
+        network.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise VolsegError(f"{path}: expected weights of {card.network.name}, got {detail} Train it again.") from None
+    return network.eval()

@@ -1,0 +1,96 @@
+"""A network as a value: what ``model.json`` keeps and what is needed to build it again."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config import ModelSettings, SampleSettings
+from pipeline.core.errors import ConfigError
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.factory import build_network
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.topology import topology
+
+__all__ = ["NetworkSpec", "design_network"]
+
+_FIRST_FEATURES = 32
+_MOST_FEATURES = {2: 512, 3: 320}
+
+
+class NetworkSpec(BaseModel):
+    """Name, shape and options of a network and the patch it was designed for.
+
+    Args:
+        name: Name in the factory.
+        dims: 2 or 3.
+        in_channels: Image channels.
+        out_channels: Classes, background included.
+        options: Options of the network.
+        patch_size: Training patch, which is also the window of prediction; along the axes the network sees.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dims: Literal[2, 3]
+    in_channels: int
+    out_channels: int
+    options: dict[str, Any]
+    patch_size: tuple[int, ...]
+
+    def build(self, seed: int | None = None) -> SegmentationNetwork:
+        """The network with freshly drawn weights."""
+        return build_network(self.name, self.dims, self.in_channels, self.out_channels, seed=seed, **self.options)
+
+
+def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> NetworkSpec:
+    """Options from the plan where the settings leave them open, checked against the patch.
+
+    Args:
+        plan: The dataset's plan.
+        model: Section ``model``.
+        sample: Section ``sample``; its patch size overrides the plan's.
+
+    Returns:
+        A network whose legal sizes include the patch.
+
+    Raises:
+        ConfigError: If the patch has the wrong number of axes or a size the network cannot take.
+    """
+    patch = sample.patch_size or (plan.patch_3d if model.dims == 3 else plan.patch_2d).patch_size
+    if len(patch) != model.dims:
+        raise ConfigError(
+            [f"sample.patch_size: expected {model.dims} numbers for model.dims {model.dims}, got {patch}."]
+        )
+    spacing = [plan.spacing_mm[axis] for axis in plan.axes(model.dims)]
+    options = dict(model.options)
+    stages = len(options["features"]) if isinstance(options.get("features"), list | tuple) else None
+    shape = topology(patch, spacing, stages) if stages else topology(patch, spacing)
+    options.setdefault("strides", [list(stride) for stride in shape.strides])
+    options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])
+    most = _MOST_FEATURES[model.dims]
+    options.setdefault("features", [min(_FIRST_FEATURES * 2**n, most) for n in range(len(options["strides"]))])
+    if stages and len(shape.strides) < stages and "strides" not in model.options:
+        raise ConfigError(
+            [
+                f"model.options.features: expected at most {len(shape.strides)} stages for patch {tuple(patch)}, "
+                f"got {stages}. Shorten the list or enlarge the patch."
+            ]
+        )
+    spec = NetworkSpec(
+        name=model.name,
+        dims=model.dims,
+        in_channels=len(plan.channels),
+        out_channels=plan.label_table.classes,
+        options={**options, "deep_supervision": model.deep_supervision},
+        patch_size=tuple(patch),
+    )
+    with torch.device("meta"):
+        legal = spec.build().legal_size(patch)
+    if legal != tuple(patch):
+        advice = f"The next legal one is {legal}."
+        raise ConfigError([f"sample.patch_size: expected a size {model.name} can take, got {tuple(patch)}. {advice}"])
+    return spec

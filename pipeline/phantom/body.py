@@ -1,0 +1,146 @@
+"""One patient: the average torso, varied in size, build, organ shapes, bowel, lesions and pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from pipeline.phantom.anatomy import ATLAS, TRUNK
+from pipeline.phantom.parts import WALL_MM, Part
+from pipeline.phantom.shapes import Ball, Half, Points, Triple, Tube, bounds_mm, moved
+from pipeline.phantom.waves import Waves, draw_waves
+
+__all__ = ["Body", "draw_body", "from_world", "to_world"]
+
+_BOWEL_LOOPS = 9
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A patient on the table.
+
+    Args:
+        parts: What to paint, in this order.
+        rotation: (3, 3), body to world.
+        scale: (3,), world mm per body mm.
+        offset_mm: (3,), world position of the body's origin.
+        fat_mm: Thickness of the subcutaneous fat, in body mm.
+        waves: Displacement of body coordinates in mm, 3 components.
+    """
+
+    parts: tuple[Part, ...]
+    rotation: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    offset_mm: NDArray[np.float64]
+    fat_mm: float
+    waves: Waves
+
+
+def draw_body(rng: np.random.Generator) -> Body:
+    """Draw a patient.
+
+    Args:
+        rng: Source of all differences between patients.
+
+    Returns:
+        A body rotated by at most 8 degrees about each axis, of 0.9 to 1.1 times the average size.
+    """
+    fat_mm = float(rng.uniform(8.0, 28.0))
+    scale = rng.uniform(0.93, 1.07) * rng.uniform(0.97, 1.03, size=3)
+    angles = rng.uniform(-1.0, 1.0, size=3) * (4.0, 4.0, 8.0)
+    back_mm = max(depth for _, _, depth in TRUNK.stations_mm) * scale[1] + fat_mm
+    parts: list[Part] = []
+    for part in ATLAS:
+        if part.fixed:
+            part = replace(
+                part,
+                shapes=tuple(moved(s, (0, 0, 0), (0, 130 - back_mm, 0), (1, 1, 1), (0, 0, 0)) for s in part.shapes),
+            )
+        elif part.name == "skin":
+            part = replace(part, depth_mm=-fat_mm)
+        parts.append(_varied(part, rng) if part.varies else part)
+        if part.name == "mesentery":
+            parts += _bowel(rng)
+        elif part.name == "hepatic_vein" and rng.random() < 0.4:
+            parts.append(_lesion(rng))
+        elif part.name.startswith("colon"):
+            parts += _content(part, rng)
+    return Body(
+        parts=tuple(parts),
+        rotation=Rotation.from_euler("xyz", angles, degrees=True).as_matrix(),
+        scale=scale,
+        offset_mm=rng.uniform(-80.0, 80.0, size=3),
+        fat_mm=fat_mm,
+        waves=_draw_waves(rng),
+    )
+
+
+def from_world(body: Body, positions_mm: Points) -> Points:
+    """Body coordinates (3, I, J, K) of world positions (3, I, J, K), without the displacement."""
+    matrix = (np.diag(1.0 / body.scale) @ body.rotation.T).astype(np.float32)
+    return np.tensordot(matrix, positions_mm - body.offset_mm.astype(np.float32).reshape(3, 1, 1, 1), axes=1)
+
+
+def to_world(body: Body, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """World positions (n, 3) of body coordinates (n, 3), without the displacement."""
+    return (points_mm * body.scale) @ body.rotation.T + body.offset_mm
+
+
+def _draw_waves(rng: np.random.Generator) -> Waves:
+    long, short = draw_waves(rng, 5, (130.0, 280.0), 2.5, 3), draw_waves(rng, 4, (50.0, 90.0), 0.8, 3)
+    return Waves(
+        np.concatenate([long.vectors, short.vectors]),
+        np.concatenate([long.amplitudes, short.amplitudes]),
+        np.concatenate([long.phases, short.phases]),
+    )
+
+
+def _varied(part: Part, rng: np.random.Generator) -> Part:
+    boxes = [box for box in map(bounds_mm, part.shapes) if box is not None]
+    low, high = np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)
+    shift = np.clip(rng.standard_normal(3), -2.0, 2.0) * 2.5 * part.varies
+    stretch = 1.0 + rng.uniform(-0.09, 0.09, size=3) * part.varies
+    turn = rng.uniform(-8.0, 8.0, size=3) * part.varies
+    place = _triple((low + high) / 2), _triple(shift), _triple(stretch), _triple(turn)
+    return replace(part, shapes=tuple(moved(shape, *place) for shape in part.shapes))
+
+
+def _bowel(rng: np.random.Generator) -> list[Part]:
+    parts: list[Part] = []
+    for number in range(_BOWEL_LOOPS):
+        start = rng.uniform((-75.0, 0.0, -135.0), (65.0, 55.0, -50.0))
+        points = [start]
+        for _ in range(3):
+            step = rng.standard_normal(3) * (30.0, 14.0, 20.0)
+            points.append(np.clip(points[-1] + step, (-80.0, -5.0, -140.0), (70.0, 62.0, -45.0)))
+        tube = Tube(tuple(map(_triple, points)), (float(rng.uniform(10.0, 14.0)),) * 4)
+        loop = Part(f"bowel_{number}", "bowel", (tube,), depth_mm=WALL_MM)
+        parts += [loop, *_content(loop, rng)]
+    return parts
+
+
+def _content(part: Part, rng: np.random.Generator) -> list[Part]:
+    """Food or fluid in a bowel part and, in some, gas above it: the patient lies on the back, so gas is in front."""
+    tissue = str(rng.choice(["food", "water", "stool"]))
+    content = [Part(f"{part.name}_content", tissue, role="detail", inside=part.name, inset_mm=3.5)]
+    gas_share, level = rng.random(), rng.uniform(-4.0, 8.0)
+    if gas_share < 0.4:
+        box = bounds_mm(part.shapes[0])
+        middle = 0.0 if box is None else float((box[0][1] + box[1][1]) / 2)
+        content.append(
+            Part(f"{part.name}_gas", "air", (Half(1, middle + level),), "detail", inside=part.name, inset_mm=3.5)
+        )
+    return content
+
+
+def _lesion(rng: np.random.Generator) -> Part:
+    ball = Ball(_triple(rng.uniform((40.0, -40.0, 0.0), (110.0, 45.0, 60.0))), (float(rng.uniform(8.0, 15.0)),) * 3)
+    return Part("lesion", "lesion", (ball,), "detail", inside="liver", inset_mm=2.0)
+
+
+def _triple(values: NDArray[np.float64]) -> Triple:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

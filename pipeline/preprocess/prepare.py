@@ -1,0 +1,184 @@
+"""One case through the transforms: into the store for training, or into memory for prediction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from pipeline.core.errors import DataError
+from pipeline.core.files import file_hash, text_hash
+from pipeline.core.grid import Grid
+from pipeline.core.volume import Image
+from pipeline.data.layouts import CaseFiles
+from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.transforms import grid_of, prepare_transforms
+
+__all__ = ["PrepareTask", "case_hash", "prepare_case", "prepare_image", "run_transforms"]
+
+_VOXELS_PER_CLASS = 4096
+"""Stored positions per class: enough for any number of draws to look uniform."""
+
+_RECIPE = "1"
+"""Raised when the transforms change, so that prepared cases of an older version are made again."""
+
+
+@dataclass(frozen=True)
+class PrepareTask:
+    """One case to prepare, as it travels to a worker.
+
+    Args:
+        files: Where the case is; it has a reference.
+        plan: The dataset's plan.
+        out: Folder of the prepared dataset.
+        extra: Further MONAI dictionary transforms, run last.
+    """
+
+    files: CaseFiles
+    plan: Plan
+    out: Path
+    extra: tuple[Any, ...] = ()
+
+
+def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
+    """Hash of everything a prepared case depends on: file contents, plan, further transforms.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    try:
+        contents = [file_hash(path) for path in files.files]
+    except OSError as error:
+        raise DataError(
+            f"case {files.id}: {error.filename}: expected a readable file, got {error.strerror}. Check the path."
+        ) from None
+    settings = plan.model_dump(mode="json", exclude={"reasons", "patch_2d", "patch_3d", "median_shape", "dataset"})
+    parts = [path.name for path in (*files.images, *files.label_sources)]  # which channel, which label value
+    return text_hash(
+        _RECIPE, *contents, json.dumps([settings, parts]), *(type(transform).__name__ for transform in extra)
+    )
+
+
+def prepare_case(task: PrepareTask) -> bool:
+    """Prepare one case and write it, unless the store already holds it unchanged.
+
+    Args:
+        task: The case.
+
+    Returns:
+        True if it was written, False if nothing had changed.
+
+    Raises:
+        VolsegError: If the case cannot be used or the store cannot be written to.
+    """
+    files = task.files
+    digest = case_hash(files, task.plan, task.extra)
+    if stored_hash(task.out, files.id) == digest:
+        return False
+    data = {"id": files.id, "image": list(files.images), "label": files.label_sources}
+    result, trace = run_transforms(data, task.plan, extra=task.extra)
+    index = result["label"].as_tensor().numpy()[0]
+    seed = int(text_hash(files.id), 16)
+    write_prepared(
+        task.out,
+        PreparedCase(
+            files.id,
+            result["image"].as_tensor().numpy().astype(task.plan.store_dtype),
+            index,
+            class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
+            {
+                "hash": digest,
+                "group": files.group,
+                "images": [str(path) for path in files.images],
+                "trace": trace.to_json(),
+            },
+        ),
+    )
+    return True
+
+
+def prepare_image(
+    image: Image, plan: Plan, *, case: str = "image", extra: Sequence[Any] = ()
+) -> tuple[NDArray[np.float32], Trace]:
+    """An image in memory on the prepared grid, for prediction.
+
+    Args:
+        image: (C, I, J, K) on any grid; as many channels as the plan has.
+        plan: The model's plan.
+        case: Name used in error messages.
+        extra: The further transforms that training data went through.
+
+    Returns:
+        (C, I', J', K') float32 normalized intensities, and how to get back.
+
+    Raises:
+        DataError: If the number of channels is wrong or intensities are not finite.
+    """
+    if image.channels != len(plan.channels):
+        names = ", ".join(plan.channels)
+        raise DataError(
+            f"case {case}: channels: expected {len(plan.channels)} ({names}), got {image.channels}. "
+            "Give one file per channel, in this order."
+        )
+    tensor = MetaTensor(torch.from_numpy(np.ascontiguousarray(image.array)), affine=torch.tensor(image.grid.affine))
+    result, trace = run_transforms({"id": case, "image": tensor}, plan, load=False, extra=extra)
+    prepared: NDArray[np.float32] = result["image"].as_tensor().numpy()
+    return prepared, trace
+
+
+def run_transforms(
+    data: Mapping[str, Any], plan: Plan, *, load: bool = True, extra: Sequence[Any] = ()
+) -> tuple[dict[str, Any], Trace]:
+    """Run the chain and keep what is needed to undo it.
+
+    Args:
+        data: ``id``, ``image`` and, for training, ``label``.
+        plan: The dataset's plan.
+        load: Whether the entries are paths.
+        extra: Further transforms.
+
+    Returns:
+        The chain's dictionary and the trace.
+
+    Raises:
+        DataError: If the case cannot be used.
+    """
+    chain = prepare_transforms(plan, with_label="label" in data, load=load, extra=extra)
+    try:
+        result: dict[str, Any] = chain(dict(data))
+    except RuntimeError as error:  # MONAI wraps what its transforms raise
+        raise _cause(error) from None
+    source: Grid = result["source_grid"]
+    reoriented = source.reoriented(plan.orientation)
+    start = result.get("foreground_start_coord", (0, 0, 0))
+    stop = result.get("foreground_end_coord", reoriented.shape)
+    try:
+        trace = Trace(
+            source,
+            plan.orientation,
+            (int(start[0]), int(start[1]), int(start[2])),
+            (int(stop[0]), int(stop[1]), int(stop[2])),
+            grid_of(result["image"]),
+        )
+    except ValueError as error:  # a further transform of the user moved the field of view
+        raise DataError(f"case {data['id']}: {error}") from None
+    return result, trace
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The project's own error inside the chain of wrappers, or the outermost error if there is none."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, DataError):
+            return inner
+        inner = inner.__cause__
+    return error

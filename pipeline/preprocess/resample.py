@@ -1,0 +1,171 @@
+"""Resampling of images and label maps to another spacing over the same field of view."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from pipeline.core.grid import Grid
+from pipeline.preprocess.operators import Order, apply_operators, band, resize_operator, resize_operators
+
+__all__ = ["Resampled", "resample", "resample_labels", "resize_operator"]
+
+_Integer = TypeVar("_Integer", bound=np.integer[Any])
+
+_TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
+
+
+@overload
+def resample(array: NDArray[np.floating[Any]], shape: Sequence[int], order: Order) -> NDArray[np.float32]: ...
+@overload
+def resample(array: torch.Tensor, shape: Sequence[int], order: Order) -> torch.Tensor: ...
+def resample(
+    array: NDArray[np.floating[Any]] | torch.Tensor, shape: Sequence[int], order: Order
+) -> NDArray[np.float32] | torch.Tensor:
+    """Resize intensities, probabilities or logits over the same field of view.
+
+    Nothing is smoothed before downsampling. Cubic results are clipped to each channel's own range, because splines
+    overshoot at edges.
+
+    Args:
+        array: (C, I, J, K) or (I, J, K), NumPy or torch, finite.
+        shape: Voxels wanted along i, j, k.
+        order: Spline order: 0 nearest, 1 linear, 3 cubic.
+
+    Returns:
+        float32, (C, *shape) or ``shape``, of the kind given; a tensor stays on its device. If the shapes agree, the
+        values are unchanged and may share memory with the input.
+
+    Raises:
+        ValueError: If a size is below 1 or the order is not 0, 1 or 3.
+
+    Reference: equals ``skimage.transform.resize(channel, shape, order, mode="edge", anti_aliasing=False,
+        preserve_range=True)`` of each channel.
+    """
+    if isinstance(array, np.ndarray):
+        tensor = torch.from_numpy(np.require(array, np.float32, ["C_CONTIGUOUS", "WRITEABLE"]))
+        return np.asarray(resample(tensor, shape, order).numpy())
+    values = array if array.ndim == 4 else array[None]
+    operators = resize_operators(values.shape[1:], shape, order)
+    result = apply_operators(values, operators)
+    if order > 1 and any(operator is not None for operator in operators):
+        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+        result = result.clamp_(low.float(), high.float())
+    return result if array.ndim == 4 else result[0]
+
+
+def resample_labels(label: NDArray[_Integer], shape: Sequence[int]) -> NDArray[_Integer]:
+    """Resize a label map over the same field of view: every value is interpolated linearly, the largest vote wins.
+
+    Only one value is interpolated at a time, and only inside its bounding box.
+
+    Args:
+        label: (I, J, K), integers of any sign.
+        shape: Voxels wanted along i, j, k.
+
+    Returns:
+        ``shape``, same type; ties go to the lower value. The input itself if the shapes agree.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+    target = (int(shape[0]), int(shape[1]), int(shape[2]))
+    if label.shape == target:
+        return label
+    lowest = int(label.min())
+    boxes: Sequence[tuple[slice, ...] | None] = find_objects(label.astype(np.int32) - np.int32(lowest - 1))
+    best = np.zeros(target, dtype=np.float32)
+    winner = np.full(target, lowest, dtype=label.dtype)
+    for value, box in enumerate(boxes, start=lowest):
+        if box is None:
+            continue
+        where, votes = _votes(label[box] == value, box, label.shape, target)
+        better = votes > best[where] + _TIE
+        best[where][better] = votes[better]
+        winner[where][better] = value
+    return winner
+
+
+def _votes(
+    mask: NDArray[np.bool_], box: Sequence[slice], shape: Sequence[int], target: Sequence[int]
+) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
+    """Linear interpolation of a mask known inside a box: the part of the target it reaches, and its values there."""
+    where, operators = [], []
+    for part, n_in, n_out in zip(box, shape, target, strict=True):
+        columns = resize_operator(n_in, n_out, 1)[:, part]
+        start, stop = band(columns.T)
+        where.append(slice(start, stop))
+        operators.append(columns[start:stop])
+    votes = apply_operators(torch.from_numpy(mask)[None], operators)
+    return tuple(where), votes[0].numpy()
+
+
+class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
+    """MONAI dictionary transform that resamples to a target spacing over the same field of view.
+
+    The voxel count along each axis is rounded, so the spacing is met as closely as whole voxels allow; voxel edges,
+    not centres, stay in place, and the affine says so. The way back is a :class:`pipeline.preprocess.trace.Trace`.
+
+    Args:
+        keys: Keys of images, MetaTensors (C, I, J, K).
+        spacing_mm: Target spacing along i, j, k in mm, each > 0.
+        label_keys: Keys of label maps, MetaTensors (C, I, J, K) of whole numbers, resampled by :func:`resample_labels`.
+        order: Spline order of images.
+        allow_missing_keys: Pass over keys that are not there.
+
+    Raises:
+        ValueError: If a spacing is not above 0; on call, if a volume carries no affine or a label map holds fractions.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        spacing_mm: Sequence[float],
+        *,
+        label_keys: Sequence[str] = (),
+        order: Order = 3,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        images = (keys,) if isinstance(keys, str) else tuple(keys)
+        super().__init__((*images, *label_keys), allow_missing_keys)
+        if len(spacing_mm) != 3 or not all(0 < spacing < float("inf") for spacing in spacing_mm):
+            raise ValueError(f"target spacing: expected three numbers above 0 mm, got {spacing_mm}. Correct them.")
+        self.spacing_mm = tuple(float(spacing) for spacing in spacing_mm)
+        self.label_keys = frozenset(label_keys)
+        self.order = order
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the volumes by resampled ones; images become float32, label maps keep their type."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            volume = result[key]
+            if not isinstance(volume, MetaTensor):
+                raise ValueError(
+                    f"{key}: expected a MetaTensor with an affine, got {type(volume).__name__}. "
+                    "Load it with LoadImaged(image_only=True)."
+                )
+            i, j, k = (int(size) for size in volume.shape[1:])
+            target = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64)).resampled(self.spacing_mm)
+            plain = volume.as_tensor()
+            if key in self.label_keys:
+                values = _resample_label_tensor(plain, target.shape, str(key))
+            else:
+                values = resample(plain, target.shape, self.order)
+            result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
+        return result
+
+
+def _resample_label_tensor(label: torch.Tensor, shape: Sequence[int], key: str) -> torch.Tensor:
+    """Vote on each channel of a label map stored as any type."""
+    whole = label.to(torch.int32) if label.is_floating_point() else label
+    if not torch.equal(whole.to(label.dtype), label):
+        raise ValueError(f"{key}: expected whole numbers, got fractions. Give label maps under label_keys only.")
+    channels = [resample_labels(channel, shape) for channel in whole.cpu().numpy()]
+    return torch.from_numpy(np.stack(channels)).to(label.device, label.dtype)

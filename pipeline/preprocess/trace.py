@@ -1,0 +1,99 @@
+"""What preprocessing did to the grid of a case, so that a prediction finds its way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.grid import Grid
+from pipeline.core.orientation import check_orientation
+
+__all__ = ["Trace"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way from a case's grid to its prepared grid: reorient, crop, resample.
+
+    Args:
+        source: Grid of the file.
+        orientation: Axis codes the volume was turned to, e.g. ``"RAS"``.
+        crop_start: First voxel kept along each axis of the reoriented grid.
+        crop_stop: One past the last voxel kept along each axis of the reoriented grid.
+        prepared: Grid after resampling; covers the field of view of the crop.
+
+    Raises:
+        ValueError: If the crop is empty or leaves the reoriented grid, or the prepared grid does not cover the crop.
+    """
+
+    source: Grid
+    orientation: str
+    crop_start: tuple[int, int, int]
+    crop_stop: tuple[int, int, int]
+    prepared: Grid
+
+    def __post_init__(self) -> None:
+        """Refuse a way that does not lead from the source to the prepared grid."""
+        object.__setattr__(self, "orientation", check_orientation(self.orientation))
+        start, stop, shape = self.crop_start, self.crop_stop, self.reoriented.shape
+        if not all(0 <= a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
+            raise ValueError(
+                f"crop: expected 0 <= start < stop <= {shape} along each axis, got {tuple(start)} to {tuple(stop)}. "
+                "Give it in voxels of the reoriented grid."
+            )
+        expected = self.cropped.resized(self.prepared.shape)
+        if not expected.matches(self.prepared):
+            raise ValueError(
+                f"prepared grid: expected the field of view of the crop within 1e-3 mm, got a difference of "
+                f"{expected.difference_mm(self.prepared):.4g} mm. Resample with Grid.resized or Grid.resampled."
+            )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Trace:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            content: ``{"source": {"shape": …, "affine": …}, "orientation": …, "crop_start": …, "crop_stop": …,
+                "prepared": …}``.
+        """
+        return cls(
+            source=_grid(content["source"]),
+            orientation=str(content["orientation"]),
+            crop_start=_triple(content["crop_start"]),
+            crop_stop=_triple(content["crop_stop"]),
+            prepared=_grid(content["prepared"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for JSON; affines keep every digit."""
+        return {
+            "source": _content(self.source),
+            "orientation": self.orientation,
+            "crop_start": list(self.crop_start),
+            "crop_stop": list(self.crop_stop),
+            "prepared": _content(self.prepared),
+        }
+
+    @property
+    def reoriented(self) -> Grid:
+        """Grid after turning to the orientation, before cropping."""
+        return self.source.reoriented(self.orientation)
+
+    @property
+    def cropped(self) -> Grid:
+        """Grid after cropping, before resampling."""
+        return self.reoriented.cropped(self.crop_start, self.crop_stop)
+
+
+def _content(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "affine": grid.affine.tolist()}
+
+
+def _grid(content: Mapping[str, Any]) -> Grid:
+    return Grid(_triple(content["shape"]), content["affine"])
+
+
+def _triple(values: Any) -> tuple[int, int, int]:
+    i, j, k = (int(value) for value in values)
+    return i, j, k

@@ -1,0 +1,174 @@
+"""The MONAI transforms that turn a case's files into arrays on the prepared grid.
+
+:func:`prepare_transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
+``Orientationd`` → ``CropForegroundd`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
+appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    Identityd,
+    LoadImaged,
+    MapTransform,
+    Orientationd,
+)
+
+from pipeline.core.errors import DataError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import require_same_grid
+from pipeline.data.reader import VolumeReader
+from pipeline.preprocess.plan import Normalization, Plan
+from pipeline.preprocess.resample import Resampled
+
+__all__ = ["CheckGridd", "LabelIndexd", "Normalized", "grid_of", "prepare_transforms"]
+
+
+def grid_of(volume: MetaTensor) -> Grid:
+    """Grid of a MetaTensor whose last three axes are spatial."""
+    i, j, k = volume.shape[-3:]
+    return Grid((int(i), int(j), int(k)), np.asarray(volume.affine, dtype=np.float64))
+
+
+class CheckGridd(MapTransform):  # type: ignore[misc]
+    """Refuse a case whose volumes are not on one grid, or whose image holds NaN or infinity.
+
+    Args:
+        keys: Keys of the volumes, the image first.
+
+    Raises:
+        DataError: On call, naming the difference in mm or the number of voxels.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check, and note the grid of the first volume under ``source_grid``."""
+        case = str(data.get("id", "")) or None
+        grid = grid_of(data[self.keys[0]])
+        for key in self.keys[1:]:
+            if key in data:
+                require_same_grid(grid, grid_of(data[key]), f"{key} grid", "the image grid", case=case)
+        image = data[self.keys[0]].as_tensor()
+        bad = int(image.numel() - torch.isfinite(image).sum())
+        if bad:
+            where = f"case {case}: " if case else ""
+            raise DataError(
+                f"{where}image: expected finite intensities, got {bad} voxels of NaN or infinity. Repair the volume."
+            )
+        return {**data, "source_grid": grid}
+
+
+class LabelIndexd(MapTransform):  # type: ignore[misc]
+    """Label values → class indices of a label table; ignored voxels become -1.
+
+    Args:
+        keys: Keys of label maps.
+        labels: The label table.
+        allow_missing_keys: Pass over keys that are not there.
+
+    Raises:
+        DataError: On call, if a value is not in the table.
+    """
+
+    def __init__(self, keys: Sequence[str], labels: LabelTable, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.labels = labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the label maps."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            label = result[key]
+            try:
+                index = self.labels.to_index(label.as_tensor().numpy().astype(np.int64))
+            except ValueError as error:
+                raise DataError(f"case {data.get('id', '')}: {error}") from None
+            result[key] = MetaTensor(torch.from_numpy(index), affine=label.affine)
+        return result
+
+
+class Normalized(MapTransform):  # type: ignore[misc]
+    """Normalize intensities channel by channel as planned.
+
+    Args:
+        keys: Keys of images (C, I, J, K).
+        normalization: One entry per channel.
+    """
+
+    def __init__(self, keys: Sequence[str], normalization: Sequence[Normalization]) -> None:
+        super().__init__(keys)
+        self.normalization = tuple(normalization)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the images by float32 copies."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            channels = [_normalize(c, n) for c, n in zip(image.as_tensor(), self.normalization, strict=True)]
+            result[key] = MetaTensor(torch.stack(channels), affine=image.affine)
+        return result
+
+
+def _normalize(channel: torch.Tensor, how: Normalization) -> torch.Tensor:
+    channel = channel.to(torch.float32)
+    if how.scheme == "none":
+        return channel
+    if how.scheme == "ct":
+        clipped = channel if how.low is None else channel.clamp(how.low, how.high)
+        return (clipped - how.mean) / how.sd
+    mask = channel != 0 if how.scheme == "zscore_nonzero" else torch.ones_like(channel, dtype=torch.bool)
+    if not mask.any():
+        return channel
+    values = channel[mask].to(torch.float64)
+    scaled = (channel - float(values.mean())) / max(float(values.std(correction=0)), 1e-8)
+    return torch.where(mask, scaled, 0.0)
+
+
+def occupied(image: torch.Tensor) -> torch.Tensor:
+    """Voxels that are not 0; all of them if the whole image is 0, so that nothing is cropped."""
+    mask = image != 0
+    return mask if bool(mask.any()) else torch.ones_like(mask)
+
+
+def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra: Sequence[Any] = ()) -> Compose:
+    """The chain from ``{"id", "image", "label"}`` to arrays on the prepared grid.
+
+    Args:
+        plan: The dataset's plan.
+        with_label: Whether there is a label map too.
+        load: Whether the entries are paths; otherwise they are MetaTensors (C, I, J, K).
+        extra: Further MONAI dictionary transforms, run last.
+
+    Returns:
+        A MONAI ``Compose``.
+    """
+    keys = ["image", "label"] if with_label else ["image"]
+    chain: list[Any] = []
+    if load:
+        chain.append(LoadImaged(["image"], reader=VolumeReader(), image_only=True))
+    if load and with_label:  # without a dtype: MONAI would round labels through float32
+        chain.append(LoadImaged(["label"], reader=VolumeReader(labels=True), dtype=None, image_only=True))
+    chain += [
+        CheckGridd(keys),
+        EnsureChannelFirstd(keys) if load else Identityd(keys),
+        Orientationd(keys, axcodes=plan.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+    ]
+    if with_label:
+        chain.append(LabelIndexd(["label"], plan.label_table))
+    if plan.crop == "nonzero":
+        chain.append(CropForegroundd(keys, source_key="image", select_fn=occupied, allow_smaller=True))
+    chain += [
+        Normalized(["image"], plan.normalization),
+        Resampled(["image"], plan.spacing_mm, label_keys=keys[1:], order=plan.image_order),
+        *extra,
+    ]
+    return Compose(chain)

@@ -1,0 +1,168 @@
+"""Augmentation of a training batch on its own device: geometry, then intensities, then mirroring.
+
+Which samples change and how much is drawn on the generator's device, normally the CPU, so that a seed gives the same
+changes on every device and a GPU never has to wait for a decision. Samples that a step did not draw are not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.config.settings import AugmentSettings
+from pipeline.sample import intensity, spatial
+
+__all__ = ["Direction", "augment", "directions"]
+
+Direction = Literal["LR", "AP", "SI"]
+
+_DIRECTIONS: dict[str, Direction] = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+
+
+def directions(orientation: str) -> tuple[Direction, ...]:
+    """Anatomical direction of every array axis.
+
+    Args:
+        orientation: Axis codes, e.g. ``"RAS"``; for slices the codes of the two in-plane axes.
+
+    Returns:
+        E.g. ``("LR", "AP", "SI")``.
+    """
+    return tuple(_DIRECTIONS[code] for code in orientation.upper())
+
+
+@torch.no_grad()
+def augment(
+    images: Tensor,
+    labels: Tensor,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    *,
+    directions: Sequence[Direction],
+    side_pairs: Sequence[tuple[int, int]] = (),
+    spacing_mm: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Change a batch at random, every sample in its own way.
+
+    Order: rotation, zoom and elastic deformation (one interpolation), noise, blur, brightness, contrast, low
+    resolution, inverted gamma, gamma, mirroring. Strengths of intensity changes are drawn per channel. In strongly
+    anisotropic patches geometry and low resolution leave the coarse axis alone (:func:`spatial.coarse_axis`).
+
+    Args:
+        images: (B, C, *S), float32, S of 2 or 3 axes. Not modified.
+        labels: (B, *S), integer class indices, -1 where ignored. Not modified.
+        settings: Probabilities and ranges.
+        generator: Source of all draws.
+        directions: Anatomical direction of each axis of S, see :func:`directions`.
+        side_pairs: (left, right) class indices that swap when a patch is mirrored along ``"LR"``.
+        spacing_mm: Spacing along the axes of S; by default the same for all.
+
+    Returns:
+        Images and labels of the same shapes, types and device; the arguments themselves if augmentation is off.
+
+    Raises:
+        ValueError: If shapes, directions and spacing do not fit each other.
+
+    Reference: Isensee et al., nnU-Net, Nature Methods 2021, supplementary information (data augmentation).
+    """
+    size = images.shape[2:]
+    spacing = tuple(spacing_mm) if spacing_mm is not None else (1.0,) * len(size)
+    _check(images, labels, directions, spacing)
+    if not settings.enabled or len(images) == 0:
+        return images, labels
+    images, labels = images.clone(), labels.clone()  # from here on changed in place
+    fixed = spatial.coarse_axis(size, spacing)
+    with torch.autocast(images.device.type, enabled=False):
+        _move(images, labels, settings, generator, spacing, fixed)
+        _recolor(images, settings, generator, [axis for axis in range(len(size)) if axis != fixed])
+        for axis, direction in enumerate(directions):
+            if direction in settings.flip_axes:
+                _mirror(images, labels, axis, side_pairs if direction == "LR" else (), generator)
+    return images, labels
+
+
+def _check(images: Tensor, labels: Tensor, directions: Sequence[Direction], spacing: Sequence[float]) -> None:
+    dims = images.ndim - 2
+    if dims not in (2, 3) or labels.shape != (images.shape[0], *images.shape[2:]):
+        raise ValueError(
+            f"batch: expected images (B, C, *S) and labels (B, *S) with 2 or 3 axes S, got {tuple(images.shape)} "
+            f"and {tuple(labels.shape)}. Drop the channel axis of the labels."
+        )
+    if len(directions) != dims or len(spacing) != dims:
+        raise ValueError(
+            f"directions, spacing_mm: expected {dims} values for {dims} spatial axes, got {len(directions)} "
+            f"and {len(spacing)}. Give one for each axis of the patch."
+        )
+
+
+def _move(
+    images: Tensor,
+    labels: Tensor,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    spacing: Sequence[float],
+    fixed: int | None,
+) -> None:
+    count, size = len(images), images.shape[2:]
+    limit = math.radians(settings.rotate_degrees)
+    angles = _uniform((count, 3 if len(size) == 3 else 1), (-limit, limit), generator)
+    zoom = _uniform((count,), settings.scale, generator)
+    rotated, zoomed, bent = (
+        _drawn(count, probability, generator)
+        for probability in (settings.rotate_p, settings.scale_p, settings.elastic_p)
+    )
+    touched = (rotated | zoomed | bent).nonzero().flatten()
+    if len(touched) == 0:
+        return
+    index = touched.to(images.device)
+    angles, zoom = torch.where(rotated[:, None], angles, 0.0), torch.where(zoomed, zoom, 1.0)
+    matrices = spatial.affine_matrices(angles[touched], zoom[touched], spacing, fixed).to(images.device)
+    displacement = None
+    if bool(bent.any()):
+        sigma = settings.elastic_sigma_voxels * bent[touched].float()
+        displacement = spatial.elastic_displacement(
+            sigma, size, settings.elastic_grid_voxels, spacing, generator, fixed, images.device
+        )
+    grid = spatial.sampling_grid(matrices, size, displacement)
+    images[index], labels[index] = spatial.warp(images[index], labels[index], grid)
+
+
+def _recolor(images: Tensor, settings: AugmentSettings, generator: torch.Generator, axes: Sequence[int]) -> None:
+    steps: tuple[tuple[float, tuple[float, float], Callable[[Tensor, Tensor], Tensor]], ...] = (
+        (settings.noise_p, settings.noise_variance, lambda x, drawn: intensity.noise(x, drawn, generator)),
+        (settings.blur_p, settings.blur_sigma_voxels, intensity.blur),
+        (settings.brightness_p, settings.brightness, intensity.brightness),
+        (settings.contrast_p, settings.contrast, intensity.contrast),
+        (settings.low_resolution_p, settings.low_resolution, lambda x, drawn: intensity.low_resolution(x, drawn, axes)),
+        (settings.gamma_invert_p, settings.gamma, lambda x, drawn: intensity.gamma(x, drawn, invert=True)),
+        (settings.gamma_p, settings.gamma, intensity.gamma),
+    )
+    for probability, limits, change in steps:
+        chosen = _drawn(len(images), probability, generator).nonzero().flatten()
+        strength = _uniform(images.shape[:2], limits, generator)
+        if len(chosen):
+            index = chosen.to(images.device)
+            images[index] = change(images[index], strength[chosen].to(images.device))
+
+
+def _mirror(
+    images: Tensor, labels: Tensor, axis: int, side_pairs: Sequence[tuple[int, int]], generator: torch.Generator
+) -> None:
+    chosen = _drawn(len(images), 0.5, generator).nonzero().flatten()
+    if len(chosen):
+        index = chosen.to(images.device)
+        images[index] = images[index].flip(axis + 2)
+        labels[index] = spatial.swap_sides(labels[index].flip(axis + 1), side_pairs)
+
+
+def _drawn(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def _uniform(shape: Sequence[int], limits: tuple[float, float], generator: torch.Generator) -> Tensor:
+    low, high = limits
+    return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low

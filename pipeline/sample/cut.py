@@ -1,0 +1,103 @@
+"""Cutting patches out of volumes, with constant padding where a patch overhangs.
+
+Volumes may be tensors, arrays or anything that gives arrays when sliced, such as a chunked file: only the part inside
+the patch is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.core.labels import IGNORE_INDEX
+from pipeline.sample.patches import Patch
+
+__all__ = ["IMAGE_PADDING", "Sliceable", "cut", "cut_batch"]
+
+IMAGE_PADDING = 0.0
+"""Intensity outside the volume: the mean of normalized intensities. Labels there are ``IGNORE_INDEX``: no loss."""
+
+
+class Sliceable(Protocol):
+    """A tensor, an array, or a file that gives arrays when sliced."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Length of every axis."""
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> Any:
+        """Tensor or array of the region."""
+
+
+def cut(volume: Tensor, start: Sequence[int], size: Sequence[int], fill: float) -> Tensor:
+    """Copy a patch out of a volume.
+
+    Args:
+        volume: (C, *spatial), any type.
+        start: First voxel along each spatial axis; may be negative.
+        size: Voxels along each spatial axis.
+        fill: Value outside the volume.
+
+    Returns:
+        (C, *size), contiguous, of the volume's type and device; shares no memory with it.
+    """
+    patch = volume.new_empty((volume.shape[0], *size))
+    _paste(patch, volume, start, fill)
+    return patch
+
+
+def cut_batch(
+    volumes: Mapping[str, tuple[Sliceable, Sliceable]],
+    patches: Sequence[Patch],
+    size: Sequence[int],
+    *,
+    fill_image: float = IMAGE_PADDING,
+    fill_label: int = IGNORE_INDEX,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Copy a batch of patches out of prepared cases.
+
+    Args:
+        volumes: Case id → image (C, I, J, K) and class indices (I, J, K), on any device and of any type.
+        patches: Positions; at least one.
+        size: Patch voxels along i, j, k.
+        fill_image: Intensity outside the volume.
+        fill_label: Class index outside the volume; by default the loss ignores it.
+        device: Device of the batch; by default the CPU.
+
+    Returns:
+        Images (B, C, *size), float32, and labels (B, *size), int64.
+
+    Raises:
+        ValueError: If there are no patches.
+    """
+    if not patches:
+        raise ValueError("patches: expected at least one for a batch, got none. Check the sampling settings.")
+    channels = volumes[patches[0].case][0].shape[0]
+    images = torch.empty((len(patches), channels, *size), dtype=torch.float32, device=device)
+    labels = torch.empty((len(patches), *size), dtype=torch.int64, device=device)
+    for place, patch in enumerate(patches):
+        image, label = volumes[patch.case]
+        _paste(images[place], image, patch.start, fill_image)
+        _paste(labels[place], label, patch.start, fill_label)
+    return images, labels
+
+
+def _paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float) -> None:
+    """Write the part of the volume that starts at ``start`` over the target, axes counted from the last."""
+    lead = target.ndim - len(start)
+    everything = (slice(None),) * lead
+    source, place = list(everything), list(everything)
+    for first, length, limit in zip(start, target.shape[lead:], volume.shape[lead:], strict=True):
+        low = min(max(first, 0), limit)
+        high = max(low, min(first + length, limit))
+        source.append(slice(low, high))
+        place.append(slice(low - first, high - first))
+    region = target[tuple(place)]
+    if region.shape != target.shape:
+        target.fill_(fill)
+    if region.numel():
+        region.copy_(torch.as_tensor(volume[tuple(source)]))

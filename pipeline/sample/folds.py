@@ -1,0 +1,166 @@
+"""Cross-validation folds: drawn by a seed, group-aware, and kept in a file that a user may edit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.files import read_json, text_hash, write_json
+
+__all__ = ["Fold", "make_folds", "read_splits", "write_splits"]
+
+_LONGEST_LIST = 8
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of the cases.
+
+    Args:
+        train: Ids of the cases that train, sorted.
+        validation: Ids of the cases that validate, sorted.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple[Fold, ...]:
+    """Draw cross-validation folds in which every case validates exactly once.
+
+    The order is drawn by hashing seed and name rather than by a random generator, so that a seed gives the same folds
+    on every machine and with every library version, however the cases are listed. Groups are dealt out largest first,
+    each to the smallest fold so far: without groups, fold sizes differ by at most one.
+
+    Args:
+        groups: Case id → group, e.g. the patient; None if the case is a group of its own. A group never spans a split.
+        folds: Number of folds, at least 2.
+        seed: Seed of the draw.
+
+    Returns:
+        ``folds`` folds.
+
+    Raises:
+        DataError: If there are fewer than 2 folds, or fewer groups than folds.
+    """
+    if folds < 2:
+        raise DataError(sentence("folds", "at least 2", folds, "Raise sample.folds"))
+    members: dict[tuple[str, str], list[str]] = {}
+    for case in sorted(groups):
+        group = groups[case]
+        members.setdefault(("case", case) if group is None else ("group", group), []).append(case)
+    if len(members) < folds:
+        got = f"{len(members)} ({len(groups)} cases)"
+        advice = "Lower sample.folds or add cases; cases of one group (patient) count once"
+        raise DataError(sentence("folds", f"at least {folds} groups of cases for {folds} folds", got, advice))
+    dealt: list[list[str]] = [[] for _ in range(folds)]
+    for key in sorted(members, key=lambda key: (-len(members[key]), text_hash(str(seed), *key), key)):
+        min(dealt, key=len).extend(members[key])
+    return tuple(
+        Fold(train=tuple(sorted(set(groups).difference(part))), validation=tuple(sorted(part))) for part in dealt
+    )
+
+
+def write_splits(path: Path | str, folds: Sequence[Fold]) -> None:
+    """Write folds as a JSON list of ``{"train": [ids], "validation": [ids]}``, one id per line, for editing by hand.
+
+    Raises:
+        VolsegError: If the file cannot be written.
+    """
+    write_json(path, [{"train": list(fold.train), "validation": list(fold.validation)} for fold in folds])
+
+
+def read_splits(
+    path: Path | str, cases: Collection[str], *, groups: Mapping[str, str | None] | None = None
+) -> tuple[Fold, ...]:
+    """Read and check folds, perhaps edited by hand or written by nnU-Net (whose key is ``val``).
+
+    Any number of folds is legal, cases may be left out of a fold, and a case may validate in several.
+
+    Args:
+        path: File that :func:`write_splits` wrote, or nnU-Net's ``splits_final.json``.
+        cases: Ids of the cases there are.
+        groups: Case id → group; given, a group in both parts of a fold is refused.
+
+    Returns:
+        The folds, ids sorted.
+
+    Raises:
+        DataError: Every problem found, one sentence a line: unknown or repeated ids, a case or group on both sides,
+            an empty part, or a file that is no list of folds.
+        VolsegError: If the file is missing or not JSON.
+    """
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        got = "an empty list" if content == [] else type(content).__name__
+        raise DataError(sentence("splits", "a list with one entry per fold", got, _REWRITE, file=path))
+    problems: list[str] = []
+    folds = []
+    for number, entry in enumerate(content):
+        parts = _parts(entry)
+        if parts is None:
+            rule = 'an object {"train": [case ids], "validation": [case ids]}'
+            problems.append(sentence(f"fold {number}", rule, _short(entry), _REWRITE, file=path))
+            continue
+        train, validation = parts
+        problems += _problems(f"fold {number}", train, validation, set(cases), groups or {}, path)
+        folds.append(Fold(tuple(sorted(train)), tuple(sorted(validation))))
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(folds)
+
+
+_REWRITE = "Correct it, or delete the file to have it drawn again"
+
+
+def _parts(entry: Any) -> tuple[list[str], list[str]] | None:
+    if not isinstance(entry, dict) or set(entry) not in ({"train", "validation"}, {"train", "val"}):
+        return None
+    train, validation = entry["train"], entry["validation"] if "validation" in entry else entry["val"]
+    for part in (train, validation):
+        if not isinstance(part, list) or not all(isinstance(case, str) for case in part):
+            return None
+    return train, validation
+
+
+def _problems(
+    what: str,
+    train: list[str],
+    validation: list[str],
+    cases: set[str],
+    groups: Mapping[str, str | None],
+    path: Path | str,
+) -> list[str]:
+    found = []
+    for name, part in (("train", train), ("validation", validation)):
+        unknown = sorted(set(part) - cases)
+        repeated = sorted({case for case in part if part.count(case) > 1}) if len(set(part)) < len(part) else []
+        if not part:
+            found.append((f"{what} {name}", "at least one case", "none", "Move a case there"))
+        if unknown:
+            found.append((f"{what} {name}", "ids of cases in the dataset", _listed(unknown), "Correct or remove them"))
+        if repeated:
+            found.append((f"{what} {name}", "every case once", f"{_listed(repeated)} again", "Remove the repetition"))
+    both = sorted(set(train) & set(validation))
+    if both:
+        rule = "no case in both train and validation"
+        found.append((what, rule, _listed(both), "Remove each from one of them"))
+    sides = [{groups.get(case) for case in part} - {None} for part in (train, validation)]
+    shared = sorted(str(group) for group in sides[0] & sides[1])
+    if shared and not both:
+        rule = "no group (patient) in both train and validation"
+        found.append((what, rule, _listed(shared), "Move all of its cases to one side"))
+    return [sentence(*problem, file=path) for problem in found]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
+    return ", ".join(names[:_LONGEST_LIST]) + more
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,121 @@
+"""Random changes of intensity, each a function of a batch and its drawn strengths (one per sample and channel)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.sample.operators import along_axis, blur_operator, low_resolution_operator
+
+__all__ = ["blur", "brightness", "contrast", "gamma", "low_resolution", "noise"]
+
+_TINY = 1e-7
+
+
+def noise(images: Tensor, variance: Tensor, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise.
+
+    Args:
+        images: (N, C, *S).
+        variance: (N, C), at least 0, in squared units of the images.
+        generator: Source of the noise; if it lives on another device than the images, it seeds one there.
+
+    Returns:
+        (N, C, *S).
+    """
+    if generator.device != images.device:
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        generator = torch.Generator(images.device).manual_seed(int(seed))
+    normal = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    return images + normal * _spread(variance.sqrt(), images)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Smooth with a Gaussian.
+
+    Args:
+        images: (N, C, *S).
+        sigma: (N, C) SD in voxels, the same along all axes.
+
+    Returns:
+        (N, C, *S).
+    """
+    lines = images.flatten(0, 1)
+    for axis in range(lines.ndim - 1):
+        lines = along_axis(lines, blur_operator(lines.shape[axis + 1], sigma.flatten()), axis)
+    return lines.reshape(images.shape)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply all intensities of a channel by its factor (N, C)."""
+    return images * _spread(factor, images)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Stretch intensities about the mean of the channel, clipped to its old range.
+
+    Args:
+        images: (N, C, *S).
+        factor: (N, C); above 1 more contrast, below 1 less.
+
+    Returns:
+        (N, C, *S).
+    """
+    space = _space(images)
+    mean = images.mean(space, keepdim=True)
+    stretched = (images - mean) * _spread(factor, images) + mean
+    return torch.clamp(stretched, images.amin(space, keepdim=True), images.amax(space, keepdim=True))
+
+
+def gamma(images: Tensor, exponent: Tensor, *, invert: bool = False) -> Tensor:
+    """Bend intensities with a power curve over the range of the channel, then restore its mean and SD.
+
+    Args:
+        images: (N, C, *S).
+        exponent: (N, C), above 0.
+        invert: Bend the negative image, so that the bright end is stretched instead of the dark one.
+
+    Returns:
+        (N, C, *S). Constant channels stay as they are.
+    """
+    space = _space(images)
+    source = -images if invert else images
+    mean, sd = _mean_and_sd(source)
+    low = source.amin(space, keepdim=True)
+    extent = (source.amax(space, keepdim=True) - low).clamp(min=_TINY)
+    bent = ((source - low) / extent).pow(_spread(exponent, images)) * extent
+    bent_mean, bent_sd = _mean_and_sd(bent)
+    bent = (bent - bent_mean) * (sd / bent_sd.clamp(min=_TINY)) + mean
+    return -bent if invert else bent
+
+
+def low_resolution(images: Tensor, zoom: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Simulate a coarser scan: keep every few voxels and interpolate linearly between them.
+
+    Args:
+        images: (N, C, *S).
+        zoom: (N, C) share of voxels kept along each axis, in (0, 1].
+        axes: Axes of S to coarsen; by default all.
+
+    Returns:
+        (N, C, *S).
+    """
+    lines = images.flatten(0, 1)
+    for axis in range(lines.ndim - 1) if axes is None else axes:
+        lines = along_axis(lines, low_resolution_operator(lines.shape[axis + 1], zoom.flatten()), axis)
+    return lines.reshape(images.shape)
+
+
+def _space(images: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, images.ndim))
+
+
+def _spread(values: Tensor, images: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *(1,) * (images.ndim - 2))
+
+
+def _mean_and_sd(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean = images.mean(_space(images), keepdim=True)
+    return mean, (images - mean).square().mean(_space(images), keepdim=True).sqrt()

@@ -1,0 +1,186 @@
+"""Where training patches lie: balanced random positions, or a regular grid of windows over every volume.
+
+Positions are plain values; cutting them out of volumes is :mod:`pipeline.sample.cut`. A 2D patch is a patch of size 1
+along the slice axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CaseInfo", "Patch", "balanced_patches", "sliding_patches"]
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseInfo:
+    """What the choice of patches needs to know of a prepared case.
+
+    Args:
+        id: Case id.
+        shape: Voxels along i, j, k.
+        class_voxels: Foreground class index → (N, 3) voxel indices, a random subsample of bounded size. Absent
+            classes are left out or have N = 0.
+    """
+
+    id: str
+    shape: Triple
+    class_voxels: Mapping[int, NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Position of a patch.
+
+    Args:
+        case: Case id.
+        start: First voxel along i, j, k; negative, or so high that the patch overhangs, where the volume is smaller
+            than the patch. What lies outside the volume is padding.
+    """
+
+    case: str
+    start: Triple
+
+
+def balanced_patches(
+    cases: Sequence[CaseInfo],
+    size: Triple,
+    batch_size: int,
+    batches: int,
+    foreground_share: float,
+    rng: np.random.Generator,
+) -> list[Patch]:
+    """Draw random patches of which a fixed share is centred on foreground.
+
+    The last ``round(foreground_share * batch_size)`` patches of every batch are forced onto foreground: a case that has
+    any, a class uniform among those present in it, a voxel uniform among that class's. Where that rounds to 0 although
+    the share is not, one patch is forced in as many batches as the share says. The other patches lie anywhere, uniform
+    over cases and positions. Patches stay inside the volume; along an axis shorter than the patch, the volume is
+    centred in it.
+
+    Args:
+        cases: The training cases; at least one.
+        size: Patch voxels along i, j, k.
+        batch_size: Patches per batch.
+        batches: Number of batches.
+        foreground_share: In [0, 1].
+        rng: Source of all draws.
+
+    Returns:
+        ``batches * batch_size`` patches, batch after batch. Without foreground in any case all lie anywhere.
+
+    Raises:
+        ValueError: If there are no cases.
+
+    Reference: Isensee et al., nnU-Net, Nature Methods 2021, supplementary information (oversampling of foreground).
+    """
+    if not cases:
+        raise ValueError("cases: expected at least one to draw patches from, got none. Check the training split.")
+    with_foreground = [case for case in cases if _present(case)]
+    patches = []
+    for forced in _forced_counts(batch_size, batches, foreground_share):
+        for place in range(batch_size):
+            if place >= batch_size - forced and with_foreground:
+                patches.append(_on_foreground(with_foreground[int(rng.integers(len(with_foreground)))], size, rng))
+            else:
+                patches.append(_anywhere(cases[int(rng.integers(len(cases)))], size, rng))
+    return patches
+
+
+def sliding_patches(
+    cases: Sequence[CaseInfo],
+    size: Triple,
+    overlap: float = 0.0,
+    *,
+    label_map: Callable[[str], NDArray[np.integer[Any]]] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[Patch]:
+    """Lay a regular grid of windows over every volume.
+
+    Windows are ``round(size * (1 - overlap))`` voxels apart; the last one along an axis is moved back to end with the
+    volume. Without overlap every voxel lies in exactly one window, or in two along an axis where the last was moved.
+
+    Args:
+        cases: The training cases; none gives no patches.
+        size: Patch voxels along i, j, k.
+        overlap: Fraction of the window shared with its neighbour, in [0, 1).
+        label_map: Case id → its class indices (I, J, K). Given, windows without any foreground class are left out;
+            the whole label map is looked at, because ``class_voxels`` is only a subsample. Called once per case.
+        rng: Shuffles the windows of all cases; None keeps the order of cases and of the axes, k fastest.
+
+    Returns:
+        The patches.
+
+    Raises:
+        ValueError: If the overlap is not in [0, 1), or a label map has another shape than its case.
+    """
+    if not 0.0 <= overlap < 1.0:
+        raise ValueError(f"overlap: expected a fraction in [0, 1), got {overlap}. Write for example 0.5.")
+    patches = []
+    for case in cases:
+        starts = _grid_starts(case.shape, size, overlap)
+        if label_map is not None:
+            foreground = np.asarray(label_map(case.id)) > 0
+            if foreground.shape != case.shape:
+                raise ValueError(
+                    f"case {case.id}: label map: expected shape {case.shape}, got {foreground.shape}. Preprocess again."
+                )
+            starts = [start for start in starts if foreground[_inside(start, size)].any()]
+        patches += [Patch(case.id, start) for start in starts]
+    return patches if rng is None else [patches[place] for place in rng.permutation(len(patches))]
+
+
+def _present(case: CaseInfo) -> list[int]:
+    return [label for label, voxels in sorted(case.class_voxels.items()) if len(voxels)]
+
+
+def _forced_counts(batch_size: int, batches: int, share: float) -> list[int]:
+    each = int(share * batch_size + 0.5)
+    if each:
+        return [each] * batches
+    # So small a share that no batch would get one: 1 in every 1 / (share * batch_size) batches.
+    reached = np.floor(share * batch_size * np.arange(batches + 1) + 0.5).astype(int)
+    return [int(count) for count in np.diff(reached)]
+
+
+def _on_foreground(case: CaseInfo, size: Triple, rng: np.random.Generator) -> Patch:
+    present = _present(case)
+    voxels = case.class_voxels[present[int(rng.integers(len(present)))]]
+    centre = voxels[rng.integers(len(voxels))]
+    i, j, k = (
+        min(max(int(centre[axis]) - size[axis] // 2, low), high)
+        for axis, (low, high) in enumerate(_bounds(case.shape, size))
+    )
+    return Patch(case.id, (i, j, k))
+
+
+def _anywhere(case: CaseInfo, size: Triple, rng: np.random.Generator) -> Patch:
+    i, j, k = (int(rng.integers(low, high + 1)) for low, high in _bounds(case.shape, size))
+    return Patch(case.id, (i, j, k))
+
+
+def _bounds(shape: Triple, size: Triple) -> list[tuple[int, int]]:
+    """Lowest and highest start along each axis; equal where the patch is at least as long as the volume."""
+    return [
+        (0, length - window) if window <= length else (-((window - length) // 2),) * 2
+        for length, window in zip(shape, size, strict=True)
+    ]
+
+
+def _grid_starts(shape: Triple, size: Triple, overlap: float) -> list[Triple]:
+    axes = []
+    for (low, high), window in zip(_bounds(shape, size), size, strict=True):
+        step = max(1, round(window * (1.0 - overlap)))
+        axes.append([*range(low, high, step), high])
+    return [(i, j, k) for i, j, k in product(*axes)]
+
+
+def _inside(start: Triple, size: Triple) -> tuple[slice, ...]:
+    return tuple(slice(max(first, 0), first + window) for first, window in zip(start, size, strict=True))

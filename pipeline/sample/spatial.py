@@ -1,0 +1,189 @@
+"""Random changes of geometry: rotation, zoom and elastic deformation in one interpolation, and mirroring.
+
+Rotations are rotations in mm: voxel offsets from the patch centre are scaled by the spacing, rotated, and scaled back.
+In strongly anisotropic patches nothing moves along the coarse axis (see :func:`coarse_axis`), because a few thick
+slices hold too little to interpolate new ones from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pipeline.core.labels import IGNORE_INDEX
+from pipeline.sample.operators import along_axis, spline_operator
+
+__all__ = ["affine_matrices", "coarse_axis", "elastic_displacement", "sampling_grid", "swap_sides", "warp"]
+
+ANISOTROPY = 3.0
+"""From this ratio on, of spacings or of patch sizes, the coarse axis is left alone."""
+
+
+def coarse_axis(size: Sequence[int], spacing_mm: Sequence[float]) -> int | None:
+    """The axis along which nothing should be rotated, zoomed or bent, if there is one.
+
+    It is the axis of the largest spacing if that is at least 3 times the smallest; else the axis with the fewest voxels
+    if another one has at least 3 times as many: rotating such a slab would turn most of it out of the patch.
+
+    Args:
+        size: Patch voxels along the spatial axes.
+        spacing_mm: Spacing along the same axes.
+
+    Returns:
+        The axis, or None; always None in 2D.
+    """
+    if len(size) < 3:
+        return None
+    if max(spacing_mm) >= ANISOTROPY * min(spacing_mm):
+        return max(range(len(size)), key=lambda axis: spacing_mm[axis])
+    if max(size) >= ANISOTROPY * min(size):
+        return min(range(len(size)), key=lambda axis: size[axis])
+    return None
+
+
+def affine_matrices(angles: Tensor, zoom: Tensor, spacing_mm: Sequence[float], fixed: int | None = None) -> Tensor:
+    """Where to sample the patch so that it appears rotated and zoomed about its centre.
+
+    Args:
+        angles: Rad; (N, 3) about the first, second and third axis, applied in this order, or (N, 1) in 2D.
+        zoom: (N,); above 1 enlarges.
+        spacing_mm: Spacing along the D spatial axes.
+        fixed: Axis along which nothing moves: only the rotation about it is made, and the zoom is in its plane.
+
+    Returns:
+        (N, D, D): voxel offset from the centre of the output → voxel offset in the input.
+    """
+    dims = len(spacing_mm)
+    rotation = torch.eye(dims).expand(len(angles), dims, dims)
+    for column in range(angles.shape[1]):
+        if fixed is None or fixed == column:
+            rotation = _plane_rotation(angles[:, column], column, dims) @ rotation
+    shrink = (1.0 / zoom)[:, None].repeat(1, dims)
+    if fixed is not None:
+        shrink[:, fixed] = 1.0
+    spacing = torch.tensor([float(value) for value in spacing_mm])
+    return rotation * (spacing[None, :] / spacing[:, None]) * shrink[:, None, :]
+
+
+def elastic_displacement(
+    sigma_voxels: Tensor,
+    size: Sequence[int],
+    distance_voxels: float,
+    spacing_mm: Sequence[float],
+    generator: torch.Generator,
+    fixed: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw smooth random displacement fields: a cubic B-spline through random control points.
+
+    Lengths are in voxels of the finest axis and cover as many mm along the others.
+
+    Args:
+        sigma_voxels: (N,) SD of the displacement of control points.
+        size: Patch voxels along the D spatial axes.
+        distance_voxels: Distance of control points.
+        spacing_mm: Spacing along the same axes.
+        generator: Source of the draws.
+        fixed: Axis along which nothing moves.
+        device: Where to build the fields.
+
+    Returns:
+        (N, D, *size), in voxels of each axis.
+    """
+    finest = min(spacing_mm)
+    device = device or sigma_voxels.device
+    operators = [
+        spline_operator(length, distance_voxels * finest / spacing, device)
+        for length, spacing in zip(size, spacing_mm, strict=True)
+    ]
+    points = [operator.shape[2] for operator in operators]
+    shape = (len(sigma_voxels), len(size), *points)
+    amplitude = torch.tensor(
+        [0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)], device=device
+    )
+    amplitude = sigma_voxels.to(device)[:, None] * amplitude[None, :]
+    control = torch.randn(shape, generator=generator, device=generator.device).to(device)
+    field = (control * amplitude.reshape(*amplitude.shape, *(1,) * len(size))).flatten(0, 1)
+    for axis, operator in enumerate(operators):
+        field = along_axis(field, operator, axis)
+    return field.reshape(len(sigma_voxels), len(size), *size)
+
+
+def sampling_grid(matrices: Tensor, size: Sequence[int], displacement: Tensor | None = None) -> Tensor:
+    """Sampling positions for :func:`warp`.
+
+    Args:
+        matrices: (N, D, D) of :func:`affine_matrices`, on the device of the images.
+        size: Patch voxels along the spatial axes.
+        displacement: (N, D, *size) voxels to add, or None.
+
+    Returns:
+        (N, *size, D), last axis first and -1 to 1 from border to border, as ``grid_sample`` wants it.
+    """
+    dims = len(size)
+    offsets = []
+    for axis, length in enumerate(size):
+        line = torch.arange(length, device=matrices.device, dtype=matrices.dtype) - (length - 1) / 2
+        offsets.append(line.reshape(*(-1 if other == axis else 1 for other in range(dims))))
+    columns = []
+    for row, length in reversed(list(enumerate(size))):
+        # The sum over three broadcast lines: no matrix product, so no loss of precision to TF32 on a GPU.
+        position = sum(
+            (matrices[:, row, axis].reshape(-1, *(1,) * dims) * offsets[axis] for axis in range(dims)),
+            torch.zeros((), device=matrices.device),
+        )
+        if displacement is not None:
+            position = position + displacement[:, row]
+        columns.append(position * (2.0 / length))
+    return torch.stack(columns, dim=-1)
+
+
+def warp(images: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample images linearly and labels by the nearest voxel.
+
+    What comes from outside the patch looks as padding does: intensity 0, label ``IGNORE_INDEX``.
+
+    Args:
+        images: (N, C, *S), floating point.
+        labels: (N, *S), integer, at least -1.
+        grid: (N, *S, D) of :func:`sampling_grid`.
+
+    Returns:
+        Images and labels of the same shapes and types.
+    """
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    raised = labels[:, None].to(grid.dtype) - IGNORE_INDEX  # the ignored become 0, which is also what lies outside
+    nearest = F.grid_sample(raised, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
+    return moved, (nearest + IGNORE_INDEX).to(labels.dtype)
+
+
+def swap_sides(labels: Tensor, side_pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Exchange left and right class indices, as mirroring from left to right demands.
+
+    Args:
+        labels: Any shape, integer; values that are in no pair stay.
+        side_pairs: (left, right) class indices, each at most once.
+
+    Returns:
+        The same shape and type.
+    """
+    if not side_pairs:
+        return labels
+    table = list(range(max(max(pair) for pair in side_pairs) + 1))
+    for left, right in side_pairs:
+        table[left], table[right] = right, left
+    known = labels.clamp(0, len(table) - 1)
+    swapped = torch.tensor(table, device=labels.device, dtype=labels.dtype)[known.long()]
+    return torch.where(known == labels, swapped, labels)
+
+
+def _plane_rotation(angle: Tensor, axis: int, dims: int) -> Tensor:
+    """(N, dims, dims) rotation about one axis in 3D, in the plane in 2D."""
+    first, second = ((axis + 1) % 3, (axis + 2) % 3) if dims == 3 else (0, 1)
+    matrix = torch.eye(dims).repeat(len(angle), 1, 1)
+    matrix[:, first, first] = matrix[:, second, second] = angle.cos()
+    matrix[:, first, second], matrix[:, second, first] = -angle.sin(), angle.sin()
+    return matrix

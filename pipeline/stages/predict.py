@@ -1,0 +1,139 @@
+"""From images to label maps on their own grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import InferSettings, load_settings
+from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.core.files import file_hash, read_json, text_hash, write_json
+from pipeline.data.case_files import CaseFiles
+from pipeline.data.layouts import find_inputs
+from pipeline.data.volume_file import split_source, volume_suffix
+from pipeline.data.volumes import read_image, write_label_map
+from pipeline.infer.predictor import Predictor
+from pipeline.model.folder import fold_folder, read_card, trained_folds
+from pipeline.stages.batch import Batch, Progress, quiet
+
+__all__ = ["infer_settings", "predict"]
+
+
+def infer_settings(model: Path, overrides: Sequence[str] = ()) -> InferSettings:
+    """Section ``infer`` that the model was trained with, some keys overridden.
+
+    Args:
+        model: Model folder.
+        overrides: ``infer.key=value``.
+
+    Raises:
+        ConfigError: If a key or value is wrong, or is not of this section.
+    """
+    own = read_card(model).settings.infer
+    changed = load_settings(None, overrides)
+    problems = [
+        f"--set {text}: expected infer.key=value, got another section. Only these can change after training."
+        for text in overrides
+        if not text.startswith("infer.")
+    ]
+    if problems:
+        raise ConfigError(problems, str(model))
+    names = {text.partition("=")[0].removeprefix("infer.").strip() for text in overrides}
+    return own.model_copy(update={name: getattr(changed.infer, name) for name in names})
+
+
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    device: str | None = None,
+    settings: InferSettings | None = None,
+    progress: Progress = quiet,
+) -> Batch:
+    """Segment files or folders; every mask keeps its input's name.
+
+    Beside the masks stand ``labels.json`` (what the values mean) and ``predictions.json`` (which image each came
+    from). A mask made from the same image by the same model is kept.
+
+    Args:
+        model: Model folder.
+        inputs: Image files and folders; of several channels, files ending in ``_0000``, ``_0001``, ….
+        out: Folder for the masks.
+        folds: Folds to average; by default all that are trained.
+        device: Name of the device; by default the best there is.
+        settings: Section ``infer``; by default the model's own.
+        progress: Told after every case.
+
+    Raises:
+        VolsegError: If there is no trained model or nothing to segment, or two inputs would be written to one file.
+    """
+    predictor = Predictor.load(model, folds=folds, device=device, settings=settings)
+    cases = find_inputs(inputs, len(predictor.card.plan.channels))
+    targets = _targets(cases, out)
+    identity = _model_hash(model, folds, predictor.settings)
+    write_json(out / "labels.json", predictor.labels.to_json())
+    entries = _earlier_entries(out)
+    done: list[str] = []
+    kept: list[str] = []
+    failed: list[tuple[str, str]] = []
+    for number, files in enumerate(cases, start=1):
+        target = out / targets[files.id]
+        try:
+            digest = text_hash(identity, *(file_hash(path) for path in files.files))
+            if target.is_file() and entries.get(target.name, {}).get("hash") == digest:
+                kept.append(files.id)
+            else:
+                label_map = predictor.predict(read_image(files.images, case=files.id), files.id)
+                write_label_map(label_map, target, like=files.images[0])
+                done.append(files.id)
+            images = [str(path.resolve()) for path in files.images]
+            entries[target.name] = {"case": files.id, "images": images, "prediction": target.name, "hash": digest}
+            write_json(out / "predictions.json", {"cases": list(entries.values())})
+        except (VolsegError, OSError, RuntimeError, MemoryError) as error:
+            failed.append((files.id, _explain(files.id, error)))
+        progress(number, len(cases), "predict")
+    return Batch(tuple(done), tuple(kept), tuple(failed))
+
+
+def _targets(cases: Sequence[CaseFiles], out: Path) -> dict[str, str]:
+    """Case id → name of its mask: the input's own name, or the case's with the first channel's ending."""
+    names: dict[str, str] = {}
+    for files in cases:
+        first = files.images[0]
+        suffix = volume_suffix(first)
+        single = len(files.images) == 1 and split_source(first)[0] == first
+        name = first.name if single else files.id + suffix
+        clash = next((case for case, other in names.items() if other == name), None)
+        if clash or (out / name).resolve() == first.resolve():
+            culprit = f"case {clash}" if clash else "the input itself"
+            raise VolsegError(f"{out / name}: expected one mask per file, got {culprit} there too. Use another folder.")
+        names[files.id] = name
+    return names
+
+
+def _model_hash(model: Path, folds: Sequence[int] | None, settings: InferSettings) -> str:
+    wanted = folds if folds is not None else trained_folds(model)
+    weights = [file_hash(fold_folder(model, fold) / "model.safetensors") for fold in wanted]
+    return text_hash(file_hash(model / "model.json"), *weights, settings.model_dump_json())
+
+
+def _earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
+    """Entries of ``predictions.json`` by file name; a damaged file counts as none, and is written anew."""
+    try:
+        content = read_json(out / "predictions.json")
+        return {entry["prediction"]: entry for entry in content["cases"]}
+    except (VolsegError, KeyError, TypeError):
+        return {}
+
+
+def _explain(case: str, error: BaseException) -> str:
+    if isinstance(error, VolsegError):
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"case {case}: memory: expected enough, got too little. Lower infer.batch_size, or use --device cpu."
+    return f"case {case}: expected a prediction, got {type(error).__name__}: {error}. Check the file and the device."

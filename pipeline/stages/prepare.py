@@ -1,0 +1,105 @@
+"""From a dataset folder to prepared cases, a plan and folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Settings
+from pipeline.core.errors import VolsegError
+from pipeline.data.check import CheckReport, check_dataset
+from pipeline.data.layouts import Dataset, open_dataset
+from pipeline.engine import default_jobs, open_engine
+from pipeline.preprocess.fingerprint import fingerprint_case
+from pipeline.preprocess.plan import make_plan, write_plan
+from pipeline.preprocess.prepare import PrepareTask, prepare_case
+from pipeline.sample.folds import make_folds, read_splits, write_splits
+from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
+
+__all__ = ["check", "preprocess"]
+
+
+def check(
+    dataset: Path, *, layout: str | None = None, jobs: int | None = None, progress: Progress = quiet
+) -> CheckReport:
+    """Look for problems in every case of a dataset.
+
+    Args:
+        dataset: Dataset folder or datalist.
+        layout: Name of its layout; by default recognised.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Raises:
+        VolsegError: If there is no dataset at this path.
+    """
+    opened = open_dataset(dataset, layout)
+    with open_engine(jobs or default_jobs(len(opened.cases))) as run:
+        return check_dataset(opened, map_cases=mapped(run, progress, "check"))
+
+
+def preprocess(
+    dataset: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    layout: str | None = None,
+    jobs: int | None = None,
+    progress: Progress = quiet,
+    extra: Sequence[Any] = (),
+) -> Batch:
+    """Prepare every labelled case of a dataset: fingerprint, plan, transforms, store, folds.
+
+    Writes ``plan.json``, ``splits.json`` and ``cases/<id>/``. What is there already and unchanged is kept.
+
+    Args:
+        dataset: Dataset folder or datalist.
+        out: Folder of the prepared dataset.
+        settings: Sections ``preprocess`` and ``sample``.
+        layout: Name of the dataset's layout; by default recognised.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+        extra: Further MONAI dictionary transforms, run last.
+
+    Raises:
+        VolsegError: If there is no dataset, or no usable case.
+    """
+    opened = open_dataset(dataset, layout)
+    section = settings.preprocess
+    with open_engine(jobs or default_jobs(len(opened.cases))) as run:
+        measure = partial(fingerprint_case, labels=opened.labels, orientation=section.orientation, crop=section.crop)
+        names = [files.id for files in opened.cases]
+        prints, failed = collect(run, measure, opened.cases, names, progress, "fingerprint")
+        if not prints:
+            raise VolsegError(f"{dataset}: expected at least one usable case, got none. The first says: {failed[0][1]}")
+        plan = make_plan(opened, [prints[case] for case in sorted(prints)], section)
+        write_plan(plan, out / "plan.json")
+        tasks = [PrepareTask(files, plan, out, tuple(extra)) for files in opened.cases if files.id in prints]
+        names = [task.files.id for task in tasks]
+        written, more = collect(run, prepare_case, tasks, names, progress, "prepare")
+    _write_folds(out / "splits.json", opened, written, settings)
+    return Batch(
+        tuple(case for case, new in sorted(written.items()) if new),
+        tuple(case for case, new in sorted(written.items()) if not new),
+        tuple(sorted((*failed, *more))),
+    )
+
+
+def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> None:
+    """Draw folds, unless a file is there that fits the cases: a user may have edited it."""
+    if path.is_file():
+        try:
+            folds = read_splits(path, list(written))
+            if {case for fold in folds for case in (*fold.train, *fold.validation)} == set(written):
+                return
+        except VolsegError:
+            pass  # made for other cases: drawn again below
+    groups = {files.id: files.group for files in dataset.cases if files.id in written}
+    distinct = len({group or f"case {case}" for case, group in groups.items()})
+    if distinct < 2:
+        raise VolsegError(
+            f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
+        )
+    write_splits(path, make_folds(groups, min(settings.sample.folds, distinct), settings.sample.split_seed))

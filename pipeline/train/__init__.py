@@ -1,0 +1,1 @@
+"""Training: loss, schedule, the loop, checkpoints and history."""

@@ -1,0 +1,117 @@
+"""What happened epoch by epoch: a CSV, TensorBoard events and a picture of the curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.core.files import atomic_path, write_text
+
+__all__ = ["EpochRecord", "log_epoch", "plot_history", "write_history"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Args:
+        epoch: Number, from 1.
+        iteration: Iterations done so far.
+        loss: Mean training loss.
+        learning_rate: At the end of the epoch.
+        seconds: Duration, validation left out.
+        patches_per_s: Training patches per second.
+        data_share: Share of the time spent on waiting for data and augmentation.
+        progress: Share of the whole training that is done.
+        validation_s: Duration of the validation, 0 if there was none.
+        dice: Organ → Dice over the validation cases, empty if there was no validation.
+        mean_dice: Their mean, or None.
+    """
+
+    epoch: int
+    iteration: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    patches_per_s: float
+    data_share: float
+    progress: float
+    validation_s: float = 0.0
+    dice: Mapping[str, float | None] = field(default_factory=dict)
+    mean_dice: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return {**vars(self), "dice": dict(self.dice)}
+
+
+def write_history(records: Sequence[EpochRecord], path: Path) -> None:
+    """Write all epochs as CSV, one column per organ; cells of epochs without validation stay empty."""
+    organs = list(dict.fromkeys(organ for record in records for organ in record.dice))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    plain = [name for name in EpochRecord.__dataclass_fields__ if name != "dice"]
+    writer.writerow([*plain, *(f"dice_{organ}" for organ in organs)])
+    for record in records:
+        values = [getattr(record, name) for name in plain] + [record.dice.get(organ) for organ in organs]
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    write_text(path, stream.getvalue())
+
+
+def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
+    """Write one epoch to TensorBoard."""
+    scalars: dict[str, float | None] = {
+        "train/loss": record.loss,
+        "train/learning_rate": record.learning_rate,
+        "train/patches_per_s": record.patches_per_s,
+        "train/data_share": record.data_share,
+        "validation/mean_dice": record.mean_dice,
+        **{f"validation/{organ}": value for organ, value in record.dice.items()},
+    }
+    for name, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(name, value, record.epoch)
+    writer.flush()
+
+
+def plot_history(records: Sequence[EpochRecord], path: Path) -> None:
+    """Write a PNG: loss and learning rate on the left, Dice per organ on the right.
+
+    Args:
+        records: At least one epoch.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [record.epoch for record in records]
+    left.plot(epochs, [record.loss for record in records], color="#0072B2", label="training loss")
+    left.set(xlabel="epoch", ylabel="loss", title="Loss")
+    rate = left.twinx()
+    rate.plot(
+        epochs, [record.learning_rate for record in records], color="#999999", linestyle=":", label="learning rate"
+    )
+    rate.set_ylabel("learning rate")
+    handles = [*left.get_lines(), *rate.get_lines()]
+    left.legend(handles=handles, loc="upper right", frameon=False)
+    scored = [record for record in records if record.mean_dice is not None]
+    if scored:
+        where = [record.epoch for record in scored]
+        for organ in scored[-1].dice:
+            values = [np.nan if (v := record.dice.get(organ)) is None else v for record in scored]
+            right.plot(where, values, linewidth=1, alpha=0.7, label=organ)
+        means = [np.nan if record.mean_dice is None else record.mean_dice for record in scored]
+        right.plot(where, means, color="black", linewidth=2, label="mean")
+        if len(scored[-1].dice) <= 15:
+            right.legend(loc="lower right", fontsize="small", ncols=2, frameon=False)
+    right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Full-volume validation")
+    right.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,100 @@
+"""Where training patches come from: prepared cases in memory up to a budget, the rest read from disk chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import SampleSettings
+from pipeline.core.errors import DataError
+from pipeline.data.store import open_prepared, read_class_voxels
+from pipeline.sample.cut import cut_batch
+from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
+
+__all__ = ["PatchSource"]
+
+
+class PatchSource:
+    """Batches of patches of some prepared cases.
+
+    Args:
+        folder: Folder of the prepared dataset.
+        cases: Ids of the cases to draw from, at least one.
+        patch_size: Voxels along i, j, k; 1 across the slices of a 2D network.
+        batch_size: Patches per batch.
+        settings: Section ``sample``.
+        device: Device that trains; cached cases and batches live there.
+        squeeze_axis: Volume axis to drop from the batches of a 2D network, or None.
+
+    Raises:
+        DataError: If there is no case, or a case is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cases: Sequence[str],
+        patch_size: tuple[int, int, int],
+        batch_size: int,
+        settings: SampleSettings,
+        device: torch.device,
+        squeeze_axis: int | None = None,
+    ) -> None:
+        if not cases:
+            raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
+        self.patch_size, self.batch_size = patch_size, batch_size
+        self.settings, self.device, self.squeeze_axis = settings, device, squeeze_axis
+        self.volumes: dict[str, tuple[Any, Any]] = {}
+        self.infos: list[CaseInfo] = []
+        left = settings.cache_mb * 2**20
+        for case in cases:
+            image, label = open_prepared(folder, case)
+            self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
+            left -= int(image.nbytes) + int(label.nbytes)
+            self.volumes[case] = (self._cached(image), self._cached(label)) if left >= 0 else (image, label)
+
+    def _cached(self, packed: Any) -> Tensor:
+        return torch.from_numpy(packed[...]).to(self.device)
+
+    def batches_per_epoch(self, balanced: int) -> int:
+        """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones."""
+        if self.settings.strategy == "balanced":
+            return balanced
+        return -(-len(self._sliding(None)) // self.batch_size)
+
+    def epoch(self, batches: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw one epoch.
+
+        Args:
+            batches: Number of batches, as :meth:`batches_per_epoch` gave it.
+            generator: Source of all draws.
+
+        Yields:
+            Images (B, C, *S) float32 and class indices (B, *S) int64, on the device. The last sliding batch may be
+            smaller.
+        """
+        if self.settings.strategy == "balanced":
+            share = self.settings.foreground_share
+            patches = balanced_patches(self.infos, self.patch_size, self.batch_size, batches, share, generator)
+        else:
+            patches = self._sliding(generator)
+        for first in range(0, len(patches), self.batch_size):
+            images, labels = cut_batch(
+                self.volumes, patches[first : first + self.batch_size], self.patch_size, device=self.device
+            )
+            if self.squeeze_axis is not None:
+                images, labels = images.squeeze(self.squeeze_axis + 2), labels.squeeze(self.squeeze_axis + 1)
+            yield images, labels
+
+    def _sliding(self, generator: np.random.Generator | None) -> list[Patch]:
+        skip = self._label_map if self.settings.skip_empty else None
+        return sliding_patches(self.infos, self.patch_size, self.settings.overlap, label_map=skip, rng=generator)
+
+    def _label_map(self, case: str) -> Any:
+        label = self.volumes[case][1]
+        return label.cpu().numpy() if isinstance(label, Tensor) else label[...]

@@ -1,0 +1,74 @@
+"""Full-volume validation during training: sliding windows over prepared cases, Dice per organ.
+
+Lives above training, inference and evaluation, which know nothing of each other; training gets it as a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.config import Settings
+from pipeline.core.labels import IGNORE_INDEX, LabelTable
+from pipeline.data.store import open_prepared
+from pipeline.evaluate.overlap import overlaps
+from pipeline.infer.predictor import predict_logits
+from pipeline.model.device import choose_dtype
+from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.plan import Plan
+from pipeline.train.loop import ValidationScores
+
+__all__ = ["make_validation"]
+
+
+def make_validation(
+    prepared: Path, cases: Sequence[str], spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device
+) -> Callable[[nn.Module, bool], ValidationScores]:
+    """The function training calls to score a network on full volumes.
+
+    Dice is counted on the prepared grid: an organ absent from reference and prediction is left out, one that is in
+    only one of them scores 0.
+
+    Args:
+        prepared: Folder of the prepared dataset.
+        cases: Validation cases, at least one.
+        spec: The network's description.
+        plan: The dataset's plan.
+        settings: Sections ``infer`` (mirroring is left out here, for speed) and ``train``.
+        device: Where to compute.
+
+    Returns:
+        A function of the network (in evaluation mode) and a flag for all cases instead of ``train.validation_cases``.
+    """
+    infer = settings.infer.model_copy(update={"mirror": False})
+    dtype = choose_dtype(device, settings.train.precision)
+    subset = cases[: settings.train.validation_cases]
+    table = LabelTable(dict(enumerate(plan.label_table.organs, start=1)), IGNORE_INDEX)
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        rows: dict[str, dict[str, float | None]] = {}
+        for case in cases if everything else subset:
+            image, label = open_prepared(prepared, case)
+            volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
+            predicted = predict_logits(network, volume, spec, plan, infer, dtype).argmax(0).cpu().numpy()
+            found = overlaps(label[...], predicted, table, case=case)
+            rows[case] = {
+                organ: None if overlap.status == "true_negative" else overlap.dice
+                for organ, overlap in zip(table.organs, found, strict=True)
+            }
+        return _summary(rows, plan)
+
+    return validate
+
+
+def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:
+    dice: dict[str, float | None] = {}
+    for organ in plan.label_table.organs:
+        values = [value for row in rows.values() if (value := row[organ]) is not None]
+        dice[organ] = float(np.mean(values)) if values else None
+    means = [value for value in dice.values() if value is not None]
+    return ValidationScores(dice, float(np.mean(means)) if means else None, rows)

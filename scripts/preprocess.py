@@ -1,0 +1,8 @@
+"""``python scripts/preprocess.py …`` is ``volseg preprocess …``: same arguments, same exit codes."""
+
+import sys
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    main(["preprocess", *sys.argv[1:]])

@@ -1,0 +1,171 @@
+"""The command line as a new user meets it, with right and wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import toy_settings, write_toy
+
+from pipeline.cli import main
+
+COMMANDS = ("check", "preprocess", "train", "predict", "evaluate", "report", "phantom", "demo", "config", "networks")
+
+
+def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of one command in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    return int(stop.value.code or 0), out, " ".join(err.split())
+
+
+def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n    print('heavy:', *sorted({'torch', 'monai', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in COMMANDS)
+    assert done.stdout.rstrip().endswith("heavy:")
+
+
+def test_python_m_pipeline_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("volseg 0.")
+
+
+@pytest.mark.parametrize("step", ["preprocess", "train", "predict", "evaluate"])
+def test_scripts_are_thin(step: str) -> None:
+    script = Path(__file__).parents[2] / "scripts" / f"{step}.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert f" {step} [OPTIONS]" in done.stdout
+
+
+def test_usage_errors_exit_with_1(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capfd, "train")
+    assert code == 1
+    assert "Missing argument" in err
+    code, _, err = run(capfd, "chek")
+    assert code == 1
+    assert "No such command" in err
+    code, _, err = run(capfd, "preprocess", tmp_path, "-o", tmp_path / "p", "--jobs", "0")
+    assert code == 1
+
+
+def test_wrong_settings_are_reported_all_at_once(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("train:\n  learning_rat: 1\n  epochs: 0\n")
+    code, _, err = run(capfd, "config", "show", "-c", config, "--set", "modle.name=unet")
+    assert code == 1
+    assert "3 problems" in err
+    assert "Did you mean learning_rate?" in err
+    assert "train.epochs" in err
+    assert "modle" in err
+
+
+def test_config_show_and_schema(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capfd, "config", "show", "--set", "train.learning_rate=3e-4")
+    assert code == 0
+    assert "learning_rate: 0.0003" in out
+    code, out, _ = run(capfd, "config", "schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["train"]
+
+
+def test_networks_lists_parameters(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capfd, "networks", "--patch", "32")
+    assert code == 0
+    assert "unetpp" in out
+    assert "31,0" in out  # the classic U-Net's 31 million
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("check", "{t}/none"), "none: "),
+        (("preprocess", "{t}/empty", "-o", "{t}/p"), "expected"),
+        (("train", "{t}/empty", "-o", "{t}/m"), "plan.json: expected a JSON file, got nothing there"),
+        (("predict", "{t}/empty", "{t}/empty", "-o", "{t}/o"), "expected a model folder with model.json, got none"),
+        (("evaluate", "{t}/empty", "{t}/empty", "-o", "{t}/o"), "expected label maps"),
+        (("report", "{t}/empty", "-o", "{t}/r.html"), "Run `volseg evaluate`"),
+        (("phantom", "{t}/x", "--contrast", "pet"), "contrast: expected ct or mr, got pet"),
+        (("demo", "-c", "{t}/none.yaml"), "none.yaml"),
+    ],
+)
+def test_wrong_paths_get_one_sentence(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capfd, *(word.format(t=tmp_path) for word in words))
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert message in err
+
+
+def test_check_exit_codes_follow_the_severity(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path / "toy", 3)
+    code, out, _ = run(capfd, "check", dataset, "--jobs", "1")
+    assert code == 0
+    assert "3 cases: 0 errors" in out
+    (dataset / "images" / "toy_1.nii.gz").write_bytes(b"no volume")
+    code, out, _ = run(capfd, "check", dataset, "--json", tmp_path / "check.json", "--jobs", "1")
+    assert code == 2
+    assert "toy_1" in out
+    problems = json.loads((tmp_path / "check.json").read_text())["problems"]
+    assert {problem["case"] for problem in problems if problem["severity"] == "error"} == {"toy_1"}
+    for index in (0, 2):
+        (dataset / "images" / f"toy_{index}.nii.gz").write_bytes(b"no volume")
+    assert run(capfd, "check", dataset, "--jobs", "1")[0] == 3
+
+
+def test_the_steps_on_the_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dataset, prepared, model = write_toy(tmp_path / "toy", 4), tmp_path / "prepared", tmp_path / "model"
+    config = tmp_path / "toy.yaml"
+    config.write_text(json.dumps(toy_settings().model_dump(mode="json")))
+    code, out, _ = run(capfd, "preprocess", dataset, "-o", prepared, "-c", config, "--jobs", "2")
+    assert code == 0
+    assert "4 prepared, 0 up to date, 0 failed" in out
+    words = ("--set", "train.epochs=1", "--device", "cpu", "--fold", "1")
+    code, out, _ = run(capfd, "train", prepared, "-o", model, "-c", config, *words)
+    assert code == 0
+    assert "Validation, fold 1" in out
+    words = ("--set", "infer.mirror=true", "--device", "cpu")
+    code, out, _ = run(capfd, "predict", model, dataset / "images", "-o", tmp_path / "masks", *words)
+    assert code == 0
+    assert "4 predicted" in out
+    code, out, _ = run(capfd, "evaluate", tmp_path / "masks", dataset, "-o", tmp_path / "scores")
+    assert code == 0
+    assert "box_small" in out
+    code, out, _ = run(capfd, "report", tmp_path / "scores", "-o", tmp_path / "report.html")
+    assert code == 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_a_wrong_device_and_fold_name_the_right_ones(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dataset, prepared = write_toy(tmp_path / "toy", 4), tmp_path / "prepared"
+    assert run(capfd, "preprocess", dataset, "-o", prepared, "--jobs", "1")[0] == 0
+    code, _, err = run(capfd, "train", prepared, "-o", tmp_path / "m", "--device", "tpu9")
+    assert code == 1
+    assert "device: expected one of cpu" in err
+    code, _, err = run(capfd, "train", prepared, "-o", tmp_path / "m", "--fold", "7")
+    assert code == 1
+    assert "fold: expected 0 to 3, got 7" in err
+    code, _, err = run(capfd, "train", prepared, "-o", tmp_path / "m", "--set", "sample.patch_size=[17, 16, 16]")
+    assert code == 1
+    assert "sample.patch_size: expected a size unet can take" in err
+
+
+def test_ctrl_c_says_how_to_go_on(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.stages.evaluate.evaluate", interrupted)
+    code, _, err = run(capfd, "evaluate", "a", "b", "-o", "c")
+    assert code == 130
+    assert "the same command goes on from there" in err

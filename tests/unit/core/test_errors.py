@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+from pipeline.core.errors import ConfigError, DataError, VolsegError, sentence
+
+
+def test_a_sentence_names_case_file_rule_value_and_what_to_do() -> None:
+    text = sentence(
+        "label map grid",
+        "the image grid",
+        "shapes (2, 3, 4) and (2, 3, 5)",
+        "Drop it",
+        case="liver_012",
+        file="a.nii",
+    )
+    assert text == (
+        "case liver_012: a.nii: label map grid: expected the image grid, got shapes (2, 3, 4) and (2, 3, 5). Drop it."
+    )
+
+
+def test_a_sentence_leaves_out_what_is_not_known_and_ends_with_one_stop() -> None:
+    assert sentence("spacing", "numbers above 0", -1, "Repair it.") == (
+        "spacing: expected numbers above 0, got -1. Repair it."
+    )
+    assert sentence("x", "y", "z", "Do", file=Path("b.nii.gz")) == "b.nii.gz: x: expected y, got z. Do."
+
+
+def test_a_config_error_lists_every_problem() -> None:
+    error = ConfigError(["train.epochs: wrong.", "model.dims: wrong too."], "run.yaml")
+    assert str(error) == "run.yaml: 2 problems\n  - train.epochs: wrong.\n  - model.dims: wrong too."
+    assert str(ConfigError(["one"])) == "settings: 1 problem\n  - one"
+
+
+def test_errors_survive_the_way_back_from_a_worker_process() -> None:
+    config = pickle.loads(pickle.dumps(ConfigError(["a", "b"], "run.yaml")))
+    assert (config.problems, config.source, str(config)) == (
+        ("a", "b"),
+        "run.yaml",
+        "run.yaml: 2 problems\n  - a\n  - b",
+    )
+    assert str(pickle.loads(pickle.dumps(DataError("case x: broken.")))) == "case x: broken."
+
+
+def test_all_errors_are_volseg_errors_and_value_errors_where_a_value_is_wrong() -> None:
+    assert issubclass(ConfigError, VolsegError)
+    assert issubclass(DataError, VolsegError)
+    assert issubclass(DataError, ValueError)
+    assert not issubclass(VolsegError, ValueError)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import atomic_path, file_hash, read_json, text_hash, write_bytes, write_json, write_text
+
+
+def fail_with(code: int):
+    def raise_error(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return raise_error
+
+
+def write_half(target: Path, interruption: BaseException) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise interruption
+
+
+def test_writing_creates_the_folders_and_nothing_beside_the_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "note.txt", "Grüße\n")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        str(Path("a", "b", "note.txt"))
+    ]
+    assert (tmp_path / "a/b/note.txt").read_bytes() == "Grüße\n".encode()
+
+
+def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffixes(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "mask.nii.gz") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".")
+        assert temporary.suffixes[-2:] == [".nii", ".gz"]
+        temporary.write_bytes(b"x")
+        assert not (tmp_path / "mask.nii.gz").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]
+
+
+def test_a_write_that_breaks_half_way_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "new.bin", RuntimeError())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "old.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(target, KeyboardInterrupt())
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("moment", ["write", "sync"])
+def test_a_full_disk_is_said_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int
+) -> None:
+    target = tmp_path / "old.json"
+    target.write_text("{}")
+    if moment == "sync":
+        monkeypatch.setattr(os, "fsync", fail_with(code))
+    else:
+        monkeypatch.setattr(Path, "write_bytes", fail_with(code))
+    with pytest.raises(VolsegError) as caught:
+        write_json(target, {"a": 1})
+    assert str(caught.value) == (f"{target}: the disk is full, nothing was written. Free some space and run again.")
+    assert target.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_without_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(Path, "write_bytes", fail_with(code))
+    with pytest.raises(VolsegError, match=r"x\.txt: no permission to write there\. Choose another output folder\.$"):
+        write_text(tmp_path / "x.txt", "x")
+
+
+def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VolsegError, match=r"could not be written \(.+\)\. Check the path and the disk\.$"):
+        write_text(tmp_path / "file" / "sub" / "x.txt", "x")
+
+
+def test_a_folder_in_place_of_the_file_is_said_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(VolsegError, match=r"Check the path and the disk|no permission"):
+        write_text(tmp_path / "x.txt", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_json_is_readable_utf8_and_comes_back(tmp_path: Path) -> None:
+    content = {"organ": "Milz – spleen", "dice": 0.1, "list": [1, None, True]}
+    write_json(tmp_path / "x.json", content)
+    assert (tmp_path / "x.json").read_bytes().decode() == json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    assert read_json(tmp_path / "x.json") == content
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_numbers_it_does_not_know(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"dice": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_json_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(VolsegError, match=r"none\.json: expected a JSON file, got nothing there\. Check the path\.$"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(VolsegError, match=r"half\.json: expected JSON, got Expecting value.*Repair or write the file"):
+        read_json(tmp_path / "half.json")
+    (tmp_path / "latin.json").write_bytes(b'"\xe9"')
+    with pytest.raises(VolsegError, match=r"latin\.json: expected JSON, got 'utf-8'"):
+        read_json(tmp_path / "latin.json")
+    with pytest.raises(VolsegError, match="expected a readable file"):
+        read_json(tmp_path)
+
+
+def test_text_hash_depends_on_every_part_and_its_boundaries() -> None:
+    assert len(text_hash()) == 16
+    assert text_hash("ab", "c") == text_hash("ab", "c")
+    assert len({text_hash("ab", "c"), text_hash("a", "bc"), text_hash("abc"), text_hash("abc", ""), text_hash()}) == 5
+
+
+def test_file_hash_is_blake2b_of_the_content(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "x.bin", b"volume" * 100_000)
+    assert file_hash(tmp_path / "x.bin") == hashlib.blake2b(b"volume" * 100_000, digest_size=16).hexdigest()

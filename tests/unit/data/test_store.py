@@ -1,0 +1,75 @@
+"""The prepared-case store."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import DataError
+from pipeline.data.store import (
+    PreparedCase,
+    class_voxels,
+    open_prepared,
+    prepared_ids,
+    read_prepared,
+    stored_hash,
+    write_prepared,
+)
+
+
+@pytest.fixture
+def case() -> PreparedCase:
+    generator = np.random.default_rng(0)
+    label = np.zeros((20, 70, 9), np.int8)
+    label[2:5, 3:6, 1] = 1
+    label[10, 60, 8] = 2
+    image = generator.normal(size=(2, 20, 70, 9)).astype(np.float16)
+    return PreparedCase("case 1", image, label, class_voxels(label, 4, generator), {"hash": "abc", "group": None})
+
+
+def test_what_is_written_comes_back_exactly(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    back = read_prepared(tmp_path, "case 1")
+    assert np.array_equal(back.image, case.image)
+    assert back.image.dtype == np.float16
+    assert np.array_equal(back.label, case.label)
+    assert back.label.dtype == np.int8
+    assert {value: where.tolist() for value, where in back.class_voxels.items()} == {
+        value: where.tolist() for value, where in case.class_voxels.items()
+    }
+    assert (prepared_ids(tmp_path), stored_hash(tmp_path, "case 1")) == (("case 1",), "abc")
+    assert stored_hash(tmp_path, "other") is None
+
+
+def test_a_box_is_read_without_the_rest(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    image, label = open_prepared(tmp_path, "case 1")
+    assert np.array_equal(image[:, 3:9, 60:70, 2:4], case.image[:, 3:9, 60:70, 2:4])
+    assert np.array_equal(label[3:9, 60:70, 2:4], case.label[3:9, 60:70, 2:4])
+
+
+def test_class_voxels_are_a_bounded_choice_of_the_class() -> None:
+    label = np.zeros((4, 4, 4), np.int8)
+    label[:2] = 3
+    label[3, 3, 3] = 5
+    label[3, 0, 0] = -1
+    found = class_voxels(label, 6, np.random.default_rng(1))
+    assert {value: len(where) for value, where in found.items()} == {3: 6, 5: 1}
+    assert all(label[tuple(where)] == 3 for where in found[3])
+    assert found[5].tolist() == [[3, 3, 3]]
+    assert len({tuple(where) for where in found[3].tolist()}) == 6
+    assert class_voxels(np.zeros((2, 2, 2), np.int8), 6, np.random.default_rng(1)) == {}
+
+
+def test_a_case_without_its_last_file_is_not_there(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    (tmp_path / "cases" / "case 1" / "case.json").unlink()
+    assert prepared_ids(tmp_path) == ()
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / "image.b2nd"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"image.b2nd: expected a blosc2 array.*run `volseg preprocess` again"):
+        read_prepared(tmp_path, "case 1")

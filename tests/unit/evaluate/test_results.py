@@ -1,0 +1,69 @@
+import csv
+import json
+from dataclasses import astuple, replace
+
+import pytest
+
+from pipeline.core import LabelTable, VolsegError
+from pipeline.evaluate import EvaluatedCase, Evaluation, Row, read_evaluation, read_summary, write_evaluation
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    return Evaluation(
+        labels=LabelTable({1: "liver", 3: "spleen, accessory"}, 255),
+        rows=(
+            Row("a", 1, "liver", "scored", 1 / 3, 0.2, 10.5, 11.0),
+            Row("a", 3, "spleen, accessory", "true_negative", NAN, NAN, 0.0, 0.0),
+        ),
+        cases=(
+            EvaluatedCase("a", tmp_path / "a.nii.gz", tmp_path / "p.nii.gz", (tmp_path / "i.nii.gz",)),
+            EvaluatedCase("b", tmp_path / "b.nii.gz"),
+        ),
+        failures=(("b", "case b: unreadable."),),
+        notes=("A note.",),
+    )
+
+
+def test_write_then_read_is_exact(evaluation, tmp_path):
+    summary = write_evaluation(evaluation, tmp_path / "out")
+    back = read_evaluation(tmp_path / "out")
+    assert [str(astuple(row)) for row in back.rows] == [str(astuple(row)) for row in evaluation.rows]
+    assert replace(back, rows=()) == replace(evaluation, rows=())
+    assert read_summary(tmp_path / "out") == json.loads(json.dumps(summary))
+
+
+def test_files_are_plain(evaluation, tmp_path):
+    write_evaluation(evaluation, tmp_path)
+    with (tmp_path / "scores.csv").open(newline="") as stream:
+        table = list(csv.reader(stream))
+    assert table[0] == ["case", "label", "name", "status", "dice", "iou", "volume_reference_ml", "volume_prediction_ml"]
+    assert table[2] == ["a", "3", "spleen, accessory", "true_negative", "", "", "0.0", "0.0"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(entry["case"], entry["dice"]) for entry in summary["cases"]] == [("a", pytest.approx(1 / 3)), ("b", None)]
+    assert summary["failures"] == [{"case": "b", "message": "case b: unreadable."}]
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "summary.json"}
+
+
+def test_further_columns_are_accepted(evaluation, tmp_path):
+    write_evaluation(evaluation, tmp_path)
+    path = tmp_path / "scores.csv"
+    path.write_text("\n".join(f"{line},1" for line in path.read_text().splitlines()).replace("_ml,1", "_ml,hd_mm"))
+    assert len(read_evaluation(tmp_path).rows) == 2
+
+
+def test_damaged_folders_are_one_sentence(evaluation, tmp_path):
+    with pytest.raises(VolsegError, match=r"summary\.json: expected a JSON file, got nothing there"):
+        read_evaluation(tmp_path)
+    write_evaluation(evaluation, tmp_path)
+    (tmp_path / "scores.csv").write_text("case,label,name,status\na,1,liver,fine\n")
+    with pytest.raises(VolsegError, match=r"expected the files of an evaluation, got .*fine"):
+        read_evaluation(tmp_path)
+    (tmp_path / "scores.csv").unlink()
+    with pytest.raises(VolsegError, match=r"scores\.csv: expected a table of scores, got nothing there"):
+        read_evaluation(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(VolsegError, match=r"expected the summary of an evaluation"):
+        read_summary(tmp_path)

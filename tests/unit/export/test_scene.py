@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from pipeline.core import Grid, Image, LabelMap, LabelTable
+from pipeline.export.scene import build_scene, display_range, error_position
+
+
+def test_scene_is_turned_to_ras_and_cropped_to_the_labels():
+    """The label covers i 30 to 34 of 100 at 2 mm; the margin of 15 mm is 8 voxels (7.5, to even)."""
+    grid = Grid.from_spacing((100, 8, 6), (2.0, 30.0, 5.0))
+    array = np.zeros(grid.shape, dtype=np.uint8)
+    array[30:35, 2:4, 2:4] = 1
+    array[33:35, 2:4, 2:4] = 9
+    image = Image(np.arange(grid.voxels, dtype=np.float32).reshape(1, *grid.shape), grid).reoriented("SPL")
+    reference = LabelMap(array, grid).reoriented("SPL")
+    scene = build_scene(reference, reference, LabelTable({1: "liver"}, 9), image)
+    assert scene.spacing_mm == pytest.approx((2.0, 30.0, 5.0))
+    assert scene.reference.shape == (35 + 8 - (30 - 8), 2, 6)
+    assert scene.ignored.sum() == 2 * 2 * 2
+    assert scene.reference.sum() == 3 * 2 * 2
+    assert scene.image is not None
+    assert scene.image[0, 0, 0] == 22 * 48 + 2 * 6
+
+
+def test_scene_without_labels_is_the_whole_volume():
+    empty = LabelMap(np.zeros((4, 5, 6), dtype=np.uint8), Grid.from_spacing((4, 5, 6), (1.0, 1.0, 1.0)))
+    scene = build_scene(empty, empty, LabelTable({1: "liver"}))
+    assert (scene.reference.shape, scene.image) == ((4, 5, 6), None)
+
+
+def test_error_position_is_the_slice_with_most_errors():
+    reference, prediction = np.zeros((2, 5, 6, 7), dtype=bool)
+    reference[1:4, 2:5, 3:6] = True
+    prediction[1:4, 2:5, 3:6] = True
+    assert error_position(reference, prediction) == (1, 2, 3)
+    prediction[3, 2:5, 3:5] = False
+    prediction[0, 2, 4] = True
+    assert error_position(reference, prediction) == (3, 2, 4)
+    assert error_position(np.zeros_like(reference), np.zeros_like(reference)) == (2, 3, 3)
+
+
+def test_display_range():
+    ct = np.array([-1000.0, 0.0, 500.0])
+    assert display_range(ct) == (-160.0, 240.0)
+    mr = np.arange(101, dtype=np.float32)
+    assert display_range(mr) == pytest.approx((1.0, 99.0))
+    low, high = display_range(np.zeros((2, 2)))
+    assert low < high
+    assert display_range(np.array([np.nan, np.inf])) == (0.0, 1.0)

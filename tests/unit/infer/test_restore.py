@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core.grid import Grid
+from pipeline.core.orientation import ORIENTATIONS, reorient_array
+from pipeline.infer.restore import restore_labels
+from pipeline.preprocess.resample import resample
+from pipeline.preprocess.trace import Trace
+
+
+def _one_hot(index, classes):
+    return torch.nn.functional.one_hot(torch.from_numpy(index.astype(np.int64)), classes).movedim(-1, 0).float()
+
+
+def _trace(source, orientation="RAS", start=(0, 0, 0), stop=None, shape=None):
+    reoriented = source.reoriented(orientation)
+    stop = stop or reoriented.shape
+    crop = reoriented.cropped(start, stop)
+    return Trace(source, orientation, start, stop, crop.resized(shape or crop.shape))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_label_maps_come_back_from_all_48_orientations(orientation):
+    source = Grid.from_spacing((5, 7, 6), (1.0, 2.0, 3.0), orientation)
+    label = np.random.default_rng(0).integers(0, 4, source.shape).astype(np.uint8)
+    trace = _trace(source, "RAS", (1, 0, 2), tuple(n - 1 for n in source.reoriented("RAS").shape))
+    box = tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))
+    prepared = reorient_array(label, orientation, "RAS")[box]
+    restored = restore_labels(_one_hot(prepared, 4), trace)
+    outside = np.ones(source.shape, dtype=bool)
+    reorient_array(outside, orientation, "RAS")[box] = False
+    assert restored.shape == source.shape
+    assert restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored[~outside], label[~outside])
+    assert not restored[outside].any()
+
+
+def test_linear_logits_meet_half_way_between_the_voxels():
+    # Two prepared voxels, eight restored ones: the border between class 1 and 2 lies in the middle.
+    trace = _trace(Grid((8, 1, 1), np.eye(4)), shape=(2, 1, 1))
+    logits = np.array([[0.0, 0.0], [4.0, -2.0], [1.0, 7.0]], dtype=np.float32).reshape(3, 2, 1, 1)
+    # Class 1 falls from 4 to -2 and class 2 rises from 1 to 7; they cross a quarter of the way: between voxels 2 and 3.
+    assert restore_labels(logits, trace).ravel().tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 5), (20, 6, 8), (10, 3, 8), (10, 12, 3)])
+@pytest.mark.parametrize("slab_bytes", [1, 3000, 2**26])
+@pytest.mark.parametrize("kind", ["numpy", "torch", "half"])
+def test_slabs_give_what_one_piece_gives(shape, slab_bytes, kind):
+    source = Grid.from_spacing((14, 12, 12), (1, 1, 1), "ILP")
+    trace = _trace(source, "RAS", (1, 0, 3), (11, 12, 11), shape)
+    logits = np.random.default_rng(1).normal(size=(5, *shape)).astype(np.float32)
+    given = {"numpy": logits, "torch": torch.from_numpy(logits), "half": torch.from_numpy(logits).half()}[kind]
+    whole = resample(given.float() if kind == "half" else logits, (10, 12, 8), 1)
+    expected = np.zeros(trace.reoriented.shape, dtype=np.uint8)
+    expected[1:11, 0:12, 3:11] = np.asarray(whole).argmax(axis=0)
+    restored = restore_labels(given, trace, slab_bytes)
+    np.testing.assert_array_equal(restored, reorient_array(expected, "RAS", "ILP"))
+
+
+def test_ties_go_to_the_lower_class_and_many_classes_need_16_bits():
+    grid = Grid((2, 2, 2), np.eye(4))
+    assert not restore_labels(torch.ones(3, 2, 2, 2), _trace(grid)).any()
+    logits = torch.zeros(300, 2, 2, 2)
+    logits[299] = 1.0
+    restored = restore_labels(logits, _trace(grid))
+    assert restored.dtype == np.uint16
+    assert (restored == 299).all()
+    assert restore_labels(logits[:256], _trace(grid)).dtype == np.uint8
+
+
+def test_result_is_contiguous_and_the_logits_stay_as_they_are():
+    source = Grid.from_spacing((3, 4, 5), (1, 1, 1), "SPL")
+    trace = _trace(source, shape=(9, 5, 2))
+    logits = torch.randn(2, 9, 5, 2, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    assert restore_labels(logits, trace).flags.c_contiguous
+    assert torch.equal(logits, before)
+
+
+def test_autocast_does_not_touch_the_logits():
+    trace = _trace(Grid((9, 9, 9), np.eye(4)), shape=(5, 5, 5))
+    logits = torch.randn(4, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = restore_labels(logits, trace)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(restore_labels(logits, trace), expected)
+
+
+def test_inference_tensors_are_taken():
+    with torch.inference_mode():
+        logits = torch.zeros(2, 3, 3, 3)
+        logits[1, 1] = 1.0
+    restored = restore_labels(logits, _trace(Grid((3, 3, 3), np.eye(4))))
+    assert restored[1].all()
+    assert restored.sum() == 9
+
+
+def test_logits_that_do_not_fit_or_are_not_finite_are_refused():
+    trace = _trace(Grid((4, 4, 4), np.eye(4)))
+    with pytest.raises(
+        ValueError, match=r"logits: expected \(L, 4, 4, 4\), the prepared grid, got shape \(2, 4, 4, 3\)"
+    ):
+        restore_labels(torch.zeros(2, 4, 4, 3), trace)
+    with pytest.raises(ValueError, match="logits: expected"):
+        restore_labels(torch.zeros(4, 4, 4), trace)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="logits: expected finite numbers"):
+            restore_labels(torch.full((2, 4, 4, 4), bad), trace)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_logits_on_a_gpu_give_the_labels_of_the_cpu():
+    trace = _trace(Grid.from_spacing((70, 21, 30), (1, 1, 1), "LPS"), shape=(20, 30, 13))
+    logits = torch.randn(4, 20, 30, 13, generator=torch.Generator().manual_seed(0))
+    differ = restore_labels(logits.cuda(), trace) != restore_labels(logits, trace)
+    assert differ.mean() < 1e-4  # rounding may decide near ties

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.core import DataError
+from pipeline.model import build_network, count_parameters, multiply_adds
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "expected"),
+    [
+        # 5x7 outputs x 4 channels out x 3 in x 9 taps
+        (nn.Conv2d(3, 4, 3, padding=1), (5, 7), 35 * 4 * 3 * 9),
+        # 2x3 outputs x 4 out x 3 in x 9 taps
+        (nn.Conv2d(3, 4, 3, padding=1, stride=2), (4, 6), 6 * 4 * 3 * 9),
+        # half the channels in for each output
+        (nn.Conv3d(4, 4, (1, 3, 3), padding=(0, 1, 1), groups=2), (2, 3, 3), 18 * 4 * 2 * 9),
+        # 2x2 inputs x 3 in x 5 out x 4 taps
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), (2, 2), 4 * 3 * 5 * 4),
+    ],
+)
+def test_one_layer_by_hand(layer, size, expected):
+    assert multiply_adds(nn.Sequential(layer), size, layer.in_channels) == expected
+
+
+def test_linear_layers_count():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    assert multiply_adds(network, (2, 3), 2) == 60
+
+
+def test_tiny_unet_by_hand():
+    network = build_network("unet", 2, 1, 3, features=(2, 4), convs_per_stage=1)
+    expected = (
+        64 * 2 * 1 * 9  # encoder, 8x8
+        + 16 * 4 * 2 * 9  # encoder, 4x4
+        + 16 * 4 * 2 * 4  # up-convolution
+        + 64 * 2 * 4 * 9  # decoder
+        + 64 * 3 * 2  # head
+    )
+    assert multiply_adds(network, (8, 8), 1) == expected
+
+
+def test_heads_for_training_only_do_not_count():
+    options = {"features": (2, 4, 8, 16)}
+    plain = multiply_adds(build_network("unet", 2, 1, 3, **options), (16, 16), 1)
+    assert multiply_adds(build_network("unet", 2, 1, 3, deep_supervision=True, **options), (16, 16), 1) == plain
+
+
+def test_large_patches_take_no_memory_and_leave_the_network_alone():
+    network = build_network("unetpp", 3, 1, 2, seed=0, norm="batch", features=(4, 8, 16))
+    network.nodes["x1_0"].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    small, large = multiply_adds(network, (8, 8, 8), 1), multiply_adds(network, (512, 512, 512), 1)
+    assert large == small * 64**3
+    assert network.training
+    assert not network.nodes["x1_0"].training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_illegal_patch_is_refused():
+    network = build_network("unet", 2, 1, 2, features=(4, 8))
+    with pytest.raises(DataError, match="nearest legal 6 and 8"):
+        multiply_adds(network, (8, 7), 1)
+    assert network.training
+
+
+def test_frozen_parameters_do_not_count():
+    layer = nn.Conv2d(2, 3, 3)
+    assert count_parameters(layer) == 2 * 3 * 9 + 3
+    layer.bias.requires_grad_(False)
+    assert count_parameters(layer) == 54

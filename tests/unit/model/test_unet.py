@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.core import ConfigError
+from pipeline.model import build_network, count_parameters
+
+PAPER = {"norm": "none", "bias": True}
+UNETPP_BASELINE = {**PAPER, "features": (32, 64, 128, 256, 512)}
+WIDE = {**PAPER, "features": (35, 70, 140, 280, 560)}
+UPCONV = {"bias": True, "up": "nearest"}
+
+
+@pytest.mark.parametrize(
+    ("dims", "channels", "options", "parameters"),
+    [
+        (2, (3, 2), {}, 31_037_698),
+        (2, (1, 2), PAPER, 31_030_658),
+        (3, (1, 2), PAPER, 90_292_738),
+        (2, (3, 2), UPCONV, 34_527_106),
+        (3, (3, 2), UPCONV, 103_539_970),
+        (2, (1, 1), UNETPP_BASELINE, 7_759_521),
+        (3, (1, 1), UNETPP_BASELINE, 22_575_329),
+        (2, (1, 1), WIDE, 9_282_246),
+        (3, (1, 1), WIDE, 27_006_176),
+    ],
+)
+def test_published_variants_have_their_parameters(dims, channels, options, parameters):
+    with torch.device("meta"):
+        network = build_network("unet", dims, *channels, **options)
+    assert count_parameters(network) == parameters
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("down", ["pool", "stride"])
+@pytest.mark.parametrize("up", ["transposed", "nearest", "linear"])
+def test_logits_have_the_size_of_the_input(dims, down, up):
+    network = build_network("unet", dims, 2, 5, features=(4, 6, 8), down=down, up=up)
+    assert network(torch.zeros(2, 2, *(4, 8, 12)[:dims])).shape == (2, 5, *(4, 8, 12)[:dims])
+
+
+ANISOTROPIC = {
+    "features": (4, 6, 8, 10),
+    "kernel_sizes": [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]],
+}
+
+
+@pytest.mark.parametrize("down", ["pool", "stride"])
+def test_anisotropic_plan(down):
+    network = build_network("unet", 3, 1, 3, deep_supervision=True, down=down, **ANISOTROPIC)
+    assert network.divisor == (2, 8, 8)
+    heads = network(torch.zeros(2, 1, 6, 16, 8))
+    assert [tuple(logits.shape) for logits in heads] == [(2, 3, 6, 16, 8), (2, 3, 6, 8, 4)]
+    kernels = [tuple(stage.unit1.conv.kernel_size) for stage in network.encoder]
+    assert kernels == [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)]
+
+
+@pytest.mark.parametrize(("stages", "heads"), [(2, 1), (3, 1), (4, 2), (5, 3)])
+def test_all_decoder_levels_but_the_lowest_have_a_head(stages, heads):
+    network = build_network("unet", 2, 1, 2, deep_supervision=True, features=(4,) * stages)
+    outputs = network(torch.zeros(2, 1, 32, 16))
+    assert isinstance(outputs, tuple)
+    assert [tuple(logits.shape[2:]) for logits in outputs] == [(32 >> n, 16 >> n) for n in range(heads)]
+
+
+def test_evaluation_gives_the_finest_head_alone():
+    network = build_network("unet", 2, 1, 2, seed=0, norm="none", deep_supervision=True, features=(4, 6, 8, 10))
+    x = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    finest, coarser = network(x)
+    assert coarser.shape == (1, 2, 8, 8)
+    logits = network.eval()(x)
+    assert isinstance(logits, torch.Tensor)
+    assert torch.equal(logits, finest)
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize("up", ["transposed", "linear"])
+def test_gradients_reach_every_parameter(deep_supervision, up):
+    network = build_network(
+        "unet", 2, 1, 2, seed=0, up=up, deep_supervision=deep_supervision, features=(4, 4, 4, 4), activation="prelu"
+    )
+    outputs = network(torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    heads = outputs if deep_supervision else (outputs,)
+    sum(logits.square().sum() for logits in heads).backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_convs_per_stage():
+    network = build_network("unet", 2, 1, 2, features=(4, 8), convs_per_stage=3)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 3 * 3 + 1
+
+
+def test_dropout_acts_in_training_only():
+    network = build_network("unet", 2, 1, 2, seed=0, norm="none", dropout=0.5, features=(4, 8))
+    x = torch.ones(1, 1, 8, 8)
+    torch.manual_seed(0)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_a_shift_by_the_divisor_shifts_the_logits():
+    network = build_network("unet", 2, 1, 2, seed=0, norm="none", features=(4, 6, 8)).eval()
+    x = torch.zeros(1, 1, 64, 64)
+    x[..., 30:34, 30:34] = torch.arange(16.0).reshape(4, 4)
+    with torch.no_grad():
+        moved = network(x.roll((4, 8), dims=(2, 3)))
+        expected = network(x).roll((4, 8), dims=(2, 3))
+    torch.testing.assert_close(moved[..., 24:48, 24:48], expected[..., 24:48, 24:48], rtol=1e-5, atol=1e-5)
+
+
+def test_per_axis_entries_must_fit_dims():
+    with pytest.raises(ConfigError, match=r"strides\.1: expected one number or 2, got \(1, 2, 2\)"):
+        build_network("unet", 2, 1, 2, features=(4, 8), strides=[1, [1, 2, 2]])

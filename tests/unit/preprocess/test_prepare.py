@@ -1,0 +1,200 @@
+"""Fingerprint, plan, transforms and the store, on small volumes worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import ScaleIntensityd
+
+from pipeline.config import PreprocessSettings
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.case_files import CaseFiles, Dataset
+from pipeline.data.store import read_prepared
+from pipeline.data.volumes import write_image, write_label_map
+from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
+from pipeline.preprocess.plan import Normalization, Plan, make_plan, read_plan, write_plan
+from pipeline.preprocess.prepare import PrepareTask, prepare_case, prepare_image
+from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.transforms import Normalized
+
+LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
+
+
+def case(folder: Path, *, orientation: str = "RAS", name: str = "one") -> CaseFiles:
+    """10 x 12 x 8 voxels, 0 outside the box [2:8, 3:11, 1:7]; organ a is 100, organ b 200, one ignored voxel."""
+    grid = Grid.from_spacing((10, 12, 8), (1.0, 1.0, 2.0))
+    array, labels = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8)
+    array[2:8, 3:11, 1:7] = 10.0
+    labels[3:6, 4:8, 2:5] = 1
+    labels[6, 9, 5] = 7
+    labels[2, 3, 1] = 9
+    array[labels == 1], array[labels == 7] = 100.0, 200.0
+    image_path, label_path = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
+    write_image(Image(array[None], grid).reoriented(orientation), image_path)
+    write_label_map(LabelMap(labels, grid).reoriented(orientation), label_path)
+    return CaseFiles(name, (image_path,), label_path)
+
+
+def dataset(folder: Path, *cases: CaseFiles, channel: str = "MR") -> Dataset:
+    return Dataset("toy", folder, "pairs", (channel,), LABELS, cases)
+
+
+def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
+    section = PreprocessSettings()
+    found = fingerprint_case(files, LABELS, section.orientation, section.crop)
+    return make_plan(dataset(folder, files, channel=channel), [found], section)
+
+
+def test_foreground_box() -> None:
+    array = np.zeros((2, 5, 6, 7), np.float32)
+    array[1, 2:4, 3, 1:6] = 1
+    assert foreground_box(array) == ((2, 3, 1), (4, 4, 6))
+    assert foreground_box(np.zeros((1, 2, 3, 4), np.float32)) == ((0, 0, 0), (2, 3, 4))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR"])
+def test_fingerprint_is_taken_along_the_target_axes(tmp_path: Path, orientation: str) -> None:
+    found = fingerprint_case(case(tmp_path, orientation=orientation), LABELS, "RAS", "nonzero")
+    assert found.shape == (10, 12, 8)
+    assert found.cropped_shape == (6, 8, 6)
+    assert found.spacing_mm == pytest.approx((1, 1, 2))
+    assert sorted(set(found.intensities.ravel().tolist())) == [100.0, 200.0]
+    assert found.class_voxels == (6 * 8 * 6 - 36 - 1 - 1, 36, 1)
+
+
+def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
+    found = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero")
+    (statistics,) = channel_statistics([found, found])
+    assert statistics.mean == pytest.approx((36 * 100 + 200) / 37)
+    assert statistics.percentile_00_5 == 100
+    empty = replace(found, intensities=np.zeros((1, 0), np.float32))
+    assert channel_statistics([empty])[0].sd == 1.0
+
+
+def test_the_plan_follows_the_fingerprint_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, case(tmp_path))
+    assert plan.spacing_mm == (1, 1, 2)
+    assert plan.median_shape == (6, 8, 6)
+    assert plan.slice_axis == 2
+    assert plan.axes(2) == (0, 1)
+    assert [entry.scheme for entry in plan.normalization] == ["zscore_nonzero"]  # cropping keeps 30 %
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+
+
+def test_ct_is_normalized_by_the_dataset(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, case(tmp_path), channel="CT")
+    (entry,) = plan.normalization
+    assert entry.scheme == "ct"
+    assert entry.mean == pytest.approx((36 * 100 + 200) / 37)
+    assert entry.low == 100
+
+
+def test_an_edited_plan_with_a_wrong_key_is_refused(tmp_path: Path) -> None:
+    write_plan(plan_of(tmp_path, case(tmp_path)), tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text().replace('"crop": "nonzero"', '"crop": "body"')
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(VolsegError, match=r"plan.json: crop: expected a valid plan, got 'body'"):
+        read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (Normalization(scheme="ct", low=-1, high=3, mean=1, sd=2), [-1.0, -0.5, 0.5, 1.0]),
+        (Normalization(scheme="none"), [-5, 0, 2, 9]),
+        (Normalization(scheme="zscore_nonzero"), [-7 / 32.666666**0.5, 0, 0, 7 / 32.666666**0.5]),
+    ],
+)
+def test_normalization_by_hand(how: Normalization, expected: list[float]) -> None:
+    image = MetaTensor(torch.tensor([-5.0, 0.0, 2.0, 9.0]).reshape(1, 4, 1, 1))
+    found = Normalized(["image"], [how])({"image": image})["image"]
+    assert found.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_zscore_has_mean_0_and_sd_1() -> None:
+    image = MetaTensor(torch.arange(24.0).reshape(1, 2, 3, 4))
+    found = Normalized(["image"], [Normalization(scheme="zscore")])({"image": image})["image"].as_tensor()
+    assert float(found.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(found.std(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "PIR"])
+def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientation: str) -> None:
+    files = case(tmp_path, orientation=orientation)
+    plan = plan_of(tmp_path, files)
+    assert prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+    assert not prepare_case(PrepareTask(files, plan, tmp_path / "out"))  # nothing changed
+    stored = read_prepared(tmp_path / "out", "one")
+    assert stored.image.dtype == np.float16
+    assert stored.image.shape == (1, 6, 8, 6)
+    assert {int(v): int(n) for v, n in zip(*np.unique(stored.label, return_counts=True), strict=True)} == {
+        -1: 1,
+        0: 250,
+        1: 36,
+        2: 1,
+    }
+    assert stored.class_voxels[2].tolist() == [[4, 6, 4]]
+    trace = Trace.from_json(stored.info["trace"])
+    assert (trace.crop_start, trace.crop_stop) == ((2, 3, 1), (8, 11, 7))
+    assert trace.source.orientation == orientation
+
+
+def test_a_changed_file_or_plan_is_prepared_again(tmp_path: Path) -> None:
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+    prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+    assert prepare_case(PrepareTask(files, plan.model_copy(update={"spacing_mm": (2, 2, 2)}), tmp_path / "out"))
+    assert read_prepared(tmp_path / "out", "one").label.shape == (3, 4, 6)
+    case(tmp_path, orientation="LPS")  # the same name, written anew
+    assert prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+
+
+def test_a_users_monai_transform_is_run_last(tmp_path: Path) -> None:
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+    extra = (ScaleIntensityd(["image"], minv=0.0, maxv=5.0),)
+    prepare_case(PrepareTask(files, plan, tmp_path / "out", extra))
+    image = read_prepared(tmp_path / "out", "one").image
+    assert (float(image.min()), float(image.max())) == (0.0, 5.0)
+
+
+def test_nan_wrong_channels_and_unknown_labels_are_named(tmp_path: Path) -> None:
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+    grid = Grid.from_spacing((10, 12, 8), (1.0, 1.0, 2.0))
+    bad = np.zeros((1, *grid.shape), np.float32)
+    bad[0, 0, 0, :3] = np.nan
+    with pytest.raises(DataError, match=r"case x: image: expected finite intensities, got 3 voxels of NaN or infinity"):
+        prepare_image(Image(bad, grid), plan, case="x")
+    with pytest.raises(DataError, match=r"case x: channels: expected 1 \(MR\), got 2"):
+        prepare_image(Image(np.zeros((2, *grid.shape), np.float32), grid), plan, case="x")
+    labels = np.full(grid.shape, 3, np.uint8)
+    write_label_map(LabelMap(labels, grid), tmp_path / "one_label.nii.gz")
+    with pytest.raises(DataError, match=r"case one: label values: expected only 0 and .* got \[3\]"):
+        prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+
+
+def test_a_label_map_on_another_grid_is_refused_in_mm(tmp_path: Path) -> None:
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+    shifted = Grid.from_spacing((10, 12, 8), (1.0, 1.0, 2.0)).cropped((1, 0, 0), (11, 12, 8))
+    write_label_map(LabelMap(np.ones(shifted.shape, np.uint8), shifted), tmp_path / "one_label.nii.gz")
+    with pytest.raises(DataError, match=r"case one: label.* grid: expected the image grid .* a difference of 1 mm"):
+        prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+
+
+def test_an_image_of_zeros_is_kept_whole(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, case(tmp_path))
+    grid = Grid.from_spacing((5, 6, 7), (1.0, 1.0, 2.0))
+    array, trace = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
+    assert array.shape == (1, 5, 6, 7)
+    assert trace.crop_stop == (5, 6, 7)

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import zoom
+
+from pipeline.core.grid import Grid
+from pipeline.preprocess.resample import Resampled, resample, resample_labels
+
+
+def _like_skimage(volume, shape, order):
+    factors = [after / before for before, after in zip(volume.shape, shape, strict=True)]
+    return zoom(volume, factors, order=order, mode="nearest", grid_mode=True).clip(volume.min(), volume.max())
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("shape", [(20, 9, 33), (5, 13, 24), (12, 30, 1)])
+def test_resample_equals_the_three_dimensional_spline(shape, order):
+    volume = np.random.default_rng(0).random((12, 13, 24), dtype=np.float32)
+    result = resample(volume, shape, order)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, _like_skimage(volume, shape, order), atol=1e-6)
+
+
+def test_cubic_overshoot_is_clipped_channel_by_channel():
+    step = np.zeros((2, 8, 1, 1), dtype=np.float32)
+    step[0, 4:], step[1, 4:] = 1.0, 50.0
+    result = resample(step, (24, 1, 1), 3)
+    assert result[0].min() == 0.0
+    assert result[0].max() == 1.0
+    assert result[1].max() == 50.0
+    np.testing.assert_allclose(result[1], 50 * result[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_come_back_as_float32_tensors(dtype):
+    ramp = torch.arange(4, dtype=dtype).reshape(1, 4, 1, 1)
+    result = resample(ramp, (2, 1, 1), 1)
+    assert result.dtype == torch.float32
+    assert result.flatten().tolist() == [0.5, 2.5]
+
+
+def test_equal_shape_is_the_identity_and_views_are_accepted():
+    volume = np.random.default_rng(1).random((3, 4, 5), dtype=np.float32)[::-1, :, ::-1]
+    volume.flags.writeable = False
+    np.testing.assert_array_equal(resample(volume, (3, 4, 5), 3), volume)
+
+
+def test_resample_leaves_its_input_as_it_is():
+    volume = np.random.default_rng(2).random((2, 6, 5, 4), dtype=np.float32)
+    before = volume.copy()
+    resample(volume, (3, 9, 4), 3)
+    np.testing.assert_array_equal(volume, before)
+
+
+def _votes_of_all_values(label, shape):
+    values = np.unique(label)
+    votes = np.stack([resample((label == value).astype(np.float64), shape, 1) for value in values])
+    return values[np.argmax(votes.round(5), axis=0)].astype(label.dtype)
+
+
+@pytest.mark.parametrize("shape", [(17, 8, 20), (5, 23, 9), (9, 10, 11)])
+def test_labels_are_the_argmax_of_linear_votes(shape):
+    label = np.random.default_rng(3).integers(0, 4, (9, 10, 11)).astype(np.int16) * 7
+    label[2:5, 2:6, 3:8] = 200
+    result = resample_labels(label, shape)
+    assert result.dtype == np.int16
+    np.testing.assert_array_equal(result, _votes_of_all_values(label, shape))
+
+
+def test_label_ties_go_to_the_lower_value():
+    label = np.array([2, 1, 3, 3], dtype=np.uint8).reshape(4, 1, 1)
+    assert resample_labels(label, (2, 1, 1)).ravel().tolist() == [1, 3]
+
+
+def test_ignored_voxels_vote_like_any_value():
+    label = np.array([-1, -1, 0, 5], dtype=np.int8).reshape(4, 1, 1)
+    assert resample_labels(label, (8, 1, 1)).ravel().tolist() == [-1, -1, -1, -1, 0, 0, 5, 5]
+
+
+def test_labels_of_equal_shape_come_back_untouched():
+    label = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    assert resample_labels(label, (2, 2, 2)) is label
+
+
+def _meta(array, grid):
+    return MetaTensor(torch.from_numpy(array), affine=torch.tensor(grid.affine))
+
+
+def test_transform_keeps_the_field_of_view_and_votes_on_labels():
+    grid = Grid.from_spacing((6, 4, 10), (2.0, 3.0, 1.0), "LPS")
+    image = np.random.default_rng(4).random((2, 6, 4, 10), dtype=np.float32)
+    label = np.random.default_rng(5).integers(0, 3, (1, 6, 4, 10)).astype(np.int8)
+    data = {"id": "a", "image": _meta(image, grid), "label": _meta(label, grid)}
+    result = Resampled(["image"], (1.0, 1.5, 2.0), label_keys=["label"], order=1)(data)
+    target = grid.resampled((1.0, 1.5, 2.0))
+    assert target.shape == (12, 8, 5)
+    for key in ("image", "label"):
+        assert tuple(result[key].shape[1:]) == target.shape
+        np.testing.assert_allclose(np.asarray(result[key].affine), target.affine, atol=1e-9)
+    np.testing.assert_array_equal(result["image"].numpy(), resample(image, target.shape, 1))
+    assert result["label"].dtype == torch.int8
+    np.testing.assert_array_equal(result["label"].numpy()[0], resample_labels(label[0], target.shape))
+    assert data["image"].shape == (2, 6, 4, 10)
+    assert result["id"] == "a"
+
+
+def test_transform_takes_label_maps_stored_as_floats():
+    label = np.array([0, 0, 3, 3], dtype=np.float32).reshape(1, 4, 1, 1)
+    result = Resampled([], (0.5, 1, 1), label_keys=["label"])({"label": _meta(label, Grid((4, 1, 1), np.eye(4)))})
+    assert result["label"].dtype == torch.float32
+    assert result["label"].flatten().tolist() == [0, 0, 0, 0, 3, 3, 3, 3]
+
+
+def test_transform_refuses_what_it_cannot_resample():
+    grid = Grid((4, 1, 1), np.eye(4))
+    with pytest.raises(ValueError, match="target spacing: expected three numbers above 0 mm"):
+        Resampled("image", (1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match="image: expected a MetaTensor with an affine, got Tensor"):
+        Resampled("image", (1, 1, 1))({"image": torch.zeros(1, 4, 1, 1)})
+    halves = _meta(np.full((1, 4, 1, 1), 0.5, dtype=np.float32), grid)
+    with pytest.raises(ValueError, match="label: expected whole numbers"):
+        Resampled([], (2, 1, 1), label_keys=["label"])({"label": halves})
+    with pytest.raises(KeyError):
+        Resampled("image", (1, 1, 1))({})
+    assert Resampled("image", (1, 1, 1), allow_missing_keys=True)({}) == {}

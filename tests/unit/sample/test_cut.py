@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.sample.cut import cut, cut_batch
+from pipeline.sample.patches import Patch
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (2, 1, 3), (-2, -1, 0), (3, 4, 5), (-3, 2, 4), (-1, -1, -1)])
+@pytest.mark.parametrize("size", [(3, 3, 3), (1, 4, 2), (9, 10, 11)])
+def test_equals_a_padded_array(start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+    volume = torch.arange(2 * 5 * 6 * 7).reshape(2, 5, 6, 7)
+    padded = np.pad(volume.numpy(), [(0, 0), (20, 20), (20, 20), (20, 20)], constant_values=-9)
+    i, j, k = (20 + first for first in start)
+    expected = padded[:, i : i + size[0], j : j + size[1], k : k + size[2]]
+    patch = cut(volume, start, size, -9)
+    np.testing.assert_array_equal(patch.numpy(), expected)
+    assert patch.dtype == volume.dtype
+    assert patch.is_contiguous()
+
+
+@pytest.mark.parametrize("start", [(-50, 0, 0), (0, 50, 0), (5, 6, 7)])
+def test_a_patch_outside_the_volume_is_padding(start: tuple[int, int, int]) -> None:
+    assert (cut(torch.ones(1, 5, 6, 7), start, (3, 3, 3), 4.0) == 4.0).all()
+
+
+def test_a_patch_shares_no_memory() -> None:
+    volume = torch.zeros(1, 4, 4, 4)
+    cut(volume, (0, 0, 0), (4, 4, 4), 0.0).fill_(1.0)
+    assert volume.sum() == 0
+
+
+def test_batches_have_network_types_and_ignored_padding() -> None:
+    image = torch.full((2, 4, 4, 4), 1.5, dtype=torch.float16)
+    label = np.full((4, 4, 4), 3, np.int8)  # arrays and tensors alike
+    images, labels = cut_batch(
+        {"a": (image, label), "b": (image * 2, label)}, [Patch("b", (0, 0, 0)), Patch("a", (-1, 0, 0))], (2, 4, 3)
+    )
+    assert images.shape == (2, 2, 2, 4, 3)
+    assert images.dtype == torch.float32
+    assert labels.shape == (2, 2, 4, 3)
+    assert labels.dtype == torch.int64
+    assert images[:, :, 1].unique(dim=0).flatten().unique().tolist() == [1.5, 3.0]
+    assert (images[0] == 3.0).all()
+    assert (images[1, :, 0] == 0).all()
+    assert (labels[1, 0] == -1).all()
+    assert (labels[1, 1] == 3).all()
+
+
+def test_padding_can_be_chosen() -> None:
+    volumes = {"a": (torch.zeros(1, 2, 2, 2), torch.zeros(2, 2, 2, dtype=torch.int8))}
+    images, labels = cut_batch(volumes, [Patch("a", (0, 0, 1))], (2, 2, 2), fill_image=-3.0, fill_label=0)
+    assert images[0, 0, 0, 0].tolist() == [0.0, -3.0]
+    assert labels.unique().tolist() == [0]
+
+
+def test_only_the_patch_is_read() -> None:
+    class Chunked:
+        shape = (1, 100, 100, 100)
+
+        def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+            assert key == (slice(None), slice(98, 100), slice(0, 4), slice(10, 14))
+            return np.ones((1, 2, 4, 4), np.float32)
+
+    label = torch.zeros(100, 100, 100, dtype=torch.int8)
+    images, _ = cut_batch({"a": (Chunked(), label)}, [Patch("a", (98, 0, 10))], (4, 4, 4))
+    assert images.sum() == 2 * 4 * 4
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="patches: expected at least one for a batch, got none"):
+        cut_batch({}, [], (2, 2, 2))

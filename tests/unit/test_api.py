@@ -1,0 +1,40 @@
+"""The public names and their examples."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.config import load_settings
+from pipeline.model.factory import build_network
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "pipeline" / "stages" / "demo.yaml"]
+
+
+def test_a_dozen_names_at_most_and_each_is_documented() -> None:
+    assert len(pipeline.__all__) <= 12
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name).__doc__
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'build_net'; the public names are Grid"):
+        pipeline.build_net  # noqa: B018
+
+
+def test_the_examples_run() -> None:
+    for module in ("pipeline", "pipeline.infer.predictor"):
+        failed, _ = doctest.testmod(importlib.import_module(module))
+        assert failed == 0
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_its_network_can_be_built(path: Path) -> None:
+    settings = load_settings(path)
+    options = {**settings.model.options, "deep_supervision": settings.model.deep_supervision}
+    network = build_network(settings.model.name, settings.model.dims, 1, 3, **options)
+    if settings.sample.patch_size is not None:
+        assert network.legal_size(settings.sample.patch_size) == tuple(settings.sample.patch_size)

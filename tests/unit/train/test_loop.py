@@ -1,0 +1,162 @@
+"""The training loop on a tiny store: it learns, stops, continues bit for bit, and refuses what does not fit."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Settings
+from pipeline.core.errors import VolsegError
+from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.model.factory import build_network
+from pipeline.model.folder import load_weights
+from pipeline.train.history import EpochRecord
+from pipeline.train.loop import Frame, TrainResult, ValidationScores, train_fold
+from pipeline.train.source import PatchSource
+
+SIZE = (8, 8, 8)
+FRAME = Frame(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
+
+
+def settings(**train: object) -> Settings:
+    return Settings.model_validate(
+        {
+            "sample": {"patch_size": SIZE, "batch_size": 2},
+            "train": {
+                "epochs": 4,
+                "iterations_per_epoch": 3,
+                "validate_every": 2,
+                "precision": "fp32",
+                "optimizer": "adamw",
+                "learning_rate": 1e-2,
+                **train,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        label = np.zeros((12, 12, 12), np.int8)
+        label[3:9, 3:9, 3:9] = 1
+        image = (label + generator.normal(0, 0.1, label.shape))[None].astype(np.float16)
+        write_prepared(tmp_path, PreparedCase(name, image, label, class_voxels(label, 50, generator), {"group": None}))
+    return tmp_path
+
+
+def run(prepared: Path, out: Path, options: Settings, stop_after: int | None = None, dice: float = 0.5) -> TrainResult:
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    scores = iter([dice, dice + 0.1, dice - 0.1, dice - 0.2, dice - 0.3, dice - 0.4])
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        assert not network.training
+        value = 0.9 if everything else next(scores)
+        return ValidationScores({"organ": value}, value, {"a": {"organ": value}})
+
+    def on_epoch(record: EpochRecord, epochs: int) -> None:
+        if record.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    return train_fold(network, source, FRAME, options, out, "identity", validate, on_epoch)
+
+
+def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path: Path) -> None:
+    result = run(prepared, tmp_path / "m", settings(epochs=10, iterations_per_epoch=5, validate_every=5))
+    losses = [record.loss for record in result.progress.records]
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.scores.mean_dice == 0.9
+    assert result.progress.best_dice == pytest.approx(0.6)
+    assert result.progress.iteration == 50
+    rows = (tmp_path / "m" / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,iteration,loss,learning_rate")
+    assert rows[0].endswith("dice_organ")
+    assert len(rows) == 11
+    assert (tmp_path / "m" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "m" / "events").glob("events.*"))
+
+
+def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, tmp_path: Path) -> None:
+    options = settings(ema_decay=0.9)
+    run(prepared, tmp_path / "whole", options)
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, tmp_path / "cut", options, stop_after=2)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    result = run(prepared, tmp_path / "cut", options, dice=0.6)
+    assert [record.epoch for record in result.progress.records] == [1, 2, 3, 4]
+    whole, cut = (load_weights(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_finished_training_is_not_trained_again(prepared: Path, tmp_path: Path) -> None:
+    first = run(prepared, tmp_path / "m", settings())
+    second = run(prepared, tmp_path / "m", settings())
+    assert second.progress == first.progress
+
+
+def test_other_settings_do_not_continue_an_old_training(prepared: Path, tmp_path: Path) -> None:
+    run(prepared, tmp_path / "m", settings())
+    source = PatchSource(prepared, ["a"], SIZE, 2, settings().sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    with pytest.raises(VolsegError, match=r"expected the settings, plan and split this training began with.*--restart"):
+        train_fold(network, source, FRAME, settings(), tmp_path / "m", "other", lambda n, e: None, lambda r, n: None)  # type: ignore[arg-type, return-value]
+
+
+def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path: Path) -> None:
+    result = run(prepared, tmp_path / "m", settings(epochs=12, iterations_per_epoch=1, validate_every=1, patience=2))
+    assert [record.mean_dice for record in result.progress.records] == pytest.approx([0.5, 0.6, 0.4, 0.3])
+
+
+def test_the_budget_ends_the_training_on_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=0.1)  # a clock that moves 0.1 s whenever it is looked at
+    monkeypatch.setattr("pipeline.train.loop.time.monotonic", lambda: next(ticks))
+    result = run(prepared, tmp_path / "m", settings(budget="20s", validate_every=1000))
+    assert 20 <= result.progress.elapsed_s < 23
+    assert result.progress.records[-1].progress == 1.0
+    assert result.progress.records[-1].mean_dice == 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(VolsegError, match=r"training loss: expected a finite number, got nan in epoch 1. Lower"):
+        run(prepared, tmp_path / "m", settings(learning_rate=1e30, gradient_clip=None, optimizer="sgd"))
+
+
+def test_sliding_patches_see_every_voxel_once(prepared: Path) -> None:
+    sample = settings().sample.model_copy(update={"strategy": "sliding", "patch_size": (4, 4, 4)})
+    source = PatchSource(prepared, ["a", "b"], (4, 4, 4), 5, sample, torch.device("cpu"))
+    batches = source.batches_per_epoch(999)
+    assert batches == -(-2 * 27 // 5)
+    seen = sum(int((labels >= 0).sum()) for _, labels in source.epoch(batches, np.random.default_rng(0)))
+    assert seen == 2 * 12**3
+
+
+def test_uncached_cases_give_the_same_patches(prepared: Path) -> None:
+    sample = settings().sample
+    sources = [
+        PatchSource(prepared, ["a", "b"], SIZE, 2, sample.model_copy(update={"cache_mb": mb}), torch.device("cpu"))
+        for mb in (0, 64)
+    ]
+    batches = [list(source.epoch(3, np.random.default_rng(7))) for source in sources]
+    for (images, labels), (others, their_labels) in zip(*batches, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, their_labels)
+
+
+def test_a_2d_source_drops_the_slice_axis(prepared: Path) -> None:
+    source = PatchSource(prepared, ["a"], (8, 1, 6), 3, settings().sample, torch.device("cpu"), squeeze_axis=1)
+    images, labels = next(source.epoch(1, np.random.default_rng(0)))
+    assert images.shape == (3, 1, 8, 6)
+    assert labels.shape == (3, 8, 6)
+
+
+def test_record_round_trip() -> None:
+    record = EpochRecord(1, 2, 0.5, 0.1, 1.0, 2.0, 0.1, 0.5, dice={"a": None})
+    assert EpochRecord(**record.to_json()) == record
+    assert replace(record, epoch=2) != record
