@@ -5,16 +5,12 @@ Stages are imported inside the commands, so that ``volseg --help`` answers at on
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipeline.core.errors import VolsegError
-
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="volseg",
@@ -26,9 +22,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-_USAGE = 1
-_INTERRUPTED = 130
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings; see configs/.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.key=value. Repeatable.")]
@@ -234,33 +227,3 @@ def _global(version: Annotated[bool, typer.Option("--version", help="Print the v
 
         typer.echo(f"volseg {installed('volseg')}")
         raise typer.Exit
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 fine, 1 usage or settings, 2 some cases failed, 3 all failed.
-
-    Args:
-        arguments: Words after the program's name; by default those of this process.
-    """
-    # Waiting threads sleep instead of spinning: as fast on a quiet machine, and up to ten times faster on one where
-    # another process runs (measured). OpenMP reads it once, so it must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(_run(arguments))
-
-
-def _run(arguments: list[str] | None) -> int:
-    usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
-    try:
-        code = app(args=arguments, standalone_mode=False)
-        if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
-            raise KeyboardInterrupt
-    except usage_error as error:
-        error.show()
-        return _USAGE
-    except VolsegError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
-        return _USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
-        return _INTERRUPTED
-    return code if isinstance(code, int) else 0

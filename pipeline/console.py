@@ -42,13 +42,13 @@ __all__ = [
     "say",
 ]
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
 _LISTED = 20  # failures printed before the rest is only counted
 
 
 def say(text: str) -> None:
     """Print a line."""
-    _console.print(text, markup=False)
+    _console.print(text)
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Bars:
 def progress_bars() -> Iterator[Bars]:
     """Show a bar per kind of work while the block runs; files and pipes get a line per validation instead."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=_console, disable=not _console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
@@ -118,9 +118,11 @@ def print_batch(batch: Batch, verb: str, out: Path) -> None:
     """Print what became of a batch."""
     for case, error in batch.failed[:_LISTED]:
         text = error if error.startswith(f"case {case}") else f"case {case}: {error}"
-        _console.print(f"failed  {text}", style="red", markup=False)
+        _console.print(f"failed  {text}", style="red")
     if len(batch.failed) > _LISTED:
         say(f"… and {len(batch.failed) - _LISTED} more")
+    for note in batch.notes:
+        say(f"note  {note}")
     say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
 
 
@@ -139,9 +141,8 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
     """Print the validation scores of the best weights."""
     table = _table("organ", "Dice", title=f"Validation, fold {fold}, best weights, prepared grid")
     for organ, value in result.scores.dice.items():
-        table.add_row(organ, "-" if value is None else f"{value:.3f}")
-    mean = result.scores.mean_dice
-    table.add_row("mean", "-" if mean is None else f"{mean:.3f}", style="bold")
+        table.add_row(organ, _score(value))
+    table.add_row("mean", _score(result.scores.mean_dice), style="bold")
     _console.print(table)
     say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
@@ -154,7 +155,7 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
     """
     _print_scores(summary)
     for failure in summary["failures"]:
-        _console.print(f"failed  {failure['message']}", style="red", markup=False)
+        _console.print(f"failed  {failure['message']}", style="red")
     for note in summary["notes"]:
         say(f"note  {note}")
     say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
@@ -166,8 +167,8 @@ def print_demo(scores: Mapping[str, Any], out: Path) -> None:
     """Print the demo's table and where to look."""
     table = _table("organ", "Dice", "IoU", title=f"Dice on {scores['cases']} held-out phantoms")
     for organ, entry in scores["organs"].items():
-        table.add_row(organ, f"{entry['dice']:.3f}", f"{entry['iou']:.3f}")
-    table.add_row("mean", f"{scores['mean_dice']:.3f}", "", style="bold")
+        table.add_row(organ, _score(entry["dice"]), _score(entry["iou"]))
+    table.add_row("mean", _score(scores["mean_dice"]), "", style="bold")
     _console.print(table)
     say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
 
@@ -198,6 +199,11 @@ def _print_scores(summary: Mapping[str, Any]) -> None:
     for row in table_rows(dict(summary)):
         table.add_row(*(row[n] for n in shown))
     _console.print(table)
+
+
+def _score(value: float | None) -> str:
+    """Three digits, or a dash where nothing could be scored."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _table(*columns: str, title: str) -> Table:

@@ -1,7 +1,8 @@
 """How independent cases are spread over workers: in this process, or over local processes.
 
 A case that fails becomes an outcome with a message, never the end of the batch. Workers are spawned, so that the same
-code runs on Linux, macOS and Windows; a worker that dies takes only its own case with it.
+code runs on Linux, macOS and Windows. A worker that dies takes with it only the few cases in flight: these are tried
+again one at a time in one process, which shows whose fault it was, while all others go on in parallel.
 """
 
 from __future__ import annotations
@@ -9,19 +10,30 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import Generic, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError
+from pipeline.core.machine import available_bytes, processors
 
 __all__ = ["Outcome", "Run", "default_jobs", "open_engine"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""One thread per worker, because the workers share the processors. What the user has set stands."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,22 @@ class Run(Protocol):
         """Run the function, which must be importable and its arguments picklable."""
 
 
-def default_jobs(items: int) -> int:
-    """As many workers as there are processors, but no more than one for every eight items (a worker starts slowly)."""
-    return max(1, min(os.cpu_count() or 1, items // 8))
+def default_jobs(items: int, bytes_per_item: int = 0) -> int:
+    """As many workers as pay: no more than processors, one for every eight items (a worker starts slowly), or memory.
+
+    Args:
+        items: Number of items.
+        bytes_per_item: Memory that one worker takes at its peak, its libraries included; 0 if unknown, then memory
+            sets no limit.
+
+    Returns:
+        At least 1.
+    """
+    jobs = min(processors(), items // 8)
+    memory = available_bytes() if bytes_per_item > 0 else None
+    if memory is not None:
+        jobs = min(jobs, memory // bytes_per_item)
+    return max(1, jobs)
 
 
 @contextmanager
@@ -67,17 +92,24 @@ def open_engine(jobs: int) -> Iterator[Run]:
     pool = [_pool(jobs)]
 
     def run(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcome[R]]:
-        lost = []
-        futures: dict[Future[R], int] = {pool[0].submit(function, item): n for n, item in enumerate(items)}
-        for future in as_completed(futures):
-            try:
-                yield _outcome(futures[future], future.result)
-            except BrokenProcessPool:
-                lost.append(futures[future])
-        if lost:
-            pool[0] = _pool(jobs)
-        for index in sorted(lost):
-            yield _run_alone(function, items[index], index)
+        waiting = iter(range(len(items)))
+        flying: dict[Future[R], int] = {}
+        lost: list[int] = []
+        while True:
+            # few at a time, one of them queued: only these can be lost with a worker
+            for index in islice(waiting, jobs + 1 - len(flying)):
+                flying[_submit(pool[0], function, items[index])] = index
+            if not flying:
+                break
+            ready = wait(flying, return_when=FIRST_COMPLETED).done
+            if any(_is_lost(future) for future in ready):
+                ready = wait(flying).done  # the pool is broken: nothing in it is running any more
+                pool[0].shutdown()
+                pool[0] = _pool(jobs)
+            done = [(flying.pop(future), future) for future in ready]
+            lost += [index for index, future in done if _is_lost(future)]
+            yield from (_outcome(index, future.result) for index, future in done if not _is_lost(future))
+        yield from _run_alone(function, items, sorted(lost))
 
     try:
         yield run
@@ -90,21 +122,29 @@ def _run_here(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcom
         yield _outcome(index, lambda item=item: function(item))  # type: ignore[misc]
 
 
-def _run_alone(function: Callable[[T], R], item: T, index: int) -> Outcome[R]:
-    """Second and last try of an item whose worker died, in a process of its own."""
-    with _pool(1) as alone:
-        try:
-            return _outcome(index, alone.submit(function, item).result)
-        except BrokenProcessPool:
+def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[int]) -> Iterator[Outcome[R]]:
+    """Second and last try of items in flight when a worker died: one at a time, in a process that only death ends."""
+    pool: ProcessPoolExecutor | None = None
+    try:
+        for index in lost:
+            pool = pool or _pool(1)
+            future = _submit(pool, function, items[index])
+            wait([future])
+            if not _is_lost(future):
+                yield _outcome(index, future.result)
+                continue
+            pool.shutdown()
+            pool = None
             advice = "It may have run out of memory: run again with --jobs 1."
-            return Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")
+            yield Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
 def _outcome(index: int, call: Callable[[], R]) -> Outcome[R]:
     try:
         return Outcome(index, call(), None)
-    except BrokenProcessPool:
-        raise
     except (VolsegError, MemoryError) as error:
         return Outcome(index, None, str(error) or "out of memory: run again with --jobs 1.")
     except Exception as error:  # one bad case never ends a batch
@@ -117,5 +157,30 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
-        os.environ.setdefault(name, "1")
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+    """Submit an item; a pool that broke while it was idle loses it like one that breaks later."""
+    try:
+        with _worker_environment():
+            return pool.submit(function, item)
+    except BrokenProcessPool as error:
+        future: Future[R] = Future()
+        future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Set what a worker must find when it begins: libraries read it as they are imported, before any initializer."""
+    missing = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
+
+
+def _is_lost(future: Future[R]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)

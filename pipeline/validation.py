@@ -5,7 +5,7 @@ Lives above training, inference and evaluation, which know nothing of each other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,15 @@ from pipeline.infer.predictor import predict_logits
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
-from pipeline.train.loop import ValidationScores
+from pipeline.train.values import Validation, ValidationScores
 
 __all__ = ["make_validation"]
 
 
 def make_validation(
     prepared: Path, cases: Sequence[str], spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device
-) -> Callable[[nn.Module, bool], ValidationScores]:
-    """The function training calls to score a network on full volumes.
+) -> Validation:
+    """How training scores a network on full volumes.
 
     Dice is counted on the prepared grid: an organ absent from reference and prediction is left out, one that is in
     only one of them scores 0.
@@ -42,7 +42,7 @@ def make_validation(
         device: Where to compute.
 
     Returns:
-        A function of the network (in evaluation mode) and a flag for all cases instead of ``train.validation_cases``.
+        The validation; its quick subset are the first ``train.validation_cases``.
     """
     infer = settings.infer.model_copy(update={"mirror": False})
     dtype = choose_dtype(device, settings.train.precision)
@@ -62,7 +62,7 @@ def make_validation(
             }
         return _summary(rows, plan)
 
-    return validate
+    return Validation(validate, len(subset), len(cases))
 
 
 def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core import LabelTable
+from pipeline.data.detached import detached_files
 from pipeline.data.volume_file import join_source, split_source
 
 __all__ = ["CaseFiles", "Dataset"]
@@ -45,9 +46,12 @@ class CaseFiles:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file on disk, each once: images first, then the label map or the organ masks."""
-        sources = (*self.images, *self.label_sources)
-        return tuple(dict.fromkeys(split_source(source)[0] for source in sources))
+        """Every file on disk, each once: images first, then the label map or the organ masks.
+
+        A header whose voxels lie elsewhere, such as ``.mhd``, is followed by the files that hold them.
+        """
+        headers = [split_source(source)[0] for source in (*self.images, *self.label_sources)]
+        return tuple(dict.fromkeys(file for header in headers for file in (header, *detached_files(header))))
 
 
 @dataclass(frozen=True)

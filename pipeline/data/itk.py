@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Grid, VolsegError, flip_world
 from pipeline.core.files import atomic_path
+from pipeline.data.detached import detached_files
 from pipeline.data.volume_file import (
     VolumeError,
     VolumeFile,
@@ -135,20 +136,21 @@ def _stored(path: Path, case: str | None) -> tuple[int, bool]:
     if strange:
         got, advice = strange[2].strip(), "Repair the header or export the volume again"
         raise refuse("affine", f"header, {strange[1]}", "finite numbers", got, advice, case=case, file=path)
+    elsewhere = detached_files(path)
     if volume_suffix(path) == ".nrrd":
         plain = re.search(r"^encoding:\s*raw\s*$", header, re.MULTILINE)
         start = re.search(r"\r?\n\r?\n", header)
-        if re.search(r"^data ?file:", header, re.MULTILINE):
+        if elsewhere:
             return _ELSEWHERE, not plain
         return path.stat().st_size - (start.end() if plain and start else 0), not plain
     compressed = re.search(r"^CompressedData\s*=\s*True", header, re.MULTILINE | re.IGNORECASE) is not None
-    where = re.search(r"^ElementDataFile\s*=\s*(.*?)\s*$", header, re.MULTILINE)
-    if where is None or where[1].upper() == "LOCAL":
-        return path.stat().st_size - (where.end() if where else 0), compressed
-    data = path.parent / where[1]
+    if not elsewhere:
+        last = re.search(r"^ElementDataFile\s*=.*$", header, re.MULTILINE)
+        return path.stat().st_size - (last.end() if last else 0), compressed
+    data = elsewhere[0]
     if not data.is_file():
-        got, advice = f"no {where[1]} beside it", "Copy both files of the volume"
-        raise refuse("missing", "voxel data", f"the file {where[1]}", got, advice, case=case, file=path)
+        got, advice = f"no {data.name} beside it", "Copy both files of the volume"
+        raise refuse("missing", "voxel data", f"the file {data.name}", got, advice, case=case, file=path)
     return data.stat().st_size, compressed
 
 

@@ -7,6 +7,8 @@ of every class), and ``case.json``, written last: a case without it is not there
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import read_json, write_bytes, write_json
 
 __all__ = [
+    "PreparedArray",
     "PreparedCase",
     "class_voxels",
     "open_prepared",
@@ -32,6 +35,48 @@ __all__ = [
 ]
 
 _CHUNK = 64  # voxels along each axis of a compressed chunk: a patch touches few of them, each stays in the L2 cache
+
+
+_ADVICE = "Delete the case's folder and run `volseg preprocess` again."
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedArray:
+    """An array on disk; a slice reads only the chunks it touches, as a NumPy array.
+
+    Args:
+        path: Its file.
+        packed: The opened blosc2 array.
+
+    Raises:
+        DataError: On slicing, if the chunks are damaged.
+    """
+
+    path: Path
+    packed: Any
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Length of every axis."""
+        return tuple(self.packed.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels."""
+        dtype: np.dtype[Any] = self.packed.dtype
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array in memory."""
+        return int(self.packed.nbytes)
+
+    def __getitem__(self, box: Any) -> NDArray[Any]:
+        """Read a part: ``array[:, 0:64, 0:64, 0:64]``, or all of it: ``array[...]``."""
+        try:
+            return np.asarray(self.packed[box])
+        except (RuntimeError, OSError, ValueError) as error:
+            raise _damaged(self.path, "a blosc2 array", error) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +149,11 @@ def prepared_ids(folder: Path) -> tuple[str, ...]:
 
 
 def stored_hash(folder: Path, case: str) -> str | None:
-    """Content hash under which a finished case was stored; None if it is not there."""
-    if not (_home(folder, case) / "case.json").exists():
+    """Content hash under which a finished case was stored; None if it is not there or ``case.json`` is damaged."""
+    try:
+        digest = read_info(folder, case).get("hash")
+    except VolsegError:
         return None
-    digest = read_info(folder, case).get("hash")
     return digest if isinstance(digest, str) else None
 
 
@@ -115,9 +161,12 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
     """Content of ``case.json``.
 
     Raises:
-        VolsegError: If the case is not in the store.
+        VolsegError: If the case is not in the store, or the file is damaged.
     """
-    info: dict[str, Any] = read_json(_home(folder, case) / "case.json")
+    path = _home(folder, case) / "case.json"
+    info = read_json(path, "Run `volseg preprocess`.")
+    if not isinstance(info, dict):
+        raise _damaged(path, "a JSON object", type(info).__name__)
     return info
 
 
@@ -132,7 +181,7 @@ def read_prepared(folder: Path, case: str) -> PreparedCase:
     return PreparedCase(case, image[...], label[...], voxels, read_info(folder, case))
 
 
-def open_prepared(folder: Path, case: str) -> tuple[Any, Any]:
+def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
     """Image (C, I, J, K) and label (I, J, K) of a case as files that read only the chunks a slice touches.
 
     Args:
@@ -140,19 +189,27 @@ def open_prepared(folder: Path, case: str) -> tuple[Any, Any]:
         case: Case id.
 
     Returns:
-        Two blosc2 arrays; ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
+        Two arrays on disk; ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
 
     Raises:
-        DataError: If a file of the case is missing or damaged.
+        DataError: If a file of the case is missing or damaged, now or when a damaged part is read.
     """
     home = _home(folder, case)
     return _open(home / "image.b2nd"), _open(home / "label.b2nd")
 
 
 def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
-    """Stored voxel positions of a case: class index → (N, 3)."""
-    with np.load(_home(folder, case) / "voxels.npz", allow_pickle=False) as archive:
-        return {int(name): archive[name] for name in archive.files}
+    """Stored voxel positions of a case: class index → (N, 3).
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    path = _home(folder, case) / "voxels.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {int(name): archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, "stored voxel positions", error) from None
 
 
 def _home(folder: Path, case: str) -> Path:
@@ -167,9 +224,14 @@ def _compressed(array: NDArray[Any]) -> bytes:
     return bytes(packed.to_cframe())
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> PreparedArray:
     try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        return PreparedArray(path, blosc2.open(str(path), mode="r", dparams={"nthreads": 1}))
     except (RuntimeError, OSError, ValueError) as error:
-        advice = "Delete the case's folder and run `volseg preprocess` again."
-        raise DataError(f"{path}: expected a blosc2 array, got {error}. {advice}") from None
+        raise _damaged(path, "a blosc2 array", error) from None
+
+
+def _damaged(path: Path, rule: str, got: object) -> DataError:
+    if isinstance(got, FileNotFoundError):
+        got = "nothing there"
+    return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {_ADVICE}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import InferSettings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.inferer import WindowInferer
@@ -24,6 +24,7 @@ from pipeline.model.folder import ModelCard, load_network, read_card, trained_fo
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.prepare import prepare_image
+from pipeline.sample.augment import directions
 
 __all__ = ["Predictor", "predict_logits"]
 
@@ -37,6 +38,7 @@ def predict_logits(
     plan: Plan,
     settings: InferSettings,
     dtype: torch.dtype = torch.float32,
+    mirror_axes: Sequence[int] = (),
 ) -> Tensor:
     """Logits of a prepared image from overlapping windows; a 2D network sees every slice.
 
@@ -47,6 +49,7 @@ def predict_logits(
         plan: The dataset's plan.
         settings: Section ``infer``.
         dtype: Type of the network's arithmetic.
+        mirror_axes: Volume axes over whose mirrorings the logits are averaged.
 
     Returns:
         (L, I, J, K) float32 on the same device.
@@ -56,9 +59,8 @@ def predict_logits(
     for axis, size in zip(axes, spec.patch_size, strict=True):
         window[axis] = size
     runner: Any = network if spec.dims == 3 else SliceNetwork(network, plan.slice_axis)
-    if settings.mirror:
-        sides = next(axis for axis, code in enumerate(plan.orientation) if code in "LR")
-        runner = mirrored(runner, axes, sides, plan.label_table.side_pairs())
+    if mirror_axes:
+        runner = mirrored(runner, mirror_axes, directions(plan.orientation).index("LR"), plan.label_table.side_pairs())
     batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
     inferer = WindowInferer(window, settings.overlap, settings.blend, batch)
     with torch.no_grad(), autocast(image.device, dtype):
@@ -79,6 +81,10 @@ class Predictor:
         device: Where to compute.
         settings: Section ``infer``; by default the one the model was trained with.
         extra: The further MONAI transforms that training data went through, if any.
+
+    Raises:
+        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ is not known, or the
+            further transforms are not those of training.
     """
 
     def __init__(
@@ -94,6 +100,16 @@ class Predictor:
         self.settings = settings or card.settings.infer
         self.extra = tuple(extra)
         self.dtype = choose_dtype(self.device, card.settings.train.precision)
+        names = tuple(type(transform).__name__ for transform in extra)
+        if names != card.plan.extra:
+            rule, got = (", ".join(found) or "none" for found in (card.plan.extra, names))
+            raise ConfigError(
+                [f"further transforms: expected those of training ({rule}), got {got}. Give them as extra=[…]."]
+            )
+        self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
+        self.cleaned = _classes(self.settings.keep_largest, self.labels)
+        if self.settings.mirror and not self.mirror_axes:
+            raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
         self.networks = [to_device(network, self.device).eval() for network in networks]
 
     @classmethod
@@ -126,7 +142,7 @@ class Predictor:
         if not wanted or missing:
             got = ", ".join(map(str, trained)) or "none"
             asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
-            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --folds.")
+            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
         networks = [load_network(folder, card, fold) for fold in wanted]
         return cls(card, networks, choose_device(device), settings, extra)
 
@@ -148,15 +164,33 @@ class Predictor:
         Raises:
             DataError: If the number of channels is wrong or intensities are not finite.
         """
-        array, trace = prepare_image(image, self.card.plan, case=case, extra=self.extra)
+        card = self.card
+        array, trace = prepare_image(image, card.plan, case=case, extra=self.extra)
         prepared = torch.from_numpy(array).to(self.device)
         total: Tensor | None = None
         for network in self.networks:
-            logits = predict_logits(network, prepared, self.card.network, self.card.plan, self.settings, self.dtype)
+            logits = predict_logits(
+                network, prepared, card.network, card.plan, self.settings, self.dtype, self.mirror_axes
+            )
             total = logits if total is None else total.add_(logits)
-        assert total is not None  # load() and the constructor's contract give at least one network
+        if total is None:
+            raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
         index = restore_labels(total, trace)
-        organs = [self.labels.organs.index(name) + 1 for name in self.settings.keep_largest]
-        if organs:
-            index = np.asarray(keep_largest(index, organs), dtype=index.dtype)
+        if self.cleaned:
+            index = np.asarray(keep_largest(index, self.cleaned), dtype=index.dtype)
         return LabelMap(self.labels.from_index(index), image.grid)
+
+
+def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
+    """Volume axes that training mirrored: the network knows no other mirror images."""
+    flips = card.settings.augment.flip_axes if card.settings.augment.enabled else ()
+    named = directions(card.plan.orientation)
+    return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
+
+
+def _classes(organs: Sequence[str], labels: LabelTable) -> tuple[int, ...]:
+    unknown = [name for name in organs if name not in labels.organs]
+    if unknown:
+        known = ", ".join(labels.organs)
+        raise ConfigError([f"infer.keep_largest: expected some of {known}, got {', '.join(unknown)}. Correct it."])
+    return tuple(labels.organs.index(name) + 1 for name in organs)

@@ -15,7 +15,7 @@ __all__ = ["autocast", "choose_device", "choose_dtype", "to_device"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or the best there is: CUDA, then Apple's MPS, then the CPU.
+    """The named device, or the best there is: CUDA, else the CPU. Apple's MPS lacks 3D operations: only by name.
 
     Args:
         name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None or ``auto`` to choose.
@@ -24,9 +24,7 @@ def choose_device(name: str | None = None) -> torch.device:
         VolsegError: If the named device is not there.
     """
     if name in (None, "auto"):
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(str(name))
         torch.zeros(1, device=device)

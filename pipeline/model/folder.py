@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.config import Settings
@@ -93,7 +93,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         VolsegError: If it is missing, truncated or of another format.
     """
     try:
-        tensors: dict[str, Any] = load_file(path)
+        tensors: dict[str, Any] = load(path.read_bytes())  # not load_file: Windows cannot replace a mapped file
     except (OSError, SafetensorError) as error:
         raise VolsegError(
             f"{path}: expected safetensors weights, got {error}. Copy or train the model again."

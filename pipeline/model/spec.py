@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -66,20 +67,7 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
             [f"sample.patch_size: expected {model.dims} numbers for model.dims {model.dims}, got {patch}."]
         )
     spacing = [plan.spacing_mm[axis] for axis in plan.axes(model.dims)]
-    options = dict(model.options)
-    stages = len(options["features"]) if isinstance(options.get("features"), list | tuple) else None
-    shape = topology(patch, spacing, stages) if stages else topology(patch, spacing)
-    options.setdefault("strides", [list(stride) for stride in shape.strides])
-    options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])
-    most = _MOST_FEATURES[model.dims]
-    options.setdefault("features", [min(_FIRST_FEATURES * 2**n, most) for n in range(len(options["strides"]))])
-    if stages and len(shape.strides) < stages and "strides" not in model.options:
-        raise ConfigError(
-            [
-                f"model.options.features: expected at most {len(shape.strides)} stages for patch {tuple(patch)}, "
-                f"got {stages}. Shorten the list or enlarge the patch."
-            ]
-        )
+    options = _with_topology(model, patch, spacing)
     spec = NetworkSpec(
         name=model.name,
         dims=model.dims,
@@ -94,3 +82,24 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
         advice = f"The next legal one is {legal}."
         raise ConfigError([f"sample.patch_size: expected a size {model.name} can take, got {tuple(patch)}. {advice}"])
     return spec
+
+
+def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, Any]:
+    """The settings' options, completed by the plan's features, strides and kernels where none are given."""
+    options = dict(model.options)
+    given = [len(options[name]) for name in ("features", "strides") if isinstance(options.get(name), list | tuple)]
+    shape = topology(patch, spacing_mm, given[0]) if given else topology(patch, spacing_mm)
+    stages = given[0] if given else len(shape.strides)
+    if stages > len(shape.strides) and "strides" not in options:
+        raise ConfigError(
+            [
+                f"model.options.features: expected at most {len(shape.strides)} stages for patch {tuple(patch)}, "
+                f"got {stages}. Shorten the list or enlarge the patch."
+            ]
+        )
+    most = _MOST_FEATURES[model.dims]
+    options.setdefault("features", [min(_FIRST_FEATURES * 2**n, most) for n in range(stages)])
+    if "strides" not in options:  # kernels belong to strides: whoever sets those gets the network's default kernels
+        options["strides"] = [list(stride) for stride in shape.strides]
+        options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])
+    return options

@@ -15,7 +15,14 @@ from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.layouts import CaseFiles
 from pipeline.data.volumes import read_image, read_reference
 
-__all__ = ["CaseFingerprint", "ChannelStatistics", "channel_statistics", "fingerprint_case", "foreground_box"]
+__all__ = [
+    "CaseFingerprint",
+    "ChannelStatistics",
+    "channel_statistics",
+    "fingerprint_case",
+    "foreground_box",
+    "require_finite",
+]
 
 SAMPLES_PER_CASE = 10_000
 """Foreground intensities kept per case and channel."""
@@ -113,19 +120,23 @@ def read_checked(files: CaseFiles) -> tuple[Image, LabelMap]:
         DataError: If one of these does not hold.
     """
     image = read_image(files.images, case=files.id)
-    require_finite(image, files.id)
+    require_finite(image.array, files.id)
     reference = read_reference(files)
     require_same_grid(image.grid, reference.grid, "label map grid", "the image grid", case=files.id)
     return image, reference
 
 
-def require_finite(image: Image, case: str) -> None:
+def require_finite(array: NDArray[np.floating[Any]], case: str | None) -> None:
     """Refuse NaN and infinity, naming how many voxels have them.
+
+    Args:
+        array: Intensities, any shape.
+        case: Case id for the message, if there is one.
 
     Raises:
         DataError: If there are any.
     """
-    bad = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise DataError(
             sentence("image", "finite intensities", f"{bad} voxels of NaN or infinity", "Repair the volume", case=case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import PreprocessSettings
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import read_json, text_hash, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
@@ -65,6 +66,7 @@ class Plan(_Value):
         slice_axis: Axis across which 2D networks see slices: the coarsest, the last where they tie.
         patch_3d: Patch of 3D networks.
         patch_2d: Patch of 2D networks, along the two other axes.
+        extra: Class names of the user's further MONAI transforms, which must be given again to predict.
         reasons: One sentence per choice.
     """
 
@@ -82,12 +84,19 @@ class Plan(_Value):
     slice_axis: Literal[0, 1, 2]
     patch_3d: PatchPlan
     patch_2d: PatchPlan
+    extra: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
     @property
     def label_table(self) -> LabelTable:
         """The labels as a table."""
         return LabelTable.from_json(self.labels)
+
+    @property
+    def recipe(self) -> str:
+        """Hash of what prepared cases depend on: everything but name, patches, batches and reasons."""
+        passive = {"reasons", "patch_2d", "patch_3d", "median_shape", "slice_axis", "dataset"}
+        return text_hash(json.dumps(self.model_dump(mode="json", exclude=passive)))
 
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""
@@ -132,7 +141,8 @@ def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], setting
         crop=settings.crop,
         spacing_mm=spacing,
         image_order=settings.image_order,
-        store_dtype=settings.store_dtype,
+        # raw intensities may lie beyond float16's range
+        store_dtype="float32" if any(entry.scheme == "none" for entry in normalization) else settings.store_dtype,
         normalization=normalization,
         median_shape=(median[0], median[1], median[2]),
         slice_axis=axis,
@@ -175,7 +185,7 @@ def _slice_axis(spacing_mm: Sequence[float]) -> Literal[0, 1, 2]:
 
 def _normalization(scheme: str, channel: str, statistics: ChannelStatistics, kept: float) -> Normalization:
     if scheme == "auto":
-        scheme = "ct" if channel.upper() == "CT" else "zscore_nonzero" if kept < _MASK_SHARE else "zscore"
+        scheme = "ct" if channel.strip().upper() == "CT" else "zscore_nonzero" if kept < _MASK_SHARE else "zscore"
     if scheme != "ct":
         return Normalization.model_validate({"scheme": scheme})
     finite = math.isfinite(statistics.percentile_00_5)

@@ -19,6 +19,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
 from pipeline.data.layouts import CaseFiles
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
+from pipeline.preprocess.identity import identity
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
@@ -50,7 +51,7 @@ class PrepareTask:
 
 
 def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
-    """Hash of everything a prepared case depends on: file contents, plan, further transforms.
+    """Hash of everything a prepared case depends on: file contents, group, plan, further transforms, parameters too.
 
     Raises:
         DataError: If a file cannot be read.
@@ -63,9 +64,7 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
         ) from None
     settings = plan.model_dump(mode="json", exclude={"reasons", "patch_2d", "patch_3d", "median_shape", "dataset"})
     parts = [path.name for path in (*files.images, *files.label_sources)]  # which channel, which label value
-    return text_hash(
-        _RECIPE, *contents, json.dumps([settings, parts]), *(type(transform).__name__ for transform in extra)
-    )
+    return text_hash(_RECIPE, *contents, json.dumps([settings, parts, files.group]), *map(identity, extra))
 
 
 def prepare_case(task: PrepareTask) -> bool:
@@ -97,6 +96,7 @@ def prepare_case(task: PrepareTask) -> bool:
             class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
             {
                 "hash": digest,
+                "recipe": task.plan.recipe,
                 "group": files.group,
                 "images": [str(path) for path in files.images],
                 "trace": trace.to_json(),

@@ -28,6 +28,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.reader import VolumeReader
+from pipeline.preprocess.fingerprint import require_finite
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
@@ -57,13 +58,7 @@ class CheckGridd(MapTransform):  # type: ignore[misc]
         for key in self.keys[1:]:
             if key in data:
                 require_same_grid(grid, grid_of(data[key]), f"{key} grid", "the image grid", case=case)
-        image = data[self.keys[0]].as_tensor()
-        bad = int(image.numel() - torch.isfinite(image).sum())
-        if bad:
-            where = f"case {case}: " if case else ""
-            raise DataError(
-                f"{where}image: expected finite intensities, got {bad} voxels of NaN or infinity. Repair the volume."
-            )
+        require_finite(data[self.keys[0]].numpy(), case)
         return {**data, "source_grid": grid}
 
 

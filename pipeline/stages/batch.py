@@ -26,11 +26,13 @@ class Batch:
         done: Ids of cases that were processed.
         kept: Ids of cases that were up to date already.
         failed: Case id and one sentence for each case that failed.
+        notes: Further sentences for the user.
     """
 
     done: tuple[str, ...]
     kept: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -78,17 +80,19 @@ def collect(
 
 
 def mapped(run: Run, progress: Progress, what: str) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
-    """The engine as a function that works like ``map``, for steps whose own function never fails.
+    """The engine as a function that works like ``map``, in the items' order, for steps whose own function never fails.
 
     Raises:
         VolsegError: On iteration, if a worker died twice over an item.
     """
 
     def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        outcomes = []
         for done, outcome in enumerate(run(function, items), start=1):
             if outcome.error is not None:
                 raise VolsegError(outcome.error)
+            outcomes.append(outcome)
             progress(done, len(items), what)
-            yield outcome.value
+        yield from (outcome.value for outcome in sorted(outcomes, key=lambda outcome: outcome.index))
 
     return apply

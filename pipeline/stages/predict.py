@@ -94,7 +94,7 @@ def predict(
             images = [str(path.resolve()) for path in files.images]
             entries[target.name] = {"case": files.id, "images": images, "prediction": target.name, "hash": digest}
             write_json(out / "predictions.json", {"cases": list(entries.values())})
-        except (VolsegError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # one bad case never ends a batch
             failed.append((files.id, _explain(files.id, error)))
         progress(number, len(cases), "predict")
     return Batch(tuple(done), tuple(kept), tuple(failed))

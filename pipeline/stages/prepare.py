@@ -11,6 +11,7 @@ from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.check import CheckReport, check_dataset
 from pipeline.data.layouts import Dataset, open_dataset
+from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
 from pipeline.preprocess.fingerprint import fingerprint_case
 from pipeline.preprocess.plan import make_plan, write_plan
@@ -19,6 +20,9 @@ from pipeline.sample.folds import make_folds, read_splits, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
 
 __all__ = ["check", "preprocess"]
+
+_LIBRARIES_BYTES = 700 * 2**20  # torch and monai in memory
+_COPIES = 8  # read, oriented, cropped, normalized and resampled volumes, with what the operations hold meanwhile
 
 
 def check(
@@ -68,38 +72,59 @@ def preprocess(
     """
     opened = open_dataset(dataset, layout)
     section = settings.preprocess
-    with open_engine(jobs or default_jobs(len(opened.cases))) as run:
+    with open_engine(jobs or default_jobs(len(opened.cases), _bytes_per_case(opened))) as run:
         measure = partial(fingerprint_case, labels=opened.labels, orientation=section.orientation, crop=section.crop)
         names = [files.id for files in opened.cases]
         prints, failed = collect(run, measure, opened.cases, names, progress, "fingerprint")
         if not prints:
             raise VolsegError(f"{dataset}: expected at least one usable case, got none. The first says: {failed[0][1]}")
         plan = make_plan(opened, [prints[case] for case in sorted(prints)], section)
+        plan = plan.model_copy(update={"extra": tuple(type(transform).__name__ for transform in extra)})
         write_plan(plan, out / "plan.json")
         tasks = [PrepareTask(files, plan, out, tuple(extra)) for files in opened.cases if files.id in prints]
         names = [task.files.id for task in tasks]
         written, more = collect(run, prepare_case, tasks, names, progress, "prepare")
-    _write_folds(out / "splits.json", opened, written, settings)
+    notes = _write_folds(out / "splits.json", opened, written, settings)
     return Batch(
         tuple(case for case, new in sorted(written.items()) if new),
         tuple(case for case, new in sorted(written.items()) if not new),
         tuple(sorted((*failed, *more))),
+        notes,
     )
 
 
-def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> None:
-    """Draw folds, unless a file is there that fits the cases: a user may have edited it."""
-    if path.is_file():
-        try:
-            folds = read_splits(path, list(written))
-            if {case for fold in folds for case in (*fold.train, *fold.validation)} == set(written):
-                return
-        except VolsegError:
-            pass  # made for other cases: drawn again below
+def _bytes_per_case(dataset: Dataset) -> int:
+    """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
+    sizes = {files: max((p.stat().st_size for p in files.files if p.is_file()), default=0) for files in dataset.cases}
+    largest = max(sizes, key=lambda files: sizes[files])
+    try:
+        voxels = read_grid(largest.images[0]).voxels
+    except VolsegError:  # the case is reported when its turn comes
+        voxels = 0
+    return _LIBRARIES_BYTES + _COPIES * 4 * voxels * len(dataset.channels)
+
+
+def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
+    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
+
+    Raises:
+        VolsegError: If the file that is there does not fit the cases, or there are too few cases.
+    """
     groups = {files.id: files.group for files in dataset.cases if files.id in written}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
     if distinct < 2:
         raise VolsegError(
             f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
         )
-    write_splits(path, make_folds(groups, min(settings.sample.folds, distinct), settings.sample.split_seed))
+    wanted = min(settings.sample.folds, distinct)
+    if not path.is_file():
+        write_splits(path, make_folds(groups, wanted, settings.sample.split_seed))
+        return ()
+    folds = read_splits(path, list(written), groups=groups)
+    left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
+    notes = []
+    if left_out:
+        notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
+    if len(folds) != wanted:
+        notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {wanted} new ones.")
+    return tuple(notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +22,11 @@ from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan import Plan, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
-from pipeline.train.loop import Frame, TrainResult, train_fold
+from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.source import PatchSource
+from pipeline.train.values import Frame
 from pipeline.validation import make_validation
 
 __all__ = ["train"]
@@ -59,34 +62,39 @@ def train(
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network, the model
             folder holds another model, or the training diverges.
     """
+    began = time.monotonic()
     plan = read_plan(prepared / "plan.json")
-    split = _split(prepared, fold)
+    split = _split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
     place = choose_device(device)
-    home = fold_folder(out, fold)
+    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
+    card = ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place))
+    _require_same_model(out, card, fold)
+    source = _patch_source(prepared, split, spec, plan, settings, place)
     if restart:
         _remove_training(home)
-    _keep_card(out, ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place)))
-    result = train_fold(
-        spec.build(seed=settings.train.seed),
-        _patch_source(prepared, split, spec, plan, settings, place),
-        _frame(spec, plan),
-        settings,
-        home,
-        _identity(spec, plan, settings, split),
-        make_validation(prepared, split.validation, spec, plan, settings, place),
-        on_epoch,
-    )
+    require_identity(home, identity)
+    _keep_card(out, card)
+    validation = make_validation(prepared, split.validation, spec, plan, settings, place)
+    network = spec.build(seed=settings.train.seed)
+    frame = _frame(spec, plan)
+    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     write_json(home / "validation.json", {"grid": "prepared", "weights": "best", **content})
     return result
 
 
-def _split(prepared: Path, fold: int) -> Fold:
-    cases = prepared_ids(prepared)
-    groups = {case: read_info(prepared, case)["group"] for case in cases}
-    folds = read_splits(prepared / "splits.json", cases, groups=groups)
+def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
+    infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
+    folds = read_splits(prepared / "splits.json", infos, groups={case: info["group"] for case, info in infos.items()})
+    used = {case for part in folds for case in (*part.train, *part.validation)}
+    other = sorted(case for case in used if infos[case].get("recipe") != plan.recipe)
+    if other:
+        raise VolsegError(
+            f"{prepared}: expected cases prepared by plan.json, got {len(other)} prepared otherwise, e.g. {other[0]}. "
+            "Run `volseg preprocess` again; in plan.json only patch and batch sizes may be edited."
+        )
     if not 0 <= fold < len(folds):
         raise VolsegError(f"fold: expected 0 to {len(folds) - 1}, got {fold}. splits.json has {len(folds)} folds.")
     return folds[fold]
@@ -122,20 +130,30 @@ def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
 
 def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) -> str:
     """Hash of what must not change while a training goes on; how long it lasts may."""
-    train = settings.train.model_dump(mode="json", exclude={"epochs", "budget", "patience", "validate_every"})
-    parts = [settings.sample.model_dump(mode="json"), settings.augment.model_dump(mode="json"), train]
+    length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
+    train = settings.train.model_dump(mode="json", exclude=length)
+    sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed"})
+    parts = [sample, settings.augment.model_dump(mode="json"), train]
     return text_hash(spec.model_dump_json(), plan.model_dump_json(), json.dumps(parts), json.dumps(vars(split)))
 
 
+def _require_same_model(out: Path, card: ModelCard, fold: int) -> None:
+    """Refuse a folder in which other folds were trained with another network or plan."""
+    if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
+        return
+    there, here = (value.model_dump(mode="json") for value in (read_card(out), card))
+    if (there["network"], there["plan"]) != (here["network"], here["plan"]):
+        raise VolsegError(
+            f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."
+        )
+
+
 def _keep_card(out: Path, card: ModelCard) -> None:
-    """Write ``model.json``, unless trained folds of another model are there."""
-    if (out / "model.json").is_file() and trained_folds(out):
-        there, here = (value.model_dump(mode="json") for value in (read_card(out), card))
-        if (there["network"], there["plan"]) != (here["network"], here["plan"]):
-            raise VolsegError(
-                f"{out}: expected the network and plan of the folds trained there, got others. "
-                "Choose another model folder."
-            )
+    """Write ``model.json``, unless it says the same already, whenever and wherever that was written."""
+    if (out / "model.json").is_file():
+        there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (read_card(out), card))
+        if there == here:
+            return
     write_card(out, card)
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.core.errors import VolsegError
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.history import EpochRecord
 
-__all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "TrainState", "load_checkpoint", "require_identity", "save_checkpoint"]
+
+_FILE = "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Progress:
         stale: Validations since the best one.
         validation_s: Duration of the last validation.
         finished: Whether the training has ended.
+        length: What it was told about its length; another length may continue a finished training.
         records: All epochs.
     """
 
@@ -40,89 +43,142 @@ class Progress:
     stale: int = 0
     validation_s: float = 0.0
     finished: bool = False
+    length: str = ""
     records: Sequence[EpochRecord] = field(default_factory=tuple)
 
 
-def save_checkpoint(
-    folder: Path,
-    progress: Progress,
-    settings_hash: str,
-    network: nn.Module,
-    average: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    generators: tuple[np.random.Generator, torch.Generator],
-) -> None:
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """The mutable parts of a training; a checkpoint holds all of them, and the random state of dropout.
+
+    Args:
+        network: Its weights and buffers, on the device that trains.
+        average: Moving average of weights and buffers; empty if there is none.
+        optimizer: Its moments.
+        scaler: Loss scale of fp16.
+        sampling: Randomness of patches.
+        augmentation: Randomness of augmentation.
+    """
+
+    network: nn.Module
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    sampling: np.random.Generator
+    augmentation: torch.Generator
+
+
+def save_checkpoint(folder: Path, progress: Progress, identity: str, state: TrainState) -> None:
     """Write ``last.safetensors``: tensors, and everything else as JSON in the file's metadata, in one atomic step.
 
     Args:
         folder: Folder of the fold.
         progress: Where the training stands.
-        settings_hash: Hash of everything that must not change before continuing.
-        network: Its weights and buffers.
-        average: Moving average of the weights; empty if there is none.
-        optimizer: Its state.
-        generators: Sampling and augmentation randomness.
+        identity: Hash of everything that must not change before continuing.
+        state: What to save.
     """
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
-    state = optimizer.state_dict()
-    for index, entries in state["state"].items():
+    tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+    for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in entries.items() if isinstance(value, Tensor)}
-    tensors["generator"] = generators[1].get_state()
+    tensors["random.augmentation"] = state.augmentation.get_state()
+    tensors |= {f"random.{name}": value for name, value in _dropout_state(state).items()}
     content = {
-        "settings": settings_hash,
+        "identity": identity,
         "progress": {**vars(progress), "records": [record.to_json() for record in progress.records]},
-        "numpy_generator": generators[0].bit_generator.state,
+        "sampling": state.sampling.bit_generator.state,
+        "scaler": state.scaler.state_dict(),
     }
-    save_weights(folder / "last.safetensors", tensors, {"state": json.dumps(content)})
+    save_weights(folder / _FILE, tensors, {"state": json.dumps(content)})
 
 
-def load_checkpoint(
-    folder: Path,
-    settings_hash: str,
-    network: nn.Module,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    generators: tuple[np.random.Generator, torch.Generator],
-) -> Progress:
+def require_identity(folder: Path, identity: str) -> None:
+    """Refuse to continue a training that began with something else.
+
+    Args:
+        folder: Folder of the fold; without a checkpoint everything is fine.
+        identity: Hash of everything that must not change before continuing.
+
+    Raises:
+        VolsegError: If settings, plan or split changed since, or the file is damaged.
+    """
+    path = folder / _FILE
+    if path.is_file() and _content(path)["identity"] != identity:
+        raise VolsegError(
+            f"{path}: expected the settings, plan and split this training began with, got others. "
+            "Choose another model folder, or begin anew with --restart."
+        )
+
+
+def load_checkpoint(folder: Path, identity: str, state: TrainState) -> Progress:
     """Restore everything :func:`save_checkpoint` wrote, in place.
+
+    Args:
+        folder: Folder of the fold.
+        identity: Hash of everything that must not change before continuing.
+        state: What to restore.
 
     Returns:
         Where the training stood; a fresh start if there is no checkpoint.
 
     Raises:
-        VolsegError: If settings, plan or split changed since, or the files do not fit.
+        VolsegError: If settings, plan or split changed since, or the file is damaged.
     """
-    path = folder / "last.safetensors"
+    path = folder / _FILE
     if not path.is_file():
         return Progress()
-    tensors = load_weights(path)
-    with safe_open(path, "pt") as file:
-        content = json.loads((file.metadata() or {})["state"])
-    if content["settings"] != settings_hash:
-        raise VolsegError(
-            f"{path}: expected the settings, plan and split this training began with, got others. "
-            "Choose another model folder, or begin anew with --restart."
-        )
-    parts: dict[str, dict[str, Any]] = {"network": {}, "average": {}, "optimizer": {}}
+    require_identity(folder, identity)
+    content, parts = _content(path), _parts(load_weights(path))
+    state.network.load_state_dict(parts["network"])
+    for name, tensor in state.average.items():
+        tensor.copy_(parts["average"][name])
+    _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
+    if content["scaler"]:  # empty where another device trained without a loss scale
+        state.scaler.load_state_dict(content["scaler"])
+    state.augmentation.set_state(parts["random"].pop("augmentation"))
+    _set_dropout_state(state, parts["random"])
+    state.sampling.bit_generator.state = content["sampling"]
+    records = tuple(EpochRecord(**record) for record in content["progress"].pop("records"))
+    return Progress(**content["progress"], records=records)
+
+
+def _content(path: Path) -> Any:
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise VolsegError(f"{path}: expected a checkpoint, got {error}. Begin anew with --restart.") from None
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         parts.setdefault(kind, {})[rest] = tensor
-    network.load_state_dict(parts["network"])
-    for name, tensor in average.items():
-        tensor.copy_(parts["average"][name])
-    _restore_optimizer(optimizer, parts["optimizer"])
-    generators[1].set_state(tensors["generator"])
-    generators[0].bit_generator.state = content["numpy_generator"]
-    progress = content["progress"]
-    records = tuple(EpochRecord(**record) for record in progress.pop("records"))
-    return Progress(**progress, records=records)
+    return parts
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state = optimizer.state_dict()
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, entry = name.partition(".")
-        entries.setdefault(int(index), {})[entry] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    entries = {int(index): values for index, values in _parts(tensors).items()}
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:  # channels-last again, like the parameter
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _device(state: TrainState) -> torch.device:
+    return next(state.network.parameters()).device
+
+
+def _dropout_state(state: TrainState) -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    if _device(state).type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(_device(state))
+    return found
+
+
+def _set_dropout_state(state: TrainState, found: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(found["cpu"])
+    if "cuda" in found and _device(state).type == "cuda":
+        torch.cuda.set_rng_state(found["cuda"], _device(state))

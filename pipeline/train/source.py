@@ -18,6 +18,8 @@ from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_p
 
 __all__ = ["PatchSource"]
 
+_GPU_SHARE = 0.4  # of the free memory, for cached cases; the rest is for the network
+
 
 class PatchSource:
     """Batches of patches of some prepared cases.
@@ -52,20 +54,30 @@ class PatchSource:
         self.volumes: dict[str, tuple[Any, Any]] = {}
         self.infos: list[CaseInfo] = []
         left = settings.cache_mb * 2**20
+        left_on_gpu = _GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
         for case in cases:
             image, label = open_prepared(folder, case)
             self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
-            left -= int(image.nbytes) + int(label.nbytes)
-            self.volumes[case] = (self._cached(image), self._cached(label)) if left >= 0 else (image, label)
-
-    def _cached(self, packed: Any) -> Tensor:
-        return torch.from_numpy(packed[...]).to(self.device)
+            size = int(image.nbytes) + int(label.nbytes)
+            left, left_on_gpu = left - size, left_on_gpu - size
+            if left < 0:  # read from disk, patch by patch
+                self.volumes[case] = (image, label)
+                continue
+            place = device if left_on_gpu >= 0 else torch.device("cpu")
+            self.volumes[case] = (torch.from_numpy(image[...]).to(place), torch.from_numpy(label[...]).to(place))
 
     def batches_per_epoch(self, balanced: int) -> int:
-        """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones."""
+        """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones.
+
+        Raises:
+            DataError: If every sliding window is empty and empty ones are skipped.
+        """
         if self.settings.strategy == "balanced":
             return balanced
-        return -(-len(self._sliding(None)) // self.batch_size)
+        windows = len(self._sliding(None))
+        if not windows:
+            raise DataError("sliding patches: expected some with foreground, got none. Set sample.skip_empty to false.")
+        return -(-windows // self.batch_size)
 
     def epoch(self, batches: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw one epoch.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy import toy_settings, write_toy
 
-from pipeline.cli import main
+from pipeline.__main__ import main
 
 COMMANDS = ("check", "preprocess", "train", "predict", "evaluate", "report", "phantom", "demo", "config", "networks")
 
@@ -26,7 +26,7 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
 
 def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
     code = (
-        "import sys\nfrom pipeline.cli import main\n"
+        "import sys\nfrom pipeline.__main__ import main\n"
         "try:\n    main(['--help'])\n"
         "finally:\n    print('heavy:', *sorted({'torch', 'monai', 'matplotlib', 'scipy'} & set(sys.modules)))"
     )
@@ -135,7 +135,7 @@ def test_the_steps_on_the_command_line(capfd: pytest.CaptureFixture[str], tmp_pa
     code, out, _ = run(capfd, "train", prepared, "-o", model, "-c", config, *words)
     assert code == 0
     assert "Validation, fold 1" in out
-    words = ("--set", "infer.mirror=true", "--device", "cpu")
+    words = ("--set", "infer.overlap=0.25", "--device", "cpu")
     code, out, _ = run(capfd, "predict", model, dataset / "images", "-o", tmp_path / "masks", *words)
     assert code == 0
     assert "4 predicted" in out

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import engine
 from pipeline.core.errors import DataError
 from pipeline.engine import default_jobs, open_engine
+
+GIB = 2**30
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
 def double(number: int) -> int:
@@ -48,6 +52,55 @@ def test_a_dead_worker_takes_only_its_own_case_with_it(tmp_path: Path) -> None:
         assert [outcome.value for outcome in run(die, ["after"])] == ["after"]
 
 
+def own_process(number: int) -> int:
+    """Id of the process that works; a 0 kills it."""
+    if number == 0:
+        os._exit(9)
+    return os.getpid()
+
+
+def first_environment(name: str) -> str | None:
+    """A variable as it was when this process began, before any import."""
+    start = Path("/proc/self/environ")
+    if not start.exists():
+        return os.environ.get(name)
+    return dict(entry.split("=", 1) for entry in start.read_text().split("\0") if entry).get(name)
+
+
+@pytest.mark.parametrize("killer", [0, 17])
+def test_one_killer_among_thirty_does_not_cost_the_others_a_process_each(killer: int) -> None:
+    items = [int(n != killer) for n in range(30)]
+    with open_engine(2) as run:
+        outcomes = sorted(run(own_process, items), key=lambda outcome: outcome.index)
+    assert [outcome.index for outcome in outcomes] == list(range(30))
+    assert [outcome.index for outcome in outcomes if outcome.error] == [killer]
+    assert "killed twice" in (outcomes[killer].error or "")
+    # two workers before the death, two after it, and one or two for what was lost with them
+    assert len({outcome.value for outcome in outcomes if outcome.value}) <= 6
+
+
+def test_workers_begin_with_one_thread_and_the_parent_keeps_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # the user's own choice stands
+    before = dict(os.environ)
+    with open_engine(2) as run:
+        found = {THREADS[outcome.index]: outcome.value for outcome in run(first_environment, THREADS)}
+        assert dict(os.environ) == before
+    assert found == dict(zip(THREADS, ("1", "3", "1", "PASSIVE"), strict=True))
+
+
 def test_few_items_start_no_workers() -> None:
     assert default_jobs(7) == 1
     assert 1 <= default_jobs(10_000) <= (os.cpu_count() or 1)
+
+
+def test_workers_are_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "processors", lambda: 16)
+    monkeypatch.setattr(engine, "available_bytes", lambda: 10 * GIB)
+    assert default_jobs(10_000) == 16
+    assert default_jobs(10_000, 3 * GIB) == 3
+    assert default_jobs(10_000, 11 * GIB) == 1
+    assert default_jobs(16, 3 * GIB) == 2
+    monkeypatch.setattr(engine, "available_bytes", lambda: None)
+    assert default_jobs(10_000, 3 * GIB) == 16

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.data.store import (
     PreparedCase,
     class_voxels,
     open_prepared,
     prepared_ids,
+    read_class_voxels,
+    read_info,
     read_prepared,
     stored_hash,
     write_prepared,
@@ -67,9 +69,53 @@ def test_a_case_without_its_last_file_is_not_there(tmp_path: Path, case: Prepare
     assert prepared_ids(tmp_path) == ()
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, case: PreparedCase) -> None:
+@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "voxels.npz"])
+@pytest.mark.parametrize("kept", [None, 0, 40, -30])
+def test_a_missing_or_truncated_file_is_named(tmp_path: Path, case: PreparedCase, name: str, kept: int | None) -> None:
     write_prepared(tmp_path, case)
-    path = tmp_path / "cases" / "case 1" / "image.b2nd"
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"image.b2nd: expected a blosc2 array.*run `volseg preprocess` again"):
+    path = tmp_path / "cases" / "case 1" / name
+    content = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(content[:kept])
+    rule = "stored voxel positions" if name == "voxels.npz" else "a blosc2 array"
+    with pytest.raises(DataError) as caught:
         read_prepared(tmp_path, "case 1")
+    assert str(caught.value).startswith(f"{path}: expected {rule}, got ")
+    assert str(caught.value).endswith(". Delete the case's folder and run `volseg preprocess` again.")
+
+
+@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd"])
+def test_damage_inside_a_chunk_is_named_when_it_is_read(tmp_path: Path, case: PreparedCase, name: str) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / name
+    content = path.read_bytes()
+    middle = content.index(b"\x28\xb5\x2f\xfd")  # where Zstandard's first frame begins
+    path.write_bytes(content[:middle] + b"\xff" * 8 + content[middle + 8 :])
+    arrays = dict(zip(("image.b2nd", "label.b2nd"), open_prepared(tmp_path, "case 1"), strict=True))
+    assert arrays[name].shape == (case.image if name == "image.b2nd" else case.label).shape
+    for read in (lambda: arrays[name][..., 0:2], lambda: read_prepared(tmp_path, "case 1")):
+        with pytest.raises(DataError, match=rf"{name}: expected a blosc2 array, got .* `volseg preprocess` again"):
+            read()
+
+
+def test_damaged_voxels_inside_the_archive_are_named(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / "voxels.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes(20) + content[80:])
+    with pytest.raises(DataError, match=r"voxels.npz: expected stored voxel positions, got .* `volseg preprocess`"):
+        read_class_voxels(tmp_path, "case 1")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"hash": "ab', b"[1]", b"\xff\xfe", b'{"hash": 3}'])
+def test_a_damaged_case_json_means_that_the_case_is_made_again(
+    tmp_path: Path, case: PreparedCase, content: bytes
+) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / "case.json"
+    path.write_bytes(content)
+    assert stored_hash(tmp_path, "case 1") is None
+    if b"3" not in content:
+        with pytest.raises(VolsegError, match=r"case.json: expected "):
+            read_info(tmp_path, "case 1")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityd
+from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
 
 from pipeline.config import PreprocessSettings
 from pipeline.core.errors import DataError, VolsegError
@@ -21,7 +21,7 @@ from pipeline.data.store import read_prepared
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
 from pipeline.preprocess.plan import Normalization, Plan, make_plan, read_plan, write_plan
-from pipeline.preprocess.prepare import PrepareTask, prepare_case, prepare_image
+from pipeline.preprocess.prepare import PrepareTask, case_hash, prepare_case, prepare_image
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import Normalized
 
@@ -165,6 +165,24 @@ def test_a_users_monai_transform_is_run_last(tmp_path: Path) -> None:
     prepare_case(PrepareTask(files, plan, tmp_path / "out", extra))
     image = read_prepared(tmp_path / "out", "one").image
     assert (float(image.min()), float(image.max())) == (0.0, 5.0)
+
+
+def test_a_changed_group_or_parameter_of_a_users_transform_is_prepared_again(tmp_path: Path) -> None:
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+    assert case_hash(replace(files, group="p1"), plan) != case_hash(files, plan)
+    assert case_hash(replace(files, group="p1"), plan) != case_hash(replace(files, group="p2"), plan)
+
+    def digest(*extra: object) -> str:
+        return case_hash(files, plan, extra)
+
+    five = digest(ScaleIntensityd(["image"], minv=0.0, maxv=5.0))
+    assert digest(ScaleIntensityd(["image"], minv=0.0, maxv=5.0)) == five
+    assert digest(ScaleIntensityd(["image"], minv=0.0, maxv=6.0)) != five  # held by an object of the transform's
+    assert digest(ScaleIntensityd(["label"], minv=0.0, maxv=5.0)) != five
+    noise = digest(RandGaussianNoised(["image"], prob=1.0))  # holds a random state, whose repr has an address
+    assert digest(RandGaussianNoised(["image"], prob=1.0)) == noise
+    assert digest(Lambdad(["image"], func=np.abs)) != digest(Lambdad(["image"], func=np.sqrt))
 
 
 def test_nan_wrong_channels_and_unknown_labels_are_named(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.factory import build_network
 from pipeline.model.folder import load_weights
 from pipeline.train.history import EpochRecord
-from pipeline.train.loop import Frame, TrainResult, ValidationScores, train_fold
+from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.source import PatchSource
+from pipeline.train.values import Frame, Validation, ValidationScores
 
 SIZE = (8, 8, 8)
 FRAME = Frame(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
+NO_VALIDATION = Validation(lambda network, everything: ValidationScores({}, None, {}), 1, 1)
 
 
 def settings(**train: object) -> Settings:
@@ -64,7 +66,7 @@ def run(prepared: Path, out: Path, options: Settings, stop_after: int | None = N
         if record.epoch == stop_after:
             raise KeyboardInterrupt
 
-    return train_fold(network, source, FRAME, options, out, "identity", validate, on_epoch)
+    return train_fold(network, source, FRAME, Validation(validate, 1, 2), options, out, "identity", on_epoch)
 
 
 def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path: Path) -> None:
@@ -106,7 +108,9 @@ def test_other_settings_do_not_continue_an_old_training(prepared: Path, tmp_path
     source = PatchSource(prepared, ["a"], SIZE, 2, settings().sample, torch.device("cpu"))
     network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
     with pytest.raises(VolsegError, match=r"expected the settings, plan and split this training began with.*--restart"):
-        train_fold(network, source, FRAME, settings(), tmp_path / "m", "other", lambda n, e: None, lambda r, n: None)  # type: ignore[arg-type, return-value]
+        train_fold(
+            network, source, FRAME, NO_VALIDATION, settings(), tmp_path / "m", "other", lambda record, epochs: None
+        )
 
 
 def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path: Path) -> None:
@@ -120,7 +124,10 @@ def test_the_budget_ends_the_training_on_time(prepared: Path, tmp_path: Path, mo
     result = run(prepared, tmp_path / "m", settings(budget="20s", validate_every=1000))
     assert 20 <= result.progress.elapsed_s < 23
     assert result.progress.records[-1].progress == 1.0
-    assert result.progress.records[-1].mean_dice == 0.5
+    assert [record.mean_dice for record in result.progress.records if record.mean_dice] == [
+        0.5,
+        0.6,
+    ]  # early, at the end
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(prepared: Path, tmp_path: Path) -> None:

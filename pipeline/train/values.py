@@ -1,0 +1,57 @@
+"""What a training is given and what it reports, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.sample.augment import Direction
+
+__all__ = ["Frame", "Validation", "ValidationScores"]
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Result of a full-volume validation.
+
+    Args:
+        dice: Organ → mean Dice over the cases that have it; None where no case has it.
+        mean_dice: Mean over organs, None if no case has any.
+        cases: Per case, organ → Dice.
+    """
+
+    dice: Mapping[str, float | None]
+    mean_dice: float | None
+    cases: Mapping[str, Mapping[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How to score a network on full volumes.
+
+    Args:
+        score: Takes the network in evaluation mode and whether all cases are wanted instead of the quick subset.
+        quick: Number of cases of the quick subset.
+        all: Number of all cases.
+    """
+
+    score: Callable[[nn.Module, bool], ValidationScores]
+    quick: int
+    all: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What augmentation needs to know of the axes a network sees.
+
+    Args:
+        directions: Anatomical direction of each axis: ``LR``, ``AP`` or ``SI``.
+        spacing_mm: Spacing of each axis.
+        side_pairs: Class indices of left/right organ pairs.
+    """
+
+    directions: tuple[Direction, ...]
+    spacing_mm: tuple[float, ...]
+    side_pairs: tuple[tuple[int, int], ...]

@@ -1,0 +1,40 @@
+"""Training, resuming and predicting on a GPU, beside the CPU. Run where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import toy_case, toy_settings
+
+from pipeline.infer.predictor import Predictor
+from pipeline.model.folder import load_weights
+from pipeline.stages.train import train
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_a_gpu_learns(prepared: Path, tmp_path: Path, precision: str) -> None:
+    settings = toy_settings()
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+    result = train(prepared, tmp_path / "m", settings, device="cuda")
+    assert (result.scores.mean_dice or 0) > 0.8
+
+
+def test_a_model_predicts_the_same_on_both_devices(model: Path) -> None:
+    image, _ = toy_case(7)
+    masks = [Predictor.load(model, device=device).predict(image).array for device in ("cpu", "cuda")]
+    assert np.mean(masks[0] != masks[1]) < 1e-3
+
+
+def test_a_checkpoint_continues_on_the_gpu(prepared: Path, tmp_path: Path) -> None:
+    settings = toy_settings()
+    train(prepared, tmp_path / "m", settings, device="cuda")
+    longer = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 4})})
+    result = train(prepared, tmp_path / "m", longer, device="cuda")
+    assert len(result.progress.records) == 4
+    weights = load_weights(tmp_path / "m" / "fold_0" / "model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point())

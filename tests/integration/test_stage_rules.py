@@ -1,0 +1,135 @@
+"""What stages refuse, keep and continue: nothing is lost and nothing is silently mixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from monai.transforms import ScaleIntensityd
+from toy import toy_settings, write_toy
+
+from pipeline.config import InferSettings, Settings
+from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.infer.predictor import Predictor
+from pipeline.model.folder import fold_folder, read_card
+from pipeline.model.spec import design_network
+from pipeline.preprocess.plan import read_plan
+from pipeline.stages.prepare import preprocess
+from pipeline.stages.train import train
+
+
+def changed(settings: Settings, **sections: dict[str, object]) -> Settings:
+    content = settings.model_dump()
+    for name, values in sections.items():
+        content[name].update(values)
+    return Settings.model_validate(content)
+
+
+def test_a_finished_training_can_be_made_longer(prepared: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    same = train(prepared, tmp_path / "m", toy_settings(), device="cpu")
+    assert len(same.progress.records) == 3
+    longer = train(prepared, tmp_path / "m", changed(toy_settings(), train={"epochs": 4}), device="cpu")
+    assert [record.epoch for record in longer.progress.records] == [1, 2, 3, 4]
+
+
+def test_restart_deletes_nothing_before_everything_is_checked(prepared: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    shutil.copytree(fold_folder(model, 0), fold_folder(tmp_path / "m", 1))
+    with pytest.raises(VolsegError, match=r"expected the network and plan of the folds trained there"):
+        train(prepared, tmp_path / "m", toy_settings(name="unetpp"), device="cpu", restart=True)
+    assert (fold_folder(tmp_path / "m", 0) / "model.safetensors").is_file()
+    assert read_card(tmp_path / "m").network.name == "unet"
+
+
+def test_refused_settings_leave_the_model_as_it_was(prepared: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    before = (tmp_path / "m" / "model.json").read_text()
+    with pytest.raises(VolsegError, match=r"or begin anew with --restart"):
+        train(prepared, tmp_path / "m", changed(toy_settings(), train={"learning_rate": 0.5}), device="cpu")
+    train(prepared, tmp_path / "m", toy_settings(), device="cpu")  # nothing to do, nothing to change
+    assert (tmp_path / "m" / "model.json").read_text() == before
+
+
+def test_edited_folds_are_kept_and_wrong_ones_named(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prepared"
+    preprocess(dataset, out, toy_settings(), jobs=1)
+    mine = [{"train": ["toy_0", "toy_1"], "validation": ["toy_2"]}]
+    (out / "splits.json").write_text(json.dumps(mine))
+    batch = preprocess(dataset, out, toy_settings(), jobs=1)
+    assert json.loads((out / "splits.json").read_text()) == mine
+    assert [note.split("splits.json: kept")[1][:25] for note in batch.notes] == [
+        "; 3 cases are in no fold,",
+        " with its 1 folds. Delete",
+    ]
+    (out / "splits.json").write_text('[{"train": ["toy_9"], "validation": ["toy_2"]}]')
+    with pytest.raises(VolsegError, match="toy_9"):
+        preprocess(dataset, out, toy_settings(), jobs=1)
+    assert "toy_9" in (out / "splits.json").read_text()
+
+
+def test_cases_of_another_plan_are_not_trained_on(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "p")
+    plan = json.loads((tmp_path / "p" / "plan.json").read_text())
+    plan["patch_3d"]["batch_size"] = 3  # may be edited
+    (tmp_path / "p" / "plan.json").write_text(json.dumps(plan))
+    settings = changed(toy_settings(), train={"epochs": 1, "iterations_per_epoch": 1})
+    train(tmp_path / "p", tmp_path / "m", settings, device="cpu")
+    plan["spacing_mm"] = [3.0, 3.0, 3.0]  # may not: the cases are on another grid
+    (tmp_path / "p" / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(
+        VolsegError, match=r"expected cases prepared by plan.json, got 6 prepared otherwise, e.g. toy_0"
+    ):
+        train(tmp_path / "p", tmp_path / "m2", settings, device="cpu")
+
+
+def test_mirroring_keeps_to_the_axes_training_mirrored(prepared: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"infer.mirror: expected a model trained with flips, got one without"):
+        Predictor.load(model, device="cpu", settings=InferSettings(mirror=True))
+    settings = changed(toy_settings(), augment={"flip_axes": ["SI"]}, train={"epochs": 1, "iterations_per_epoch": 1})
+    train(prepared, tmp_path / "m", settings, device="cpu")
+    predictor = Predictor.load(tmp_path / "m", device="cpu", settings=InferSettings(mirror=True))
+    assert predictor.mirror_axes == (2,)
+
+
+def test_an_unknown_organ_to_clean_is_named_before_any_work(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"infer.keep_largest: expected some of box_left, box_small, got livr"):
+        Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("livr",)))
+    predictor = Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("box_small",)))
+    assert predictor.cleaned == (2,)
+
+
+def test_a_single_case_cannot_be_split(tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path / "one", 1)
+    with pytest.raises(VolsegError, match=r"expected at least 2 cases \(or groups\) to train and validate, got 1"):
+        preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1)
+
+
+def test_raw_intensities_are_stored_as_float32(dataset: Path, tmp_path: Path) -> None:
+    preprocess(dataset, tmp_path / "p", changed(toy_settings(), preprocess={"normalization": "none"}), jobs=1)
+    assert read_plan(tmp_path / "p" / "plan.json").store_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [({"features": [4, 8, 16], "strides": 2}, 3), ({"strides": [1, 2]}, 2), ({"features": [4, 8]}, 2), ({}, 3)],
+)
+def test_open_options_are_planned_to_fit_the_given_ones(
+    prepared: Path, options: dict[str, object], stages: int
+) -> None:
+    settings = changed(toy_settings(), model={"options": options})
+    spec = design_network(read_plan(prepared / "plan.json"), settings.model, settings.sample)
+    assert len(spec.options["features"]) == stages
+    assert spec.build().legal_size((16, 16, 16)) == (16, 16, 16)
+
+
+def test_further_transforms_must_be_given_again_to_predict(dataset: Path, tmp_path: Path) -> None:
+    extra = [ScaleIntensityd(["image"], minv=0.0, maxv=1.0)]
+    preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1, extra=extra)
+    train(tmp_path / "p", tmp_path / "m", changed(toy_settings(), train={"epochs": 1}), device="cpu")
+    message = r"further transforms: expected those of training \(ScaleIntensityd\), got none\. Give them as extra="
+    with pytest.raises(ConfigError, match=message):
+        Predictor.load(tmp_path / "m", device="cpu")
+    assert Predictor.load(tmp_path / "m", device="cpu", extra=extra).extra == tuple(extra)

@@ -1,0 +1,46 @@
+"""What this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.machine import available_bytes, processors
+
+GIB = 2**30
+
+
+def test_processors_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
+    assert processors() == 3
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 5, raising=False)
+    assert processors() == 5
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processors() == 64
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_available_memory_is_the_smallest_of_machine_and_control_groups(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    assert available_bytes(proc, groups) is None
+    write(proc / "meminfo", f"MemTotal: {64 * 2**20} kB\nMemAvailable:   {20 * 2**20} kB\n")
+    assert available_bytes(proc, groups) == 20 * GIB
+    write(proc / "self" / "cgroup", "1:cpu:/\n0::/jobs/mine\n")
+    write(groups / "jobs" / "mine" / "memory.max", "max\n")
+    write(groups / "jobs" / "memory.max", f"{8 * GIB}\n")  # the limit of the group around mine
+    write(groups / "jobs" / "memory.current", f"{5 * GIB}\n")
+    write(groups / "jobs" / "memory.stat", f"anon 1\ninactive_file {2 * GIB}\n")  # cache that can be dropped
+    assert available_bytes(proc, groups) == 5 * GIB
+    write(proc / "self" / "cgroup", "4:memory:/old\n0::/\n")
+    write(groups / "memory" / "old" / "memory.limit_in_bytes", f"{3 * GIB}\n")
+    write(groups / "memory" / "old" / "memory.usage_in_bytes", f"{4 * GIB}\n")
+    assert available_bytes(proc, groups) == 0
