@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pipeline.data.detached import detached_files
 
 from pipeline.data.case_files import CaseFiles
+from pipeline.data.detached import detached_files
 from pipeline.data.volumes import read_image
 
 
