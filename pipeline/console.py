@@ -158,6 +158,10 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
         _console.print(f"failed  {failure['message']}", style="red")
     for note in summary["notes"]:
         say(f"note  {note}")
+    missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
+    if missing:
+        count = f"{len(missing)} of {len(summary['cases'])}"
+        say(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
     say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
     failed, cases = len(summary["failures"]), len(summary["cases"])
     return 0 if not failed else 2 if failed < cases else 3

@@ -167,9 +167,13 @@ def _entry(entry: Any, source: Description, channels: int | None, where: str = "
         label = source.root / "labelsTs" / images[0].name
     group = str(row["group"]) if row.get("group") not in (None, "") else None
     name = str(row.get("case") or row.get("id") or stem)
-    if re.search(r"[/\\:]", name):
+    if re.search(r"[/\\:]|^\.+$", name):
         advice = "Rename the case, because files are named after it"
-        raise DataError(sentence(f"{where}, id", "a name without / \\ :", repr(name), advice, file=source.file))
+        raise DataError(
+            sentence(
+                f"{where}, id", "a name without / \\ : that is more than dots", repr(name), advice, file=source.file
+            )
+        )
     return CaseFiles(name, images, label, group=group)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.core.errors import VolsegError
 
-__all__ = ["autocast", "choose_device", "choose_dtype", "to_device"]
+__all__ = ["autocast", "choose_device", "choose_dtype", "out_of_memory", "to_device"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -59,6 +59,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Mixed precision for the block; no effect for float32."""
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means too little memory; on the CPU PyTorch raises a plain ``RuntimeError`` for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:

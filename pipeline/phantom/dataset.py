@@ -111,6 +111,9 @@ def write_phantom(
     return out
 
 
+_CONTENT = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json")
+
+
 def _files(out: Path, case: str, part: str) -> tuple[Path, Path]:
     return out / f"images{part}" / f"{case}_0000{_SUFFIX}", out / f"labels{part}" / f"{case}{_SUFFIX}"
 
@@ -129,6 +132,9 @@ def _description(cases: int, tests: int, seed: int, contrast: str, size: str) ->
 
 
 def _require_no_strangers(out: Path, work: Sequence[tuple[int, str]]) -> None:
+    others = sorted(file.name for file in out.glob("[!.]*") if file.name not in _CONTENT)
+    if others:
+        raise VolsegError(f"{out}: expected an empty folder or a phantom dataset, got {others[0]}. Use another folder.")
     expected = {file for index, part in work for file in _files(out, case_id(index), part)}
     strangers = sorted(
         file

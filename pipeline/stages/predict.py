@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.config import InferSettings, load_settings
 from pipeline.core.errors import ConfigError, VolsegError
@@ -16,6 +14,7 @@ from pipeline.data.layouts import find_inputs
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import read_image, write_label_map
 from pipeline.infer.predictor import Predictor
+from pipeline.model.device import out_of_memory
 from pipeline.model.folder import fold_folder, read_card, trained_folds
 from pipeline.stages.batch import Batch, Progress, quiet
 
@@ -76,8 +75,9 @@ def predict(
     cases = find_inputs(inputs, len(predictor.card.plan.channels))
     targets = _targets(cases, out)
     identity = _model_hash(model, folds, predictor.settings)
-    write_json(out / "labels.json", predictor.labels.to_json())
     entries = _earlier_entries(out)
+    _require_own_files(out, targets.values(), entries)
+    write_json(out / "labels.json", predictor.labels.to_json())
     done: list[str] = []
     kept: list[str] = []
     failed: list[tuple[str, str]] = []
@@ -89,11 +89,10 @@ def predict(
                 kept.append(files.id)
             else:
                 label_map = predictor.predict(read_image(files.images, case=files.id), files.id)
+                _note(out, entries, files, target.name, "")  # first, so that a killed run knows its own file
                 write_label_map(label_map, target, like=files.images[0])
+                _note(out, entries, files, target.name, digest)
                 done.append(files.id)
-            images = [str(path.resolve()) for path in files.images]
-            entries[target.name] = {"case": files.id, "images": images, "prediction": target.name, "hash": digest}
-            write_json(out / "predictions.json", {"cases": list(entries.values())})
         except Exception as error:  # one bad case never ends a batch
             failed.append((files.id, _explain(files.id, error)))
         progress(number, len(cases), "predict")
@@ -116,6 +115,25 @@ def _targets(cases: Sequence[CaseFiles], out: Path) -> dict[str, str]:
     return names
 
 
+def _note(out: Path, entries: dict[str, dict[str, Any]], files: CaseFiles, name: str, digest: str) -> None:
+    """Enter a mask in ``predictions.json``; without a hash it counts as not done."""
+    images = [str(path.resolve()) for path in files.images]
+    entries[name] = {"case": files.id, "images": images, "prediction": name, "hash": digest}
+    write_json(out / "predictions.json", {"cases": list(entries.values())})
+
+
+def _require_own_files(out: Path, names: Iterable[str], entries: Mapping[str, Any]) -> None:
+    """Refuse to overwrite what no earlier prediction wrote: reference label maps, or a dataset's label table."""
+    strangers = [name for name in names if name not in entries and (out / name).exists()]
+    if not entries and (out / "labels.json").exists():
+        strangers.append("labels.json")
+    if strangers:
+        raise VolsegError(
+            f"{out / strangers[0]}: expected a free place or the mask of an earlier prediction, got another file. "
+            "Use another output folder."
+        )
+
+
 def _model_hash(model: Path, folds: Sequence[int] | None, settings: InferSettings) -> str:
     wanted = folds if folds is not None else trained_folds(model)
     weights = [file_hash(fold_folder(model, fold) / "model.safetensors") for fold in wanted]
@@ -134,6 +152,6 @@ def _earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
 def _explain(case: str, error: BaseException) -> str:
     if isinstance(error, VolsegError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if out_of_memory(error):
         return f"case {case}: memory: expected enough, got too little. Lower infer.batch_size, or use --device cpu."
     return f"case {case}: expected a prediction, got {type(error).__name__}: {error}. Check the file and the device."

@@ -14,7 +14,7 @@ from pipeline.data.layouts import Dataset, open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
 from pipeline.preprocess.fingerprint import fingerprint_case
-from pipeline.preprocess.plan import make_plan, write_plan
+from pipeline.preprocess.plan import make_plan, read_plan, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
 from pipeline.sample.folds import make_folds, read_splits, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
@@ -71,6 +71,7 @@ def preprocess(
         VolsegError: If there is no dataset, or no usable case.
     """
     opened = open_dataset(dataset, layout)
+    _require_fitting(opened, out)
     section = settings.preprocess
     with open_engine(jobs or default_jobs(len(opened.cases), _bytes_per_case(opened))) as run:
         measure = partial(fingerprint_case, labels=opened.labels, orientation=section.orientation, crop=section.crop)
@@ -93,6 +94,21 @@ def preprocess(
     )
 
 
+def _require_fitting(dataset: Dataset, out: Path) -> None:
+    """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written."""
+    ids = [files.id for files in dataset.cases]
+    twice = sorted({case for case in ids if ids.count(case) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
+    try:
+        there = read_plan(out / "plan.json").dataset
+    except VolsegError:  # none, or a damaged one: written anew
+        return
+    if there != dataset.name:
+        rule = f"a new folder or one of dataset {dataset.name}"
+        raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
+
+
 def _bytes_per_case(dataset: Dataset) -> int:
     """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
     sizes = {files: max((p.stat().st_size for p in files.files if p.is_file()), default=0) for files in dataset.cases}
@@ -108,7 +124,7 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
 
     Raises:
-        VolsegError: If the file that is there does not fit the cases, or there are too few cases.
+        VolsegError: If there are too few cases.
     """
     groups = {files.id: files.group for files in dataset.cases if files.id in written}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
@@ -120,7 +136,10 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     if not path.is_file():
         write_splits(path, make_folds(groups, wanted, settings.sample.split_seed))
         return ()
-    folds = read_splits(path, list(written), groups=groups)
+    try:  # a case that failed this time is reported as failed, not as missing from the folds
+        folds = read_splits(path, [files.id for files in dataset.cases])
+    except VolsegError as error:
+        return (f"{error} Or delete the file to draw new folds.",)
     left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
     notes = []
     if left_out:

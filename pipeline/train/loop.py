@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
+from pipeline.model.device import out_of_memory
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.checkpoint import Progress
 from pipeline.train.history import EpochRecord, log_epoch, plot_history
@@ -77,7 +78,9 @@ def train_fold(
         try:
             _run(trainer, on_epoch)
             return _finish(trainer)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             raise VolsegError(
                 f"memory of {source.device}: expected enough for the network and {source.batch_size} patches of "
                 f"{source.patch_size}, got too little. Lower sample.batch_size, sample.patch_size or sample.cache_mb."

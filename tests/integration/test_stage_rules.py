@@ -15,7 +15,9 @@ from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
+from pipeline.phantom import write_phantom
 from pipeline.preprocess.plan import read_plan
+from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 
@@ -65,8 +67,9 @@ def test_edited_folds_are_kept_and_wrong_ones_named(dataset: Path, tmp_path: Pat
         " with its 1 folds. Delete",
     ]
     (out / "splits.json").write_text('[{"train": ["toy_9"], "validation": ["toy_2"]}]')
-    with pytest.raises(VolsegError, match="toy_9"):
-        preprocess(dataset, out, toy_settings(), jobs=1)
+    (note,) = preprocess(dataset, out, toy_settings(), jobs=1).notes
+    assert "toy_9" in note
+    assert note.endswith("Or delete the file to draw new folds.")
     assert "toy_9" in (out / "splits.json").read_text()
 
 
@@ -133,3 +136,55 @@ def test_further_transforms_must_be_given_again_to_predict(dataset: Path, tmp_pa
     with pytest.raises(ConfigError, match=message):
         Predictor.load(tmp_path / "m", device="cpu")
     assert Predictor.load(tmp_path / "m", device="cpu", extra=extra).extra == tuple(extra)
+
+
+def test_predictions_overwrite_nothing_but_predictions(model: Path, tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path / "toy", 2)
+    before = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
+    with pytest.raises(VolsegError, match=r"toy_0.nii.gz: expected a free place or the mask of an earlier prediction"):
+        predict(model, [dataset / "images"], dataset / "labels", device="cpu")
+    with pytest.raises(VolsegError, match=r"labels.json: expected a free place"):
+        predict(model, [dataset / "images"], dataset, device="cpu")
+    assert {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_keeps_to_one_dataset(dataset: Path, prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "p")
+    before = (tmp_path / "p" / "plan.json").read_bytes()
+    other = write_toy(tmp_path / "other", 2)
+    with pytest.raises(VolsegError, match=r"expected a new folder or one of dataset other, got one of toy"):
+        preprocess(other, tmp_path / "p", toy_settings(), jobs=1)
+    assert (tmp_path / "p" / "plan.json").read_bytes() == before
+
+
+def test_a_case_that_breaks_later_is_named_as_such(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "d")
+    preprocess(tmp_path / "d", tmp_path / "p", toy_settings(), jobs=1)
+    (tmp_path / "d" / "images" / "toy_3.nii.gz").write_bytes(b"no volume")
+    batch = preprocess(tmp_path / "d", tmp_path / "p", toy_settings(), jobs=1)
+    assert ([case for case, _ in batch.failed], batch.notes, batch.exit_code) == (["toy_3"], (), 2)
+
+
+def test_case_ids_are_unique_and_no_paths(dataset: Path, tmp_path: Path) -> None:
+    image, label = (dataset / part / "toy_0.nii.gz" for part in ("images", "labels"))
+    (tmp_path / "twice.csv").write_text(f"case,image,label\nx,{image},{label}\nx,{image},{label}\n")
+    with pytest.raises(VolsegError, match=r"expected unique case ids, got x more than once"):
+        preprocess(tmp_path / "twice.csv", tmp_path / "p", toy_settings(), jobs=1)
+    (tmp_path / "dots.csv").write_text(f"case,image,label\n..,{image},{label}\n")
+    with pytest.raises(VolsegError, match=r"expected a name without .* that is more than dots, got '\.\.'"):
+        preprocess(tmp_path / "dots.csv", tmp_path / "p", toy_settings(), jobs=1)
+
+
+def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("pipeline.train.trainer.augment", refuse)
+    with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower sample.batch_size"):
+        train(prepared, tmp_path / "m", toy_settings(), device="cpu")
+
+
+def test_phantoms_are_not_mixed_into_a_dataset(tmp_path: Path) -> None:
+    dataset = write_toy(tmp_path / "toy", 1)
+    with pytest.raises(VolsegError, match=r"expected an empty folder or a phantom dataset, got images"):
+        write_phantom(dataset, cases=1, tests=0)

@@ -205,7 +205,10 @@ def test_datalist_json(tmp_path) -> None:
             r"row 1: expected an image, or image_1, image_2, …, got the keys case, label\. Name the",
         ),
         ("case,image,split\na,a.nii,tset\n", r"row 1, split: expected train, val or test, got 'tset'\. Write train,"),
-        ("case,image,label\nx/a,a.nii,b.nii\n", r"row 1, id: expected a name without / \\ :, got 'x/a'"),
+        (
+            "case,image,label\nx/a,a.nii,b.nii\n",
+            r"row 1, id: expected a name without / \\ : that is more than dots, got 'x/a'",
+        ),
         ("case,image\na,a.nii\n", r"expected at least one labelled case, got 1 cases without a label map\. Add label"),
         ("case,image\n", r"expected at least one labelled case, got a folder that holds list\.csv"),
     ],
