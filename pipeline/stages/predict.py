@@ -77,6 +77,7 @@ def predict(
     identity = _model_hash(model, folds, predictor.settings)
     entries = _earlier_entries(out)
     _require_own_files(out, targets.values(), entries)
+    write_json(out / "predictions.json", {"cases": list(entries.values())})  # first: it marks the folder as ours
     write_json(out / "labels.json", predictor.labels.to_json())
     done: list[str] = []
     kept: list[str] = []
@@ -125,7 +126,7 @@ def _note(out: Path, entries: dict[str, dict[str, Any]], files: CaseFiles, name:
 def _require_own_files(out: Path, names: Iterable[str], entries: Mapping[str, Any]) -> None:
     """Refuse to overwrite what no earlier prediction wrote: reference label maps, or a dataset's label table."""
     strangers = [name for name in names if name not in entries and (out / name).exists()]
-    if not entries and (out / "labels.json").exists():
+    if not (out / "predictions.json").exists() and (out / "labels.json").exists():
         strangers.append("labels.json")
     if strangers:
         raise VolsegError(

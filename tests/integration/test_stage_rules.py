@@ -188,3 +188,17 @@ def test_phantoms_are_not_mixed_into_a_dataset(tmp_path: Path) -> None:
     dataset = write_toy(tmp_path / "toy", 1)
     with pytest.raises(VolsegError, match=r"expected an empty folder or a phantom dataset, got images"):
         write_phantom(dataset, cases=1, tests=0)
+
+
+def test_a_prediction_interrupted_at_its_first_case_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_toy(tmp_path / "toy", 1)
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Predictor, "predict", interrupted)
+        predict(model, [dataset / "images"], tmp_path / "masks", device="cpu")
+    assert predict(model, [dataset / "images"], tmp_path / "masks", device="cpu").done == ("toy_0",)
