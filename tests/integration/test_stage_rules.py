@@ -198,7 +198,8 @@ def test_a_prediction_interrupted_at_its_first_case_goes_on(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Predictor, "predict", interrupted)
-        predict(model, [dataset / "images"], tmp_path / "masks", device="cpu")
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, [dataset / "images"], tmp_path / "masks", device="cpu")
     assert predict(model, [dataset / "images"], tmp_path / "masks", device="cpu").done == ("toy_0",)
