@@ -25,6 +25,7 @@ from pipeline.core.files import read_json
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
+    from pipeline.export.pruning import PruningResult
     from pipeline.stages.batch import Batch
     from pipeline.train.history import EpochRecord
     from pipeline.train.loop import TrainResult
@@ -37,12 +38,14 @@ __all__ = [
     "print_evaluation",
     "print_networks",
     "print_plan",
+    "print_pruning",
     "print_training",
     "progress_bars",
     "say",
 ]
 
 _console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
+_UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds")
 _LISTED = 20  # failures printed before the rest is only counted
 
 
@@ -177,21 +180,28 @@ def print_demo(scores: Mapping[str, Any], out: Path) -> None:
     say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
 
 
-def print_networks(edge: int) -> None:
-    """Print the networks with default options, one image channel, two classes and a patch of this edge."""
-    from pipeline.model.cost import count_parameters, multiply_adds
-    from pipeline.model.factory import build_network, list_networks
+def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
+    """Print the networks with default options and a patch of this edge."""
+    from pipeline.model.survey import survey_networks
 
-    table = _table(
-        "name", "dims", "parameters", "multiply-adds", "what", "source", title=f"Networks, patch edge {edge}"
-    )
-    for info in list_networks():
-        for dims in info.dims:
-            network = build_network(info.name, dims, 1, 2)
-            adds = multiply_adds(network, (edge,) * dims, 1)
-            parameters = f"{count_parameters(network):,}"
-            table.add_row(info.name, str(dims), parameters, f"{adds / 1e9:.1f} G", info.summary, info.source)
+    rows = survey_networks(edge, in_channels, out_channels)
+    title = f"Networks, {in_channels} image channels, {out_channels} classes, patch edge {edge}"
+    table = _table("name", "parameters", "multiply-adds", "patch", "source", title=title)
+    for row in rows:
+        patch, output = ("x".join(map(str, size)) for size in (row.patch_size, row.output_size))
+        sizes = patch if output == patch else f"{patch} to {output}"
+        adds = f"{row.multiply_adds / 1e9:,.1f} G"
+        table.add_row(f"{row.name} {row.dims}D", f"{row.parameters:,}", adds, sizes, row.source)
     _console.print(table)
+
+
+def print_pruning(result: PruningResult, out: Path) -> None:
+    """Print what every level costs and gains, and which one was written."""
+    table = _table(*result.columns, title=f"Levels of {result.source}, {result.cases} validation cases")
+    for row in result.rows:
+        table.add_row(*row.cells(), style="bold" if row is result.chosen else None)
+    _console.print(table)
+    say(f"{result.verdict} Its model: {out}, the comparison: {out / 'pruning.md'}")
 
 
 def _print_scores(summary: Mapping[str, Any]) -> None:
@@ -213,5 +223,5 @@ def _score(value: float | None) -> str:
 def _table(*columns: str, title: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column in ("Organ", "organ", "95 % interval"))
+        table.add_column(column, no_wrap=column in _UNBROKEN)
     return table

@@ -1,4 +1,4 @@
-"""Full-volume validation during training: sliding windows over prepared cases, Dice per organ.
+"""Full-volume validation during training: sliding windows over prepared cases, Dice per organ or region.
 
 Lives above training, inference and evaluation, which know nothing of each other; training gets it as a function.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from pipeline.config import Settings
-from pipeline.core.labels import IGNORE_INDEX, LabelTable
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.predictor import predict_logits
+from pipeline.infer.decode import decode
+from pipeline.infer.logits import predict_logits
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -30,8 +30,8 @@ def make_validation(
 ) -> Validation:
     """How training scores a network on full volumes.
 
-    Dice is counted on the prepared grid: an organ absent from reference and prediction is left out, one that is in
-    only one of them scores 0.
+    Dice of every organ (or region) is counted on the prepared grid: one absent from reference and prediction is left
+    out, one that is in only one of them scores 0.
 
     Args:
         prepared: Folder of the prepared dataset.
@@ -47,18 +47,17 @@ def make_validation(
     infer = settings.infer.model_copy(update={"mirror": False})
     dtype = choose_dtype(device, settings.train.precision)
     subset = cases[: settings.train.validation_cases]
-    table = LabelTable(dict(enumerate(plan.label_table.organs, start=1)), IGNORE_INDEX)
+    table, painting = plan.label_table.indexed(), plan.label_table.painting()
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
         rows: dict[str, dict[str, float | None]] = {}
         for case in cases if everything else subset:
             image, label = open_prepared(prepared, case)
             volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
-            predicted = predict_logits(network, volume, spec, plan, infer, dtype).argmax(0).cpu().numpy()
-            found = overlaps(label[...], predicted, table, case=case)
+            logits = predict_logits(network, volume, spec, plan, infer, dtype)
+            found = overlaps(label[...], decode(logits, painting).cpu().numpy(), table, case=case)
             rows[case] = {
-                organ: None if overlap.status == "true_negative" else overlap.dice
-                for organ, overlap in zip(table.organs, found, strict=True)
+                overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found
             }
         return _summary(rows, plan)
 
@@ -67,7 +66,7 @@ def make_validation(
 
 def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:
     dice: dict[str, float | None] = {}
-    for organ in plan.label_table.organs:
+    for organ in plan.label_table.targets:
         values = [value for row in rows.values() if (value := row[organ]) is not None]
         dice[organ] = float(np.mean(values)) if values else None
     means = [value for value in dice.values() if value is not None]

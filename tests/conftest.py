@@ -10,7 +10,10 @@ import hypothesis
 import pytest
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib: tests never open a window
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the command line does: tests share their machine
+# Before torch is imported: tests share their machine, and the small arrays of most lose more than they gain by threads,
+# which on a busy machine wait for one another at every operation.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 

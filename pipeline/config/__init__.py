@@ -8,6 +8,7 @@ from pipeline.config.duration import parse_duration_s
 from pipeline.config.settings import (
     AugmentSettings,
     InferSettings,
+    LossSettings,
     ModelSettings,
     PreprocessSettings,
     SampleSettings,
@@ -19,6 +20,7 @@ from pipeline.config.yaml_file import json_schema, load_settings, save_settings
 __all__ = [
     "AugmentSettings",
     "InferSettings",
+    "LossSettings",
     "ModelSettings",
     "PreprocessSettings",
     "SampleSettings",

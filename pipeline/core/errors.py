@@ -6,10 +6,10 @@ is one. The command line prints them without a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["ConfigError", "DataError", "VolsegError", "sentence"]
+__all__ = ["ConfigError", "DataError", "VolsegError", "listed", "sentence"]
 
 
 class VolsegError(Exception):
@@ -37,6 +37,12 @@ class ConfigError(VolsegError, ValueError):
 
 class DataError(VolsegError, ValueError):
     """A case or file cannot be used. ``str(error)`` is one sentence that says what to do."""
+
+
+def listed(values: Iterable[int]) -> str:
+    """Numbers for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "…", shown[-1]])
 
 
 def sentence(

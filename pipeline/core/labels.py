@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.core.errors import listed
+from pipeline.core.regions import PaintingStep, check_regions, left_without, painted_values, painting_steps
+from pipeline.core.sides import paired_names, swapped_classes
 
 __all__ = ["IGNORE_INDEX", "LabelTable"]
 
@@ -18,23 +21,31 @@ IGNORE_INDEX = -1
 _UNKNOWN = -2  # class index of values that are not in the table, before they are refused
 _DENSE = 2**16  # tables of values closer together than this are looked up directly
 
-_SIDES = (("left", "right"), ("l", "r"), ("lt", "rt"), ("sin", "dex"))
-
 
 @dataclass(frozen=True)
 class LabelTable:
     """Names of label values. Class index 0 is background; class ``n`` is the n-th foreground value, ascending.
 
+    Organs that overlap are regions, unions of label values. A network then finds every region for itself (a sigmoid
+    each), and regions instead of organs are scored; label maps hold values as ever.
+
     Args:
         names: Foreground label value → organ name; values at least 1, names unique and not empty.
         ignore_label: Value of voxels that were not annotated, or None.
+        regions: Region name → label values, in painting order: later ones are painted over earlier ones. Empty for
+            organs that do not overlap.
+        painted: The value each region is painted with; by default what :func:`~pipeline.core.regions.painted_values`
+            finds.
 
     Raises:
-        ValueError: If a value is below 1, a name is empty or used twice, or the ignore label is also an organ.
+        ValueError: If a value is below 1, a name is empty or used twice, the ignore label is also an organ, or the
+            regions contradict the values or each other (see :mod:`pipeline.core.regions`).
     """
 
     names: Mapping[int, str]
     ignore_label: int | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    painted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort by value and refuse ambiguous tables."""
@@ -56,24 +67,36 @@ class LabelTable:
                 f"label table: expected an ignore label that is no organ and not 0, got {self.ignore_label}. "
                 "Take another value."
             )
-        object.__setattr__(self, "names", names)
+        regions = check_regions(self.regions, tuple(names))
+        painted = painted_values(regions, self.painted)
+        painting_steps(regions, painted)
+        for entry, checked in (("names", names), ("regions", regions), ("painted", painted)):
+            object.__setattr__(self, entry, checked)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LabelTable:
         """Read what :meth:`to_json` wrote.
 
         Args:
-            content: ``{"names": {"1": "liver", …}, "ignore_label": 255 | None}``.
+            content: ``{"names": {"1": "liver", …}, "ignore_label": 255 | None}``; with regions also
+                ``"regions": {"disc": [1, 2], …}, "regions_class_order": [1, …]``.
         """
-        return cls({int(v): str(n) for v, n in content["names"].items()}, content.get("ignore_label"))
+        names = {int(value): name for value, name in content["names"].items()}
+        painted = tuple(content.get("regions_class_order", ()))
+        return cls(names, content.get("ignore_label"), content.get("regions", {}), painted)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON, keys as strings."""
-        return {"names": {str(value): name for value, name in self.names.items()}, "ignore_label": self.ignore_label}
+        """Plain dictionary for JSON, keys as strings; regions only where there are any."""
+        names = {str(value): name for value, name in self.names.items()}
+        content: dict[str, Any] = {"names": names, "ignore_label": self.ignore_label}
+        if self.regions:
+            content["regions"] = {name: list(values) for name, values in self.regions.items()}
+            content["regions_class_order"] = list(self.painted)
+        return content
 
     def __hash__(self) -> int:
         """Hash of all entries."""
-        return hash((tuple(self.names.items()), self.ignore_label))
+        return hash((tuple(self.names.items()), self.ignore_label, tuple(self.regions.items()), self.painted))
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -87,8 +110,54 @@ class LabelTable:
 
     @property
     def classes(self) -> int:
-        """Number of classes a network must tell apart, background included."""
+        """Number of class indices, background included."""
         return len(self.names) + 1
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a network's logits: one per region, else one per class."""
+        return len(self.regions) or self.classes
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of what is predicted and scored: the regions, else the organs."""
+        return tuple(self.regions) or self.organs
+
+    @property
+    def target_values(self) -> dict[str, tuple[int, ...]]:
+        """Label values of every target, by name: those of a region, the one of an organ."""
+        return dict(self.regions) or {name: (value,) for value, name in self.names.items()}
+
+    def indexed(self) -> LabelTable:
+        """The same table with class indices in place of values; ignored voxels are :data:`IGNORE_INDEX`."""
+        index = {value: n for n, value in enumerate(self.names, start=1)}
+        regions = {name: tuple(index[value] for value in held) for name, held in self.regions.items()}
+        painted = tuple(index[value] for value in self.painted)
+        return LabelTable(dict(enumerate(self.organs, start=1)), IGNORE_INDEX, regions, painted)
+
+    def region_classes(self) -> tuple[tuple[int, ...], ...]:
+        """Class indices of each region, ascending; empty for organs that do not overlap."""
+        return tuple(self.indexed().regions.values())
+
+    def painting(self) -> tuple[PaintingStep, ...]:
+        """How regions become class indices: (channels, class), each painted where all its channels were found.
+
+        Later steps are painted over earlier ones; what no step reaches is background.
+        """
+        table = self.indexed()
+        return painting_steps(table.regions, table.painted)
+
+    def without(self, target: str) -> tuple[int, ...]:
+        """What is left of each class, background first, where a target is taken away: a class index.
+
+        Of an organ nothing is left, of a region the other regions there that do not lie within it.
+
+        Raises:
+            KeyError: If there is no such target.
+        """
+        table = self.indexed()
+        left = left_without(target, table.regions, table.painted) if self.regions else {table.value_of(target): 0}
+        return tuple(left.get(n, n) for n in range(self.classes))
 
     def value_of(self, name: str) -> int:
         """Label value of an organ name.
@@ -133,7 +202,7 @@ class LabelTable:
         index: NDArray[np.signedinteger[Any]] = np.take(lookup, position).reshape(array.shape)
         if (index == _UNKNOWN).any():
             raise ValueError(
-                f"label values: expected only 0 and those of the label table ({self._legal()}), "
+                f"label values: expected only 0 and those of the label table ({listed(self.values)}), "
                 f"got {list(self.unknown(np.unique(array).tolist()))}. Add them to the table or remap them."
             )
         return index
@@ -163,30 +232,17 @@ class LabelTable:
         return np.asarray(values[index])
 
     def side_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Class indices of organs that come in a left and a right, found in their names.
-
-        ``kidney_left`` and ``kidney_right``, ``Left Lung`` and ``Right Lung``, ``l_femur`` and ``r_femur`` are pairs.
+        """Class indices that swap when left and right do, found in the names of the targets.
 
         Returns:
-            (left, right) class indices, in the order of the left ones.
+            (left, right) class indices; see :func:`~pipeline.core.sides.paired_names` and, for regions,
+            :func:`~pipeline.core.sides.swapped_classes`.
         """
-        by_words = {tuple(_words(name)): index for index, name in enumerate(self.organs, start=1)}
-        pairs = []
-        for words, index in by_words.items():
-            for left, right in _SIDES:
-                if left not in words:
-                    continue
-                twin = by_words.get(tuple(right if word == left else word for word in words))
-                if twin is not None:
-                    pairs.append((index, twin))
-                    break
-        return tuple(sorted(pairs))
+        if self.regions:
+            return swapped_classes(self.region_classes(), paired_names(self.regions), self.classes)
+        return self.output_side_pairs()
 
-    def _legal(self) -> str:
-        values = [str(value) for value in self.values]
-        return ", ".join(values if len(values) <= 12 else [*values[:10], "…", values[-1]])
-
-
-def _words(name: str) -> list[str]:
-    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
-    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+    def output_side_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Channels of the logits that swap when left and right do, as (left, right)."""
+        first = 0 if self.regions else 1  # channel 0 of a softmax is the background
+        return tuple((left + first, right + first) for left, right in paired_names(self.targets))

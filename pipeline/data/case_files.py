@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.core import LabelTable
 from pipeline.data.detached import detached_files
 from pipeline.data.volume_file import join_source, split_source
 
-__all__ = ["CaseFiles", "Dataset"]
+__all__ = ["CaseFiles", "Dataset", "Split"]
+
+Split = Literal["train", "validation"]
+"""Part of a split that a dataset fixes itself."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class CaseFiles:
         label: Label map file, or None.
         organs: Instead of a label map: label value and binary mask file of every organ.
         group: What must not be split between training and validation, e.g. the patient; None if unknown.
+        soft: The organ masks are soft maps: shares of agreement, of which half or more counts as the organ.
+        split: ``train`` or ``validation`` where the dataset itself fixes the split.
     """
 
     id: str
@@ -31,6 +37,8 @@ class CaseFiles:
     label: Path | None = None
     organs: tuple[tuple[int, Path], ...] = ()
     group: str | None = None
+    soft: bool = False
+    split: Split | None = None
 
     @property
     def labelled(self) -> bool:
@@ -39,10 +47,13 @@ class CaseFiles:
 
     @property
     def label_sources(self) -> tuple[Path, ...]:
-        """What a reader of labels takes: the label map, or one ``organ.nii.gz#label=5`` per organ; empty without."""
+        """What a reader of labels takes: the label map, or one ``organ.nii.gz#label=5`` per organ; empty without.
+
+        Of soft maps it is ``organ.png#soft=5``.
+        """
         if self.label is not None:
             return (self.label,)
-        return tuple(join_source(path, "label", value) for value, path in self.organs)
+        return tuple(join_source(path, "soft" if self.soft else "label", value) for value, path in self.organs)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -61,7 +72,7 @@ class Dataset:
     Args:
         name: Its name.
         root: Its folder.
-        layout: How it is laid out: decathlon, nnunet, pairs, organs or datalist.
+        layout: How it is laid out: decathlon, nnunet, pairs, organs, drishti or datalist.
         channels: Name of every channel, e.g. ``("CT",)`` or ``("T1", "T2")``.
         labels: Label values and organ names.
         cases: Labelled cases, sorted by id.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import Grid, LabelTable, sentence
+from pipeline.core.errors import listed
 from pipeline.data.case_files import CaseFiles, Dataset
 from pipeline.data.check_case import CaseFacts, Problem, Severity, check_case
 
@@ -32,8 +33,9 @@ class CheckReport:
         layout: Its layout.
         cases: Ids of all cases checked, held-out ones last.
         problems: By case, in the order of ``cases``; those of the whole dataset last.
-        summary: For reading: ``cases``, ``tests``, ``channels``, ``labels`` (value and name), ``cases_with_organ``,
-            ``median_shape``, ``median_spacing_mm`` (along R, A, S), ``orientations`` (cases per orientation).
+        summary: For reading: ``cases``, ``tests``, ``channels``, ``labels`` (values, names and regions),
+            ``cases_with_organ`` (or with region), ``median_shape``, ``median_spacing_mm`` (along R, A, S),
+            ``orientations`` (cases per orientation).
     """
 
     dataset: str
@@ -157,7 +159,7 @@ def _odd_orientation(facts: Sequence[CaseFacts]) -> list[Problem]:
 
 
 def _missing_organs(facts: Sequence[CaseFacts], labels: LabelTable) -> list[Problem]:
-    """Organs of the label table that no case has."""
+    """Organs (or regions) of the label table that no case has."""
     present = {value for fact in facts for value in fact.values}
     advice = "Remove it from the label names, or check the label maps"
     return [
@@ -165,16 +167,17 @@ def _missing_organs(facts: Sequence[CaseFacts], labels: LabelTable) -> list[Prob
             None,
             "warning",
             "organ_missing",
-            sentence(f"organ {name} (label {value})", "at least one case", "none", advice),
+            sentence(f"organ {name} (label {listed(values)})", "at least one case", "none", advice),
         )
-        for value, name in labels.names.items()
-        if value not in present
+        for name, values in labels.target_values.items()
+        if present.isdisjoint(values)
     ]
 
 
 def _summary(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
     grids = [_ras(grid) for _, grid in _grids(facts)]
-    present = Counter(value for fact in facts[: len(dataset.cases)] for value in fact.values)
+    found = [set(fact.values) for fact in facts[: len(dataset.cases)]]
+    targets = dataset.labels.target_values.items()
     median_shape = np.median([grid.shape for grid in grids], axis=0).tolist() if grids else None
     median_spacing = np.median([grid.spacing_mm for grid in grids], axis=0).round(4).tolist() if grids else None
     return {
@@ -182,7 +185,7 @@ def _summary(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
         "tests": len(dataset.tests),
         "channels": list(dataset.channels),
         "labels": dataset.labels.to_json(),
-        "cases_with_organ": {name: present.get(value, 0) for value, name in dataset.labels.names.items()},
+        "cases_with_organ": {name: sum(not held.isdisjoint(values) for held in found) for name, values in targets},
         "median_shape": median_shape,
         "median_spacing_mm": median_spacing,
         "orientations": dict(Counter(grid.orientation for _, grid in _grids(facts)).most_common()),

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.core import DataError, Grid, LabelMap, LabelTable, require_same_grid, sentence
 from pipeline.data.case_files import CaseFiles
+from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeError, VolumeFile
-from pipeline.data.volumes import merge_organs, open_volume, read_label_map, read_voxels
+from pipeline.data.volumes import open_volume, read_label_map, read_voxels
 
 __all__ = ["CaseFacts", "Problem", "Severity", "check_case"]
 
@@ -163,8 +164,8 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
         if files.label is not None:
             label_map = read_label_map(files.label, case=files.id)
         else:
-            label_map, shared = merge_organs(files.organs, case=files.id)
-            if shared:
+            label_map, shared = merge_organs(files.organs, soft=files.soft, case=files.id)
+            if shared and not labels.regions:  # regions are meant to overlap
                 got, advice = f"{shared} voxels in several masks", "The organ with the highest label value gets them"
                 found.say("warning", "overlap", "organ masks", "no overlap", got, advice)
     except VolumeError as error:

@@ -2,7 +2,7 @@
 
 The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
 A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
-file says otherwise, slice thickness 1 mm. Colour pictures are refused.
+file says otherwise, slice thickness 1 mm. A colour picture is three volumes, red, green and blue.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.core import Grid, VolsegError, flip_world
 from pipeline.core.files import atomic_path
 from pipeline.data.detached import detached_files
 from pipeline.data.volume_file import (
+    PICTURE_SUFFIXES,
     VolumeError,
     VolumeFile,
     checked_grid,
@@ -31,9 +32,8 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
-__all__ = ["open_itk", "write_itk"]
+__all__ = ["open_itk", "write_itk", "write_picture"]
 
-_PICTURES = (".png", ".tif", ".tiff")
 _HEADER_BYTES = 1 << 16
 _NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
     r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
@@ -51,11 +51,13 @@ def open_itk(path: Path, *, case: str | None = None) -> VolumeFile:
         case: Case id for messages.
 
     Returns:
-        The opened volume; ``volumes`` is more than 1 for a 4D file.
+        The opened volume; ``volumes`` is more than 1 for a 4D file and 3 for a colour picture, whose opacity must be
+        the same everywhere.
 
     Raises:
-        VolumeError: If the file is missing, empty or unreadable, is shorter than its header promises, holds colours,
-            vectors or complex numbers, or its affine is not finite, not invertible or sheared.
+        VolumeError: If the file is missing, empty or unreadable, is shorter than its header promises, holds vectors
+            (other than the colours of a picture) or complex numbers, or its affine is not finite, not invertible or
+            sheared.
     """
     suffix = checked_path(path, case)
     reader = sitk.ImageFileReader()
@@ -67,15 +69,18 @@ def open_itk(path: Path, *, case: str | None = None) -> VolumeFile:
     size = reader.GetSize()
     shape, volumes = checked_shape(size, path, case)
     components, kind = reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if components != 1 or "complex" in kind or "label" in kind:
+    colour = suffix in PICTURE_SUFFIXES and components in (3, 4)
+    if (components != 1 and not colour) or "complex" in kind or "label" in kind:
         got = f"{components} numbers per voxel ({kind})"
-        advice = "Export one number per voxel (pictures: greyscale), one file per channel"
+        advice = "Export one number per voxel (pictures: grey or RGB), one file per channel"
         raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
-    if suffix not in _PICTURES:
+    if suffix not in PICTURE_SUFFIXES:
         bits = re.search(r"\d+", kind)
         available, compressed = _stored(path, case)
         checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
     grid = checked_grid(shape, _affine(reader), path, case)
+    if colour:
+        return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case))
     return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
 
 
@@ -93,7 +98,7 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
         VolsegError: If the file cannot be written.
     """
     suffix = volume_suffix(path)
-    if suffix in _PICTURES:
+    if suffix in PICTURE_SUFFIXES:
         image = _picture(array, grid, path)
     else:
         image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
@@ -109,6 +114,20 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
         _write(image, temporary)
 
 
+def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture as it is seen, atomically, compressed.
+
+    Args:
+        pixels: (H, W) grey or (H, W, 3) red, green and blue.
+        path: ``.png`` or ``.tif``.
+
+    Raises:
+        VolsegError: If the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        _write(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), temporary)
+
+
 def _affine(reader: Any) -> NDArray[np.float64]:
     """Voxel to RAS+ affine (4, 4) of a 2D, 3D or 4D header."""
     axes = reader.GetDimension()
@@ -121,11 +140,24 @@ def _affine(reader: Any) -> NDArray[np.float64]:
 
 
 def _array(path: Path, shape: tuple[int, int, int], volumes: int, case: str | None) -> NDArray[Any]:
+    return np.asarray(_read(path, case).T).reshape((*shape, volumes) if volumes > 1 else shape)
+
+
+def _colours(path: Path, shape: tuple[int, int, int], case: str | None) -> NDArray[Any]:
+    """Red, green and blue of a picture, (I, J, K, 3); opacity is dropped if it says nothing."""
+    array = _read(path, case)  # (K, J, I, components), without K if there is one slice
+    if array.shape[-1] == 4 and array[..., 3].min() != array[..., 3].max():
+        got = f"opacity from {array[..., 3].min()} to {array[..., 3].max()}"
+        advice = "Save the picture without transparency"
+        raise refuse("type", "alpha channel", "one opacity everywhere", got, advice, case=case, file=path)
+    return np.moveaxis(array[..., :3], -1, 0).T.reshape(*shape, 3)
+
+
+def _read(path: Path, case: str | None) -> NDArray[Any]:
     try:
-        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
     except RuntimeError as error:
         raise _explain(error, path, case) from None
-    return np.asarray(array.T).reshape((*shape, volumes) if volumes > 1 else shape)
 
 
 def _stored(path: Path, case: str | None) -> tuple[int, bool]:

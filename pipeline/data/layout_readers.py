@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import DataError, sentence
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.layout_tables import Description, build_dataset, channel_names, label_table
+from pipeline.data.case_files import CaseFiles, Dataset, Split
+from pipeline.data.label_names import label_table
+from pipeline.data.layout_tables import Description, build_dataset, channel_names, described_labels
 from pipeline.data.volume_file import join_source, split_source, volume_stem, volume_suffix
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 _ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
 
 def list_volumes(folder: Path) -> list[Path]:
@@ -71,13 +74,12 @@ def read_nnunet(source: Description) -> Dataset:
     """nnU-Net raw data: ``imagesTr/case_0000.nii.gz``, …, ``labelsTr/case.nii.gz``, ``imagesTs``, ``dataset.json``.
 
     Raises:
-        DataError: If the label table has regions, or there is no labelled case.
+        DataError: If there is no labelled case.
     """
     channels = channel_names(source.content) or ("image",)
     ending = source.content.get("file_ending")
-    labels = label_table(source.content.get("labels"), source.file or source.root)
     parts = [_nnunet_part(source.root, part, len(channels), ending) for part in ("Tr", "Ts")]
-    return build_dataset("nnunet", source, *parts, channels=channels, labels=labels)
+    return build_dataset("nnunet", source, *parts, channels=channels)
 
 
 def read_pairs(source: Description) -> Dataset:
@@ -108,8 +110,8 @@ def read_organs(source: Description) -> Dataset:
     folders = sorted(folder.parent for folder in source.root.glob("*/segmentations") if folder.is_dir())
     masks = {folder: {volume_stem(file): file for file in list_volumes(folder / "segmentations")} for folder in folders}
     organs = sorted({name for found in masks.values() for name in found})
-    listed = source.content.get("labels") or {str(value): name for value, name in enumerate(organs, start=1)}
-    table = label_table(listed, source.file or source.root)
+    numbered = {str(value): name for value, name in enumerate(organs, start=1)}
+    table = described_labels(source) or label_table(numbered, source.root)
     images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
     channels = sorted({name for found in images.values() for name in found})
     single = all(len(found) <= 1 for found in images.values())
@@ -129,20 +131,27 @@ def read_datalist(source: Description) -> Dataset:
     """A table of cases, as CSV or JSON: ``case``, ``image``, ``label``, ``group``, ``split``.
 
     Several channels are ``image_1``, ``image_2``, …, or one ``image`` with a ``;`` between the files (in JSON also a
-    list). ``split`` is ``test`` for held-out cases. Files are relative to the table. Names of labels and channels are
-    in the JSON (``labels``, ``channels``) or in a ``labels.json`` beside the CSV.
+    list). ``split`` is ``test`` for held-out cases; where some cases are ``validation``, all others name theirs too.
+    Files are relative to the table. Names of labels and channels are in the JSON (``labels``, ``channels``) or in a
+    ``labels.json`` beside the CSV.
 
     Raises:
-        DataError: If a row has no image or an unknown split, or there is no labelled case.
+        DataError: If a row has no image or an unknown split, only some rows name theirs, or there is no labelled case.
     """
     cases: list[CaseFiles] = []
     tests: list[CaseFiles] = []
     for number, row in enumerate(source.content["cases"], start=1):
-        where, split = f"row {number}", str((row if isinstance(row, Mapping) else {}).get("split") or "train").lower()
-        if split not in ("train", "training", "val", "validation", "test"):
+        where, split = f"row {number}", str((row if isinstance(row, Mapping) else {}).get("split") or "").lower()
+        if split not in ("", "test", *_SPLITS):
             advice = "Write train, val or test"
             raise DataError(sentence(f"{where}, split", "train, val or test", repr(split), advice, file=source.file))
-        (tests if split == "test" else cases).append(_entry(row, source, None, where))
+        case = _entry(row, source, None, where)
+        (tests if split == "test" else cases).append(replace(case, split=_SPLITS.get(split)))
+    parts = [case.split for case in cases]
+    if "validation" in parts and None in parts:
+        got = f"none in {parts.count(None)} of {len(parts)} rows, e.g. case {cases[parts.index(None)].id}"
+        advice = "Name the split of every case, or of none to have folds drawn"
+        raise DataError(sentence("split", "train or val in every row", got, advice, file=source.file))
     return build_dataset("datalist", source, cases, tests)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 from pipeline.core import DataError, LabelTable, sentence
 from pipeline.core.files import read_json
 from pipeline.data.case_files import CaseFiles, Dataset
+from pipeline.data.label_names import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 __all__ = [
     "Description",
     "build_dataset",
     "channel_names",
+    "described_labels",
     "folder_holds",
-    "label_table",
     "read_csv",
     "read_description",
 ]
@@ -70,9 +71,7 @@ def read_description(path: Path) -> Description:
             got, advice = type(found).__name__, "See the dataset layouts in the documentation"
             raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
     if "labels" not in content and (root / "labels.json").is_file():
-        labels = read_json(root / "labels.json")
-        nested = isinstance(labels, dict) and isinstance(labels.get("labels"), dict)
-        content = {**content, "labels": labels["labels"] if nested else labels}
+        content = {**content, "labels": read_json(root / "labels.json")}
     if "groups" not in content and (root / "groups.csv").is_file():
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
@@ -104,40 +103,14 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
     return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
-def label_table(content: Any, file: Path | str) -> LabelTable:
-    """Label names from ``{"1": "liver"}`` or ``{"liver": 1}``; ``background`` is dropped, ``ignore`` is recognised.
-
-    Args:
-        content: What the description has under ``labels``.
-        file: The description, for messages.
+def described_labels(source: Description) -> LabelTable | None:
+    """The label table that a description has under ``labels``; None if it has none.
 
     Raises:
-        DataError: If it is no such table, or has region labels (lists of values).
+        DataError: If it is no label table.
     """
-    if not isinstance(content, Mapping):
-        advice = 'Write {"1": "liver", "2": "spleen"}'
-        raise DataError(sentence("labels", "an object of values and names", type(content).__name__, advice, file=file))
-    names: dict[int, str] = {}
-    ignored = None
-    for key, value in content.items():
-        number, name = (key, value) if str(key).strip().isdigit() else (value, key)
-        if isinstance(number, list):
-            got, advice = f"the region {number} for {name!r}", "Region labels are not supported; list every value once"
-            raise DataError(sentence("labels", "one integer per label", got, advice, file=file))
-        if isinstance(number, bool) or not str(number).strip().isdigit():
-            advice = 'Write {"1": "liver", "2": "spleen"}'
-            raise DataError(sentence("labels", "one integer per label", f"{number!r} for {name!r}", advice, file=file))
-        if str(name).strip().lower() == "ignore":
-            ignored = int(number)
-        elif int(number) in names:
-            got, advice = f"{names[int(number)]!r} and {name!r} for {number}", "Give every organ its own value"
-            raise DataError(sentence("labels", "one name per value", got, advice, file=file))
-        elif int(number) != 0:
-            names[int(number)] = str(name)
-    try:
-        return LabelTable(names, ignored)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}") from None
+    found = source.content.get("labels")
+    return label_table(found, source.file or source.root, source.content) if found else None
 
 
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -186,8 +159,7 @@ def build_dataset(
         where = source.file or source.root
         raise DataError(sentence(f"{layout} dataset", "at least one labelled case", got, advice, file=where))
     if labels is None:
-        found = source.content.get("labels")
-        labels = label_table(found, source.file or source.root) if found else _scanned_labels(kept, source.root)
+        labels = described_labels(source) or _scanned_labels(kept, source.root)
     channels = channels or channel_names(source.content) or _guessed_channels(kept)
     name = str(source.content.get("name") or source.root.resolve().name)
     tests_sorted = tuple(sorted(held_out, key=lambda case: case.id))

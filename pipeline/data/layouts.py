@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from pipeline.core import DataError, sentence
 from pipeline.data.case_files import CaseFiles, Dataset
+from pipeline.data.colours import colour_channels, split_colours
+from pipeline.data.layout_drishti import is_drishti, read_drishti
 from pipeline.data.layout_readers import (
     group_channels,
     list_volumes,
@@ -18,7 +20,7 @@ from pipeline.data.layout_readers import (
     read_pairs,
 )
 from pipeline.data.layout_tables import Description, folder_holds, read_description
-from pipeline.data.volume_file import join_source, volume_stem, volume_suffix
+from pipeline.data.volume_file import COLOURS, join_source, volume_stem, volume_suffix
 from pipeline.data.volumes import VOLUME_SUFFIXES, open_header
 
 __all__ = ["LAYOUTS", "CaseFiles", "Dataset", "Layout", "find_inputs", "open_dataset"]
@@ -59,7 +61,7 @@ def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
     source = read_description(path)
     for name, candidate in LAYOUTS.items():
         if layout in (None, name) and candidate.recognises(source):
-            return candidate.read(source)
+            return split_colours(candidate.read(source))
     looked_for = [f"{name}: {known.looks_like}" for name, known in LAYOUTS.items() if layout in (None, name)]
     rule = f"a dataset layout ({'; '.join(looked_for)})"
     advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
@@ -70,8 +72,9 @@ def find_inputs(paths: Sequence[Path | str], channels: int) -> tuple[CaseFiles, 
     """Find the cases to predict.
 
     With several channels, files ``case_0000.nii.gz``, ``case_0001.nii.gz``, … form a case, and a 4D file with that
-    many volumes is one. With one channel every file is a case, named as the file; only if all of them end in ``_0000``
-    (nnU-Net's names) is this number left off. A folder stands for the volumes directly in it.
+    many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
+    file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off. A folder stands for the
+    volumes directly in it.
 
     Args:
         paths: Files and folders.
@@ -90,6 +93,10 @@ def find_inputs(paths: Sequence[Path | str], channels: int) -> tuple[CaseFiles, 
     groups: dict[tuple[Path, str], tuple[Path, ...]] = {}
     for folder in dict.fromkeys(file.parent for file in files):
         members = [file for file in files if file.parent == folder]
+        if channels == len(COLOURS):
+            pictures = {file: colours for file in members if (colours := colour_channels(file))}
+            groups |= {(file, volume_stem(file)): colours for file, colours in pictures.items()}
+            members = [file for file in members if file not in pictures]
         if single:
             groups |= {(file, volume_stem(file)): (file,) for file in members}
         else:
@@ -163,6 +170,7 @@ LAYOUTS: dict[str, Layout] = {
     "nnunet": Layout("imagesTr and a dataset.json with channel_names and labels", _is_nnunet, read_nnunet),
     "datalist": Layout("a datalist.csv or datalist.json with a row per case", _is_datalist, read_datalist),
     "organs": Layout("a folder per case with an image and segmentations/", _is_organs, read_organs),
+    "drishti": Layout("Training/Images and Training/GT with soft maps", is_drishti, read_drishti),
     "pairs": Layout("images/ and labels/, or imagesTr/ and labelsTr/", _is_pairs, read_pairs),
 }
 """Every known layout; the order is that in which they are tried."""

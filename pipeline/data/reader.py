@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pipeline.core import Grid, require_same_grid
 from pipeline.data.label_values import label_array
 from pipeline.data.nifti import load_nifti, nifti_array, open_nifti
+from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import refuse, split_source, volume_suffix
-from pipeline.data.volumes import merge_organs, open_volume, read_image, read_label_map
+from pipeline.data.volumes import open_volume, read_image, read_label_map
 
 __all__ = ["VolumeReader"]
 
@@ -31,7 +32,7 @@ class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
     """Reads NIfTI through MONAI's nibabel reader, other formats through SimpleITK, all with our checks.
 
     A list of files is a list of channels: they must be on one grid and are stacked first. A label key takes
-    ``CaseFiles.label_sources``: a label map file, or a tuple of binary organ masks ``liver.nii.gz#label=5``, which are
+    ``CaseFiles.label_sources``: a label map file, or a tuple of organ masks ``liver.nii.gz#label=5``, which are
     merged. The affine in the metadata is RAS+, in mm, as MONAI's convention is.
 
     ``LoadImage`` converts to float32 unless told otherwise, which rounds label values above 2^24; load labels with
@@ -76,7 +77,7 @@ class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
             Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata.
         """
         sources = tuple(img)
-        if any(split_source(source)[1] == "label" for source in sources):
+        if any(split_source(source)[1] in ("label", "soft") for source in sources):
             return self._organs(sources)
         if self.labels and len(sources) != 1:
             advice = "Give organ masks as file#label=value"
@@ -102,7 +103,7 @@ class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
 
     def _organs(self, sources: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
         organs = [(number, path) for path, _, number, _ in map(split_source, sources)]
-        label_map, _ = merge_organs(organs)
+        label_map, _ = merge_organs(organs, soft=split_source(sources[0])[1] == "soft")
         return _packed(_torch_integers(label_map.array), label_map.grid)
 
     def _get_array_data(self, img: Any, filename: Path) -> NDArray[Any]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pipeline.core import DataError, Grid, sentence
 
 __all__ = [
+    "COLOURS",
+    "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "VolumeError",
     "VolumeFile",
@@ -34,9 +36,15 @@ __all__ = [
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written."""
 
+PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
+"""Those of pictures: one slice, grey or in colour."""
+
+COLOURS = ("R", "G", "B")
+"""Channels of a colour picture, in their order."""
+
 _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header
 _MAX_DEFLATE_RATIO = 1040  # deflate cannot compress better than 1032:1 (zlib technical details), plus some room
-_SOURCE = re.compile(r"#(channel|label)=(\d+)(?:of(\d+))?$")
+_SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
 
 
 class VolumeError(DataError):
@@ -60,7 +68,7 @@ class VolumeFile:
     Args:
         path: The file.
         grid: Grid of one volume.
-        volumes: Number of volumes along the fourth axis; 1 for an ordinary volume.
+        volumes: Number of volumes along the fourth axis; 1 for an ordinary volume, 3 for a colour picture.
         form_codes: NIfTI's (sform_code, qform_code), None for other formats.
         load: Reads the voxels as stored (scaled if the header says so): (I, J, K), or (I, J, K, volumes) if there are
             several. Raises VolumeError if they cannot be read.
@@ -71,6 +79,11 @@ class VolumeFile:
     volumes: int
     form_codes: tuple[int, int] | None
     load: Callable[[], NDArray[Any]]
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether the volumes are the colours of a picture."""
+        return self.volumes > 1 and volume_suffix(self.path) in PICTURE_SUFFIXES
 
 
 def volume_suffix(path: Path | str) -> str:
@@ -90,11 +103,11 @@ def join_source(path: Path | str, kind: str, number: int, total: int | None = No
     """Name a part of a file, or what it stands for, behind a ``#``.
 
     ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file; ``liver.nii.gz#label=5`` is a mask
-    whose voxels get label value 5.
+    whose voxels get label value 5, and ``cup.png#soft=2`` a soft map of which half agreement or more gets value 2.
 
     Args:
         path: The file.
-        kind: ``channel`` or ``label``.
+        kind: ``channel``, ``label`` or ``soft``.
         number: Channel (from 1) or label value.
         total: Number of channels the file must have.
     """
@@ -105,7 +118,7 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
     """Undo :func:`join_source`.
 
     Returns:
-        The file, ``channel``, ``label`` or an empty string, the number (0 without one), the total (1 without one).
+        The file, the kind or an empty string, the number (0 without one), the total (1 without one).
     """
     match = _SOURCE.search(str(source))
     if match is None:

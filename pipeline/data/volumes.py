@@ -14,21 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import Grid, Image, LabelMap, require_same_grid
-from pipeline.data.case_files import CaseFiles
 from pipeline.data.itk import open_itk, write_itk
 from pipeline.data.label_values import label_array
 from pipeline.data.nifti import open_nifti, write_nifti
-from pipeline.data.volume_file import VOLUME_SUFFIXES, VolumeFile, refuse, split_source, volume_stem, volume_suffix
+from pipeline.data.volume_file import (
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    VolumeFile,
+    refuse,
+    split_source,
+    volume_stem,
+    volume_suffix,
+)
 
 __all__ = [
     "VOLUME_SUFFIXES",
-    "merge_organs",
     "open_header",
     "open_volume",
     "read_grid",
     "read_image",
     "read_label_map",
-    "read_reference",
     "read_voxels",
     "volume_stem",
     "write_image",
@@ -37,6 +42,7 @@ __all__ = [
 
 _NIFTI = (".nii", ".nii.gz")
 _ADVICE_4D = "Split it into one 3D file per channel or time point"
+_ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
 
 def open_header(path: Path | str, *, case: str | None = None) -> VolumeFile:
@@ -68,6 +74,8 @@ def open_volume(source: Path | str, *, case: str | None = None) -> VolumeFile:
     if volume.volumes != total:
         got = "a 3D volume" if volume.volumes == 1 else f"a 4D file of {volume.volumes} volumes"
         rule, advice = "a 3D volume", _ADVICE_4D
+        if volume.is_colour:
+            rule, got, advice = "one number per pixel", "the three colours of a picture", _ADVICE_COLOUR
         if kind == "channel":
             rule, advice = f"a 4D file of {total} volumes", "Correct the list of modalities or the file"
         raise refuse("dimensions", "shape", rule, got, advice, case=case, file=path)
@@ -128,7 +136,7 @@ def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = N
 
 
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
-    """Read a label map exactly; whole numbers stored as floats are accepted.
+    """Read a label map exactly; whole numbers stored as floats are accepted, and so are greys stored as colours.
 
     Args:
         path: Label map file.
@@ -138,57 +146,23 @@ def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
         Integer labels: the stored type, or the smallest unsigned type for floats.
 
     Raises:
-        VolumeError: If the file cannot be used, or a value is fractional, negative, NaN, infinite or above 2^32 - 1.
+        VolumeError: If the file cannot be used, holds colours, or a value is fractional, negative, NaN, infinite or
+            above 2^32 - 1.
     """
+    if volume_suffix(path) in PICTURE_SUFFIXES and (picture := open_header(path, case=case)).is_colour:
+        return _grey_labels(picture, case)
     volume = open_volume(path, case=case)
     return LabelMap(label_array(read_voxels(volume, path), volume.path, case=case), volume.grid)
 
 
-def read_reference(files: CaseFiles) -> LabelMap:
-    """Read the reference of a case: its label map, or its organ masks merged to one.
-
-    Where organ masks overlap, the one listed later wins (see :func:`merge_organs`).
-
-    Raises:
-        VolumeError: If the case has no reference or a file cannot be used.
-        DataError: If organ masks are on different grids.
-    """
-    if files.label is not None:
-        return read_label_map(files.label, case=files.id)
-    return merge_organs(files.organs, case=files.id)[0]
-
-
-def merge_organs(organs: Sequence[tuple[int, Path]], *, case: str | None = None) -> tuple[LabelMap, int]:
-    """Merge binary organ masks to a label map.
-
-    Args:
-        organs: Label value and mask file of every organ; background is 0, the organ is any one other value.
-        case: Case id for messages.
-
-    Returns:
-        The label map and the number of voxels that more than one organ claims; the organ listed later gets them.
-
-    Raises:
-        VolumeError: If there is no mask, or one is unreadable or has more than one foreground value.
-        DataError: If the masks are on different grids.
-    """
-    if not organs:
-        advice = "Add a label map or leave the case to prediction"
-        raise refuse("missing", "reference", "a label map or organ masks", "none", advice, case=case, file="reference")
-    grid, shared = open_volume(organs[0][1], case=case).grid, 0
-    merged = np.zeros(grid.shape, dtype=np.min_scalar_type(max(value for value, _ in organs)))
-    for value, path in organs:
-        mask = read_label_map(path, case=case)
-        rule = f"the grid of {organs[0][1].name}"
-        require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
-        found = [number for number in mask.values() if number]
-        if len(found) > 1:
-            advice = "Give one mask per organ, or a label map"
-            raise refuse("labels", "organ mask", "0 and one other value", found[:5], advice, case=case, file=path)
-        inside = mask.array != 0
-        shared += int(np.count_nonzero(merged[inside]))
-        merged[inside] = value
-    return LabelMap(merged, grid), shared
+def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
+    """A label map stored in colour whose colours are greys."""
+    red, green, blue = np.moveaxis(picture.load(), -1, 0)
+    coloured = int(np.count_nonzero((red != green) | (red != blue)))
+    if coloured:
+        got, advice = f"colours in {coloured} pixels", "Save it in greyscale, the grey levels being the labels"
+        raise refuse("type", "label map", "one number per pixel", got, advice, case=case, file=picture.path)
+    return LabelMap(red, picture.grid)
 
 
 def write_label_map(label_map: LabelMap, path: Path | str, *, like: Path | str | None = None) -> None:

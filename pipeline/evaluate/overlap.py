@@ -1,4 +1,4 @@
-"""Voxel overlap of two label maps, all labels at once from one joint histogram."""
+"""Voxel overlap of two label maps, all organs or regions at once from one joint histogram."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.evaluate.rows import Status
 
@@ -21,16 +21,18 @@ _TABLE_LIMIT = 1 << 20  # label values up to here are looked up in a table, larg
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxel counts of one label in a reference and a prediction, voxels with the ignore label left out.
+    """Voxel counts of one organ or region in a reference and a prediction, voxels with the ignore label left out.
 
     Args:
-        label: Label value.
-        reference_voxels: Voxels with this label in the reference.
-        prediction_voxels: Voxels with this label in the prediction.
-        intersection_voxels: Voxels with this label in both.
+        name: Organ or region.
+        label: Its label values.
+        reference_voxels: Voxels with one of them in the reference.
+        prediction_voxels: Voxels with one of them in the prediction.
+        intersection_voxels: Voxels that have one of them in both, not necessarily the same.
     """
 
-    label: int
+    name: str
+    label: tuple[int, ...]
     reference_voxels: int
     prediction_voxels: int
     intersection_voxels: int
@@ -99,18 +101,18 @@ def overlaps(
     *,
     case: str | None = None,
 ) -> tuple[Overlap, ...]:
-    """Overlap of every organ of the label table.
+    """Overlap of every organ of the label table, or of every region if it has regions.
 
     Voxels that carry the ignore label in the reference are left out of all counts, whatever is predicted there.
 
     Args:
         reference: Label values, any shape.
         prediction: Label values, the same shape.
-        labels: The organs, and the ignore label if there is one.
+        labels: The organs or regions, and the ignore label if there is one.
         case: Case id for messages.
 
     Returns:
-        One per organ, in the order of the table.
+        One per target of the table, in its order.
 
     Raises:
         ValueError: If the shapes differ.
@@ -127,10 +129,12 @@ def overlaps(
         found = set(np.unique(prediction[there]).tolist()) - set(values[: organs + 1])
         raise _unknown("prediction", sorted(found), labels, case)
     in_reference, in_prediction = kept.sum(axis=1), kept.sum(axis=0)
-    return tuple(
-        Overlap(value, int(in_reference[n]), int(in_prediction[n]), int(kept[n, n]))
-        for n, value in enumerate(labels.values, start=1)
-    )
+    rows = []
+    for name, label in labels.target_values.items():
+        at = [values.index(value) for value in label]
+        shared = kept[np.ix_(at, at)].sum()
+        rows.append(Overlap(name, label, int(in_reference[at].sum()), int(in_prediction[at].sum()), int(shared)))
+    return tuple(rows)
 
 
 def _codes(
@@ -148,8 +152,7 @@ def _codes(
 
 
 def _unknown(what: str, values: Sequence[int], labels: LabelTable, case: str | None) -> DataError:
-    known = [str(value) for value in labels.values]
-    table = ", ".join(known if len(known) <= 12 else [*known[:10], "…", known[-1]]) or "empty"
+    table = listed(labels.values) or "empty"
     return DataError(
         sentence(
             f"{what} values",

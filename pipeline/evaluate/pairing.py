@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
+from pipeline.data.label_names import label_table
 from pipeline.data.layout_readers import list_volumes
-from pipeline.data.layout_tables import label_table, read_description
+from pipeline.data.layout_tables import described_labels, read_description
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 
 __all__ = ["FilePair", "find_images", "find_labels", "pair_files", "unpaired_predictions"]
@@ -98,23 +99,13 @@ def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
     """
     home = prediction if prediction.is_dir() else prediction.parent
     if (home / "labels.json").is_file():
-        return _label_table(read_json(home / "labels.json"), home / "labels.json")
+        return label_table(read_json(home / "labels.json"), home / "labels.json")
     beside = reference if reference.is_dir() else reference.parent
     for folder in (beside, beside.resolve().parent):
-        found = read_description(folder).content.get("labels")
-        if found:
-            return _label_table(found, folder)
+        found = described_labels(read_description(folder))
+        if found is not None:
+            return found
     return None
-
-
-def _label_table(content: Any, file: Path) -> LabelTable:
-    """Table in the form that prediction writes (``names``, ``ignore_label``) or that of datasets."""
-    if isinstance(content, Mapping) and isinstance(content.get("names"), Mapping):
-        try:
-            return LabelTable.from_json(content)
-        except ValueError as error:
-            raise DataError(f"{file}: {error}") from None
-    return label_table(content, file)
 
 
 def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:

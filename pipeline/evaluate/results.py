@@ -12,7 +12,7 @@ from typing import Any, cast
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.rows import STATUSES, EvaluatedCase, Evaluation, Row
+from pipeline.evaluate.rows import STATUSES, EvaluatedCase, Evaluation, Row, label_entry
 from pipeline.evaluate.summary import summarize
 
 __all__ = ["COLUMNS", "read_evaluation", "read_summary", "write_evaluation"]
@@ -27,7 +27,8 @@ _ADVICE = "Run `volseg evaluate`."
 def write_evaluation(evaluation: Evaluation, out: Path, seed: int = 0) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json``, each atomically.
 
-    An undefined number is an empty cell in the CSV and null in the JSON.
+    An undefined number is an empty cell in the CSV and null in the JSON; the label of a region of several values is
+    ``1+2`` in both.
 
     Args:
         evaluation: What to write; it may have no rows.
@@ -56,7 +57,7 @@ def write_evaluation(evaluation: Evaluation, out: Path, seed: int = 0) -> dict[s
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(COLUMNS)
-    table.writerows([_cell(getattr(row, column)) for column in COLUMNS] for row in evaluation.rows)
+    table.writerows([_cell(row, column) for column in COLUMNS] for row in evaluation.rows)
     write_text(out / _SCORES, stream.getvalue())
     write_json(out / _SUMMARY, summary)
     return summary
@@ -100,7 +101,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise VolsegError(f"{folder}: expected the files of an evaluation, got {error!r}. {_ADVICE}") from None
 
 
-def _cell(value: str | int | float) -> str | int | float:
+def _cell(row: Row, column: str) -> str | float:
+    value: str | float = label_entry(row.label) if column == "label" else getattr(row, column)
     return "" if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -108,7 +110,8 @@ def _row(cells: dict[str, str]) -> Row:
     if cells["status"] not in STATUSES:
         raise ValueError(f"status {cells['status']!r}")
     numbers = {name: float(cells[name] or "nan") for name in COLUMNS[4:]}
-    return Row(cells["case"], int(cells["label"]), cells["name"], cast("Any", cells["status"]), **numbers)
+    label = tuple(int(value) for value in cells["label"].split("+"))
+    return Row(cells["case"], label, cells["name"], cast("Any", cells["status"]), **numbers)
 
 
 def _case_files(case: EvaluatedCase) -> dict[str, Any]:

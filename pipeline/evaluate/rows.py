@@ -1,4 +1,4 @@
-"""The values of an evaluation: one row per case and label, and the files, failures and notes behind them."""
+"""The values of an evaluation: one row per case and target, and the files, failures and notes behind them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal, get_args
 
 from pipeline.core.labels import LabelTable
 
-__all__ = ["STATUSES", "EvaluatedCase", "Evaluation", "Row", "Status"]
+__all__ = ["STATUSES", "EvaluatedCase", "Evaluation", "Row", "Status", "label_entry"]
 
 Status = Literal["scored", "true_negative", "missed", "hallucinated", "missing_prediction", "failed"]
-"""What happened to one organ of one case.
+"""What happened to one organ or region of one case.
 
 * ``scored``: in the reference and in the prediction.
 * ``true_negative``: in neither; Dice and IoU are NaN and enter no mean.
@@ -27,12 +27,12 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one organ in one case.
+    """Scores of one organ, or of one region of a table that has regions, in one case.
 
     Args:
         case: Case id.
-        label: Label value.
-        name: Organ name.
+        label: Label values: the organ's one, or all of the region's.
+        name: Name of the organ or region.
         status: What happened, see :data:`Status`.
         dice: 0 to 1, or NaN where it is not defined.
         iou: 0 to 1, or NaN where it is not defined.
@@ -41,7 +41,7 @@ class Row:
     """
 
     case: str
-    label: int
+    label: tuple[int, ...]
     name: str
     status: Status
     dice: float
@@ -53,6 +53,11 @@ class Row:
     def counts(self) -> bool:
         """Whether the row enters the means: always, unless its Dice is not defined."""
         return not math.isnan(self.dice)
+
+
+def label_entry(label: tuple[int, ...]) -> int | str:
+    """Label values as files show them: ``3`` for one, ``"1+3"`` for several."""
+    return label[0] if len(label) == 1 else "+".join(str(value) for value in label)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Evaluation:
 
     Args:
         labels: The label table the rows follow.
-        rows: One per case and label, ordered by case, then label.
+        rows: One per case and target, ordered by case, then as in the label table.
         cases: One per case of the reference, sorted by id.
         failures: (case, message) of cases with a file that could not be used.
         notes: Sentences a reader of the scores should know.

@@ -1,4 +1,4 @@
-"""From files of label maps to one row of scores per case and label."""
+"""From files of label maps to one row of scores per case and organ or region."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CaseScores:
 
     Args:
         case: Case id.
-        rows: One per label; empty if the reference could not be read.
+        rows: One per organ or region; empty if the reference could not be read.
         failure: Why a file could not be used, or None.
     """
 
@@ -44,16 +44,16 @@ class MapCases(Protocol):
 
 
 def score_case(prediction: LabelMap, reference: LabelMap, labels: LabelTable, case: str) -> list[Row]:
-    """Score every organ of one case.
+    """Score every organ of one case, or every region if the table has regions.
 
     Args:
         prediction: Predicted label map on the reference's grid.
         reference: Reference label map.
-        labels: The organs, and the ignore label if there is one.
+        labels: The organs or regions, and the ignore label if there is one.
         case: Case id.
 
     Returns:
-        One row per organ, in the order of the table.
+        One row per target, in the order of the table.
 
     Raises:
         DataError: If the grids differ (shapes, or the distance in mm), or a value is not in the label table.
@@ -64,7 +64,7 @@ def score_case(prediction: LabelMap, reference: LabelMap, labels: LabelTable, ca
         Row(
             case,
             found.label,
-            labels.names[found.label],
+            found.name,
             found.status,
             found.dice,
             found.iou,
@@ -78,16 +78,16 @@ def score_case(prediction: LabelMap, reference: LabelMap, labels: LabelTable, ca
 def score_without_prediction(
     reference: LabelMap, labels: LabelTable, case: str, status: Status = "missing_prediction"
 ) -> list[Row]:
-    """Score a case that has no usable prediction: 0 for every organ in its reference.
+    """Score a case that has no usable prediction: 0 for every organ (or region) in its reference.
 
     Args:
         reference: Reference label map.
-        labels: The organs, and the ignore label if there is one.
+        labels: The organs or regions, and the ignore label if there is one.
         case: Case id.
         status: ``missing_prediction`` or ``failed``.
 
     Returns:
-        One row per organ; Dice and IoU are NaN for organs that the reference does not have.
+        One row per target; Dice and IoU are NaN for organs that the reference does not have.
 
     Raises:
         DataError: If the reference holds a value that is not in the label table.
@@ -96,8 +96,7 @@ def score_without_prediction(
     for found in overlaps(reference.array, reference.array, labels, case=case):
         score = 0.0 if found.reference_voxels else float("nan")
         volume_ml = found.reference_voxels * reference.grid.voxel_volume_ml
-        name = labels.names[found.label]
-        rows.append(Row(case, found.label, name, status, score, score, volume_ml, float("nan")))
+        rows.append(Row(case, found.label, found.name, status, score, score, volume_ml, float("nan")))
     return rows
 
 
@@ -113,8 +112,8 @@ def evaluate(
     Args:
         predictions: Predicted label map or folder of label maps.
         references: Reference label map, folder of label maps, or dataset folder.
-        labels: The organs. By default those of ``labels.json`` beside the predictions or ``dataset.json`` beside the
-            references; without such files every value found is an organ called ``label_<value>``.
+        labels: The organs or regions. By default those of ``labels.json`` beside the predictions or ``dataset.json``
+            beside the references; without such files every value found is an organ called ``label_<value>``.
         map_cases: Applies the scoring of one case to all of them, like ``map``.
 
     Returns:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.rows import STATUSES, Row
+from pipeline.evaluate.rows import STATUSES, Row, label_entry
 
 __all__ = ["BOOTSTRAP_SAMPLES", "CONVENTIONS", "TABLE_COLUMNS", "summarize", "table_rows"]
 
 BOOTSTRAP_SAMPLES = 10_000
 CONVENTIONS: tuple[str, ...] = (
-    "Dice = 2 |R ∩ P| / (|R| + |P|) and IoU = |R ∩ P| / |R ∪ P|, from voxel counts, one organ at a time.",
+    "Dice = 2 |R ∩ P| / (|R| + |P|) and IoU = |R ∩ P| / |R ∪ P|, from voxel counts, one organ at a time. A region, as "
+    "organs that overlap are called, is an organ here: the union of its label values.",
     "An organ that is in the reference but not in the prediction (missed) scores 0.",
     "An organ that is in the prediction but not in the reference (hallucinated) scores 0.",
     "An organ that is in neither (true negative) has no score and enters no mean; such cases are counted.",
@@ -51,7 +52,7 @@ def summarize(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
     """Statistics per organ and overall.
 
     Args:
-        rows: One per case and label, any order.
+        rows: One per case and target, any order.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -75,7 +76,7 @@ def summarize(rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
         },
         "organs": {
             name: {
-                "label": label,
+                "label": label_entry(label),
                 **_counts([row for row in rows if row.name == name]),
                 **{metric: found["organs"][index] for metric, found in statistics.items()},
             }

@@ -46,7 +46,7 @@ class Overlay:
 
 
 def case_overlay(
-    reference: LabelMap, prediction: LabelMap, labels: LabelTable, organ: int, image: Image | None = None
+    reference: LabelMap, prediction: LabelMap, labels: LabelTable, organ: Sequence[int], image: Image | None = None
 ) -> Overlay:
     """Draw axial, coronal and sagittal planes where one organ has its largest error.
 
@@ -58,7 +58,7 @@ def case_overlay(
         reference: Reference label map.
         prediction: Predicted label map on the same grid.
         labels: The organs; voxels with its ignore label in the reference show no error.
-        organ: Label value of the organ that chooses the planes.
+        organ: Label values of the organ or region that chooses the planes.
         image: Image on the same grid, of which the first channel is shown; None for a black background.
 
     Returns:
@@ -71,7 +71,7 @@ def case_overlay(
     if image is not None:
         require_same_grid(reference.grid, image.grid, "image grid", "the reference grid")
     scene = build_scene(reference, prediction, labels, image)
-    position = error_position(scene.reference == organ, scene.prediction == organ)
+    position = error_position(np.isin(scene.reference, organ), np.isin(scene.prediction, organ))
     shape = scene.reference.shape
     planes = [plane for plane in _PLANES if min(shape[plane[1]], shape[plane[2]]) > 1] or [_PLANES[0]]
     figure, panels = _panels(scene, planes)

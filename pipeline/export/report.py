@@ -147,7 +147,7 @@ def _draw(case: EvaluatedCase, predicted: Path, evaluation: Evaluation, organ: s
         except VolsegError as error:
             notes.append(f"Overlay of {case.id} without its image: {error}")
             image = None
-    return case_overlay(reference, prediction, evaluation.labels, evaluation.labels.value_of(organ), image)
+    return case_overlay(reference, prediction, evaluation.labels, evaluation.labels.target_values[organ], image)
 
 
 def _curves(curves: Path | Sequence[Path] | None, notes: list[str]) -> list[str]:

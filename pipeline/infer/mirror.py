@@ -23,7 +23,8 @@ def mirrored(
     looks like its right twin, so the channels of the pairs are swapped back.
 
     Args:
-        network: Takes (B, C, *spatial), returns logits (B, L, *spatial).
+        network: Takes (B, C, *spatial), returns logits (B, L, *spatial_out), smaller by the same margin on either side
+            or as large.
         axes: Spatial axes to mirror, 0 for the first; none gives one plain pass.
         side_pairs_axis: Spatial axis that runs from left to right, or None.
         side_pairs: (left, right) channels of the logits.

@@ -16,37 +16,45 @@ _SHARED_AXES = {6: 1, 18: 2, 26: 3}  # neighbours share a face, an edge or a cor
 
 
 def keep_largest(
-    label: NDArray[np.integer[Any]], classes: Iterable[int], connectivity: Literal[6, 18, 26] = 26
+    index: NDArray[np.integer[Any]], without: Iterable[Sequence[int]], connectivity: Literal[6, 18, 26] = 26
 ) -> NDArray[np.integer[Any]]:
-    """Keep only the largest connected component of some classes; the rest of them becomes background.
+    """Keep only the largest connected component of some organs or regions, one after the other.
 
     Args:
-        label: (I, J, K), class indices or label values, 0 background.
-        classes: Those to clean, each at least 1; absent ones are skipped.
+        index: (I, J, K) class indices.
+        without: For each organ or region :meth:`~pipeline.core.labels.LabelTable.without` of it: what becomes of every
+            class where it is taken away. Those that are absent are skipped.
         connectivity: Neighbours of a voxel: 6 (faces), 18 (also edges) or 26 (also corners).
 
     Returns:
         A copy of the same shape and type. Of components of equal size, the one that comes first in the array stays.
 
     Raises:
-        ValueError: If a class is below 1 or the connectivity is not 6, 18 or 26.
+        ValueError: If the connectivity is not 6, 18 or 26.
     """
-    wanted = sorted(set(classes))
-    if wanted and wanted[0] < 1:
-        raise ValueError(f"keep_largest: expected classes of at least 1, got {wanted[0]}. The background is 0.")
     if connectivity not in _SHARED_AXES:
         raise ValueError(f"connectivity: expected 6, 18 or 26, got {connectivity}. Use 26 unless you know better.")
     structure = generate_binary_structure(3, _SHARED_AXES[connectivity])
-    cleaned = label.copy()
-    organs = label.astype(np.int32, copy=False)
-    boxes: Sequence[tuple[slice, ...] | None] = find_objects(organs, max_label=max(wanted, default=0))
-    for value in wanted:
-        box = boxes[value - 1]
+    cleaned = index.copy()
+    # Of each class; they stay valid, as what is left of a class lies in no region that the class does not lie in.
+    boxes: Sequence[tuple[slice, ...] | None] = find_objects(index.astype(np.int32, copy=False))
+    for rest in without:
+        held = [n for n, left in enumerate(rest) if left != n]
+        box = _union([found for n in held if n <= len(boxes) and (found := boxes[n - 1]) is not None])
         if box is None:
             continue
-        mask = label[box] == value
+        part = cleaned[box]
+        mask = np.isin(part, held)
         components, count = connected_components(mask, structure)
         if count > 1:
             largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
-            cleaned[box][mask & (components != largest)] = 0
+            stray = mask & (components != largest)
+            part[stray] = np.array(rest, dtype=index.dtype)[part[stray]]
     return cleaned
+
+
+def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
+    """Smallest box around some boxes; None around none."""
+    if not boxes:
+        return None
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))

@@ -14,58 +14,15 @@ from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
-from pipeline.infer.inferer import WindowInferer
-from pipeline.infer.mirror import mirrored
+from pipeline.infer.logits import predict_logits
 from pipeline.infer.postprocess import keep_largest
 from pipeline.infer.restore import restore_labels
-from pipeline.infer.slices import SliceNetwork
-from pipeline.model.device import autocast, choose_device, choose_dtype, to_device
+from pipeline.model.device import choose_device, choose_dtype, to_device
 from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
-from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.prepare import prepare_image
 from pipeline.sample.augment import directions
 
-__all__ = ["Predictor", "predict_logits"]
-
-_SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
-
-
-def predict_logits(
-    network: nn.Module,
-    image: Tensor,
-    spec: NetworkSpec,
-    plan: Plan,
-    settings: InferSettings,
-    dtype: torch.dtype = torch.float32,
-    mirror_axes: Sequence[int] = (),
-) -> Tensor:
-    """Logits of a prepared image from overlapping windows; a 2D network sees every slice.
-
-    Args:
-        network: In evaluation mode, on the device that computes.
-        image: (C, I, J, K) on the prepared grid, on the same device.
-        spec: The network's description; its patch is the window.
-        plan: The dataset's plan.
-        settings: Section ``infer``.
-        dtype: Type of the network's arithmetic.
-        mirror_axes: Volume axes over whose mirrorings the logits are averaged.
-
-    Returns:
-        (L, I, J, K) float32 on the same device.
-    """
-    axes = plan.axes(spec.dims)
-    window = [1, 1, 1]
-    for axis, size in zip(axes, spec.patch_size, strict=True):
-        window[axis] = size
-    runner: Any = network if spec.dims == 3 else SliceNetwork(network, plan.slice_axis)
-    if mirror_axes:
-        runner = mirrored(runner, mirror_axes, directions(plan.orientation).index("LR"), plan.label_table.side_pairs())
-    batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
-    inferer = WindowInferer(window, settings.overlap, settings.blend, batch)
-    with torch.no_grad(), autocast(image.device, dtype):
-        logits: Tensor = inferer(image[None], runner)[0]
-    return logits
+__all__ = ["Predictor"]
 
 
 class Predictor:
@@ -107,7 +64,7 @@ class Predictor:
                 [f"further transforms: expected those of training ({rule}), got {got}. Give them as extra=[…]."]
             )
         self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
-        self.cleaned = _classes(self.settings.keep_largest, self.labels)
+        self.cleaned = _cleaned(self.settings.keep_largest, self.labels)
         if self.settings.mirror and not self.mirror_axes:
             raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
         self.networks = [to_device(network, self.device).eval() for network in networks]
@@ -175,7 +132,7 @@ class Predictor:
             total = logits if total is None else total.add_(logits)
         if total is None:
             raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
-        index = restore_labels(total, trace)
+        index = restore_labels(total, trace, painting=self.labels.painting())
         if self.cleaned:
             index = np.asarray(keep_largest(index, self.cleaned), dtype=index.dtype)
         return LabelMap(self.labels.from_index(index), image.grid)
@@ -188,9 +145,10 @@ def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
     return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
 
 
-def _classes(organs: Sequence[str], labels: LabelTable) -> tuple[int, ...]:
-    unknown = [name for name in organs if name not in labels.organs]
+def _cleaned(targets: Sequence[str], labels: LabelTable) -> tuple[tuple[int, ...], ...]:
+    """For each organ or region to clean, what becomes of the classes where it is taken away."""
+    unknown = [name for name in targets if name not in labels.targets]
     if unknown:
-        known = ", ".join(labels.organs)
+        known = ", ".join(labels.targets)
         raise ConfigError([f"infer.keep_largest: expected some of {known}, got {', '.join(unknown)}. Correct it."])
-    return tuple(labels.organs.index(name) + 1 for name in organs)
+    return tuple(labels.without(name) for name in targets)

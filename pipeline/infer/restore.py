@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.core.orientation import reorient_array
+from pipeline.core.regions import PaintingStep
+from pipeline.infer.decode import decode
 from pipeline.preprocess.operators import Operator, apply_operators, band, resize_operators
 from pipeline.preprocess.trace import Trace
 
@@ -18,21 +21,26 @@ _SLAB_BYTES = 16 * 2**20  # float32 logits at full size held at once; at least o
 
 
 def restore_labels(
-    logits: torch.Tensor | NDArray[np.floating[Any]], trace: Trace, slab_bytes: int = _SLAB_BYTES
+    logits: torch.Tensor | NDArray[np.floating[Any]],
+    trace: Trace,
+    slab_bytes: int = _SLAB_BYTES,
+    *,
+    painting: Sequence[PaintingStep] = (),
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Resample logits to the input's grid and take the winning class of every voxel.
+    """Resample logits to the input's grid and decide for the class of every voxel.
 
-    The logits are resampled linearly, before the argmax, so that borders stay smooth. This happens slab by slab: full
+    The logits are resampled linearly, before the decision, so that borders stay smooth. This happens slab by slab: full
     size logits of all classes never exist at once. The result is that of doing it in one piece.
 
     Args:
         logits: (L, i, j, k) on ``trace.prepared``, finite; a tensor on any device, or an array.
         trace: How the case was prepared.
         slab_bytes: Memory for full-size logits; one plane of voxels is the least that is taken.
+        painting: How regions become classes, see :func:`~pipeline.infer.decode.decode`; empty for a softmax.
 
     Returns:
         Class index on ``trace.source``: uint8 up to 256 classes, else uint16. 0 outside the crop; ties go to the lower
-        class.
+        class, and a region at exactly 0.5 is not there.
 
     Raises:
         ValueError: If the logits do not fit the trace or are not finite.
@@ -43,7 +51,8 @@ def restore_labels(
         else logits
     )
     _check(values, trace)
-    labels = np.zeros(trace.source.shape, dtype=np.uint8 if len(values) <= 256 else np.uint16)
+    classes = 1 + max(painted for _, painted in painting) if painting else len(values)
+    labels = np.zeros(trace.source.shape, dtype=np.uint8 if classes <= 256 else np.uint16)
     turned = reorient_array(labels, trace.source.orientation, trace.orientation)  # views: writing here fills `labels`
     crop = turned[tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))]
     operators = resize_operators(trace.prepared.shape, crop.shape, order=1)
@@ -51,7 +60,7 @@ def restore_labels(
     planes = max(1, slab_bytes // plane_bytes)
     for first in range(0, crop.shape[0], planes):
         slab = _slab(values, operators, first, min(first + planes, crop.shape[0]))
-        crop[first : first + planes] = slab.max(dim=0).indices.cpu().numpy()
+        crop[first : first + planes] = decode(slab, painting).cpu().numpy()
     return labels
 
 

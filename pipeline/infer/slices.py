@@ -16,14 +16,16 @@ class SliceNetwork(nn.Module):
     The window is usually one voxel thick along ``axis``; a thicker one is a batch of slices.
 
     Args:
-        network: 2D network: (B, C, H, W) → logits (B, L, H, W), with ``divisor`` and ``legal_size`` if it has rules.
+        network: 2D network: (B, C, H, W) → logits (B, L, H', W'), with ``divisor``, ``margin`` and ``legal_size`` if it
+            has rules.
         axis: Spatial axis (0, 1 or 2) across which the slices lie. H and W are the other two, in their order.
 
     Raises:
         ValueError: If the axis is not 0, 1 or 2.
 
     Attributes:
-        divisor: Legal sizes of the window along i, j, k are multiples of it; 1 across slices.
+        divisor: Distance of legal sizes of the window along i, j, k; 1 across slices.
+        margin: Voxels along i, j, k that get no logits on either side of the window; 0 across slices.
     """
 
     def __init__(self, network: nn.Module, axis: int) -> None:
@@ -33,6 +35,7 @@ class SliceNetwork(nn.Module):
         self.network = network
         self.axis = axis
         self.divisor: tuple[int, ...] = self._across(getattr(network, "divisor", (1, 1)), 1)
+        self.margin: tuple[int, ...] = self._across(getattr(network, "margin", (0, 0)), 0)
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """Run the network on every slice.
@@ -41,7 +44,7 @@ class SliceNetwork(nn.Module):
             volume: (B, C, I, J, K).
 
         Returns:
-            Logits (B, L, I, J, K).
+            Logits (B, L, I, J, K), in plane smaller by the margin on either side.
         """
         slices = volume.movedim(2 + self.axis, 1)  # (B, n, C, H, W)
         logits: torch.Tensor = self.network(slices.flatten(0, 1))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["MIN_IMPORTANCE", "Blend", "axis_overlaps", "importance_map", "window_starts", "windows"]
+__all__ = ["MIN_IMPORTANCE", "Blend", "axis_overlaps", "importance_map", "tile_starts", "window_starts"]
 
 Blend = Literal["gaussian", "constant"]
 
@@ -68,24 +67,35 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [(2 * index * (size - window) + gaps) // (2 * gaps) for index in range(gaps + 1)]  # rounds half up
 
 
-def windows(
-    shape: Sequence[int], window: Sequence[int], overlap: float | Sequence[float] = 0.5
-) -> list[tuple[int, ...]]:
-    """First voxels of all windows over a volume, the last axis running fastest.
+def tile_starts(size: int, tile: int, step: int, overlap: float = 0.0) -> list[int]:
+    """First voxels of the tiles along one axis that a network of valid convolutions fills with logits.
+
+    They lie as far apart as the overlap allows, at multiples of the network's step: only there do its poolings fall on
+    the same voxels in every tile, so that all tiles together are what the network makes of the whole axis at once.
 
     Args:
-        shape: Voxels along each axis.
-        window: Voxels of the window along each axis.
-        overlap: Fraction of the window, or one per axis, each in [0, 1).
+        size: Voxels along the axis, at least 1.
+        tile: Voxels of the network's output, at least 1.
+        step: Distance of the network's legal sizes, at least 1.
+        overlap: Fraction of the tile that neighbours share at least, in [0, 1); but they are always a step apart.
 
     Returns:
-        One index tuple per window, at least one.
+        Ascending from 0; the last tile may reach beyond the axis. Every voxel is in a tile.
 
     Raises:
-        ValueError: If a size is below 1 or an overlap is outside [0, 1).
+        ValueError: If a number is out of range, or several tiles are needed and a tile is smaller than the step.
+
+    Reference: Ronneberger et al. 2015 (arXiv 1505.04597), figure 2, the overlap-tile strategy.
     """
-    overlaps = axis_overlaps(overlap, len(shape))
-    return list(product(*(window_starts(*axis) for axis in zip(shape, window, overlaps, strict=True))))
+    if min(size, tile, step) < 1:
+        raise ValueError(f"tile: expected at least 1 voxel, got {tile} on an axis of {size} by {step}. Enlarge it.")
+    (share,) = axis_overlaps(overlap, 1)
+    if size <= tile:
+        return [0]
+    if tile < step:
+        raise ValueError(f"tile: expected at least {step} voxels, the network's step, got {tile}. Enlarge the window.")
+    stride = max(step, int(tile * (1.0 - share) + _ROUNDING) // step * step)
+    return list(range(0, size - tile + stride, stride))
 
 
 def importance_map(window: Sequence[int], blend: Blend = "gaussian") -> torch.Tensor:

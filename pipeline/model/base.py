@@ -14,7 +14,10 @@ from pipeline.core import DataError, sentence
 from pipeline.model.options import NetworkOptions
 from pipeline.model.sizes import SizeRule, pad_to_rule
 
-__all__ = ["SegmentationNetwork", "forward_any_size", "initialize", "pad_to_legal"]
+__all__ = ["Heads", "SegmentationNetwork", "forward_any_size", "initialize", "pad_to_legal"]
+
+Heads = dict[str, Tensor]
+"""Logits of every head of deep supervision by name, the head that predictions come from first."""
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -22,9 +25,11 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class SegmentationNetwork(nn.Module):
     """Base of all networks: image batch in, logits out.
 
-    ``network(x)`` takes (B, C, *spatial) and returns logits (B, L, *spatial). In training mode with deep supervision it
-    returns a tuple of heads instead, the one that predictions come from first, each at its native resolution; in
-    evaluation mode it is a single tensor, always.
+    ``network(x)`` takes (B, C, *spatial) and returns logits (B, L, *spatial_out), where spatial_out is
+    ``network.output_size(spatial)``: the input's size for padded networks, smaller by ``network.margin`` on either side
+    for networks of valid convolutions. In training mode with deep supervision it returns the logits of all heads by
+    name instead, the one that predictions come from first, each at its own resolution; in evaluation mode it is a
+    single tensor, always.
 
     A subclass implements :meth:`segment`, which may rely on a plain tensor of a legal size.
 
@@ -60,6 +65,19 @@ class SegmentationNetwork(nn.Module):
         """Distance of legal sizes along each axis; of a padded network, the number they are multiples of."""
         return self.sizes.step
 
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Voxels of context that the network needs on either side of its logits; 0 for padded networks."""
+        return self.sizes.margin
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of the logits of an input of a legal spatial size.
+
+        Raises:
+            DataError: If the size is not legal, naming the nearest legal ones.
+        """
+        return self.sizes.output_size(size)
+
     def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest legal spatial size that is at least ``size`` along every axis.
 
@@ -68,14 +86,14 @@ class SegmentationNetwork(nn.Module):
         """
         return self.sizes.legal_size(size)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> Tensor | Heads:
         """Logits of an image batch.
 
         Args:
             x: (B, C, *spatial), normalized intensities; a MONAI ``MetaTensor`` is taken for the tensor it holds.
 
         Returns:
-            Logits (B, L, *spatial), or in training mode with deep supervision the tuple of heads.
+            Logits (B, L, *spatial_out), or in training mode with deep supervision those of all heads by name.
 
         Raises:
             DataError: If the number of axes or channels is wrong or the spatial size is not legal.
@@ -87,7 +105,7 @@ class SegmentationNetwork(nn.Module):
             self._require_input(x)
         return self.segment(x)
 
-    def segment(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def segment(self, x: Tensor) -> Tensor | Heads:
         """Logits of a checked batch; see :meth:`forward`."""
         raise NotImplementedError
 
@@ -105,7 +123,9 @@ class SegmentationNetwork(nn.Module):
 
 
 def pad_to_legal(x: Tensor, network: SegmentationNetwork) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad a batch to the next legal size of a network by repeating its border voxels, half on either side.
+    """Pad a batch to the next size whose logits cover it, half on either side.
+
+    Border voxels are repeated; for a network with a margin the image is mirrored at its border instead.
 
     Args:
         x: (B, C, *spatial), each spatial size at least 1.
@@ -125,8 +145,7 @@ def forward_any_size(network: SegmentationNetwork, x: Tensor) -> Tensor:
     """Logits of a batch of any spatial size: padded as by :func:`pad_to_legal`, the logits cut back.
 
     Args:
-        network: A network whose logits have the size of its input, and that returns a single tensor (evaluation mode,
-            or no deep supervision).
+        network: A network that returns a single tensor (evaluation mode, or no deep supervision).
         x: (B, C, *spatial), each spatial size at least 1.
 
     Returns:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import nn
 
-from pipeline.model.options import Activation, Stage, StageOptions
+from pipeline.model.options import Activation, LevelOptions, Stage
 from pipeline.model.options import Norm as NormName
 
-__all__ = ["Style", "conv_stage", "conv_unit", "head", "norm_layer", "style_of", "upsampling"]
+__all__ = [
+    "Style",
+    "activation_layer",
+    "conv_stage",
+    "conv_unit",
+    "head",
+    "interpolation",
+    "norm_layer",
+    "style_of",
+    "upsampling",
+]
 
 _ACTIVATIONS: Mapping[Activation, tuple[str, dict[str, Any]]] = {
     "relu": ("RELU", {"inplace": True}),
@@ -37,6 +48,7 @@ class Style:
         activation: Activation.
         bias: Whether convolutions have a bias.
         dropout: Probability of zeroing a value behind the activation.
+        valid: Convolutions without padding, which shrink what they are given.
     """
 
     dims: int
@@ -44,9 +56,10 @@ class Style:
     activation: Activation = "relu"
     bias: bool = False
     dropout: float = 0.0
+    valid: bool = False
 
 
-def style_of(options: StageOptions, dims: int) -> Style:
+def style_of(options: LevelOptions, dims: int) -> Style:
     """The style that the options of a network ask for."""
     return Style(dims, options.norm, options.activation, options.bias, options.dropout)
 
@@ -60,10 +73,24 @@ def norm_layer(name: NormName, dims: int, channels: int) -> nn.Module:
     return Norm[name, dims](channels, affine=True)  # type: ignore[no-any-return]
 
 
+def activation_layer(name: Activation, *, inplace: bool = True) -> nn.Module:
+    """An activation, in place where it can be; ``inplace=False`` for one whose input is needed again."""
+    layer, arguments = _ACTIVATIONS[name]
+    if not inplace:
+        arguments = {key: value for key, value in arguments.items() if key != "inplace"}
+    return Act[layer](**arguments)  # type: ignore[no-any-return]
+
+
 def conv_unit(
-    in_channels: int, out_channels: int, kernel: tuple[int, ...], style: Style, stride: tuple[int, ...] | None = None
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, ...],
+    style: Style,
+    stride: tuple[int, ...] | None = None,
+    *,
+    activate: bool = True,
 ) -> nn.Sequential:
-    """Padded convolution → normalization → activation → dropout; what the style leaves out has no layer.
+    """Convolution → normalization → activation → dropout; what the style leaves out has no layer.
 
     Args:
         in_channels: Channels in.
@@ -71,9 +98,10 @@ def conv_unit(
         kernel: Odd kernel size per axis.
         style: Normalization, activation, bias, dropout.
         stride: Stride per axis; None for 1.
+        activate: False to end at the normalization, as what is added to a shortcut does.
 
     Returns:
-        (B, in, *spatial) → (B, out, *spatial / stride).
+        (B, in, *spatial) → (B, out, *spatial / stride); with a valid style, *spatial - kernel + 1 at stride 1.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = Conv[Conv.CONV, style.dims](
@@ -81,13 +109,14 @@ def conv_unit(
         out_channels,
         kernel,
         stride=stride or 1,
-        padding=tuple(n // 2 for n in kernel),
+        padding=0 if style.valid else tuple(n // 2 for n in kernel),
         bias=style.bias,
     )
     if style.norm != "none":
         layers["norm"] = norm_layer(style.norm, style.dims, out_channels)
-    activation, arguments = _ACTIVATIONS[style.activation]
-    layers["activation"] = Act[activation](**arguments)
+    if not activate:
+        return nn.Sequential(layers)
+    layers["activation"] = activation_layer(style.activation)
     if style.dropout > 0:
         layers["dropout"] = Dropout[Dropout.DROPOUT, 1](style.dropout)  # single values, not whole channels
     return nn.Sequential(layers)
@@ -100,6 +129,8 @@ def conv_stage(
     *,
     convs: int = 2,
     down: Literal["pool", "stride"] | None = None,
+    start: int | None = None,
+    last: Style | None = None,
 ) -> nn.Sequential:
     """The convolution units of one resolution level, with the step down to it in front.
 
@@ -109,40 +140,60 @@ def conv_stage(
         style: Of the units.
         convs: Number of units.
         down: How to step down; None to stay at the resolution of the input.
+        start: Channels that the units before the last one give; None for those of the stage.
+        last: Style of the last unit; None for that of the others.
 
     Returns:
-        (B, in, *spatial) → (B, stage.features, *spatial / stage.stride).
+        (B, in, *spatial) → (B, stage.features, *spatial / stage.stride), less what valid convolutions lose.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if down == "pool" and max(stage.stride) > 1:
         layers["pool"] = Pool[Pool.MAX, style.dims](kernel_size=stage.stride, stride=stage.stride)
-    for index in range(convs):
+    widths = [in_channels, *[start or stage.features] * (convs - 1), stage.features]
+    for index, (given, wanted) in enumerate(pairwise(widths)):
         stride = stage.stride if down == "stride" and index == 0 else None
-        channels = in_channels if index == 0 else stage.features
-        layers[f"unit{index + 1}"] = conv_unit(channels, stage.features, stage.kernel, style, stride)
+        unit_style = last if last and index == convs - 1 else style
+        layers[f"unit{index + 1}"] = conv_unit(given, wanted, stage.kernel, unit_style, stride)
     return nn.Sequential(layers)
 
 
-def upsampling(lower: Stage, upper: Stage, style: Style, mode: Literal["transposed", "nearest", "linear"]) -> nn.Module:
+def upsampling(
+    lower: Stage,
+    upper: Stage,
+    style: Style,
+    mode: Literal["transposed", "nearest", "linear"],
+    *,
+    bias: bool = True,
+    activation: bool = False,
+) -> nn.Module:
     """The step up from one resolution level to the next.
 
     Args:
         lower: Level it comes from; its stride is the factor.
         upper: Level it goes to, which gives channels and kernel.
         style: Of the convolution unit after interpolation.
-        mode: ``transposed``: a transposed convolution with bias whose kernel is its stride, so that no output voxel
-            gets more contributions than its neighbour. Others: interpolation, then a convolution unit.
+        mode: ``transposed``: a transposed convolution whose kernel is its stride, so that no output voxel gets more
+            contributions than its neighbour. Others: interpolation, then a convolution unit.
+        bias: Whether a transposed convolution has a bias.
+        activation: Whether the style's activation follows a transposed convolution.
 
     Returns:
         (B, lower.features, *spatial) → (B, upper.features, *spatial * lower.stride).
     """
     if mode == "transposed":
         transposed = Conv[Conv.CONVTRANS, style.dims]
-        return transposed(lower.features, upper.features, lower.stride, stride=lower.stride)  # type: ignore[no-any-return]
-    interpolation = mode if mode == "nearest" else ("bilinear" if style.dims == 2 else "trilinear")
-    factor = tuple(float(n) for n in lower.stride)
+        layer = transposed(lower.features, upper.features, lower.stride, stride=lower.stride, bias=bias)
+        if not activation:
+            return layer  # type: ignore[no-any-return]
+        return nn.Sequential(OrderedDict(conv=layer, activation=activation_layer(style.activation)))
     unit = conv_unit(lower.features, upper.features, upper.kernel, style)
-    return nn.Sequential(OrderedDict(interpolation=nn.Upsample(scale_factor=factor, mode=interpolation), unit=unit))
+    return nn.Sequential(OrderedDict(interpolation=interpolation(lower.stride, mode), unit=unit))
+
+
+def interpolation(factor: Sequence[int], mode: Literal["nearest", "linear"]) -> nn.Module:
+    """Upsampling without parameters: (B, C, *spatial) → (B, C, *spatial * factor), two or three factors."""
+    linear = "bilinear" if len(factor) == 2 else "trilinear"
+    return nn.Upsample(scale_factor=tuple(float(n) for n in factor), mode=linear if mode == "linear" else mode)
 
 
 def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:

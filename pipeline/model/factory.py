@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,8 @@ import torch
 
 from pipeline.core import ConfigError
 from pipeline.model.base import SegmentationNetwork, initialize
-from pipeline.model.options import NetworkOptions, parse_options, suggestion
-from pipeline.model.unet import UNet, UNetOptions
-from pipeline.model.unetpp import UNetPlusPlus, UNetPlusPlusOptions
+from pipeline.model.options import parse_options, suggestion
+from pipeline.model.registry import NETWORKS, NetworkEntry
 
 __all__ = ["NetworkInfo", "build_network", "list_networks"]
 
@@ -27,6 +26,7 @@ class NetworkInfo:
         dims: Numbers of spatial axes it can be built for.
         summary: What it is, in one line.
         source: Paper it comes from.
+        planned: Whether stages left open in the settings follow from the plan, not from the paper.
         defaults: Options and their default values.
     """
 
@@ -34,34 +34,8 @@ class NetworkInfo:
     dims: tuple[int, ...]
     summary: str
     source: str
+    planned: bool
     defaults: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    build: Callable[[int, int, int, Any], SegmentationNetwork]
-    options: type[NetworkOptions]
-    dims: tuple[int, ...]
-    summary: str
-    source: str
-
-
-_NETWORKS: dict[str, _Entry] = {
-    "unet": _Entry(
-        UNet,
-        UNetOptions,
-        (2, 3),
-        "U-Net, padded and normalized, kernels and strides per axis",
-        "Ronneberger et al. 2015, arXiv 1505.04597",
-    ),
-    "unetpp": _Entry(
-        UNetPlusPlus,
-        UNetPlusPlusOptions,
-        (2, 3),
-        "UNet++, nested U-Nets of all depths with dense skip connections",
-        "Zhou et al. 2018, arXiv 1807.10165",
-    ),
-}
 
 
 def build_network(
@@ -101,16 +75,16 @@ def build_network(
 def list_networks() -> tuple[NetworkInfo, ...]:
     """All networks, in the order of the registry."""
     return tuple(
-        NetworkInfo(name, entry.dims, entry.summary, entry.source, entry.options().model_dump())
-        for name, entry in _NETWORKS.items()
+        NetworkInfo(name, entry.dims, entry.summary, entry.source, entry.planned, entry.options().model_dump())
+        for name, entry in NETWORKS.items()
     )
 
 
-def _entry(name: str, dims: int, in_channels: int, out_channels: int) -> _Entry:
-    entry = _NETWORKS.get(name)
+def _entry(name: str, dims: int, in_channels: int, out_channels: int) -> NetworkEntry:
+    entry = NETWORKS.get(name)
     problems = []
     if entry is None:
-        known = tuple(_NETWORKS)
+        known = tuple(NETWORKS)
         problems.append(f"name: expected one of {', '.join(known)}, got {name!r}. {suggestion(name, known)}")
     elif dims not in entry.dims:
         legal = " or ".join(str(n) for n in entry.dims)

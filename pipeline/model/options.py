@@ -5,20 +5,44 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.core import ConfigError, sentence
 
-__all__ = ["Activation", "NetworkOptions", "Norm", "PerAxis", "Stage", "StageOptions", "parse_options", "suggestion"]
+__all__ = [
+    "Activation",
+    "LevelOptions",
+    "NetworkOptions",
+    "Norm",
+    "PerAxis",
+    "PerStage",
+    "Stage",
+    "StageOptions",
+    "parse_options",
+    "spread",
+    "suggestion",
+]
 
 Norm = Literal["batch", "instance", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "prelu", "elu", "gelu", "silu"]
 Size = Annotated[int, Field(ge=1)]
 PerAxis = int | tuple[int, ...]
 """One number for all spatial axes, or one per axis."""
+
+
+def _counts(value: object) -> int | tuple[int, ...]:
+    if _is_count(value):
+        return value
+    if isinstance(value, (list, tuple)) and all(_is_count(n) for n in value):
+        return tuple(value)
+    raise ValueError(f"expected a number of at least 1 or one per stage, got {value!r}. Write e.g. [1, 3].")
+
+
+PerStage = Annotated[int | tuple[int, ...], BeforeValidator(_counts)]
+"""One number of at least 1 for all stages, or one per stage."""
 
 
 class NetworkOptions(BaseModel):
@@ -42,13 +66,19 @@ class Stage:
     stride: tuple[int, ...]
 
 
-class StageOptions(NetworkOptions):
+def spread(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    """One number for each of ``count`` stages or axes: a tuple as it is, a single number repeated."""
+    return value if isinstance(value, tuple) else (value,) * count
+
+
+class LevelOptions(NetworkOptions):
     """Options that U-shaped networks share. Per-axis numbers follow the axes of the input."""
+
+    per_stage: ClassVar[tuple[str, ...]] = ("kernel_sizes", "strides")
+    """Options that may be a tuple, of one entry per stage then."""
 
     features: tuple[Size, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
     """Channels of each stage, full resolution first; their number is the number of stages."""
-    convs_per_stage: Size = 2
-    """Convolution units of each stage, in the encoder as in the decoder."""
     kernel_sizes: int | tuple[PerAxis, ...] = 3
     """Odd kernel sizes: one number, or one entry per stage, each a number or one number per axis."""
     strides: int | tuple[PerAxis, ...] = 2
@@ -61,10 +91,6 @@ class StageOptions(NetworkOptions):
     """Whether the convolutions of units have a bias; up-convolutions and heads always have one."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability of zeroing a value behind each convolution unit."""
-    down: Literal["pool", "stride"] = "pool"
-    """Max-pooling before a stage, or strides in its first convolution."""
-    up: Literal["transposed", "nearest", "linear"] = "transposed"
-    """Transposed convolution, or interpolation followed by a convolution unit."""
     deep_supervision: bool = False
     """Whether training returns several heads."""
 
@@ -81,8 +107,8 @@ class StageOptions(NetworkOptions):
         raise ValueError(f"expected a number of at least 1 or one entry per stage, got {value!r}. Write e.g. [1, 3].")
 
     @model_validator(mode="after")
-    def _stages_fit(self) -> StageOptions:
-        for name in ("kernel_sizes", "strides"):
+    def _stages_fit(self) -> Self:
+        for name in self.per_stage:
             entries = getattr(self, name)
             if isinstance(entries, tuple) and len(entries) != len(self.features):
                 expected = f"one entry for each of the {len(self.features)} stages in features"
@@ -119,9 +145,20 @@ class StageOptions(NetworkOptions):
         if problems:
             raise ConfigError(problems, "network options")
         return tuple(
-            Stage(features, _per_axis(kernel, dims), _per_axis(stride, dims))
+            Stage(features, spread(kernel, dims), spread(stride, dims))
             for features, kernel, stride in zip(self.features, kernels, strides, strict=True)
         )
+
+
+class StageOptions(LevelOptions):
+    """Options that U-Nets with a fixed number of plain convolution units per stage share."""
+
+    convs_per_stage: Size = 2
+    """Convolution units of each stage, in the encoder as in the decoder."""
+    down: Literal["pool", "stride"] = "pool"
+    """Max-pooling before a stage, or strides in its first convolution."""
+    up: Literal["transposed", "nearest", "linear"] = "transposed"
+    """Transposed convolution, or interpolation followed by a convolution unit."""
 
 
 Options = TypeVar("Options", bound=NetworkOptions)
@@ -171,7 +208,3 @@ def _is_count(value: object) -> TypeGuard[int]:
 def _flat(entries: int | tuple[PerAxis, ...]) -> tuple[int, ...]:
     listed = entries if isinstance(entries, tuple) else (entries,)
     return tuple(n for entry in listed for n in (entry if isinstance(entry, tuple) else (entry,)))
-
-
-def _per_axis(entry: PerAxis, dims: int) -> tuple[int, ...]:
-    return entry if isinstance(entry, tuple) else (entry,) * dims

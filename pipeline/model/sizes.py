@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pipeline.core import DataError, sentence
+from pipeline.core.mirror import mirrored_index
 
 __all__ = ["SizeRule", "pad_to_rule", "size_rule"]
 
@@ -23,11 +25,28 @@ class SizeRule:
         smallest: The smallest legal size, per axis.
         lone_cell: False if the smallest size along all axes at once is illegal, because one value per channel remains
             at the lowest resolution and the network normalizes it over space.
+        border: Voxels that the logits are smaller than the input on either side, per axis; None for 0 everywhere.
     """
 
     step: tuple[int, ...]
     smallest: tuple[int, ...]
     lone_cell: bool = True
+    border: tuple[int, ...] | None = None
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Voxels that the logits are smaller than the input on either side, per axis; 0 for padded networks."""
+        return self.border or (0,) * len(self.step)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of the logits of an input of a legal size.
+
+        Raises:
+            DataError: If the size is not legal.
+        """
+        self._require_axes(size)
+        self.require(size)
+        return tuple(n - 2 * lost for n, lost in zip(size, self.margin, strict=True))
 
     def is_legal(self, size: Sequence[int]) -> bool:
         """Whether a spatial size, one number per axis, can go through the network."""
@@ -97,10 +116,10 @@ def size_rule(strides: Sequence[Sequence[int]], *, lone_cell: bool = True) -> Si
 
 
 def pad_to_rule(x: Tensor, rule: SizeRule) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad a batch to the next legal size by repeating its border voxels, half on either side.
+    """Pad a batch to the next size whose logits cover it, half on either side.
 
-    Repeated borders, unlike zeros, add no edge that an organ might be mistaken for, and unlike mirroring work for any
-    amount.
+    Without a margin, border voxels are repeated: unlike zeros they add no edge that an organ might be mistaken for.
+    With one the image is mirrored at its border, as the overlap-tile strategy has it (Ronneberger et al. 2015).
 
     Args:
         x: (B, C, *spatial), each spatial size at least 1.
@@ -108,16 +127,22 @@ def pad_to_rule(x: Tensor, rule: SizeRule) -> tuple[Tensor, tuple[slice, ...]]:
 
     Returns:
         The batch, untouched where it is legal already, and the slices that cut the old extent from the spatial axes of
-        anything of the new size: ``logits[(..., *slices)]``.
+        the logits: ``logits[(..., *slices)]``.
 
     Raises:
         DataError: If the number of axes is wrong or a size is 0.
     """
     size = tuple(x.shape[2:])
-    target = rule.legal_size(size)
-    before = [(new - old) // 2 for new, old in zip(target, size, strict=True)]
+    needed = tuple(n + 2 * lost for n, lost in zip(size, rule.margin, strict=False)) if min(size, default=0) else size
+    target = rule.legal_size(needed)
+    before = [(new - old) // 2 for new, old in zip(target, needed, strict=True)]
     crop = tuple(slice(start, start + old) for start, old in zip(before, size, strict=True))
     if target == size:
+        return x, crop
+    if any(rule.margin):
+        for axis, (start, lost) in enumerate(zip(before, rule.margin, strict=True)):
+            index = mirrored_index(-start - lost, target[axis], size[axis])
+            x = x.index_select(axis + 2, torch.from_numpy(index).to(x.device))
         return x, crop
     widths: list[int] = []
     for start, new, old in reversed(list(zip(before, target, size, strict=True))):

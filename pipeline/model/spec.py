@@ -12,6 +12,8 @@ from pipeline.config import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.factory import build_network
+from pipeline.model.registry import NETWORKS
+from pipeline.model.sizes import SizeRule
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.topology import topology
 
@@ -28,9 +30,9 @@ class NetworkSpec(BaseModel):
         name: Name in the factory.
         dims: 2 or 3.
         in_channels: Image channels.
-        out_channels: Classes, background included.
+        out_channels: Classes, background included, or regions.
         options: Options of the network.
-        patch_size: Training patch, which is also the window of prediction; along the axes the network sees.
+        patch_size: Training patch as the network sees it, its margin included; along the axes the network sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,9 +48,17 @@ class NetworkSpec(BaseModel):
         """The network with freshly drawn weights."""
         return build_network(self.name, self.dims, self.in_channels, self.out_channels, seed=seed, **self.options)
 
+    def sizes(self) -> SizeRule:
+        """Spatial sizes the network takes and its margin; takes no memory for weights."""
+        with torch.device("meta"):
+            return self.build().sizes
+
 
 def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> NetworkSpec:
-    """Options from the plan where the settings leave them open, checked against the patch.
+    """Options and patch from the plan where the settings leave them open.
+
+    Networks that are not planned keep the stages of their paper. A planned patch is enlarged to the next size the
+    network takes; where its logits are smaller than its input, so far that they cover the planned patch.
 
     Args:
         plan: The dataset's plan.
@@ -59,29 +69,55 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
         A network whose legal sizes include the patch.
 
     Raises:
-        ConfigError: If the patch has the wrong number of axes or a size the network cannot take.
+        ConfigError: If the network or an option is not known, or the given patch has the wrong number of axes or a size
+            the network cannot take.
     """
     patch = sample.patch_size or (plan.patch_3d if model.dims == 3 else plan.patch_2d).patch_size
     if len(patch) != model.dims:
         raise ConfigError(
             [f"sample.patch_size: expected {model.dims} numbers for model.dims {model.dims}, got {patch}."]
         )
-    spacing = [plan.spacing_mm[axis] for axis in plan.axes(model.dims)]
-    options = _with_topology(model, patch, spacing)
     spec = NetworkSpec(
         name=model.name,
         dims=model.dims,
         in_channels=len(plan.channels),
-        out_channels=plan.label_table.classes,
-        options={**options, "deep_supervision": model.deep_supervision},
+        out_channels=plan.label_table.outputs,
+        options=_options(plan, model, patch),
         patch_size=tuple(patch),
     )
-    with torch.device("meta"):
-        legal = spec.build().legal_size(patch)
+    sizes = spec.sizes()
+    if sample.patch_size is None:
+        return spec.model_copy(update={"patch_size": _planned_patch(model.name, sizes, patch)})
+    legal = sizes.legal_size(patch)
     if legal != tuple(patch):
         advice = f"The next legal one is {legal}."
         raise ConfigError([f"sample.patch_size: expected a size {model.name} can take, got {tuple(patch)}. {advice}"])
     return spec
+
+
+def _planned_patch(name: str, sizes: SizeRule, planned: Sequence[int]) -> tuple[int, ...]:
+    """The patch of a network for a planned one, or the one it was made for."""
+    own = NETWORKS[name].patch_size
+    if own is not None:
+        return own
+    # At least one step of logits, so that windows of this size can tile a volume.
+    wanted = zip(planned, sizes.step, sizes.margin, strict=True)
+    return sizes.legal_size([max(n, step) + 2 * lost for n, step, lost in wanted])
+
+
+def _options(plan: Plan, model: ModelSettings, patch: Sequence[int]) -> dict[str, Any]:
+    """The settings' options, completed by what the network knows and the dataset or another setting decides."""
+    entry = NETWORKS.get(model.name)
+    if entry is None:  # building it says so
+        return dict(model.options)
+    known = entry.options.model_fields
+    spacing = [plan.spacing_mm[axis] for axis in plan.axes(model.dims)]
+    options = _with_topology(model, patch, spacing) if entry.planned else dict(model.options)
+    if "deep_supervision" in known:
+        options.setdefault("deep_supervision", model.deep_supervision)
+    if "probabilities" in known and plan.label_table.regions:
+        options["probabilities"] = "sigmoid"  # each region has its own, there is nothing to choose
+    return options
 
 
 def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, Any]:

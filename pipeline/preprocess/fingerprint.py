@@ -13,7 +13,8 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.layouts import CaseFiles
-from pipeline.data.volumes import read_image, read_reference
+from pipeline.data.organ_masks import read_reference
+from pipeline.data.volumes import read_image
 
 __all__ = [
     "CaseFingerprint",
@@ -78,7 +79,9 @@ def foreground_box(array: NDArray[np.floating[Any]]) -> tuple[tuple[int, int, in
     return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
 
 
-def fingerprint_case(files: CaseFiles, labels: LabelTable, orientation: str, crop: str) -> CaseFingerprint:
+def fingerprint_case(
+    files: CaseFiles, labels: LabelTable, orientation: str, crop: str, channels: int | None = None
+) -> CaseFingerprint:
     """Read one case and take its fingerprint.
 
     Args:
@@ -86,10 +89,15 @@ def fingerprint_case(files: CaseFiles, labels: LabelTable, orientation: str, cro
         labels: Label table of the dataset.
         orientation: Axis codes of the prepared data.
         crop: ``nonzero`` or ``none``.
+        channels: Channels that the case must have, if that is known.
 
     Raises:
-        DataError: If a file cannot be used, grids differ, the image holds NaN or infinity, or a label is unknown.
+        DataError: If a file cannot be used, a channel is missing, grids differ, the image holds NaN or infinity, or a
+            label is unknown.
     """
+    if channels is not None and len(files.images) != channels:
+        advice = "Add the missing files, or drop the case"
+        raise DataError(sentence("image channels", f"{channels} files", len(files.images), advice, case=files.id))
     image, reference = read_checked(files)
     image, reference = image.reoriented(orientation), reference.reoriented(orientation)
     start, stop = foreground_box(image.array) if crop == "nonzero" else ((0, 0, 0), image.grid.shape)

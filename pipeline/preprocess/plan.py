@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import PreprocessSettings
@@ -58,12 +59,14 @@ class Plan(_Value):
         labels: ``LabelTable.to_json()`` of the dataset.
         orientation: Axis codes of the prepared data.
         crop: ``nonzero`` or ``none``.
-        spacing_mm: Target spacing along the axes of the orientation.
+        spacing_mm: Target spacing along the axes of the orientation; with a target shape, its median.
+        shape: Voxels that every case is resized to instead, or None.
         image_order: Spline order of image resampling.
         store_dtype: Type of stored intensities.
         normalization: One entry per channel.
         median_shape: Median shape of the cropped cases at the target spacing.
-        slice_axis: Axis across which 2D networks see slices: the coarsest, the last where they tie.
+        slice_axis: Axis across which 2D networks see slices: that of pictures, else the coarsest, the last where they
+            tie.
         patch_3d: Patch of 3D networks.
         patch_2d: Patch of 2D networks, along the two other axes.
         extra: Class names of the user's further MONAI transforms, which must be given again to predict.
@@ -77,6 +80,7 @@ class Plan(_Value):
     orientation: str
     crop: Literal["nonzero", "none"]
     spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int] | None = None
     image_order: Literal[0, 1, 3]
     store_dtype: Literal["float16", "float32"]
     normalization: tuple[Normalization, ...]
@@ -111,18 +115,10 @@ def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], setting
         fingerprints: One per usable case, at least one.
         settings: Section ``preprocess``.
     """
-    shapes = [fingerprint.cropped_shape for fingerprint in fingerprints]
-    planned = target_spacing([fingerprint.spacing_mm for fingerprint in fingerprints], shapes)
-    spacing = settings.spacing_mm or planned
-    resampled = np.array(
-        [
-            [max(1, round(n * s / t)) for n, s, t in zip(case.cropped_shape, case.spacing_mm, spacing, strict=True)]
-            for case in fingerprints
-        ]
-    )
+    spacing, resampled = _targets(fingerprints, settings)
     median = tuple(int(n) for n in np.median(resampled, axis=0).round())
     voxels = float(np.prod(resampled, axis=1).sum()) / len(fingerprints) * len(dataset.cases)
-    axis = _slice_axis(spacing)
+    axis = _slice_axis(spacing, median)
     in_plane = [a for a in range(3) if a != axis]
     patch_3d = settings.patch_size or plan_patch(median, spacing, settings.max_patch_voxels)
     patch_2d = settings.patch_size_2d or plan_patch(
@@ -140,6 +136,7 @@ def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], setting
         orientation=settings.orientation,
         crop=settings.crop,
         spacing_mm=spacing,
+        shape=settings.shape,
         image_order=settings.image_order,
         # raw intensities may lie beyond float16's range
         store_dtype="float32" if any(entry.scheme == "none" for entry in normalization) else settings.store_dtype,
@@ -149,7 +146,7 @@ def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], setting
         patch_3d=PatchPlan(patch_size=patch_3d, batch_size=batch_size(patch_3d, settings.max_patch_voxels, voxels)),
         # nnU-Net trains 12 slices of the largest size: 6 times the 2 that the rule allows
         patch_2d=PatchPlan(patch_size=patch_2d, batch_size=batch_size(patch_2d, 6 * settings.max_patch_pixels, voxels)),
-        reasons=_reasons(settings, planned, kept, normalization, axis),
+        reasons=_reasons(settings, spacing, kept, normalization, axis),
     )
 
 
@@ -175,8 +172,23 @@ def read_plan(path: Path) -> Plan:
         ) from None
 
 
-def _slice_axis(spacing_mm: Sequence[float]) -> Literal[0, 1, 2]:
-    """The coarsest axis; among equals, the one closest to the end (superior in RAS: axial slices)."""
+def _targets(
+    fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings
+) -> tuple[tuple[float, float, float], NDArray[np.int_]]:
+    """Target spacing, and the shape every case gets."""
+    fields_mm = np.array([np.multiply(case.cropped_shape, case.spacing_mm) for case in fingerprints])
+    if settings.shape is not None:
+        i, j, k = np.median(fields_mm / settings.shape, axis=0).round(6).tolist()
+        return (i, j, k), np.array([settings.shape] * len(fingerprints))
+    shapes = [fingerprint.cropped_shape for fingerprint in fingerprints]
+    spacing = settings.spacing_mm or target_spacing([case.spacing_mm for case in fingerprints], shapes)
+    return spacing, np.maximum(1, (fields_mm / spacing).round().astype(int))
+
+
+def _slice_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> Literal[0, 1, 2]:
+    """Across single slices; else the coarsest axis, of equals the one closest to the end (axial slices in RAS)."""
+    if min(shape) == 1:
+        spacing_mm = [float(size == 1) for size in shape]
     coarsest = max(spacing_mm)
     if math.isclose(spacing_mm[2], coarsest, rel_tol=1e-3):
         return 2
@@ -200,17 +212,19 @@ def _normalization(scheme: str, channel: str, statistics: ChannelStatistics, kep
 
 def _reasons(
     settings: PreprocessSettings,
-    planned: tuple[float, float, float],
+    spacing_mm: tuple[float, float, float],
     kept: float,
     normalization: tuple[Normalization, ...],
     axis: int,
 ) -> tuple[str, ...]:
-    spacing = f"{tuple(round(s, 3) for s in settings.spacing_mm or planned)} mm"
+    spacing = f"spacing {tuple(round(s, 3) for s in spacing_mm)} mm"
     schemes = ", ".join(entry.scheme for entry in normalization)
     codes = settings.orientation
     names = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
     return (
-        f"spacing {spacing}: {'as set' if settings.spacing_mm else 'median of the dataset per axis'}.",
+        f"shape {settings.shape}: as set; {spacing}: what follows in the median."
+        if settings.shape
+        else f"{spacing}: {'as set' if settings.spacing_mm else 'median of the dataset per axis'}.",
         f"normalization {schemes}: cropping keeps {kept:.0%} of the median volume.",
-        f"2D networks see {names[codes[axis]]} slices: that axis has the coarsest spacing.",
+        f"2D networks see {names[codes[axis]]} slices: that axis has one slice or the coarsest spacing.",
     )

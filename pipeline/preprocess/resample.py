@@ -108,7 +108,7 @@ def _votes(
 
 
 class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
-    """MONAI dictionary transform that resamples to a target spacing over the same field of view.
+    """MONAI dictionary transform that resamples to a target spacing or shape over the same field of view.
 
     The voxel count along each axis is rounded, so the spacing is met as closely as whole voxels allow; voxel edges,
     not centres, stay in place, and the affine says so. The way back is a :class:`pipeline.preprocess.trace.Trace`.
@@ -118,10 +118,12 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         spacing_mm: Target spacing along i, j, k in mm, each > 0.
         label_keys: Keys of label maps, MetaTensors (C, I, J, K) of whole numbers, resampled by :func:`resample_labels`.
         order: Spline order of images.
+        shape: Voxels wanted along i, j, k whatever the spacing; None to go by the spacing.
         allow_missing_keys: Pass over keys that are not there.
 
     Raises:
-        ValueError: If a spacing is not above 0; on call, if a volume carries no affine or a label map holds fractions.
+        ValueError: If a spacing is not above 0 or a size below 1; on call, if a volume carries no affine or a label
+            map holds fractions.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         *,
         label_keys: Sequence[str] = (),
         order: Order = 3,
+        shape: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         images = (keys,) if isinstance(keys, str) else tuple(keys)
@@ -140,6 +143,9 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         self.spacing_mm = tuple(float(spacing) for spacing in spacing_mm)
         self.label_keys = frozenset(label_keys)
         self.order = order
+        self.shape = None if shape is None else tuple(shape)
+        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
+            raise ValueError(f"target shape: expected three integers above 0, got {self.shape}. Correct them.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the volumes by resampled ones; images become float32, label maps keep their type."""
@@ -152,7 +158,8 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
                     "Load it with LoadImaged(image_only=True)."
                 )
             i, j, k = (int(size) for size in volume.shape[1:])
-            target = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64)).resampled(self.spacing_mm)
+            grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
+            target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
             plain = volume.as_tensor()
             if key in self.label_keys:
                 values = _resample_label_tensor(plain, target.shape, str(key))

@@ -1,4 +1,4 @@
-"""Cutting patches out of volumes, with constant padding where a patch overhangs.
+"""Cutting patches out of volumes: constant padding where a patch overhangs, or the volume mirrored at its border.
 
 Volumes may be tensors, arrays or anything that gives arrays when sliced, such as a chunked file: only the part inside
 the patch is ever read.
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.core.labels import IGNORE_INDEX
+from pipeline.core.mirror import mirrored_index
 from pipeline.sample.patches import Patch
 
-__all__ = ["IMAGE_PADDING", "Sliceable", "cut", "cut_batch"]
+__all__ = ["IMAGE_PADDING", "Sliceable", "cut", "cut_batch", "paste"]
 
 IMAGE_PADDING = 0.0
 """Intensity outside the volume: the mean of normalized intensities. Labels there are ``IGNORE_INDEX``: no loss."""
@@ -32,20 +33,20 @@ class Sliceable(Protocol):
         """Tensor or array of the region."""
 
 
-def cut(volume: Tensor, start: Sequence[int], size: Sequence[int], fill: float) -> Tensor:
+def cut(volume: Tensor, start: Sequence[int], size: Sequence[int], fill: float | None) -> Tensor:
     """Copy a patch out of a volume.
 
     Args:
         volume: (C, *spatial), any type.
         start: First voxel along each spatial axis; may be negative.
         size: Voxels along each spatial axis.
-        fill: Value outside the volume.
+        fill: Value outside the volume; None mirrors the volume at its border.
 
     Returns:
         (C, *size), contiguous, of the volume's type and device; shares no memory with it.
     """
     patch = volume.new_empty((volume.shape[0], *size))
-    _paste(patch, volume, start, fill)
+    paste(patch, volume, start, fill)
     return patch
 
 
@@ -54,6 +55,7 @@ def cut_batch(
     patches: Sequence[Patch],
     size: Sequence[int],
     *,
+    margin: Sequence[int] = (0, 0, 0),
     fill_image: float = IMAGE_PADDING,
     fill_label: int = IGNORE_INDEX,
     device: torch.device | str | None = None,
@@ -63,8 +65,9 @@ def cut_batch(
     Args:
         volumes: Case id → image (C, I, J, K) and class indices (I, J, K), on any device and of any type.
         patches: Positions; at least one.
-        size: Patch voxels along i, j, k.
-        fill_image: Intensity outside the volume.
+        size: Voxels of what is cut along i, j, k, the margin included.
+        margin: Voxels around each patch that are cut as well. With any, images continue mirrored outside the volume.
+        fill_image: Intensity outside the volume, where there is no margin.
         fill_label: Class index outside the volume; by default the loss ignores it.
         device: Device of the batch; by default the CPU.
 
@@ -79,15 +82,24 @@ def cut_batch(
     channels = volumes[patches[0].case][0].shape[0]
     images = torch.empty((len(patches), channels, *size), dtype=torch.float32, device=device)
     labels = torch.empty((len(patches), *size), dtype=torch.int64, device=device)
+    outside = None if any(margin) else fill_image
     for place, patch in enumerate(patches):
         image, label = volumes[patch.case]
-        _paste(images[place], image, patch.start, fill_image)
-        _paste(labels[place], label, patch.start, fill_label)
+        start = [first - context for first, context in zip(patch.start, margin, strict=True)]
+        paste(images[place], image, start, outside)
+        paste(labels[place], label, start, fill_label)
     return images, labels
 
 
-def _paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float) -> None:
-    """Write the part of the volume that starts at ``start`` over the target, axes counted from the last."""
+def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float | None) -> None:
+    """Write the part of a volume that starts at a voxel over a tensor of its own.
+
+    Args:
+        target: (..., *size), its first axes those of the volume; of any type and device.
+        volume: (..., *spatial).
+        start: First voxel along each spatial axis; may be negative.
+        fill: Value outside the volume; None mirrors the volume at its border.
+    """
     lead = target.ndim - len(start)
     everything = (slice(None),) * lead
     source, place = list(everything), list(everything)
@@ -98,6 +110,25 @@ def _paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float)
         place.append(slice(low - first, high - first))
     region = target[tuple(place)]
     if region.shape != target.shape:
+        if fill is None:
+            target.copy_(_mirrored(volume, start, target.shape[lead:], lead))
+            return
         target.fill_(fill)
     if region.numel():
         region.copy_(torch.as_tensor(volume[tuple(source)]))
+
+
+def _mirrored(volume: Sliceable, start: Sequence[int], size: Sequence[int], lead: int) -> Tensor:
+    """A patch that overhangs; of the volume, only the box is read that the patch shows."""
+    box = [slice(None)] * lead
+    turned = []
+    for axis, (first, length) in enumerate(zip(start, size, strict=True), start=lead):
+        index = mirrored_index(first, length, volume.shape[axis])
+        low, high = int(index.min()), int(index.max()) + 1
+        box.append(slice(low, high))
+        if first < 0 or first + length > volume.shape[axis]:
+            turned.append((axis, torch.from_numpy(index - low)))
+    patch = torch.as_tensor(volume[tuple(box)])
+    for axis, places in turned:
+        patch = patch.index_select(axis, places.to(patch.device))
+    return patch

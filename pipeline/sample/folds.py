@@ -10,9 +10,10 @@ from typing import Any
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import read_json, text_hash, write_json
 
-__all__ = ["Fold", "make_folds", "read_splits", "write_splits"]
+__all__ = ["Fold", "fixed_fold", "make_folds", "read_splits", "write_splits"]
 
 _LONGEST_LIST = 8
+_PARTS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,27 @@ def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple
     return tuple(
         Fold(train=tuple(sorted(set(groups).difference(part))), validation=tuple(sorted(part))) for part in dealt
     )
+
+
+def fixed_fold(splits: Mapping[str, str | None], groups: Mapping[str, str | None]) -> Fold:
+    """The only fold of a dataset that fixes its split.
+
+    Args:
+        splits: Case id → ``train``, ``validation`` or None if the dataset leaves it open.
+        groups: Case id → group, which must not be on both sides.
+
+    Raises:
+        DataError: If a case is left open, none trains or none validates, or a group is on both sides.
+    """
+    train, validation = (sorted(case for case, part in splits.items() if part == name) for name in _PARTS)
+    still_open = sorted(case for case, part in splits.items() if part is None)
+    if still_open:
+        rule = "train or validation for every case"
+        raise DataError(sentence("split", rule, f"none for {_listed(still_open)}", "Name it for all, or for none"))
+    problems = _problems("split", train, validation, set(splits), groups, None)
+    if problems:
+        raise DataError("\n".join(problems))
+    return Fold(tuple(train), tuple(validation))
 
 
 def write_splits(path: Path | str, folds: Sequence[Fold]) -> None:
@@ -132,10 +154,10 @@ def _problems(
     validation: list[str],
     cases: set[str],
     groups: Mapping[str, str | None],
-    path: Path | str,
+    path: Path | str | None,
 ) -> list[str]:
     found = []
-    for name, part in (("train", train), ("validation", validation)):
+    for name, part in zip(_PARTS, (train, validation), strict=True):
         unknown = sorted(set(part) - cases)
         repeated = sorted({case for case in part if part.count(case) > 1}) if len(set(part)) < len(part) else []
         if not part:

@@ -42,7 +42,7 @@ class Patch:
     Args:
         case: Case id.
         start: First voxel along i, j, k; negative, or so high that the patch overhangs, where the volume is smaller
-            than the patch. What lies outside the volume is padding.
+            than the patch. Of networks with a margin it is the place of the logits; the margin lies around it.
     """
 
     case: str

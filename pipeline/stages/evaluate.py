@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.evaluate.results import write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
 from pipeline.export.report import write_report
 from pipeline.stages.batch import Progress, mapped, quiet
+from pipeline.stages.references import merged_references
 
 __all__ = ["evaluate", "report"]
 
@@ -29,6 +31,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score label maps against references: ``scores.csv`` with every row, ``summary.json`` with the statistics.
 
+    Of a dataset that keeps a mask per organ, the label maps they make are written to ``references/`` first.
+
     Args:
         predictions: Predicted label map or folder.
         references: Reference label map, folder of them, or dataset folder.
@@ -43,10 +47,11 @@ def evaluate(
     Raises:
         VolsegError: If there is nothing to score.
     """
+    references, failed = merged_references(predictions, references, out / "references", jobs, progress)
     workers = jobs or default_jobs(len(pair_files(predictions, references)))
     with open_engine(workers) as run:
         result = score(predictions, references, labels, mapped(run, progress, "evaluate"))
-    return write_evaluation(result, out)
+    return write_evaluation(replace(result, failures=(*result.failures, *failed)), out)
 
 
 def report(

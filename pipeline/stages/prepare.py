@@ -10,13 +10,13 @@ from typing import Any
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.check import CheckReport, check_dataset
-from pipeline.data.layouts import Dataset, open_dataset
+from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
 from pipeline.preprocess.fingerprint import fingerprint_case
 from pipeline.preprocess.plan import make_plan, read_plan, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
-from pipeline.sample.folds import make_folds, read_splits, write_splits
+from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
 
 __all__ = ["check", "preprocess"]
@@ -74,7 +74,13 @@ def preprocess(
     _require_fitting(opened, out)
     section = settings.preprocess
     with open_engine(jobs or default_jobs(len(opened.cases), _bytes_per_case(opened))) as run:
-        measure = partial(fingerprint_case, labels=opened.labels, orientation=section.orientation, crop=section.crop)
+        measure = partial(
+            fingerprint_case,
+            labels=opened.labels,
+            orientation=section.orientation,
+            crop=section.crop,
+            channels=len(opened.channels),
+        )
         names = [files.id for files in opened.cases]
         prints, failed = collect(run, measure, opened.cases, names, progress, "fingerprint")
         if not prints:
@@ -124,17 +130,12 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
 
     Raises:
-        VolsegError: If there are too few cases.
+        VolsegError: If there are too few cases, or the dataset fixes a split that cannot be used.
     """
-    groups = {files.id: files.group for files in dataset.cases if files.id in written}
-    distinct = len({group or f"case {case}" for case, group in groups.items()})
-    if distinct < 2:
-        raise VolsegError(
-            f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
-        )
-    wanted = min(settings.sample.folds, distinct)
+    fixed = any(files.split == "validation" for files in dataset.cases)
+    fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings)
     if not path.is_file():
-        write_splits(path, make_folds(groups, wanted, settings.sample.split_seed))
+        write_splits(path, fresh)
         return ()
     try:  # a case that failed this time is reported as failed, not as missing from the folds
         folds = read_splits(path, [files.id for files in dataset.cases])
@@ -144,6 +145,26 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     notes = []
     if left_out:
         notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
-    if len(folds) != wanted:
-        notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {wanted} new ones.")
+    sides = {(files.id, files.split) for files in dataset.cases}
+    if fixed and any(side not in sides for fold in folds for side in _sides(fold)):
+        notes.append(f"{path}: kept, although the dataset fixes another split. Delete it to take that one.")
+    elif len(folds) != len(fresh):
+        notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {len(fresh)} new ones.")
     return tuple(notes)
+
+
+def _sides(fold: Fold) -> list[tuple[str, str]]:
+    return [*((case, "train") for case in fold.train), *((case, "validation") for case in fold.validation)]
+
+
+def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings) -> tuple[Fold, ...]:
+    """The split that the dataset fixes, else drawn folds."""
+    groups = {files.id: files.group for files in cases}
+    distinct = len({group or f"case {case}" for case, group in groups.items()})
+    if distinct < 2:
+        raise VolsegError(
+            f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
+        )
+    if fixed:
+        return (fixed_fold({files.id: files.split for files in cases}, groups),)
+    return make_folds(groups, min(settings.sample.folds, distinct), settings.sample.split_seed)

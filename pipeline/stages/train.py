@@ -22,6 +22,7 @@ from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan import Plan, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.train.balance import require_class_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
@@ -49,7 +50,7 @@ def train(
     Args:
         prepared: Folder that ``preprocess`` wrote.
         out: Model folder.
-        settings: Sections ``sample``, ``augment``, ``model``, ``train`` and ``infer``.
+        settings: Sections ``sample``, ``augment``, ``model``, ``loss``, ``train`` and ``infer``.
         fold: Which fold validates.
         device: Name of the device; by default the best there is.
         restart: Throw away what an earlier run of this fold left.
@@ -59,13 +60,15 @@ def train(
         Scores of the best weights on all validation cases, and the history.
 
     Raises:
-        VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network, the model
-            folder holds another model, or the training diverges.
+        VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
+            weights the organs, the model folder holds another model, or the training diverges.
     """
     began = time.monotonic()
     plan = read_plan(prepared / "plan.json")
     split = _split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
+    named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
+    require_class_weights(settings.loss, named)
     place = choose_device(device)
     home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place))
@@ -103,9 +106,9 @@ def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
 def _patch_source(
     prepared: Path, split: Fold, spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device
 ) -> PatchSource:
-    size = [1, 1, 1]
-    for axis, length in zip(plan.axes(spec.dims), spec.patch_size, strict=True):
-        size[axis] = length
+    size, margin = [1, 1, 1], [0, 0, 0]
+    for axis, length, lost in zip(plan.axes(spec.dims), spec.patch_size, spec.sizes().margin, strict=True):
+        size[axis], margin[axis] = length, lost
     planned = plan.patch_3d if spec.dims == 3 else plan.patch_2d
     return PatchSource(
         prepared,
@@ -115,6 +118,7 @@ def _patch_source(
         settings.sample,
         device,
         squeeze_axis=plan.slice_axis if spec.dims == 2 else None,
+        margin=(margin[0], margin[1], margin[2]),
     )
 
 
@@ -125,6 +129,7 @@ def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
         tuple(named[axis] for axis in axes),
         tuple(plan.spacing_mm[axis] for axis in axes),
         plan.label_table.side_pairs(),
+        plan.label_table.region_classes(),
     )
 
 
@@ -133,7 +138,7 @@ def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) ->
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed"})
-    parts = [sample, settings.augment.model_dump(mode="json"), train]
+    parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
     return text_hash(spec.model_dump_json(), plan.model_dump_json(), json.dumps(parts), json.dumps(vars(split)))
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.core.errors import VolsegError
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.history import EpochRecord
 
@@ -60,7 +61,7 @@ class TrainState:
         augmentation: Randomness of augmentation.
     """
 
-    network: nn.Module
+    network: SegmentationNetwork
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

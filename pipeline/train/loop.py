@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import out_of_memory
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.checkpoint import Progress
@@ -38,7 +38,7 @@ class TrainResult:
 
 
 def train_fold(
-    network: nn.Module,
+    network: SegmentationNetwork,
     source: PatchSource,
     frame: Frame,
     validation: Validation,
@@ -57,7 +57,7 @@ def train_fold(
     Args:
         network: With its initial weights.
         source: Training patches.
-        frame: Axes and left/right pairs, for augmentation.
+        frame: Axes and left/right pairs, for augmentation, and regions, for the loss.
         validation: Full-volume validation.
         settings: All settings.
         folder: Folder of the fold.
@@ -69,6 +69,7 @@ def train_fold(
         Scores of the best weights on all validation cases, and the history.
 
     Raises:
+        ConfigError: If there are more or fewer class weights than outputs of the network.
         VolsegError: If the loss is not finite, the memory too small, or the folder holds another training.
     """
     began = time.monotonic() if began is None else began

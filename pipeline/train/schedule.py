@@ -15,6 +15,7 @@ __all__ = ["Budget", "build_optimizer", "learning_rate", "make_budget"]
 _POLY_POWER = 0.9
 _ONECYCLE_RISE = 0.25
 _ONECYCLE_START = 1 / 25
+_ROUNDING = 1e-9  # 0.6 / 0.2 is a little less than 3
 
 
 def learning_rate(progress: float, settings: TrainSettings) -> float:
@@ -26,7 +27,8 @@ def learning_rate(progress: float, settings: TrainSettings) -> float:
 
     Returns:
         ``poly``: lr·(1-p)^0.9; ``cosine``: half a cosine to 0; ``onecycle``: cosine up from lr/25 over the first
-        quarter, cosine down to 0; ``constant``. During the warm-up share it rises linearly instead.
+        quarter, cosine down to 0; ``step``: times ``step_factor`` after every ``step_share``; ``constant``. During the
+        warm-up share it rises linearly instead.
     """
     p = min(max(progress, 0.0), 1.0)
     peak = settings.learning_rate
@@ -43,12 +45,14 @@ def learning_rate(progress: float, settings: TrainSettings) -> float:
                 rise = 0.5 * (1.0 - math.cos(math.pi * p / _ONECYCLE_RISE))
                 return peak * (_ONECYCLE_START + (1.0 - _ONECYCLE_START) * rise)
             return peak * 0.5 * (1.0 + math.cos(math.pi * (p - _ONECYCLE_RISE) / (1.0 - _ONECYCLE_RISE)))
+        case "step":
+            return peak * settings.step_factor ** int(p / settings.step_share + _ROUNDING)
         case "constant":
             return peak
 
 
 def build_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or SGD with Nesterov momentum; norms and biases are not decayed.
+    """Adam, AdamW or SGD with momentum; norms and biases are not decayed.
 
     Args:
         network: Whose parameters to train.
@@ -57,9 +61,11 @@ def build_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=settings.learning_rate)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
-    nesterov = settings.momentum > 0
+    nesterov = settings.nesterov and settings.momentum > 0
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
 
 

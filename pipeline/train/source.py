@@ -27,11 +27,13 @@ class PatchSource:
     Args:
         folder: Folder of the prepared dataset.
         cases: Ids of the cases to draw from, at least one.
-        patch_size: Voxels along i, j, k; 1 across the slices of a 2D network.
+        patch_size: Voxels that the network sees along i, j, k; 1 across the slices of a 2D network.
         batch_size: Patches per batch.
         settings: Section ``sample``.
         device: Device that trains; cached cases and batches live there.
         squeeze_axis: Volume axis to drop from the batches of a 2D network, or None.
+        margin: Voxels along i, j, k on either side for which the network gives no logits. Without these margins,
+            patches are placed as ever; around them lies the image as it is, beyond its border mirrored and ignored.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -46,11 +48,14 @@ class PatchSource:
         settings: SampleSettings,
         device: torch.device,
         squeeze_axis: int | None = None,
+        margin: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
         self.patch_size, self.batch_size = patch_size, batch_size
-        self.settings, self.device, self.squeeze_axis = settings, device, squeeze_axis
+        self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
+        i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
+        self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
         self.infos: list[CaseInfo] = []
         left = settings.cache_mb * 2**20
@@ -92,20 +97,19 @@ class PatchSource:
         """
         if self.settings.strategy == "balanced":
             share = self.settings.foreground_share
-            patches = balanced_patches(self.infos, self.patch_size, self.batch_size, batches, share, generator)
+            patches = balanced_patches(self.infos, self.target_size, self.batch_size, batches, share, generator)
         else:
             patches = self._sliding(generator)
         for first in range(0, len(patches), self.batch_size):
-            images, labels = cut_batch(
-                self.volumes, patches[first : first + self.batch_size], self.patch_size, device=self.device
-            )
+            batch = patches[first : first + self.batch_size]
+            images, labels = cut_batch(self.volumes, batch, self.patch_size, margin=self.margin, device=self.device)
             if self.squeeze_axis is not None:
                 images, labels = images.squeeze(self.squeeze_axis + 2), labels.squeeze(self.squeeze_axis + 1)
             yield images, labels
 
     def _sliding(self, generator: np.random.Generator | None) -> list[Patch]:
         skip = self._label_map if self.settings.skip_empty else None
-        return sliding_patches(self.infos, self.patch_size, self.settings.overlap, label_map=skip, rng=generator)
+        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip, rng=generator)
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]

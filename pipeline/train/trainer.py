@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import autocast, choose_dtype, to_device
 from pipeline.model.folder import save_weights
 from pipeline.sample.augment import augment
+from pipeline.train.balance import class_weights
 from pipeline.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from pipeline.train.history import EpochRecord, write_history
 from pipeline.train.loss import supervised_loss
@@ -37,7 +39,7 @@ class Trainer:
     Args:
         network: With its initial weights.
         source: Training patches.
-        frame: Axes and left/right pairs.
+        frame: Axes, left/right pairs and regions.
         validation: Full-volume validation.
         settings: All settings.
         folder: Folder of the fold; a checkpoint there is continued.
@@ -45,12 +47,13 @@ class Trainer:
         began: ``time.monotonic()`` at the start of this sitting, loading included.
 
     Raises:
+        ConfigError: If there are more or fewer class weights than outputs of the network.
         VolsegError: If the checkpoint is of another training, or damaged.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: SegmentationNetwork,
         source: PatchSource,
         frame: Frame,
         validation: Validation,
@@ -62,7 +65,10 @@ class Trainer:
         self.settings, self.source, self.frame, self.validation = settings, source, frame, validation
         self.folder, self.identity, self.device = folder, identity, source.device
         self.dtype = choose_dtype(self.device, settings.train.precision)
-        network = to_device(network, self.device)
+        labels = (label for _, label in source.volumes.values())
+        weights = class_weights(settings.loss, network.out_channels, labels, regions=frame.regions)
+        self.class_weights = None if weights is None else weights.to(self.device)
+        to_device(network, self.device)
         keeps_average = settings.train.ema_decay > 0
         self.state = TrainState(
             network,
@@ -194,7 +200,13 @@ class Trainer:
             images = images.contiguous(memory_format=(torch.channels_last, torch.channels_last_3d)[images.ndim - 4])
         with autocast(self.device, self.dtype):
             heads = state.network(images)
-        loss = supervised_loss(heads, labels, train)
+        loss = supervised_loss(
+            heads,
+            _without_margin(labels, state.network.margin),
+            self.settings.loss,
+            regions=self.frame.regions,
+            class_weights=self.class_weights,
+        )
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if train.gradient_clip is not None:
             state.scaler.unscale_(state.optimizer)
@@ -217,3 +229,9 @@ class Trainer:
             torch._foreach_lerp_([average[n] for n in floating], [current[n] for n in floating], 1 - decay)
             for name in average.keys() - set(floating):
                 average[name].copy_(current[name])
+
+
+def _without_margin(labels: Tensor, margin: Sequence[int]) -> Tensor:
+    """The part of labels of the input's size that the logits of valid convolutions cover."""
+    inner = (slice(lost, n - lost) for n, lost in zip(labels.shape[1:], margin, strict=True))
+    return labels[(slice(None), *inner)]

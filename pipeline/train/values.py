@@ -50,8 +50,11 @@ class Frame:
         directions: Anatomical direction of each axis: ``LR``, ``AP`` or ``SI``.
         spacing_mm: Spacing of each axis.
         side_pairs: Class indices of left/right organ pairs.
+        regions: Class indices of each region, where regions are trained by a sigmoid each; empty for a softmax over
+            classes.
     """
 
     directions: tuple[Direction, ...]
     spacing_mm: tuple[float, ...]
     side_pairs: tuple[tuple[int, int], ...]
+    regions: tuple[tuple[int, ...], ...] = ()

@@ -101,7 +101,7 @@ def test_an_unknown_organ_to_clean_is_named_before_any_work(model: Path) -> None
     with pytest.raises(ConfigError, match=r"infer.keep_largest: expected some of box_left, box_small, got livr"):
         Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("livr",)))
     predictor = Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("box_small",)))
-    assert predictor.cleaned == (2,)
+    assert predictor.cleaned == ((0, 1, 0),)
 
 
 def test_a_single_case_cannot_be_split(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_networks_lists_parameters(capfd: pytest.CaptureFixture[str]) -> None:
         (("evaluate", "{t}/empty", "{t}/empty", "-o", "{t}/o"), "expected label maps"),
         (("report", "{t}/empty", "-o", "{t}/r.html"), "Run `volseg evaluate`"),
         (("phantom", "{t}/x", "--contrast", "pet"), "contrast: expected ct or mr, got pet"),
+        (("phantom", "{t}/x", "--kind", "brain"), "kind: expected torso or fundus, got 'brain'"),
+        (("phantom", "{t}/x", "--kind", "fundus", "--size", "full"), "contrast, size: expected none with kind fundus"),
         (("demo", "-c", "{t}/none.yaml"), "none.yaml"),
     ],
 )

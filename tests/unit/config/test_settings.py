@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import AugmentSettings, Settings, TrainSettings, json_schema
+from pipeline.config import AugmentSettings, LossSettings, PreprocessSettings, Settings, TrainSettings, json_schema
 
 
 def test_a_budget_may_be_a_number_of_seconds() -> None:
@@ -21,8 +21,14 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_a_loss_without_any_term_is_refused() -> None:
     with pytest.raises(ValidationError, match="dice_weight, ce_weight: expected at least one above 0"):
-        TrainSettings(dice_weight=0, ce_weight=0)
-    assert TrainSettings(dice_weight=0).ce_weight == 1.0
+        LossSettings(dice_weight=0, ce_weight=0)
+    assert LossSettings(dice_weight=0).ce_weight == 1.0
+
+
+def test_a_spacing_and_a_shape_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="spacing_mm, shape: expected at most one of them, got both"):
+        PreprocessSettings(spacing_mm=(1, 1, 1), shape=(224, 224, 1))
+    assert PreprocessSettings(shape=(224, 224, 1)).spacing_mm is None
 
 
 def test_ranges_may_start_at_zero_only_where_zero_makes_sense() -> None:

@@ -35,7 +35,7 @@ def test_saving_writes_every_key_in_the_order_of_the_sections(tmp_path: Path) ->
     text = save_settings(Settings(), tmp_path / "all.yaml")
     assert (tmp_path / "all.yaml").read_text(encoding="utf-8") == text
     top = [line.partition(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert top == ["preprocess", "sample", "augment", "model", "train", "infer"]
+    assert top == ["preprocess", "sample", "augment", "model", "loss", "train", "infer"]
     assert "  learning_rate: 0.01\n" in text
     assert "  gamma: [0.7, 1.5]\n" in text
 
@@ -50,7 +50,7 @@ def test_saving_writes_every_key_in_the_order_of_the_sections(tmp_path: Path) ->
         ("train.gradient_clip=null", None),
         ("train.budget=10m", "10m"),
         ("train.budget=600", "600s"),
-        ("train.batch_dice=true", True),
+        ("loss.batch_dice=true", True),
         ("sample.patch_size=[96, 96, 64]", (96, 96, 64)),
         ("augment.scale=[7e-1, 1.4]", (0.7, 1.4)),
         ("augment.flip_axes=[]", ()),
@@ -83,7 +83,7 @@ def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path: Path)
         ("model.dims.x.y=3", None),
         ("epochs=3", "epochs: unknown key. Did you mean train.epochs?"),
         ("train.batch_size=3", "train.batch_size: unknown key. Did you mean sample.batch_size or infer.batch_size?"),
-        ("xyz=3", "xyz: unknown key. Known keys: preprocess, sample, augment, model, train, infer."),
+        ("xyz=3", "xyz: unknown key. Known keys: preprocess, sample, augment, model, loss, train, infer."),
         ("train.epocs=3", "train.epocs: unknown key. Did you mean epochs?"),
         ("train.epochs=0", "train.epochs: expected greater than or equal to 1, got 0. Correct the value."),
         ("train.learning_rate=nan", "train.learning_rate: expected"),
@@ -164,8 +164,8 @@ def test_a_key_that_is_given_twice_is_refused_with_its_lines(tmp_path: Path) -> 
 
 
 def test_values_that_belong_together_are_checked_together(tmp_path: Path) -> None:
-    assert problems(written(tmp_path, "train: {dice_weight: 0, ce_weight: 0}\n")) == (
-        "train: dice_weight, ce_weight: expected at least one above 0, got 0 and 0. Raise one.",
+    assert problems(written(tmp_path, "loss: {dice_weight: 0, ce_weight: 0}\n")) == (
+        "loss: dice_weight, ce_weight: expected at least one above 0, got 0 and 0. Raise one.",
     )
     assert problems(overrides=("train.budget=1h30",)) == (
         "train.budget: duration: expected a time such as 90s, 10m or 1h30m, got '1h30'. Write number and unit.",

@@ -61,6 +61,14 @@ def test_flawless(good) -> None:
     }
 
 
+def test_regions_count_the_cases_that_have_any_of_their_values(good, tmp_path) -> None:
+    table = LabelTable({1: "rim", 2: "cup", 3: "vein", 4: "artery"}, None, {"disc": (1, 2), "vessel": (3, 4)}, (1, 3))
+    report = check_dataset(replace(dataset(good("a"), good("b")), labels=table))
+    assert report.summary["cases_with_organ"] == {"disc": 2, "vessel": 0}
+    assert report.summary["labels"]["regions"] == {"disc": [1, 2], "vessel": [3, 4]}
+    assert "organ vessel (label 3, 4): expected at least one case, got none." in message(report, "organ_missing")
+
+
 def test_every_bad_file_is_reported_and_none_ends_the_check(good, nifti, tmp_path, ramp, blob) -> None:
     a = good("a")
     truncated = tmp_path / "cut.nii.gz"

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.core import DataError, LabelTable, VolsegError
 from pipeline.data.layouts import CaseFiles, find_inputs, open_dataset
-from pipeline.data.volumes import read_image, read_reference
+from pipeline.data.organ_masks import read_reference
+from pipeline.data.volumes import read_image
 
 
 def touch(root: Path, *names: str) -> None:
@@ -87,11 +88,10 @@ def test_nnunet(tmp_path) -> None:
     assert dataset.cases[2].images[1] == tmp_path / "imagesTr/k_03_0001.nii.gz"  # missing: reported by check
     assert dataset.tests[0].id == "t"
     assert len(dataset.tests[0].images) == 2
-    describe(tmp_path, {"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2]}})
-    with pytest.raises(
-        DataError, match=r"one integer per label, got the region \[1, 2\] for 'whole'\. Region labels are"
-    ):
-        open_dataset(tmp_path)
+    regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    describe(tmp_path, {"channel_names": {"0": "CT"}, "labels": regions, "regions_class_order": [1, 2]})
+    table = LabelTable({1: "label_1", 2: "core"}, 3, {"whole": (1, 2), "core": (2,)}, (1, 2))
+    assert open_dataset(tmp_path).labels == table
 
 
 def test_pairs(tmp_path, nifti, ramp, blob) -> None:
@@ -167,7 +167,7 @@ def test_organs_with_several_channels(tmp_path) -> None:
 
 def test_datalist_csv(tmp_path) -> None:
     (tmp_path / "datalist.csv").write_text(
-        "case,image,label,group,split\nb,x/b1.nii.gz;x/b2.nii.gz,y/b.nii.gz,p1,\na,a1.mha;a2.mha,a.mha,,val\n"
+        "case,image,label,group,split\nb,x/b1.nii.gz;x/b2.nii.gz,y/b.nii.gz,p1,Train\na,a1.mha;a2.mha,a.mha,,val\n"
         "t,t1.mha;t2.mha,,,test\n\n",
         encoding="utf-8-sig",
     )
@@ -177,8 +177,14 @@ def test_datalist_csv(tmp_path) -> None:
         assert dataset.layout == "datalist"
         assert dataset.channels == ("channel_1", "channel_2")
         assert dataset.cases == (
-            CaseFiles("a", (tmp_path / "a1.mha", tmp_path / "a2.mha"), tmp_path / "a.mha"),
-            CaseFiles("b", (tmp_path / "x/b1.nii.gz", tmp_path / "x/b2.nii.gz"), tmp_path / "y/b.nii.gz", group="p1"),
+            CaseFiles("a", (tmp_path / "a1.mha", tmp_path / "a2.mha"), tmp_path / "a.mha", split="validation"),
+            CaseFiles(
+                "b",
+                (tmp_path / "x/b1.nii.gz", tmp_path / "x/b2.nii.gz"),
+                tmp_path / "y/b.nii.gz",
+                group="p1",
+                split="train",
+            ),
         )
         assert [case.id for case in dataset.tests] == ["t"]
 
@@ -203,6 +209,10 @@ def test_datalist_json(tmp_path) -> None:
         (
             "case,label\na,a.nii\n",
             r"row 1: expected an image, or image_1, image_2, …, got the keys case, label\. Name the",
+        ),
+        (
+            "case,image,split\na,a.nii,val\nb,b.nii,\nc,c.nii,test\n",
+            r"split: expected train or val in every row, got none in 1 of 2 rows, e.g. case b\. Name the split",
         ),
         ("case,image,split\na,a.nii,tset\n", r"row 1, split: expected train, val or test, got 'tset'\. Write train,"),
         (

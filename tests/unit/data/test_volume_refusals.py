@@ -222,8 +222,8 @@ def test_colours_and_complex_numbers(nifti, tmp_path) -> None:
     colours = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     assert "voxel type: expected integers or floats, got colours or vectors" in str(refusal(nifti("a.nii", colours)))
     assert "got complex numbers" in str(refusal(nifti("b.nii.gz", np.zeros((4, 5, 6), np.complex64))))
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True), str(tmp_path / "c.png"))
-    assert "got 3 numbers per voxel (vector of 8-bit unsigned integer)" in str(refusal(tmp_path / "c.png"))
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(tmp_path / "c.nrrd"))
+    assert "got 3 numbers per voxel (vector of 8-bit unsigned integer)" in str(refusal(tmp_path / "c.nrrd"))
 
 
 def test_fractional_labels(nifti) -> None:

@@ -13,12 +13,12 @@ import SimpleITK as sitk
 
 from pipeline.core import DataError, Grid, Image, LabelMap, VolsegError
 from pipeline.data.case_files import CaseFiles
+from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import VolumeError, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import (
     read_grid,
     read_image,
     read_label_map,
-    read_reference,
     write_image,
     write_label_map,
 )

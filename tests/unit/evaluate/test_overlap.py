@@ -64,6 +64,20 @@ def test_conventions(reference, prediction, status, dice, iou):
     assert (liver.status, liver.dice, liver.iou) == (status, pytest.approx(dice), pytest.approx(iou))
 
 
+def test_regions_are_unions_of_their_values():
+    table = LabelTable({1: "rim", 2: "cup", 3: "vessel"}, 9, {"disc": (1, 2), "cup": (2,), "vessel": (3,)})
+    reference = np.array([[1, 1, 2, 2, 0, 9], [1, 2, 0, 0, 0, 9]])
+    prediction = np.array([[1, 2, 2, 1, 1, 2], [0, 0, 3, 0, 0, 9]])
+    disc, cup, vessel = overlaps(reference, prediction, table)
+    assert (disc.name, disc.label, disc.status) == ("disc", (1, 2), "scored")
+    assert (disc.reference_voxels, disc.prediction_voxels, disc.intersection_voxels) == (6, 5, 4)
+    assert disc.dice == pytest.approx(8 / 11)
+    assert disc.iou == pytest.approx(4 / 7)
+    assert (cup.reference_voxels, cup.prediction_voxels, cup.intersection_voxels) == (3, 2, 1)
+    assert (vessel.status, vessel.dice) == ("hallucinated", 0.0)
+    assert overlaps(reference, np.zeros_like(reference), table)[0].status == "missed"
+
+
 def test_ignored_voxels_are_left_out_whatever_is_predicted_there():
     table = LabelTable({1: "liver"}, ignore_label=255)
     reference = np.array([1, 1, 0, 255, 255, 255])

@@ -15,6 +15,18 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
+def test_labels_beside_predictions_may_hold_regions(tmp_path):
+    table = LabelTable({1: "rim", 2: "cup"}, 255, {"disc": (1, 2), "cup": (2,)})
+    (touch(tmp_path / "pred") / "labels.json").write_text(json.dumps(table.to_json()))
+    assert find_labels(tmp_path / "pred", tmp_path) == table
+    references = touch(tmp_path / "data" / "labels", "a.nii.gz")
+    content = {"labels": {"background": 0, "disc": [1, 2], "cup": 2}, "regions_class_order": [1, 2]}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(content))
+    found = find_labels(touch(tmp_path / "other"), references)
+    assert found is not None
+    assert found.target_values == {"disc": (1, 2), "cup": (2,)}
+
+
 def test_folders_match_by_name_without_suffix_and_channel(tmp_path):
     prediction = touch(tmp_path / "pred", "b_0000.nii.gz", "a.mha", "notes.txt", ".hidden.nii.gz")
     reference = touch(tmp_path / "ref", "a.nii.gz", "b.nii.gz", "c.nii.gz")
@@ -70,8 +82,8 @@ def test_labels_come_from_the_predictions_then_from_the_dataset(tmp_path):
     assert find_labels(prediction, reference.parent) == LabelTable({2: "spleen"}, 3)
     (prediction / "labels.json").write_text(json.dumps(LabelTable({4: "aorta"}).to_json()))
     assert find_labels(prediction, reference) == LabelTable({4: "aorta"})
-    (prediction / "labels.json").write_text('{"names": {"0": "liver"}}')
-    with pytest.raises(VolsegError, match=r"labels\.json: label table: expected foreground values of at least 1"):
+    (prediction / "labels.json").write_text('{"names": {"1": "liver", "2": "liver"}}')
+    with pytest.raises(VolsegError, match=r"labels\.json: label table: expected unique names"):
         find_labels(prediction, reference)
     (prediction / "labels.json").write_text("[]")
     with pytest.raises(VolsegError, match=r"labels\.json: labels: expected an object of values and names, got list"):

@@ -15,8 +15,8 @@ def evaluation(tmp_path):
     return Evaluation(
         labels=LabelTable({1: "liver", 3: "spleen, accessory"}, 255),
         rows=(
-            Row("a", 1, "liver", "scored", 1 / 3, 0.2, 10.5, 11.0),
-            Row("a", 3, "spleen, accessory", "true_negative", NAN, NAN, 0.0, 0.0),
+            Row("a", (1,), "liver", "scored", 1 / 3, 0.2, 10.5, 11.0),
+            Row("a", (3,), "spleen, accessory", "true_negative", NAN, NAN, 0.0, 0.0),
         ),
         cases=(
             EvaluatedCase("a", tmp_path / "a.nii.gz", tmp_path / "p.nii.gz", (tmp_path / "i.nii.gz",)),
@@ -45,6 +45,21 @@ def test_files_are_plain(evaluation, tmp_path):
     assert [(entry["case"], entry["dice"]) for entry in summary["cases"]] == [("a", pytest.approx(1 / 3)), ("b", None)]
     assert summary["failures"] == [{"case": "b", "message": "case b: unreadable."}]
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "summary.json"}
+
+
+def test_regions_keep_their_values(tmp_path):
+    table = LabelTable({1: "rim", 2: "cup"}, None, {"disc": (1, 2), "cup": (2,)})
+    rows = (
+        Row("a", (1, 2), "disc", "scored", 0.5, 1 / 3, 10.5, 11.0),
+        Row("a", (2,), "cup", "missed", 0.0, 0.0, 2.0, 0.0),
+    )
+    write_evaluation(Evaluation(table, rows, (EvaluatedCase("a", tmp_path / "a.nii.gz"),)), tmp_path)
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [["a", "1+2", "disc"], ["a", "2", "cup"]]
+    organs = read_summary(tmp_path)["organs"]
+    assert {name: entry["label"] for name, entry in organs.items()} == {"disc": "1+2", "cup": 2}
+    back = read_evaluation(tmp_path)
+    assert (back.rows, back.labels) == (rows, table)
 
 
 def test_further_columns_are_accepted(evaluation, tmp_path):

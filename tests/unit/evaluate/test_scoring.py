@@ -39,7 +39,7 @@ def folders(tmp_path):
 
 def test_rows_of_a_case():
     liver, spleen = score_case(label_map(2), label_map(1, 1), TABLE, "c")
-    assert (liver.case, liver.label, liver.name, liver.status) == ("c", 1, "liver", "scored")
+    assert (liver.case, liver.label, liver.name, liver.status) == ("c", (1,), "liver", "scored")
     assert liver.dice == pytest.approx(2 * 16 / 48)
     assert liver.iou == pytest.approx(0.5)
     assert (liver.volume_reference_ml, liver.volume_prediction_ml) == pytest.approx((16.0, 32.0))
@@ -143,7 +143,7 @@ def test_shipped_label_maps_agree_with_numpy(real_data):
     prediction = read_label_map(folder / "example_ct_sm_fast_labels.nii.gz")
     present = 0
     for found in overlaps(reference.array, prediction.array, table):
-        r, p = reference.array == found.label, prediction.array == found.label
+        r, p = reference.array == found.label[0], prediction.array == found.label[0]
         if not r.any() and not p.any():
             assert found.status == "true_negative"
             continue

@@ -11,7 +11,7 @@ NAN = float("nan")
 
 def row(case, name, dice, status="scored"):
     iou = dice / (2 - dice) if not math.isnan(dice) else NAN
-    return Row(case, {"liver": 1, "spleen": 2}[name], name, status, dice, iou, 10.0, 10.0)
+    return Row(case, {"liver": (1,), "spleen": (2,)}[name], name, status, dice, iou, 10.0, 10.0)
 
 
 ROWS = [

@@ -9,7 +9,7 @@ from pipeline.export.plots import dice_against_volume, dice_boxplots
 
 
 def rows(*scores, status="scored"):
-    return [Row(f"c{n}", 1, "liver", status, score, score, 100.0, 100.0) for n, score in enumerate(scores)]
+    return [Row(f"c{n}", (1,), "liver", status, score, score, 100.0, 100.0) for n, score in enumerate(scores)]
 
 
 def pixels(png):

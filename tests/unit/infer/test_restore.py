@@ -70,6 +70,20 @@ def test_ties_go_to_the_lower_class_and_many_classes_need_16_bits():
     assert restore_labels(logits[:256], _trace(grid)).dtype == np.uint8
 
 
+def test_regions_are_resampled_before_they_are_painted():
+    # Disc falls from 4 to -2 over eight voxels, cup rises from -3 to 1: they cross 0 at 2/3 and 3/4 of the way.
+    trace = _trace(Grid((8, 1, 1), np.eye(4)), shape=(2, 1, 1))
+    logits = np.array([[4.0, -2.0], [-3.0, 1.0]], dtype=np.float32).reshape(2, 2, 1, 1)
+    painting = (((0,), 1), ((1,), 2))
+    for slab_bytes in (1, 2**20):
+        restored = restore_labels(logits, trace, slab_bytes, painting=painting)
+        assert restored.ravel().tolist() == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert restored.dtype == np.uint8
+    many = restore_labels(logits, trace, painting=(((0,), 300), ((1,), 2)))
+    assert many.dtype == np.uint16  # one channel per region, yet many classes
+    assert many.ravel().tolist() == [300] * 5 + [2] * 3
+
+
 def test_result_is_contiguous_and_the_logits_stay_as_they_are():
     source = Grid.from_spacing((3, 4, 5), (1, 1, 1), "SPL")
     trace = _trace(source, shape=(9, 5, 2))

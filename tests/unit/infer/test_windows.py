@@ -3,7 +3,7 @@ import pytest
 import torch
 from monai.data.utils import compute_importance_map
 
-from pipeline.infer.windows import MIN_IMPORTANCE, axis_overlaps, importance_map, window_starts, windows
+from pipeline.infer.windows import MIN_IMPORTANCE, axis_overlaps, importance_map, tile_starts, window_starts
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,27 @@ def test_starts_are_evenly_spread(size, window, overlap, expected):
     assert window_starts(size, window, overlap) == expected
 
 
-def test_windows_are_the_product_of_the_axes_last_one_fastest():
-    assert windows((5, 8), (4, 4), (0.0, 0.5)) == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4)]
+@pytest.mark.parametrize(
+    ("size", "tile", "step", "overlap", "expected"),
+    [
+        (512, 388, 16, 0.0, [0, 384]),  # the U-Net of 2015: tiles of 388 pixels lie 384 apart
+        (800, 388, 16, 0.5, [0, 192, 384, 576]),  # half of 388 is 194; the last tile reaches beyond the axis
+        (388, 388, 16, 0.5, [0]),
+        (3, 4, 16, 0.0, [0]),  # a single tile may be smaller than the step
+        (20, 16, 16, 0.9, [0, 16]),  # never less than a step apart
+        (4, 1, 1, 0.5, [0, 1, 2, 3]),
+        (30, 10, 1, 0.9, list(range(21))),  # 10 * (1 - 0.9) is a rounding error below 1
+    ],
+)
+def test_tiles_start_at_multiples_of_the_step(size, tile, step, overlap, expected):
+    assert tile_starts(size, tile, step, overlap) == expected
+
+
+def test_tiles_that_leave_gaps_are_refused():
+    with pytest.raises(ValueError, match=r"tile: expected at least 16 voxels, the network's step, got 4\. Enlarge the"):
+        tile_starts(5, 4, 16)
+    with pytest.raises(ValueError, match="tile: expected at least 1 voxel, got 0 on an axis of 5 by 1"):
+        tile_starts(5, 0, 1)
 
 
 @pytest.mark.parametrize("overlap", [1.0, -0.1, (0.5, 0.5), float("nan")])

@@ -36,7 +36,7 @@ def test_options_survive_json():
 
 def test_wrong_name_names_the_close_one():
     (problem,) = problems_of(featurs=[8, 16])
-    assert problem.startswith("featurs: expected one of features, convs_per_stage, kernel_sizes, strides, norm,")
+    assert problem.startswith("featurs: expected one of features, kernel_sizes, strides, norm,")
     assert problem.endswith("got an unknown option. Did you mean features?")
 
 
@@ -55,10 +55,10 @@ def test_all_problems_at_once():
     problems = problems_of(features=[8], norm="x", dropout=1.5, kernel_sizes="a", convs_per_stage=0)
     assert [problem.split(":")[0] for problem in problems] == [
         "features",
-        "convs_per_stage",
         "kernel_sizes",
         "norm",
         "dropout",
+        "convs_per_stage",
     ]
 
 

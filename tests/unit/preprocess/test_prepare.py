@@ -216,3 +216,36 @@ def test_an_image_of_zeros_is_kept_whole(tmp_path: Path) -> None:
     array, trace = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
     assert array.shape == (1, 5, 6, 7)
     assert trace.crop_stop == (5, 6, 7)
+
+
+def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> None:
+    files, other = case(tmp_path), case(tmp_path, name="two")
+    section = PreprocessSettings(shape=(5, 6, 1), crop="none")
+    prints = [fingerprint_case(each, LABELS, section.orientation, section.crop) for each in (files, other)]
+    plan = make_plan(dataset(tmp_path, files, other), prints, section)
+    assert plan.shape == plan.median_shape == (5, 6, 1)
+    assert plan.spacing_mm == (2, 2, 16)  # 10 x 12 x 8 voxels of 1 x 1 x 2 mm
+    assert plan.slice_axis == 2
+    assert plan.reasons[0] == "shape (5, 6, 1): as set; spacing (2.0, 2.0, 16.0) mm: what follows in the median."
+    grid = Grid.from_spacing((30, 6, 4), (1.0, 3.0, 1.0))
+    prepared, trace = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
+    assert prepared.shape == (1, 5, 6, 1)
+    assert trace.source == grid
+    assert trace.prepared == grid.resized((5, 6, 1))
+    assert trace.prepared.spacing_mm == (6, 3, 4)
+
+
+def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:
+    found = replace(
+        fingerprint_case(case(tmp_path), LABELS, "RAS", "none"), cropped_shape=(512, 384, 1), spacing_mm=(1.0, 1.0, 1.0)
+    )
+    files = case(tmp_path)
+    plan = make_plan(dataset(tmp_path, files), [found], PreprocessSettings(shape=(224, 224, 1)))
+    assert plan.spacing_mm == (2.285714, 1.714286, 1.0)  # the first axis is the coarsest
+    assert plan.slice_axis == 2
+    assert plan.patch_2d.patch_size == (224, 224)
+
+
+def test_a_case_that_lacks_a_channel_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"case one: image channels: expected 3 files, got 1\. Add the missing files"):
+        fingerprint_case(case(tmp_path), LABELS, "RAS", "none", channels=3)

@@ -116,6 +116,8 @@ def test_transform_refuses_what_it_cannot_resample():
     grid = Grid((4, 1, 1), np.eye(4))
     with pytest.raises(ValueError, match="target spacing: expected three numbers above 0 mm"):
         Resampled("image", (1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match=r"target shape: expected three integers above 0, got \(4, 0, 1\)"):
+        Resampled("image", (1.0, 1.0, 1.0), shape=(4, 0, 1))
     with pytest.raises(ValueError, match="image: expected a MetaTensor with an affine, got Tensor"):
         Resampled("image", (1, 1, 1))({"image": torch.zeros(1, 4, 1, 1)})
     halves = _meta(np.full((1, 4, 1, 1), 0.5, dtype=np.float32), grid)

@@ -67,6 +67,38 @@ def test_only_the_patch_is_read() -> None:
     assert images.sum() == 2 * 4 * 4
 
 
+@pytest.mark.parametrize("start", [(0, 0, 0), (-2, 1, 3), (3, 4, 5), (-20, 2, 30), (-9, -1, -1)])
+def test_mirroring_equals_a_reflected_array(start: tuple[int, int, int]) -> None:
+    volume = torch.arange(2 * 5 * 6 * 7).reshape(2, 5, 6, 7)
+    padded = np.pad(volume.numpy(), [(0, 0), (40, 40), (40, 40), (40, 40)], mode="reflect")
+    i, j, k = (40 + first for first in start)
+    patch = cut(volume, start, (9, 3, 8), None)  # longer than the volume along i and k
+    np.testing.assert_array_equal(patch.numpy(), padded[:, i : i + 9, j : j + 3, k : k + 8])
+    assert patch.is_contiguous()
+
+
+def test_a_margin_shows_the_image_around_the_patch_and_ignores_what_is_no_image() -> None:
+    image = torch.arange(4.0).reshape(1, 4, 1, 1).half()
+    label = np.arange(4, dtype=np.int8).reshape(4, 1, 1)
+    patches = [Patch("a", (0, 0, 0)), Patch("a", (1, 0, 0))]
+    images, labels = cut_batch({"a": (image, label)}, patches, (4, 1, 1), margin=(1, 0, 0))
+    assert images.flatten(1).tolist() == [[1, 0, 1, 2], [0, 1, 2, 3]]
+    assert labels.flatten(1).tolist() == [[-1, 0, 1, 2], [0, 1, 2, 3]]
+
+
+def test_mirroring_reads_no_more_than_it_shows() -> None:
+    class Chunked:
+        shape = (1, 100, 100, 100)
+
+        def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+            assert key == (slice(None), slice(94, 100), slice(1, 9), slice(10, 18))
+            return np.broadcast_to(np.arange(94, 100, dtype=np.float16)[:, None, None], (1, 6, 8, 8)).copy()
+
+    label = torch.zeros(100, 100, 100, dtype=torch.int8)
+    images, _ = cut_batch({"a": (Chunked(), label)}, [Patch("a", (96, -6, 12))], (8, 8, 8), margin=(2, 2, 2))
+    assert images[0, 0, :, 0, 0].tolist() == [94, 95, 96, 97, 98, 99, 98, 97]
+
+
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="patches: expected at least one for a batch, got none"):
         cut_batch({}, [], (2, 2, 2))

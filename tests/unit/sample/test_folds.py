@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import DataError, VolsegError
-from pipeline.sample.folds import Fold, make_folds, read_splits, write_splits
+from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "folds_seed12345.json"
 CASES: Mapping[str, str | None] = {f"case_{number:02d}": None for number in range(13)}
@@ -149,3 +149,34 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("[{")
     with pytest.raises(VolsegError, match="expected JSON"):
         read_splits(tmp_path / "broken.json", ["a"])
+
+
+def test_a_fixed_split_is_one_fold() -> None:
+    splits = {"c": "train", "b": "validation", "a": "train"}
+    assert fixed_fold(splits, {"a": "p1", "b": "p2", "c": "p1"}) == Fold(("a", "c"), ("b",))
+
+
+@pytest.mark.parametrize(
+    ("splits", "groups", "message"),
+    [
+        (
+            {"a": "train", "b": "validation", "c": None},
+            {},
+            "split: expected train or validation for every case, got none for c. Name it for all, or for none.",
+        ),
+        ({"a": "validation"}, {}, "split train: expected at least one case, got none. Move a case there."),
+        ({"a": "train"}, {}, "split validation: expected at least one case, got none. Move a case there."),
+        (
+            {"a": "train", "b": "validation"},
+            {"a": "p1", "b": "p1"},
+            "split: expected no group (patient) in both train and validation, got p1. "
+            "Move all of its cases to one side.",
+        ),
+    ],
+)
+def test_a_fixed_split_that_cannot_be_used(
+    splits: Mapping[str, str | None], groups: Mapping[str, str | None], message: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        fixed_fold(splits, groups)
+    assert str(error.value) == message

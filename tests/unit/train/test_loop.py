@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import Settings
-from pipeline.core.errors import VolsegError
+from pipeline.config import LossSettings, Settings
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.factory import build_network
 from pipeline.model.folder import load_weights
@@ -95,6 +95,40 @@ def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, 
     whole, cut = (load_weights(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "regions", "size", "loss", "optimizer"),
+    [
+        ("unet", ((1,),), SIZE, {"ce_weight": 0.5, "dice_weight": 0.5, "smooth": 1.0}, "adam"),
+        ("unet", (), SIZE, {"dice_weight": 0.0, "border_weight": 10.0, "class_weights": "balanced"}, "adamw"),
+        ("unet2015", (), (20, 20, 20), {"focal_gamma": 2.0, "tversky_alpha": 0.3, "tversky_beta": 0.7}, "adam"),
+    ],
+)
+def test_every_kind_of_loss_falls(
+    prepared: Path,
+    tmp_path: Path,
+    network: str,
+    regions: tuple[tuple[int, ...], ...],
+    size: tuple[int, int, int],
+    loss: dict[str, float | str],
+    optimizer: str,
+) -> None:
+    options = settings(epochs=2, iterations_per_epoch=15, optimizer=optimizer)
+    options = options.model_copy(update={"loss": LossSettings.model_validate(loss)})
+    built = build_network(network, 3, 1, 1 if regions else 2, seed=0, features=(4, 8))
+    margin = (built.margin[0], built.margin[1], built.margin[2])
+    source = PatchSource(prepared, ["a", "b"], size, 2, options.sample, torch.device("cpu"), margin=margin)
+    frame = replace(FRAME, regions=regions)
+    result = train_fold(built, source, frame, NO_VALIDATION, options, tmp_path / "m", "i", lambda record, epochs: None)
+    first, last = (record.loss for record in result.progress.records)
+    assert last < 0.8 * first
+
+
+def test_class_weights_of_another_number_than_the_outputs_are_refused(prepared: Path, tmp_path: Path) -> None:
+    options = settings().model_copy(update={"loss": LossSettings(class_weights=(1.0, 2.0, 3.0))})
+    with pytest.raises(ConfigError, match=r"loss.class_weights: expected 2 numbers \(class 0, class 1\), got 3"):
+        run(prepared, tmp_path / "m", options)
 
 
 def test_a_finished_training_is_not_trained_again(prepared: Path, tmp_path: Path) -> None:

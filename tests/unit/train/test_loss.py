@@ -1,71 +1,143 @@
-"""Soft Dice and cross-entropy against values worked out by hand."""
+"""The loss against values worked out by hand, for organs and for regions."""
 
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from pipeline.config import TrainSettings
-from pipeline.train.loss import dice_ce_loss, head_weights, supervised_loss
+from pipeline.config import LossSettings
+from pipeline.train.loss import head_weights, supervised_loss
 
-DICE = TrainSettings(ce_weight=0.0)
-CE = TrainSettings(dice_weight=0.0)
+DICE = LossSettings(ce_weight=0.0)
+CE = LossSettings(dice_weight=0.0)
 
 
-def two_voxels() -> tuple[torch.Tensor, torch.Tensor]:
+def two_voxels() -> tuple[Tensor, Tensor]:
     """Two voxels, two classes; foreground probabilities 0.8 and 0.3; labels 1 and 0."""
     p = torch.tensor([0.8, 0.3])
     logits = torch.stack([torch.log(1 - p), torch.log(p)])[None, :, :, None, None]
     return logits, torch.tensor([1, 0])[None, :, None, None]
 
 
+def two_regions() -> tuple[Tensor, Tensor]:
+    """Two voxels of classes 2 and 1; probabilities 0.9 and 0.2 of the outer region, 0.6 and 0.3 of the inner one."""
+    p = torch.tensor([[0.9, 0.2], [0.6, 0.3]])
+    return torch.logit(p)[None, :, :, None], torch.tensor([2, 1])[None, :, None]
+
+
+NESTED = ((1, 2), (2,))
+
+
 def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
     logits, labels = two_voxels()
-    assert float(dice_ce_loss(logits, labels, CE)) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, abs=1e-6)
+    assert float(supervised_loss(logits, labels, CE)) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, abs=1e-6)
 
 
 def test_soft_dice_of_the_foreground() -> None:
     logits, labels = two_voxels()
     # 2 * 0.8 / (1 + 0.8 + 0.3)
-    assert float(dice_ce_loss(logits, labels, DICE)) == pytest.approx(1 - 1.6 / 2.1, abs=1e-4)
+    assert float(supervised_loss(logits, labels, DICE)) == pytest.approx(1 - 1.6 / 2.1, abs=1e-4)
+
+
+def test_tversky_weighs_what_is_missed_and_what_is_too_much() -> None:
+    logits, labels = two_voxels()
+    settings = LossSettings(ce_weight=0.0, tversky_alpha=0.3, tversky_beta=0.7, smooth=0.0)
+    # TP 0.8, FP 0.3, FN 0.2
+    expected = 1 - 0.8 / (0.8 + 0.3 * 0.3 + 0.7 * 0.2)
+    assert float(supervised_loss(logits, labels, settings)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_weights_make_a_weighted_mean() -> None:
+    logits, labels = two_voxels()
+    loss = supervised_loss(logits, labels, CE, class_weights=torch.tensor([1.0, 3.0]))
+    assert float(loss) == pytest.approx(-(3 * math.log(0.8) + math.log(0.7)) / 4, abs=1e-6)
+
+
+def test_focal_loss_plays_easy_voxels_down() -> None:
+    logits, labels = two_voxels()
+    loss = supervised_loss(logits, labels, LossSettings(dice_weight=0.0, focal_gamma=2.0))
+    assert float(loss) == pytest.approx(-(0.2**2 * math.log(0.8) + 0.3**2 * math.log(0.7)) / 2, abs=1e-6)
 
 
 def test_ignored_voxels_count_in_neither_term() -> None:
     logits, labels = two_voxels()
     labels[0, 1] = -1
-    both = TrainSettings()
     expected = -math.log(0.8) + 1 - 1.6 / 1.8
-    assert float(dice_ce_loss(logits, labels, both)) == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_patch_without_any_annotation_has_no_loss_and_no_gradient() -> None:
-    logits, labels = two_voxels()
-    logits = logits.clone().requires_grad_()
-    loss = dice_ce_loss(logits, torch.full_like(labels, -1), TrainSettings())
-    loss.backward()
-    assert loss.item() == 0.0
-    assert logits.grad is not None
-    assert logits.grad.abs().sum().item() == 0.0
+    assert float(supervised_loss(logits, labels, LossSettings())) == pytest.approx(expected, abs=1e-4)
 
 
 def test_batch_dice_pools_the_patches() -> None:
     logits, labels = two_voxels()
     other = torch.zeros_like(logits)  # probability 0.5 everywhere
     batch, target = torch.cat([logits, other]), torch.cat([labels, torch.zeros_like(labels)])
-    pooled = float(dice_ce_loss(batch, target, TrainSettings(ce_weight=0.0, batch_dice=True)))
+    pooled = float(supervised_loss(batch, target, LossSettings(ce_weight=0.0, batch_dice=True)))
     assert pooled == pytest.approx(1 - 1.6 / (1 + 1.1 + 1.0), abs=1e-4)
-    separate = float(dice_ce_loss(batch, target, DICE))
+    separate = float(supervised_loss(batch, target, DICE))
     assert separate == pytest.approx(((1 - 1.6 / 2.1) + 1.0) / 2, abs=1e-4)
 
 
-def test_half_precision_logits_do_not_overflow() -> None:
-    logits = torch.full((1, 2, 64, 64, 64), 100.0, dtype=torch.float16)
-    labels = torch.zeros((1, 64, 64, 64), dtype=torch.int64)
-    assert math.isfinite(float(dice_ce_loss(logits, labels, TrainSettings())))
+def test_regions_have_a_binary_cross_entropy_each() -> None:
+    logits, labels = two_regions()
+    outer, inner = -math.log(0.9) - math.log(0.2), -math.log(0.6) - math.log(0.7)
+    assert float(supervised_loss(logits, labels, CE, regions=NESTED)) == pytest.approx((outer + inner) / 4, abs=1e-6)
+    weighted = supervised_loss(logits, labels, CE, regions=NESTED, class_weights=torch.tensor([1.0, 3.0]))
+    assert float(weighted) == pytest.approx((outer + 3 * inner) / 8, abs=1e-6)
 
 
-def test_head_weights_halve_and_sum_to_one() -> None:
+def test_the_recipe_for_disc_and_cup() -> None:
+    logits, labels = two_regions()
+    settings = LossSettings(ce_weight=0.5, dice_weight=0.5, smooth=1.0)
+    bce = -(math.log(0.9) + math.log(0.2) + math.log(0.6) + math.log(0.7)) / 4
+    dice = ((2 * 1.1 + 1) / (2 + 1.1 + 1) + (2 * 0.6 + 1) / (1 + 0.9 + 1)) / 2
+    loss = supervised_loss(logits, labels, settings, regions=NESTED)
+    assert float(loss) == pytest.approx(0.5 * bce + 0.5 * (1 - dice), abs=1e-6)
+
+
+def test_regions_leave_out_ignored_voxels_and_classes_of_no_region() -> None:
+    logits, labels = two_regions()
+    labels[0, 0] = -1
+    labels[0, 1] = 7
+    loss = supervised_loss(logits, labels, CE, regions=NESTED)
+    assert float(loss) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("regions", [(), NESTED])
+@pytest.mark.parametrize("smooth", [0.0, 1e-5])
+def test_a_patch_without_any_annotation_has_no_loss_and_no_gradient(
+    regions: tuple[tuple[int, ...], ...], smooth: float
+) -> None:
+    logits, labels = two_regions()
+    logits = logits.clone().requires_grad_()
+    settings = LossSettings(smooth=smooth, focal_gamma=0.5, border_weight=10.0)
+    weights = torch.tensor([0.5, 2.0])
+    loss = supervised_loss(logits, torch.full_like(labels, -1), settings, regions=regions, class_weights=weights)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert logits.grad.abs().sum().item() == 0.0
+
+
+@pytest.mark.parametrize("regions", [(), ((1,), (2,))])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_certain_half_precision_logits_have_a_finite_loss_and_gradient(
+    regions: tuple[tuple[int, ...], ...], sign: int
+) -> None:
+    logits = torch.full((1, 2, 16, 16), 60000.0 * sign, dtype=torch.float16)
+    logits[:, 1] = -60000.0 * sign
+    logits.requires_grad_()
+    settings = LossSettings(focal_gamma=0.5, smooth=0.0)
+    loss = supervised_loss(logits, torch.ones((1, 16, 16), dtype=torch.int64), settings, regions=regions)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert math.isfinite(loss.item())
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def test_head_weights_sum_to_one() -> None:
     assert head_weights(3) == pytest.approx((4 / 7, 2 / 7, 1 / 7))
+    assert head_weights(4, "equal") == (0.25, 0.25, 0.25, 0.25)
 
 
 def test_heads_are_compared_with_labels_at_their_resolution() -> None:
@@ -73,15 +145,47 @@ def test_heads_are_compared_with_labels_at_their_resolution() -> None:
     labels[:, ::2, ::2] = 1  # exactly the places a stride-2 head stands at
     fine, coarse = torch.zeros((1, 2, 4, 4)), torch.zeros((1, 2, 2, 2))
     coarse[:, 1] = 20.0
-    loss = supervised_loss((fine, coarse), labels, CE)
-    assert float(loss) == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
+    heads = {"level0": fine, "level1": coarse}
+    assert float(supervised_loss(heads, labels, CE)) == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
+    equal = LossSettings(dice_weight=0.0, head_weights="equal")
+    assert float(supervised_loss(heads, labels, equal)) == pytest.approx(math.log(2) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
+def test_the_border_between_two_objects_weighs_more(regions: tuple[tuple[int, ...], ...]) -> None:
+    labels = torch.tensor([[[1, 0, 1]]])  # two objects with a gap of one voxel, d1 + d2 = 2 at each of the three
+    logits = torch.zeros((1, 2, 1, 3))
+    logits[:, :, 0, 1] = torch.tensor([2.0, -1.0])
+    plain = supervised_loss(logits, labels, CE, regions=regions)
+    weighted = LossSettings(dice_weight=0.0, border_weight=10.0, border_sigma_voxels=1.0)
+    assert float(supervised_loss(logits, labels, weighted, regions=regions)) == pytest.approx(float(plain), abs=1e-6)
+    # with a fourth voxel, at distance 1 and 3, weights are 1 + 10·exp(-2) three times and 1 + 10·exp(-8) once
+    labels, logits = torch.cat([labels, labels[..., 1:2]], 2), torch.cat([logits, 0 * logits[..., :1] + 3], 3)
+    each = torch.stack(
+        [supervised_loss(logits[..., n : n + 1], labels[..., n : n + 1], CE, regions=regions) for n in range(4)]
+    )
+    weights = torch.tensor([1 + 10 * math.exp(-2)] * 3 + [1 + 10 * math.exp(-8)])
+    expected = float((weights * each).sum() / weights.sum())
+    assert float(supervised_loss(logits, labels, weighted, regions=regions)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_coarse_heads_take_the_border_weights_at_their_places() -> None:
+    labels = torch.zeros((1, 2, 6), dtype=torch.int64)
+    labels[:, :, :2], labels[:, :, 4:] = 1, 1
+    coarse = torch.tensor([0.0, 5.0, 0.0]).expand(1, 2, 1, 3) * torch.tensor([-1.0, 1.0])[None, :, None, None]
+    settings = LossSettings(dice_weight=0.0, border_weight=10.0, border_sigma_voxels=2.0)
+    # columns 0, 2, 4: d1 + d2 = 0 + 4, 1 + 2, 0 + 3
+    weights = [1 + 10 * math.exp(-(d**2) / 8) for d in (4, 3, 3)]
+    losses = [math.log(2), 10 + math.log1p(math.exp(-10)), math.log(2)]
+    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    assert float(supervised_loss({"coarse": coarse}, labels, settings)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_equals_a_one_hot_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 3, (2, 3, 4, 5), generator=generator)
     logits = torch.randn((2, 3, 3, 4, 5), generator=generator, dtype=torch.float32).requires_grad_()
-    (ours,) = torch.autograd.grad(dice_ce_loss(logits, labels, TrainSettings()), logits)
+    (ours,) = torch.autograd.grad(supervised_loss(logits, labels, LossSettings()), logits)
     valid = (labels >= 0)[:, None]
     hot = torch.nn.functional.one_hot(labels.clamp(min=0), 3).movedim(-1, 1) * valid
     p = logits.softmax(1) * valid
@@ -90,3 +194,46 @@ def test_gradient_equals_a_one_hot_reference() -> None:
     reference = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1) + 1 - dice[:, 1:].mean()
     (theirs,) = torch.autograd.grad(reference, logits)
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_gradient_for_regions_equals_pytorchs_binary_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    logits = torch.randn((2, 2, 4, 5), generator=generator).requires_grad_()
+    hot = torch.stack([labels > 0, labels == 2], dim=1).float()
+    p = logits.sigmoid()
+    dice = (2 * (p * hot).sum((0, 2, 3)) + 1) / ((p + hot).sum((0, 2, 3)) + 1)
+    reference = torch.nn.functional.binary_cross_entropy_with_logits(logits, hot) + 1 - dice.mean()
+    ours = supervised_loss(logits, labels, LossSettings(batch_dice=True, smooth=1.0), regions=NESTED)
+    assert float(ours.detach()) == pytest.approx(float(reference.detach()), abs=1e-6)
+    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, reference)]
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("regions", [(), ((1, 2), (2,), (3,))])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dice_weight": 0.0, "border_weight": 10.0, "border_sigma_voxels": 2.0},
+        {"tversky_alpha": 0.3, "tversky_beta": 0.7, "focal_gamma": 2.0},
+        {"ce_weight": 0.5, "dice_weight": 0.5, "smooth": 1.0, "batch_dice": True},
+    ],
+)
+def test_free_logits_learn_the_labels(regions: tuple[tuple[int, ...], ...], settings: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 4, (2, 6, 7), generator=generator)
+    logits = torch.zeros((2, 3 if regions else 4, 6, 7), requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.5])[: logits.shape[1]]
+    chosen, losses = LossSettings.model_validate(settings), []
+    for _ in range(60):
+        loss = supervised_loss(logits, labels, chosen, regions=regions, class_weights=weights)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    truth = [[int(c) in region for region in regions] if regions else int(c) for c in labels[labels >= 0]]
+    found = logits.detach().movedim(1, -1)[labels >= 0]
+    assert (found > 0 if regions else found.argmax(1)).tolist() == truth

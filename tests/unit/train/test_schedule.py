@@ -48,6 +48,15 @@ def test_budget_by_time_keeps_the_reserve() -> None:
     assert Budget(100, 10.0).progress(0, 0.0, 20.0) == 0.0
 
 
+def test_fifty_epochs_in_five_steps() -> None:
+    settings = TrainSettings(learning_rate=1e-4, schedule="step", step_share=0.2, step_factor=0.1, epochs=50)
+    budget = make_budget(settings, iterations_per_epoch=7)
+    for epoch in range(50):
+        for batch in (0, 6):  # the first and the last of every epoch
+            rate = learning_rate(budget.progress(7 * epoch + batch, 0.0, 0.0), settings)
+            assert rate == pytest.approx(1e-4 * 0.1 ** (epoch // 10), rel=1e-12)
+
+
 def test_norms_and_biases_are_not_decayed() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     optimizer = build_optimizer(network, TrainSettings(optimizer="adamw", weight_decay=0.1))
@@ -62,3 +71,22 @@ def test_sgd_is_nesterov() -> None:
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.defaults["nesterov"]
     assert optimizer.defaults["momentum"] == 0.99
+
+
+def test_sgd_without_nesterov() -> None:
+    optimizer = build_optimizer(nn.Conv2d(1, 1, 1), TrainSettings(optimizer="sgd", nesterov=False))
+    assert not optimizer.defaults["nesterov"]
+    still = build_optimizer(nn.Conv2d(1, 1, 1), TrainSettings(optimizer="sgd", momentum=0.0))
+    assert not still.defaults["nesterov"]  # Nesterov needs a momentum
+
+
+@pytest.mark.parametrize(("name", "expected"), [("adam", -0.01), ("adamw", -0.01 - 0.01 * 0.1 * 2.0)])
+def test_the_decay_of_adam_is_l2_and_that_of_adamw_decoupled(name: str, expected: float) -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(layer.weight, 2.0)
+    settings = TrainSettings.model_validate({"optimizer": name, "learning_rate": 0.01, "weight_decay": 0.1})
+    optimizer = build_optimizer(layer, settings)
+    layer.weight.sum().backward()
+    optimizer.step()
+    # either way the first step is the learning rate along the gradient's sign, and L2 cannot change that
+    assert layer.weight.item() - 2.0 == pytest.approx(expected, abs=1e-6)

@@ -1,7 +1,4 @@
-"""The command line: parses, calls a stage, prints. Nothing else.
-
-Stages are imported inside the commands, so that ``volseg --help`` answers at once.
-"""
+"""The steps of the pipeline as commands, in the order the data flows."""
 
 from __future__ import annotations
 
@@ -10,31 +7,14 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app"]
+from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-app = typer.Typer(
-    name="volseg",
-    help="3D medical segmentation: from a folder of CT or MRI volumes to masks, per-organ Dice and a report.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
+__all__ = ["steps"]
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings; see configs/.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.key=value. Repeatable.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes; by default as many as pay.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; by default the best there is.")]
-Layout = Annotated[
-    str | None,
-    typer.Option("--layout", help="decathlon, nnunet, pairs, organs or datalist; recognised by itself if left out."),
-]
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+steps = typer.Typer()
 
 
-@app.command()
+@steps.command()
 def check(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     layout: Layout = None,
@@ -54,7 +34,7 @@ def check(
     raise typer.Exit(found.exit_code)
 
 
-@app.command()
+@steps.command()
 def preprocess(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     out: OutFolder,
@@ -76,7 +56,7 @@ def preprocess(
     raise typer.Exit(batch.exit_code)
 
 
-@app.command()
+@steps.command()
 def train(
     prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder; one folder may hold several folds.")],
@@ -98,7 +78,7 @@ def train(
     print_training(result, out, fold)
 
 
-@app.command()
+@steps.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     inputs: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
@@ -119,7 +99,7 @@ def predict(
     raise typer.Exit(batch.exit_code)
 
 
-@app.command()
+@steps.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Predicted label map or folder of them.")],
     references: Annotated[Path, typer.Argument(help="Reference label map, folder of them, or dataset folder.")],
@@ -135,7 +115,7 @@ def evaluate(
     raise typer.Exit(print_evaluation(summary, out))
 
 
-@app.command()
+@steps.command()
 def report(
     evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")],
@@ -148,82 +128,3 @@ def report(
     from pipeline.stages.evaluate import report as run
 
     say(f"Report: {run(evaluation, out, overlays=overlays, title=title, curves=curves)}")
-
-
-@app.command()
-def phantom(
-    out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
-    cases: Annotated[int, typer.Option(min=1, help="Cases to train with.")] = 24,
-    tests: Annotated[int, typer.Option(min=0, help="Held-out cases.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of anatomy and noise.")] = 0,
-    contrast: Annotated[str, typer.Option(help="ct or mr.")] = "ct",
-    size: Annotated[str, typer.Option(help="small or full.")] = "small",
-) -> None:
-    """Write a synthetic dataset of torsos in nnU-Net layout."""
-    from pipeline.console import progress_bars, say
-    from pipeline.phantom import write_phantom
-
-    with progress_bars() as bars:
-        folder = write_phantom(
-            out,
-            cases=cases,
-            tests=tests,
-            seed=seed,
-            contrast=contrast,  # type: ignore[arg-type]  # checked there
-            size=size,  # type: ignore[arg-type]
-            progress=lambda done, total: bars.update(done, total, "phantom"),
-        )
-    say(f"{cases} cases and {tests} held-out cases: {folder}")
-
-
-@app.command()
-def demo(
-    out: OutFolder = Path("demo"),
-    config: Config = None,
-    overrides: Set = None,
-    device: Device = None,
-) -> None:
-    """Run everything on phantoms: a few minutes on two processor cores."""
-    from pipeline.config import load_settings
-    from pipeline.console import print_demo, progress_bars, say
-    from pipeline.stages.demo import DEMO_SETTINGS, run_demo
-
-    settings = load_settings(config or DEMO_SETTINGS, overrides or ())
-    with progress_bars() as bars:
-        summary = run_demo(out, settings, device=device, say=say, progress=bars.update, on_epoch=bars.on_epoch)
-    print_demo(summary, out)
-
-
-@app.command()
-def networks(
-    patch: Annotated[int, typer.Option(min=8, help="Edge of the patch for which multiply-adds are counted.")] = 64,
-) -> None:
-    """List the networks with their parameters and multiply-adds."""
-    from pipeline.console import print_networks
-
-    print_networks(patch)
-
-
-@config_app.command("show")
-def config_show(config: Config = None, overrides: Set = None) -> None:
-    """Print all settings as they would be used."""
-    from pipeline.config import load_settings, save_settings
-
-    typer.echo(save_settings(load_settings(config, overrides or ())), nl=False)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON schema of the settings file."""
-    from pipeline.config import json_schema
-
-    typer.echo(json_schema())
-
-
-@app.callback(invoke_without_command=True)
-def _global(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"volseg {installed('volseg')}")
-        raise typer.Exit

@@ -1,0 +1,160 @@
+"""Train every network on fold 0 of the hippocampus set with the same data, recipe and time; table and scatter plot.
+
+    python benchmarks/networks.py /data/Task04_Hippocampus --work /tmp/networks --budget 2m --parallel 2
+
+Only ``model.name`` and ``model.dims`` change from row to row. Networks with free widths get 16 to 128 channels, so
+that a processor can train them in minutes; ``--published`` keeps the papers' widths, for a GPU. Dice is the mean over
+both organs on all validation cases; memory is the peak resident memory of the training process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from pipeline.model import count_parameters
+from pipeline.model.factory import build_network, list_networks
+from pipeline.model.folder import read_card
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = {2: CONFIGS / "hippocampus_2d.yaml", 3: CONFIGS / "hippocampus.yaml"}
+FEATURES = [16, 32, 64, 128]
+VARIANTS = {"unetpp, batch norm, no dropout": ("unetpp", {"norm": "batch", "dropout": 0.0, "bias": False})}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained network; memory in GiB, Dice None if the training failed, which ``note`` explains."""
+
+    name: str
+    dims: int
+    parameters: int
+    dice: float | None
+    iterations: int
+    patches_per_s: float
+    memory_gib: float
+    note: str = ""
+
+
+def options_of(name: str, published: bool) -> dict[str, object]:
+    """Narrow widths where the network has free ones; every other option is the network's own."""
+    own, extra = VARIANTS.get(name, (name, {}))
+    defaults = next(info.defaults for info in list_networks() if info.name == own)
+    if published or "features" not in defaults:
+        return dict(extra)
+    return {"features": FEATURES, **extra}
+
+
+def run(command: list[str], log: Path, threads: int) -> tuple[int, float]:
+    """Run a command; its exit code and peak resident memory in GiB."""
+    with log.open("w") as stream:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 2**20
+
+
+def train(name: str, dims: int, prepared: Path, work: Path, chosen: argparse.Namespace) -> Row:
+    """Train one network in a process of its own."""
+    model = work / f"{name.replace(', ', '_').replace(' ', '_')}_{dims}d"
+    shutil.rmtree(model, ignore_errors=True)
+    own, _ = VARIANTS.get(name, (name, {}))
+    options = options_of(name, chosen.published)
+    with torch.device("meta"):
+        network = build_network(own, dims, 1, 3, **options)
+    patch = {2: (56, 40), 3: (40, 56, 40)}[dims]
+    wanted = [n + 2 * lost for n, lost in zip(patch, network.margin, strict=True)]
+    size = (95, 95) if own == "ciresan_n4" else network.legal_size(wanted)
+    settings = [f"model.name={own}", f"model.options={json.dumps(options)}", f"sample.patch_size={list(size)}"]
+    command = [sys.executable, "-m", "pipeline", "train", prepared, "-o", model, "-c", RECIPES[dims]]
+    command += ["--budget", chosen.budget, *(word for text in settings for word in ("--set", text))]
+    log = work / f"{model.name}.log"
+    code, memory = run([str(word) for word in command], log, chosen.threads)
+    if code:
+        note = log.read_text().strip().splitlines()[-1]
+        return Row(name, dims, count_parameters(network), None, 0, 0.0, memory, note)
+    scores = json.loads((model / "fold_0" / "validation.json").read_text())
+    header, *lines = (line.split(",") for line in (model / "fold_0" / "history.csv").read_text().splitlines())
+    column = {title: n for n, title in enumerate(header)}
+    rates = sorted(float(line[column["patches_per_s"]]) for line in lines)
+    trained = count_parameters(read_card(model).network.build())
+    iterations = int(lines[-1][column["iteration"]])
+    return Row(name, dims, trained, scores["mean_dice"], iterations, rates[len(rates) // 2], memory)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown table, best Dice first."""
+    lines = ["| network | parameters | iterations | patches/s | memory GiB | Dice |", "|---|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: -(row.dice or 0.0)):
+        dice = f"{row.dice:.3f}" if row.dice is not None else row.note
+        cells = [f"`{row.name}` {row.dims}D", f"{row.parameters:,}", f"{row.iterations:,}"]
+        lines.append(f"| {' | '.join([*cells, f'{row.patches_per_s:.1f}', f'{row.memory_gib:.1f}', dice])} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Dice against parameters, 2D and 3D apart."""
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for dims, marker, color in ((2, "o", "#1b6ca8"), (3, "s", "#d1603d")):
+        shown = [row for row in rows if row.dims == dims and row.dice is not None]
+        axes.scatter(
+            [row.parameters for row in shown], [row.dice for row in shown], marker=marker, c=color, label=f"{dims}D"
+        )
+        for row in shown:
+            axes.annotate(row.name, (row.parameters, row.dice), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel="parameters", ylabel="mean Dice, 42 validation cases")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("networks"))
+    parser.add_argument("--budget", default="2m")
+    parser.add_argument("--networks", nargs="+", help="Names; by default all.")
+    parser.add_argument("--parallel", type=int, default=1, help="Trainings at a time.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of each training.")
+    parser.add_argument("--published", action="store_true", help="Keep the papers' widths.")
+    parser.add_argument("--plot", type=Path, help="PNG of the scatter plot; by default in the work folder.")
+    chosen = parser.parse_args()
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    prepared = chosen.work / "prepared"
+    command = [sys.executable, "-m", "pipeline", "preprocess", chosen.dataset, "-o", prepared, "-c", RECIPES[3]]
+    if run([str(word) for word in command], chosen.work / "preprocess.log", os.cpu_count() or 1)[0]:
+        sys.exit((chosen.work / "preprocess.log").read_text())
+    listed = [(info.name, dims) for info in list_networks() for dims in info.dims]
+    listed += [(variant, dims) for variant in VARIANTS for dims in (2, 3)]
+    jobs = [job for job in listed if not chosen.networks or job[0] in chosen.networks]
+    store = chosen.work / "rows.json"
+    rows = [Row(**entry) for entry in json.loads(store.read_text())] if store.exists() else []
+    rows = [row for row in rows if (row.name, row.dims) not in jobs]
+    began = time.monotonic()
+    with ThreadPoolExecutor(chosen.parallel) as pool:
+        for row in pool.map(lambda job: train(*job, prepared, chosen.work, chosen), jobs):
+            rows.append(row)
+            store.write_text(json.dumps([asdict(entry) for entry in rows], indent=1))
+            print(f"{time.monotonic() - began:6.0f} s  {row}", file=sys.stderr, flush=True)
+    print(table(rows))
+    plot(rows, chosen.plot or chosen.work / "networks.png")
+
+
+if __name__ == "__main__":
+    main()

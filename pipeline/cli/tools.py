@@ -1,0 +1,123 @@
+"""Commands beside the steps: generated data, the demo, the networks, the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Config, Device, OutFolder, Set
+
+__all__ = ["config_app", "tools"]
+
+tools = typer.Typer()
+config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
+
+
+@tools.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
+    kind: Annotated[str, typer.Option(help="torso: CT or MR volumes. fundus: photographs of the eye.")] = "torso",
+    cases: Annotated[int | None, typer.Option(min=1, help="Cases to train with; 24, or 50 of fundus.")] = None,
+    tests: Annotated[int | None, typer.Option(min=0, help="Held-out cases; 8, or 51 of fundus.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of anatomy and noise.")] = 0,
+    contrast: Annotated[str, typer.Option(help="Of torso: ct or mr.")] = "ct",
+    size: Annotated[str, typer.Option(help="Of torso: small or full.")] = "small",
+) -> None:
+    """Write a synthetic dataset: torsos in nnU-Net's layout, or fundus photographs in that of Drishti-GS1."""
+    from pipeline.console import progress_bars, say
+    from pipeline.core.errors import ConfigError
+    from pipeline.phantom import write_fundus, write_phantom
+
+    if kind not in ("torso", "fundus"):
+        raise ConfigError([f"kind: expected torso or fundus, got {kind!r}. Change it."], "phantom")
+    if kind == "fundus" and (contrast, size) != ("ct", "small"):
+        raise ConfigError(["contrast, size: expected none with kind fundus, got one. Remove it."], "phantom")
+    usual = (24, 8) if kind == "torso" else (50, 51)
+    cases, tests = usual[0] if cases is None else cases, usual[1] if tests is None else tests
+    with progress_bars() as bars:
+
+        def progress(done: int, total: int) -> None:
+            bars.update(done, total, "phantom")
+
+        if kind == "fundus":
+            write_fundus(out, cases=cases, tests=tests, seed=seed, progress=progress)
+        else:  # contrast and size are checked there
+            named = {"contrast": contrast, "size": size}
+            write_phantom(out, cases=cases, tests=tests, seed=seed, progress=progress, **named)  # type: ignore[arg-type]
+    say(f"{cases} cases and {tests} held-out cases: {out}")
+
+
+@tools.command()
+def demo(
+    out: OutFolder = Path("demo"),
+    config: Config = None,
+    overrides: Set = None,
+    device: Device = None,
+) -> None:
+    """Run everything on phantoms: a few minutes on two processor cores."""
+    from pipeline.config import load_settings
+    from pipeline.console import print_demo, progress_bars, say
+    from pipeline.stages.demo import DEMO_SETTINGS, run_demo
+
+    settings = load_settings(config or DEMO_SETTINGS, overrides or ())
+    with progress_bars() as bars:
+        summary = run_demo(out, settings, device=device, say=say, progress=bars.update, on_epoch=bars.on_epoch)
+    print_demo(summary, out)
+
+
+@tools.command()
+def prune(
+    model: Annotated[Path, typer.Argument(help="Model folder of unetpp or unetplus, trained with deep supervision.")],
+    prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Model folder to write; by default MODEL_pruned.")
+    ] = None,
+    folds: Annotated[
+        list[int] | None, typer.Option("--fold", help="Folds whose validation cases decide; by default all.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Dice points (hundredths) below the best that are good enough.")
+    ] = 0.5,
+    device: Device = None,
+) -> None:
+    """Score every level of a UNet++ and write the smallest one that is good enough as a model of its own."""
+    from pipeline.console import print_pruning, progress_bars
+    from pipeline.stages.prune import prune as run
+
+    source = model.resolve()
+    target = out or source.with_name(f"{source.name}_pruned")
+    with progress_bars() as bars:
+        result = run(
+            model, prepared, target, folds=folds, tolerance_points=tolerance, device=device, progress=bars.update
+        )
+    print_pruning(result, target)
+
+
+@tools.command()
+def networks(
+    patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
+    in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,
+    out_channels: Annotated[int, typer.Option(min=1, help="Classes, background included.")] = 2,
+) -> None:
+    """List the networks: parameters, multiply-adds for a patch, size of the output, source."""
+    from pipeline.console import print_networks
+
+    print_networks(patch, in_channels, out_channels)
+
+
+@config_app.command("show")
+def config_show(config: Config = None, overrides: Set = None) -> None:
+    """Print all settings as they would be used."""
+    from pipeline.config import load_settings, save_settings
+
+    typer.echo(save_settings(load_settings(config, overrides or ())), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the settings file."""
+    from pipeline.config import json_schema
+
+    typer.echo(json_schema())

@@ -1,0 +1,161 @@
+"""Regions: organs that overlap, each a union of label values, and how they are painted into one label map.
+
+As in nnU-Net's region-based training (Isensee et al., nnU-Net for Brain Tumor Segmentation, BrainLes 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from pipeline.core.errors import listed
+
+__all__ = ["PaintingStep", "check_regions", "left_without", "paint", "painted_values", "painting_steps"]
+
+PaintingStep = tuple[tuple[int, ...], int]
+"""Regions (by position) and the value that is painted where all of them were found."""
+
+_Regions = Mapping[str, tuple[int, ...]]
+
+
+def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Sort the values of every region and refuse regions that mean nothing.
+
+    Args:
+        regions: Region name → label values.
+        values: Foreground values of the label table, ascending.
+
+    Returns:
+        The same regions in the same order, values ascending and distinct.
+
+    Raises:
+        ValueError: If a name is empty or used twice, a region is empty, equals another or has an unknown value, or a
+            value is in no region.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    known = listed(values)
+    for given, members in regions.items():
+        name, held = str(given).strip(), tuple(sorted({int(value) for value in members}))
+        if not name or name in found:
+            raise ValueError(f"regions: expected a name of its own for each, got {name!r}. Rename it.")
+        if not held:
+            raise ValueError(f"region {name!r}: expected at least one label value, got none. List its values.")
+        if not set(held) <= set(values):
+            got = listed(value for value in held if value not in values)
+            raise ValueError(f"region {name!r}: expected values of the label table ({known}), got {got}. Correct it.")
+        twin = next((other for other, same in found.items() if same == held), None)
+        if twin is not None:
+            raise ValueError(
+                f"region {name!r}: expected other values than those of {twin!r}, got the same ({listed(held)}). "
+                "Drop one of the two."
+            )
+        found[name] = held
+    lost = [value for value in values if found and all(value not in held for held in found.values())]
+    if lost:
+        raise ValueError(f"regions: expected every label value in one, got none with {listed(lost)}. Add a region.")
+    return found
+
+
+def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
+    """The value each region is painted with, in the order of the regions.
+
+    Args:
+        regions: Checked regions, in painting order.
+        given: One value per region, or nothing: then the one value that no later region holds; of several the one
+            that the fewest regions share.
+
+    Raises:
+        ValueError: If the given values are not one of each region, all different; or if they do not follow.
+    """
+    if not given:
+        return tuple(_own_value(name, regions) for name in regions)
+    painted = tuple(int(value) for value in given)
+    fits = len(painted) == len(regions) == len(set(painted))
+    if not fits or any(value not in held for value, held in zip(painted, regions.values(), strict=True)):
+        raise ValueError(
+            f"regions_class_order: expected one value of each region, all different ({', '.join(regions)}), "
+            f"got {listed(painted)}. Name the value to paint each region with."
+        )
+    return painted
+
+
+def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingStep, ...]:
+    """In which order to paint what.
+
+    Every region in turn is painted with its value. A value that is none of these but the only one to lie in just
+    these regions, as the crossing of two organs, is painted after the last of them where all of them were found.
+
+    Args:
+        regions: Checked regions, in painting order.
+        painted: What :func:`painted_values` returned.
+
+    Raises:
+        ValueError: If a value would come out as one of other regions, because a later region hides it.
+    """
+    homes = _homes(regions)
+    own = {homes[value] for value in painted}
+    crossings = {homes[value]: value for value in reversed(homes) if len(homes[value]) > 1 and homes[value] not in own}
+    steps: list[PaintingStep] = []
+    for n, value in enumerate(painted):
+        steps.append(((n,), value))
+        ending = (home for home in crossings if home[-1] == n)
+        steps.extend((home, crossings[home]) for home in sorted(ending, key=lambda home: (len(home), home)))
+    for value, home in homes.items():
+        result = paint(home, steps)
+        if homes[result] != home:
+            names = [list(regions)[n] for n in home]
+            raise ValueError(
+                f"regions: expected later regions to leave earlier ones visible, got {value} ({', '.join(names)}) "
+                f"painted as {result}. List regions from large to small, and regions_class_order with them."
+            )
+    return tuple(steps)
+
+
+def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
+    """The value of a voxel in which certain regions were found; 0 if none was.
+
+    Args:
+        found: Positions of the regions.
+        steps: What :func:`painting_steps` returned.
+    """
+    return next((value for needed, value in reversed(steps) if set(needed) <= set(found)), 0)
+
+
+def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
+    """What becomes of the values of a region where it is taken away, and with it every region that lies within it.
+
+    Args:
+        region: Its name.
+        regions: Checked regions, in painting order.
+        painted: What :func:`painted_values` returned.
+
+    Returns:
+        Each value of the region → the value that the remaining regions are painted with, 0 if none remains.
+
+    Raises:
+        KeyError: If there is no such region.
+    """
+    steps = painting_steps(regions, painted)
+    taken = {n for n, held in enumerate(regions.values()) if set(held) <= set(regions[region])}
+    homes = _homes(regions)
+    return {value: paint(set(homes[value]) - taken, steps) for value in regions[region]}
+
+
+def _homes(regions: _Regions) -> dict[int, tuple[int, ...]]:
+    """Values, ascending → positions of the regions that hold them."""
+    values = sorted({value for held in regions.values() for value in held})
+    return {value: tuple(n for n, held in enumerate(regions.values()) if value in held) for value in values}
+
+
+def _own_value(name: str, regions: _Regions) -> int:
+    order = list(regions)
+    later = {value for other in order[order.index(name) + 1 :] for value in regions[other]}
+    shared = {value: sum(value in held for held in regions.values()) for value in regions[name]}
+    free = {value: count for value, count in shared.items() if value not in later}
+    fewest = [value for value, count in free.items() if count == min(free.values())]
+    if len(fewest) != 1:
+        got = listed(fewest) or "none"
+        raise ValueError(
+            f"region {name!r}: expected one value to paint it with, not in a later region, got {got}. "
+            "List regions from large to small, and say in regions_class_order which value paints each."
+        )
+    return fewest[0]

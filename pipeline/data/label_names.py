@@ -1,0 +1,105 @@
+"""Which label value means what: label tables as people and other tools write them, regions included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import DataError, LabelTable, sentence
+
+__all__ = ["label_table"]
+
+_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
+_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
+
+
+def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None = None) -> LabelTable:
+    """Label table from a description of values, names and regions.
+
+    Names are ``{"1": "liver"}`` or ``{"liver": 1}``, alone or under ``names`` or ``labels``; ``background`` is dropped,
+    ``ignore`` recognised. Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of
+    values, which makes every entry a region. They are painted in the order of ``regions_class_order``, which names a
+    value for each; without it from large to small. Values that only regions mention are called ``label_<value>``.
+
+    Args:
+        content: What the description has under ``labels``, or the content of a ``labels.json``.
+        file: The description, for messages.
+        beside: The rest of the description, where ``regions`` and ``regions_class_order`` may stand as well.
+
+    Raises:
+        DataError: If it is no such table, or the table contradicts itself (see :class:`~pipeline.core.LabelTable`).
+    """
+    if not isinstance(content, Mapping):
+        raise DataError(
+            sentence("labels", "an object of values and names", type(content).__name__, _EXAMPLE, file=file)
+        )
+    outer = {**(beside or {}), **content}
+    inner = next((content[key] for key in ("names", "labels") if isinstance(content.get(key), Mapping)), content)
+    names, ignored, listed = _entries(inner, file)
+    if inner is not content and content.get("ignore_label") is not None:
+        ignored = _value(content["ignore_label"], "ignore", file)
+    given = outer["regions"] if isinstance(outer.get("regions"), Mapping) else {}
+    if given and listed:
+        advice = "Keep one of the two"
+        raise DataError(sentence("regions", "lists of values or an object of regions", "both", advice, file=file))
+    regions = listed or {str(name): _members(values, str(name), file) for name, values in given.items()}
+    order = outer.get("regions_class_order") if regions else None
+    for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
+        names.setdefault(value, f"label_{value}")
+    if not order:
+        regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
+    painted = _members(order or [], "regions_class_order", file)
+    try:
+        return LabelTable(names, ignored, regions, painted)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def _entries(
+    content: Mapping[str, Any], file: Path | str
+) -> tuple[dict[int, str], int | None, dict[str, tuple[int, ...]]]:
+    """Names by value, the ignore label, and the regions if some entry is a list: then every entry is one."""
+    names: dict[int, str] = {}
+    ignored = None
+    regions: dict[str, tuple[int, ...]] = {}
+    entries = {key: value for key, value in content.items() if not _is_about_regions(key, value)}
+    for key, value in entries.items():
+        number, name = (key, value) if str(key).strip().isdigit() else (value, key)
+        if isinstance(number, list):
+            members = _members(number, str(name), file)
+            if set(members) != {0}:
+                regions[str(name)] = members
+            continue
+        number = _value(number, name, file)
+        if str(name).strip().lower() == "ignore":
+            ignored = number
+        elif number in names:
+            got, advice = f"{names[number]!r} and {name!r} for {number}", "Give every organ its own value"
+            raise DataError(sentence("labels", "one name per value", got, advice, file=file))
+        elif number != 0:
+            names[number] = str(name)
+            regions[str(name)] = (number,)
+    listed = any(isinstance(value, list) for value in entries.values())
+    return names, ignored, regions if listed else {}
+
+
+def _is_about_regions(key: str, value: Any) -> bool:
+    return (key == "regions" and isinstance(value, Mapping)) or (
+        key == "regions_class_order" and isinstance(value, list)
+    )
+
+
+def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
+    """Values of a region, or of ``regions_class_order``."""
+    found = values if isinstance(values, list) else [values]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
+        got = f"{values!r} for {name!r}"
+        raise DataError(sentence("regions", "a list of label values", got, _REGIONS_EXAMPLE, file=file))
+    return tuple(found)
+
+
+def _value(number: Any, name: Any, file: Path | str) -> int:
+    if isinstance(number, bool) or not str(number).strip().isdigit():
+        raise DataError(sentence("labels", "one integer per label", f"{number!r} for {name!r}", _EXAMPLE, file=file))
+    return int(number)

@@ -1,0 +1,80 @@
+"""References that are one mask per organ, and how they become a label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core import LabelMap, require_same_grid
+from pipeline.data.case_files import CaseFiles
+from pipeline.data.volume_file import refuse
+from pipeline.data.volumes import open_header, read_label_map
+
+__all__ = ["merge_organs", "read_reference"]
+
+
+def read_reference(files: CaseFiles) -> LabelMap:
+    """Read the reference of a case: its label map, or its organ masks merged to one.
+
+    Where organ masks overlap, the one listed later wins (see :func:`merge_organs`).
+
+    Raises:
+        VolumeError: If the case has no reference or a file cannot be used.
+        DataError: If organ masks are on different grids.
+    """
+    if files.label is not None:
+        return read_label_map(files.label, case=files.id)
+    return merge_organs(files.organs, soft=files.soft, case=files.id)[0]
+
+
+def merge_organs(
+    organs: Sequence[tuple[int, Path]], *, soft: bool = False, case: str | None = None
+) -> tuple[LabelMap, int]:
+    """Merge organ masks to a label map.
+
+    Args:
+        organs: Label value and mask file of every organ; background is 0, the organ is any one other value.
+        soft: The masks are soft maps instead: shares of agreement, the largest value of the type (255 of 8 bits)
+            being all of it. The organ is where at least half agree.
+        case: Case id for messages.
+
+    Returns:
+        The label map and the number of voxels that more than one organ claims; the organ listed later gets them.
+
+    Raises:
+        VolumeError: If there is no mask, one is unreadable or has more than one foreground value, or a soft map nowhere
+            reaches half.
+        DataError: If the masks are on different grids.
+    """
+    if not organs:
+        advice = "Add a label map or leave the case to prediction"
+        raise refuse("missing", "reference", "a label map or organ masks", "none", advice, case=case, file="reference")
+    grid, shared = open_header(organs[0][1], case=case).grid, 0
+    merged = np.zeros(grid.shape, dtype=np.min_scalar_type(max(value for value, _ in organs)))
+    for value, path in organs:
+        mask = read_label_map(path, case=case)
+        rule = f"the grid of {organs[0][1].name}"
+        require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
+        inside = _majority(mask, path, case) if soft else _organ(mask, path, case)
+        shared += int(np.count_nonzero(merged[inside]))
+        merged[inside] = value
+    return LabelMap(merged, grid), shared
+
+
+def _organ(mask: LabelMap, path: Path, case: str | None) -> NDArray[np.bool_]:
+    found = [number for number in mask.values() if number]
+    if len(found) > 1:
+        advice = "Give one mask per organ, or a label map"
+        raise refuse("labels", "organ mask", "0 and one other value", found[:5], advice, case=case, file=path)
+    return np.asarray(mask.array != 0)
+
+
+def _majority(mask: LabelMap, path: Path, case: str | None) -> NDArray[np.bool_]:
+    half = np.iinfo(mask.array.dtype).max / 2
+    if mask.array.max() < half:
+        rule, got = f"half agreement ({int(half + 1)} or more) somewhere", f"at most {mask.array.max()}"
+        raise refuse("labels", "soft map", rule, got, "Replace it, or drop the case", case=case, file=path)
+    return np.asarray(mask.array >= half)

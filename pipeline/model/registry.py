@@ -1,0 +1,194 @@
+"""The registry: every network's name, class, options and source. A literal dictionary, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.model.attention import (
+    AttentionUNet,
+    AttentionUNetOptions,
+    OktayAttentionUNet,
+    OktayAttentionUNetOptions,
+)
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.ciresan import WINDOW, Ciresan, CiresanOptions
+from pipeline.model.dense import DenseUNet, DenseUNet167, DenseUNet167Options, DenseUNetOptions
+from pipeline.model.nnunet import PlainOptions, PlainUNet, ResidualOptions, ResidualUNet
+from pipeline.model.options import NetworkOptions
+from pipeline.model.resunet import ResUNet, ResUNetOptions
+from pipeline.model.unet import UNet, UNetOptions
+from pipeline.model.unet_presets import (
+    CicekUNetOptions,
+    PhsegUNetOptions,
+    UNet32Options,
+    UNet2015Options,
+    UpConvUNetOptions,
+    WideUNetOptions,
+)
+from pipeline.model.unetpp import UNetPlusOptions, UNetPlusPlus, UNetPlusPlusOptions
+from pipeline.model.vnet import VNet, VNetOptions
+
+__all__ = ["NETWORKS", "NetworkEntry"]
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """How one network is built.
+
+    Args:
+        build: Takes dims, in_channels, out_channels and the parsed options.
+        options: Class of its options, the defaults being those of the source.
+        dims: Numbers of spatial axes it can be built for.
+        summary: What it is, in one line.
+        source: Paper it comes from.
+        planned: Whether stages that the settings leave open follow from the dataset's plan; otherwise the defaults
+            of the options, which are the paper's, hold.
+        patch_size: Training patch it was made for, where that does not follow from the plan.
+    """
+
+    build: Callable[[int, int, int, Any], SegmentationNetwork]
+    options: type[NetworkOptions]
+    dims: tuple[int, ...]
+    summary: str
+    source: str
+    planned: bool = False
+    patch_size: tuple[int, ...] | None = None
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "unet": NetworkEntry(
+        UNet,
+        UNetOptions,
+        (2, 3),
+        "U-Net, padded and normalized, kernels and strides per axis",
+        "Ronneberger et al. 2015, arXiv 1505.04597",
+        planned=True,
+    ),
+    "unet2015": NetworkEntry(
+        UNet,
+        UNet2015Options,
+        (2, 3),
+        "The original U-Net: valid convolutions, cropped skip connections, no normalization",
+        "Ronneberger et al. 2015, arXiv 1505.04597",
+    ),
+    "unet_phseg_v5": NetworkEntry(
+        UNet,
+        PhsegUNetOptions,
+        (2,),
+        "The U-Net of the 2015 Caffe release: activated up-convolutions, dropout at the two deepest stages",
+        "Ronneberger et al. 2015, release phseg_v5",
+    ),
+    "unet_upconv": NetworkEntry(
+        UNet,
+        UpConvUNetOptions,
+        (2, 3),
+        "U-Net, padded and normalized, nearest-neighbour interpolation and a convolution for every step up",
+        "Ronneberger et al. 2015, arXiv 1505.04597",
+    ),
+    "unet32": NetworkEntry(
+        UNet,
+        UNet32Options,
+        (2, 3),
+        "U-Net of half the width, the baseline of UNet++",
+        "Zhou et al. 2018, arXiv 1807.10165",
+    ),
+    "wide_unet": NetworkEntry(
+        UNet,
+        WideUNetOptions,
+        (2, 3),
+        "U-Net about as large as UNet++, its second baseline",
+        "Zhou et al. 2018, arXiv 1807.10165",
+    ),
+    "unet3d_cicek": NetworkEntry(
+        UNet,
+        CicekUNetOptions,
+        (3,),
+        "The original 3D U-Net: valid convolutions, batch normalization, channels doubled before pooling",
+        "Çiçek et al. 2016, arXiv 1606.06650",
+    ),
+    "ciresan_n4": NetworkEntry(
+        Ciresan,
+        CiresanOptions,
+        (2,),
+        "Pixel classifier on 95 x 95 windows, computed for all pixels at once",
+        "Ciresan et al. 2012, NeurIPS 25, Deep Neural Networks Segment Neuronal Membranes",
+        patch_size=(WINDOW, WINDOW),
+    ),
+    "unetpp": NetworkEntry(
+        UNetPlusPlus,
+        UNetPlusPlusOptions,
+        (2, 3),
+        "UNet++, nested U-Nets of all depths with dense skip connections",
+        "Zhou et al. 2018, arXiv 1807.10165",
+        planned=True,
+    ),
+    "unetplus": NetworkEntry(
+        UNetPlusPlus,
+        UNetPlusOptions,
+        (2, 3),
+        "UNet+, nested U-Nets of all depths, each row a chain",
+        "Zhou et al. 2020, arXiv 1912.05074",
+        planned=True,
+    ),
+    "attention_unet_oktay": NetworkEntry(
+        OktayAttentionUNet,
+        OktayAttentionUNetOptions,
+        (3,),
+        "The published Attention U-Net: gates driven from one level below, logits combined from all levels",
+        "Oktay et al. 2018, arXiv 1804.03999",
+    ),
+    "attention_unet": NetworkEntry(
+        AttentionUNet,
+        AttentionUNetOptions,
+        (2, 3),
+        "U-Net whose skip connections are gated by the upsampled features, the widely used variant",
+        "Oktay et al. 2018, arXiv 1804.03999",
+    ),
+    "resunet": NetworkEntry(
+        ResUNet,
+        ResUNetOptions,
+        (2, 3),
+        "U-Net of pre-activated residual blocks, strides down and interpolation up",
+        "Zhang et al. 2018, arXiv 1711.10684",
+    ),
+    "dense_unet": NetworkEntry(
+        DenseUNet,
+        DenseUNetOptions,
+        (2, 3),
+        "U-Net of dense blocks, depth and growth per stage",
+        "Huang et al. 2017, arXiv 1608.06993; the arrangement is this project's",
+        planned=True,
+    ),
+    "dense_unet167": NetworkEntry(
+        DenseUNet167,
+        DenseUNet167Options,
+        (2,),
+        "The 2D network of H-DenseUNet: a DenseNet-161 with added skip connections",
+        "Li et al. 2018, arXiv 1709.07330",
+    ),
+    "nnunet_plain": NetworkEntry(
+        PlainUNet,
+        PlainOptions,
+        (2, 3),
+        "nnU-Net's PlainConvUNet: strides down, transposed convolutions up, a head per level",
+        "Isensee et al. 2021, 10.1038/s41592-020-01008-z",
+        planned=True,
+    ),
+    "nnunet_resenc": NetworkEntry(
+        ResidualUNet,
+        ResidualOptions,
+        (2, 3),
+        "nnU-Net's ResidualEncoderUNet: residual blocks in the encoder, a lighter decoder",
+        "Isensee et al. 2024, arXiv 2404.09556",
+        planned=True,
+    ),
+    "vnet": NetworkEntry(
+        VNet,
+        VNetOptions,
+        (3,),
+        "V-Net, residual stages of 5 x 5 x 5 convolutions, as in MONAI",
+        "Milletari et al. 2016, arXiv 1606.04797",
+    ),
+}

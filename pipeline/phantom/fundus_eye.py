@@ -1,0 +1,162 @@
+"""The anatomy behind a synthetic fundus photograph: outlines of disc and cup, and the field of view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["EVERYWHERE", "Box", "Eye", "Outline", "Plane", "Vector", "draw_eye", "outline_angle", "signed_distance"]
+
+Plane = NDArray[np.float32]
+"""(H, W): one number per pixel."""
+
+Vector = NDArray[np.float64]
+"""(2,): x and y."""
+
+Box = tuple[slice, slice]
+"""Rows and columns."""
+
+EVERYWHERE: Box = (slice(None), slice(None))
+"""All of them."""
+
+_Real = TypeVar("_Real", bound=np.floating[Any])
+
+_WAVES = 3  # an outline goes in and out 2, 3 and 4 times
+_CUP_TO_DISC = (0.3, 0.8)  # of the diameters; glaucoma is suspected above about 0.6
+_RIM = 0.08  # the cup stays this share of the disc's radius away from its border
+_OUTLINE_STEPS = 180
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """An ellipse with a slightly irregular border.
+
+    Args:
+        centre: Pixels.
+        radii: Half axes in pixels before turning.
+        angle: Rad by which the ellipse is turned.
+        waves: (3, 2) cosine and sine amplitudes of the radius, relative, for 2, 3 and 4 waves around.
+    """
+
+    centre: Vector
+    radii: Vector
+    angle: float
+    waves: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Eye:
+    """What is photographed.
+
+    Args:
+        size: Pixels along x and y.
+        view_centre: Centre of the round field of view.
+        view_radius: Its radius in pixels.
+        disc: Outline of the optic disc.
+        cup: Outline of the cup in it.
+        temporal: +1 if the temple is to the right, -1 if to the left.
+    """
+
+    size: tuple[int, int]
+    view_centre: Vector
+    view_radius: float
+    disc: Outline
+    cup: Outline
+    temporal: int
+
+
+def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
+    """Draw an eye: where its disc is, how large, and how large the cup is in it.
+
+    Args:
+        size: Pixels along x and y.
+        rng: Source of all draws.
+    """
+    width, height = size
+    middle = np.array([width, height]) / 2
+    temporal = 1 if rng.random() < 0.5 else -1
+    view_radius = width * rng.uniform(0.455, 0.495)
+    shift = rng.uniform(-1.0, 1.0, 2) * (0.17 * width, 0.14 * height)
+    radius = width * rng.uniform(0.072, 0.115)  # photographs of 30 degrees, discs of 4 to 7
+    disc = Outline(
+        middle + shift,
+        radius * np.array([rng.uniform(0.84, 0.99), 1.0]),
+        rng.normal(0.0, 0.15),
+        _irregular(0.012, rng),
+    )
+    return Eye(size, middle + rng.normal(0.0, 3.0, 2), view_radius, disc, _draw_cup(disc, temporal, rng), temporal)
+
+
+def signed_distance(outline: Outline, size: tuple[int, int], box: Box = EVERYWHERE) -> Plane:
+    """About how many pixels each pixel is outside an outline; negative inside.
+
+    Args:
+        outline: The outline.
+        size: Pixels along x and y.
+        box: Rows and columns wanted.
+
+    Returns:
+        (H, W) of the box.
+    """
+    x, y = _offsets(outline.centre, size, box)
+    cosine, sine = np.float32(np.cos(outline.angle)), np.float32(np.sin(outline.angle))
+    u = (cosine * x + sine * y) / np.float32(outline.radii[0])
+    v = (cosine * y - sine * x) / np.float32(outline.radii[1])
+    reach = np.maximum(np.hypot(u, v), np.float32(1e-6))
+    relative = reach - _border(outline, u / reach, v / reach)
+    return np.asarray(relative * outline.radii.mean(), dtype=np.float32)
+
+
+def outline_angle(outline: Outline, size: tuple[int, int]) -> Plane:
+    """Direction in which each pixel lies from the centre, in rad of the image: 0 right, pi/2 down."""
+    x, y = _offsets(outline.centre, size)
+    return np.asarray(np.arctan2(y, x))
+
+
+def _draw_cup(disc: Outline, temporal: int, rng: np.random.Generator) -> Outline:
+    """A cup of a random size, moved towards the temple as far as the disc allows."""
+    ratio = rng.uniform(*_CUP_TO_DISC)
+    radii = disc.radii * ratio * np.array([rng.uniform(0.92, 1.06), 1.0])
+    room = np.maximum(0.0, disc.radii * (1.0 - _RIM) - radii)
+    shift = room * np.array([temporal * rng.uniform(-0.1, 0.5), rng.uniform(-0.3, 0.3)])
+    cup = Outline(disc.centre + shift, radii, disc.angle + rng.normal(0.0, 0.1), _irregular(0.02, rng))
+    share = _reach(cup, disc) / (1.0 - 0.5 * _RIM)
+    return cup if share <= 1.0 else Outline(cup.centre, cup.radii / share, cup.angle, cup.waves)
+
+
+def _reach(inner: Outline, outer: Outline) -> float:
+    """How far an outline gets towards the border of another one around it; 1 where they touch."""
+    theta = np.linspace(0.0, 2.0 * np.pi, _OUTLINE_STEPS, endpoint=False)
+    cosine, sine = np.cos(theta), np.sin(theta)
+    edge = _border(inner, cosine, sine) * np.stack([cosine * inner.radii[0], sine * inner.radii[1]])
+    x, y = _turn(edge, inner.angle) + (inner.centre - outer.centre)[:, None]
+    u, v = _turn(np.stack([x, y]), -outer.angle) / outer.radii[:, None]
+    reach = np.hypot(u, v)
+    return float((reach / _border(outer, u / reach, v / reach)).max())
+
+
+def _irregular(amplitude: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.normal(0.0, amplitude, (_WAVES, 2))
+
+
+def _border(outline: Outline, cosine: NDArray[_Real], sine: NDArray[_Real]) -> NDArray[_Real]:
+    """Relative radius of an outline in a direction of its own axes."""
+    border, c, s = np.ones_like(cosine), cosine, sine
+    for along, across in outline.waves.astype(cosine.dtype):
+        c, s = c * cosine - s * sine, s * cosine + c * sine  # of twice, three, four times the angle
+        border += along * c + across * s
+    return border
+
+
+def _offsets(centre: Vector, size: tuple[int, int], box: Box = EVERYWHERE) -> tuple[Plane, Plane]:
+    """Distance of pixels from a place along x (1, W) and y (H, 1)."""
+    x = np.arange(size[0], dtype=np.float32)[None, box[1]]
+    return x - np.float32(centre[0]), np.arange(size[1], dtype=np.float32)[box[0], None] - np.float32(centre[1])
+
+
+def _turn(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine], [sine, cosine]]) @ points

@@ -1,0 +1,40 @@
+from itertools import combinations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.labels import LabelTable
+from pipeline.evaluate.overlap import overlaps
+from pipeline.infer.decode import decode
+
+NAMES = {value: f"label_{value}" for value in (1, 2, 3, 4)}
+SUBSETS = [held for size in (4, 3, 2, 1) for held in combinations(NAMES, size)]  # from large to small
+
+
+def _tables() -> list[LabelTable]:
+    """Every table of up to four regions that is not refused."""
+    tables = []
+    for count in (1, 2, 3, 4):
+        for chosen in combinations(SUBSETS, count):
+            regions = {f"region_{n}": held for n, held in enumerate(chosen)}
+            try:
+                tables.append(LabelTable(NAMES, None, regions))
+            except ValueError:
+                continue
+    return tables
+
+
+TABLES = _tables()
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(TABLES), st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_perfect_logits_of_any_regions_score_1(table: LabelTable, values: list[int]) -> None:
+    reference = np.array(values)
+    index = table.to_index(reference)
+    found = torch.stack([torch.from_numpy(np.isin(index, region)) for region in table.region_classes()])
+    prediction = table.from_index(decode(found.float() * 2 - 1, table.painting()).numpy())
+    for row in overlaps(reference, prediction, table):
+        assert row.status == "true_negative" or row.dice == 1.0

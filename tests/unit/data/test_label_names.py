@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.core import DataError, LabelTable
+from pipeline.data.label_names import label_table
+from pipeline.data.layout_tables import described_labels, read_description
+
+DISC = LabelTable({1: "rim", 2: "cup"}, None, {"disc": (1, 2), "cup": (2,)}, (1, 2))
+
+
+def test_nnunet_regions_make_every_entry_a_region() -> None:
+    labels = {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [1, 3], "enhancing": 3, "ignore": 4}
+    table = label_table(labels, "d", {"regions_class_order": [2, 1, 3], "numTraining": 5})
+    assert table.names == {1: "label_1", 2: "label_2", 3: "enhancing"}
+    assert table.ignore_label == 4
+    assert list(table.regions.items()) == [("whole_tumor", (1, 2, 3)), ("tumor_core", (1, 3)), ("enhancing", (3,))]
+    assert table.painted == (2, 1, 3)
+    assert label_table({**labels, "background": [0]}, "d").painted == (2, 1, 3)  # they follow from the regions
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"1": "rim", "2": "cup", "regions": {"disc": [1, 2], "cup": [2]}},
+        {"rim": 1, "cup": 2, "background": 0, "regions": {"cup": 2, "disc": [2, 1]}},  # from large to small
+        {"labels": {"1": "rim", "2": "cup"}, "regions": {"disc": [1, 2], "cup": [2]}, "regions_class_order": [1, 2]},
+        {"names": {"1": "rim", "2": "cup"}, "ignore_label": None, "regions": {"disc": [1, 2], "cup": [2]}},
+        DISC.to_json(),
+    ],
+)
+def test_every_form_of_the_same_table(content: dict[str, Any]) -> None:
+    assert label_table(content, "d") == DISC
+
+
+def test_values_without_a_name_are_called_after_themselves() -> None:
+    assert label_table({"regions": {"disc": [1, 2], "cup": [2]}}, "d").names == {1: "label_1", 2: "label_2"}
+    written = label_table({"names": {"1": "liver"}, "ignore_label": 255}, "d")
+    assert written == LabelTable({1: "liver"}, 255)
+
+
+def test_organs_may_be_called_like_the_keys_of_a_description() -> None:
+    table = label_table({"regions": 1, "labels": 2, "names": 3, "regions_class_order": 4}, "d")
+    assert table == LabelTable({1: "regions", 2: "labels", 3: "names", 4: "regions_class_order"})
+
+
+def test_a_folder_may_describe_regions_beside_its_labels(tmp_path) -> None:
+    (tmp_path / "datalist.json").write_text(
+        '{"labels": {"1": "rim", "2": "cup"}, "regions": {"disc": [1, 2], "cup": [2]}, "cases": []}'
+    )
+    assert described_labels(read_description(tmp_path)) == DISC
+    (tmp_path / "datalist.json").write_text('{"cases": []}')
+    assert described_labels(read_description(tmp_path)) is None
+    (tmp_path / "labels.json").write_text('{"1": "rim", "2": "cup", "regions": {"disc": [1, 2], "cup": [2]}}')
+    assert described_labels(read_description(tmp_path)) == DISC
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": [1, 2], "b": 3}, "d: region 'a': expected one value to paint it with, .* got 1, 2"),
+        ({"a": [1, "x"]}, r"d: regions: expected a list of label values, got \[1, 'x'\] for 'a'\. Write"),
+        ({"1": "x", "regions": {"a": "1"}}, "d: regions: expected a list of label values, got '1' for 'a'"),
+        ({"a": [1], "regions": {"b": [1]}}, "d: regions: expected lists of values or an object of regions, got both"),
+        ({"1": "x", "regions": {"a": [1, 0]}}, r"d: region 'a': expected values of the label table \(1\), got 0"),
+        ({"1": "x", "ignore": 3, "regions": {"a": [1, 3]}}, r"d: region 'a': expected values .* \(1\), got 3"),
+        ({"1": "x", "2": "y", "regions": {"a": [1]}}, "d: regions: expected every label value in one, got none with 2"),
+        ({"1": "x", "organ": "1"}, "d: labels: expected one name per value, got 'x' and 'organ' for 1"),
+        ([1], "d: labels: expected an object of values and names, got list"),
+    ],
+)
+def test_tables_that_mean_nothing_are_refused(content: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        label_table(content, "d")

@@ -1,0 +1,66 @@
+"""Class weights by hand, from lists and from label maps in memory and on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import LossSettings
+from pipeline.core import ConfigError
+from pipeline.data.store import PreparedCase, open_prepared, write_prepared
+from pipeline.train.balance import balanced_weights, class_voxel_counts, class_weights, require_class_weights
+
+BALANCED = LossSettings(class_weights="balanced")
+
+
+def test_counts_over_memory_and_disk_leave_out_the_ignored(tmp_path: Path) -> None:
+    label = np.zeros((130, 2, 2), np.int8)  # three slabs
+    label[0], label[100], label[129, 0] = 1, 2, -1
+    image = np.zeros((1, *label.shape), np.float16)
+    write_prepared(tmp_path, PreparedCase("a", image, label, {}, {}))
+    on_disk = open_prepared(tmp_path, "a")[1]
+    assert class_voxel_counts([on_disk]) == (510, 4, 4)
+    assert class_voxel_counts([on_disk, torch.from_numpy(label), np.full((1, 1, 1), 1)], 5) == (1020, 9, 8, 0, 0)
+
+
+def test_balanced_weights_have_a_mean_of_one_over_voxels_and_equal_sums_per_class() -> None:
+    counts = (60, 30, 0, 10)
+    weights = balanced_weights(counts)
+    assert weights == pytest.approx((100 / 180, 100 / 90, 1.0, 100 / 30))
+    assert sum(w * n for w, n in zip(weights, counts, strict=True)) / 100 == pytest.approx(1.0)
+
+
+def test_balanced_regions_have_a_mean_of_one() -> None:
+    # class 1 alone is the rim, class 2 the cup: 40 voxels of the disc, 10 of the cup; the third occurs nowhere
+    weights = balanced_weights((50, 30, 10), ((1, 2), (2,), (3,)))
+    assert weights == pytest.approx((0.4, 1.6, 1.0))
+
+
+def test_without_any_voxel_all_weigh_the_same() -> None:
+    assert balanced_weights((0, 0)) == (1.0, 1.0)
+
+
+def test_weights_as_the_settings_want_them() -> None:
+    labels = [torch.tensor([[[0, 0, 0, 1]]])]
+    assert class_weights(LossSettings(), 2, labels) is None
+    balanced = class_weights(BALANCED, 2, labels)
+    assert balanced is not None
+    assert balanced.tolist() == pytest.approx([4 / 6, 2.0])
+    given = class_weights(LossSettings(class_weights=(1.0, 3.0)), 2, labels)
+    assert given is not None
+    assert given.tolist() == [1.0, 3.0]
+
+
+def test_a_list_of_another_length_is_refused_with_the_organs_named() -> None:
+    settings = LossSettings(class_weights=(1.0, 3.0))
+    with pytest.raises(ConfigError) as error:
+        require_class_weights(settings, ["background", "liver", "spleen"])
+    assert error.value.problems == (
+        "loss.class_weights: expected 3 numbers (background, liver, spleen), got 2: [1.0, 3.0]. "
+        "Give one for each, or write balanced.",
+    )
+    with pytest.raises(ConfigError, match=r"expected 1 numbers \(region 0\), got 2"):
+        class_weights(settings, 1, [], regions=((1,),))
+    require_class_weights(settings, ["background", "liver"])
+    require_class_weights(BALANCED, ["background", "liver", "spleen"])
