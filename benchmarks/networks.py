@@ -33,6 +33,10 @@ from matplotlib import pyplot as plt
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = {2: CONFIGS / "hippocampus_2d.yaml", 3: CONFIGS / "hippocampus.yaml"}
 FEATURES = [16, 32, 64, 128]
+STAGES = {"vnet": {"convs_per_stage": [1, 2, 3, 2], "decoder_convs": [2, 1, 1]}}
+"""Networks whose other options go with their depth."""
+OWN_WIDTHS = ("ciresan_n4",)
+"""Networks too small to be narrowed."""
 VARIANTS = {"unetpp, batch norm, no dropout": ("unetpp", {"norm": "batch", "dropout": 0.0, "bias": False})}
 
 
@@ -54,9 +58,9 @@ def options_of(name: str, published: bool) -> dict[str, object]:
     """Narrow widths where the network has free ones; every other option is the network's own."""
     own, extra = VARIANTS.get(name, (name, {}))
     defaults = next(info.defaults for info in list_networks() if info.name == own)
-    if published or "features" not in defaults:
+    if published or own in OWN_WIDTHS or "features" not in defaults:
         return dict(extra)
-    return {"features": FEATURES, **extra}
+    return {"features": FEATURES, **STAGES.get(own, {}), **extra}
 
 
 def run(command: list[str], log: Path, threads: int) -> tuple[int, float]:

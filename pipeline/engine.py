@@ -34,6 +34,8 @@ _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """One thread per worker, because the workers share the processors. What the user has set stands."""
+_ROUND_S = 10.0
+"""Seconds without a result after which the pool is asked whether all its workers live."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def open_engine(jobs: int) -> Iterator[Run]:
                 flying[_submit(pool[0], function, items[index])] = index
             if not flying:
                 break
-            ready = wait(flying, return_when=FIRST_COMPLETED).done
+            ready = wait(flying, _ROUND_S, FIRST_COMPLETED).done
+            if not ready:  # the pool overlooks the death of a worker it has just started, until something stirs it
+                _submit(pool[0], _nothing, None)
             if any(_is_lost(future) for future in ready):
                 ready = wait(flying).done  # the pool is broken: nothing in it is running any more
                 pool[0].shutdown()
@@ -123,20 +127,25 @@ def _run_here(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcom
 
 
 def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[int]) -> Iterator[Outcome[R]]:
-    """Second and last try of items in flight when a worker died: one at a time, in a process that only death ends."""
+    """Try items in flight when a worker died again: one at a time, in a process that only death ends.
+
+    Twice: an item lost with another's worker may be one that needs a second try itself.
+    """
     pool: ProcessPoolExecutor | None = None
     try:
         for index in lost:
-            pool = pool or _pool(1)
-            future = _submit(pool, function, items[index])
-            wait([future])
-            if not _is_lost(future):
-                yield _outcome(index, future.result)
-                continue
-            pool.shutdown()
-            pool = None
-            advice = "It may have run out of memory: run again with --jobs 1."
-            yield Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")
+            for _ in range(2):
+                pool = pool or _pool(1)
+                future = _submit(pool, function, items[index])
+                wait([future])
+                if not _is_lost(future):
+                    yield _outcome(index, future.result)
+                    break
+                pool.shutdown()
+                pool = None
+            else:
+                advice = "It may have run out of memory: run again with --jobs 1."
+                yield Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -157,6 +166,10 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
+
+
+def _nothing(_: None) -> None:
+    """Work that only stirs the pool."""
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
