@@ -95,9 +95,11 @@ class PruningResult:
     @property
     def verdict(self) -> str:
         """Why this level, in one sentence."""
-        within = f"within {self.tolerance_points:g} Dice points of the best, {self.best.name}"
-        scores = f"{_score(self.chosen.mean_dice)} and {_score(self.best.mean_dice)}"
-        return f"{self.chosen.name} is the smallest level {within} (mean Dice {scores})."
+        points, best = f"within {self.tolerance_points:g} Dice points of", _score(self.best.mean_dice)
+        if self.chosen is self.best:
+            return f"{self.best.name} is the best level (mean Dice {best}); no smaller one is {points} it."
+        scores = f"{_score(self.chosen.mean_dice)} and {best}"
+        return f"{self.chosen.name} is the smallest level {points} the best, {self.best.name} (mean Dice {scores})."
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""

@@ -28,6 +28,8 @@ def test_the_verdict_compares_with_the_best_level() -> None:
     assert (found.best.name, found.chosen.name, ROWS[3].name) == ("L3", "L2", "average")
     expected = "L2 is the smallest level within 0.5 Dice points of the best, L3 (mean Dice 0.895 and 0.900)."
     assert found.verdict == expected
+    best = "L3 is the best level (mean Dice 0.900); no smaller one is within 0.5 Dice points of it."
+    assert result(ROWS, 3).verdict == best
 
 
 def test_csv_has_all_digits_and_markdown_a_readable_table() -> None:
