@@ -21,6 +21,9 @@ class ModelSettings(Section):
     """2: the network sees single slices. 3: volumes."""
     deep_supervision: bool = True
     """Also supervise coarser decoder levels."""
+    initialization: Literal["he", "pytorch"] = "he"
+    """First weights. he: N(0, sqrt(2 / inputs)). pytorch: what its layers begin with, 2.4 times smaller, which behind a
+    batch norm makes the first steps of a small learning rate as much larger."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the network, e.g. {features: [16, 32, 64, 128], norm: batch}; by default the plan's."""
 

@@ -129,7 +129,8 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
         painted: What :func:`painted_values` returned.
 
     Returns:
-        Each value of the region → the value that the remaining regions are painted with, 0 if none remains.
+        Each value of the region → the value that the remaining regions are painted with. Where just these have no
+        value, that of as many of them as have one; 0 if none has.
 
     Raises:
         KeyError: If there is no such region.
@@ -137,7 +138,13 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
     steps = painting_steps(regions, painted)
     taken = {n for n, held in enumerate(regions.values()) if set(held) <= set(regions[region])}
     homes = _homes(regions)
-    return {value: paint(set(homes[value]) - taken, steps) for value in regions[region]}
+    left = {}
+    for value in regions[region]:
+        rest = set(homes[value]) - taken
+        fitting = [other for other, home in homes.items() if set(home) <= rest]
+        painted_rest = paint(rest, steps)
+        left[value] = painted_rest if painted_rest in fitting else max(fitting, key=lambda n: len(homes[n]), default=0)
+    return left
 
 
 def _homes(regions: _Regions) -> dict[int, tuple[int, ...]]:

@@ -20,7 +20,8 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     Names are ``{"1": "liver"}`` or ``{"liver": 1}``, alone or under ``names`` or ``labels``; ``background`` is dropped,
     ``ignore`` recognised. Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of
     values, which makes every entry a region. They are painted in the order of ``regions_class_order``, which names a
-    value for each; without it from large to small. Values that only regions mention are called ``label_<value>``.
+    value for each; without it from large to small. Values that only lists mention are called ``label_<value>``; so are all
+    where only regions are given.
 
     Args:
         content: What the description has under ``labels``, or the content of a ``labels.json``.
@@ -39,14 +40,15 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     names, ignored, listed = _entries(inner, file)
     if inner is not content and content.get("ignore_label") is not None:
         ignored = _value(content["ignore_label"], "ignore", file)
-    given = outer["regions"] if isinstance(outer.get("regions"), Mapping) else {}
+    given = _regions(outer, inner is content, file)
     if given and listed:
         advice = "Keep one of the two"
         raise DataError(sentence("regions", "lists of values or an object of regions", "both", advice, file=file))
     regions = listed or {str(name): _members(values, str(name), file) for name, values in given.items()}
     order = outer.get("regions_class_order") if regions else None
-    for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
-        names.setdefault(value, f"label_{value}")
+    if listed or not names:
+        for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
+            names.setdefault(value, f"label_{value}")
     if not order:
         regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
     painted = _members(order or [], "regions_class_order", file)
@@ -64,6 +66,8 @@ def _entries(
     ignored = None
     regions: dict[str, tuple[int, ...]] = {}
     entries = {key: value for key, value in content.items() if not _is_about_regions(key, value)}
+    if entries.get("ignore_label", 0) is None:
+        del entries["ignore_label"]
     for key, value in entries.items():
         number, name = (key, value) if str(key).strip().isdigit() else (value, key)
         if isinstance(number, list):
@@ -72,7 +76,7 @@ def _entries(
                 regions[str(name)] = members
             continue
         number = _value(number, name, file)
-        if str(name).strip().lower() == "ignore":
+        if str(name).strip().lower() in ("ignore", "ignore_label"):
             ignored = number
         elif number in names:
             got, advice = f"{names[number]!r} and {name!r} for {number}", "Give every organ its own value"
@@ -84,8 +88,19 @@ def _entries(
     return names, ignored, regions if listed else {}
 
 
+def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[str, Any]:
+    """The object of regions; beside organs, one of them may be called regions."""
+    given = next((value for key, value in outer.items() if str(key).lower() == "regions"), None)
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, list) or not (given is None or flat):
+        got = type(given).__name__
+        raise DataError(sentence("regions", "an object of regions", got, _REGIONS_EXAMPLE, file=file))
+    return {}
+
+
 def _is_about_regions(key: str, value: Any) -> bool:
-    return (key == "regions" and isinstance(value, Mapping)) or (
+    return (str(key).lower() == "regions" and isinstance(value, (Mapping, list))) or (
         key == "regions_class_order" and isinstance(value, list)
     )
 

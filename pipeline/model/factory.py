@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,7 +39,14 @@ class NetworkInfo:
 
 
 def build_network(
-    name: str, dims: int, in_channels: int, out_channels: int, *, seed: int | None = None, **options: Any
+    name: str,
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    seed: int | None = None,
+    initialization: Literal["he", "pytorch"] = "he",
+    **options: Any,
 ) -> SegmentationNetwork:
     """Build and initialize a network.
 
@@ -50,6 +57,7 @@ def build_network(
         out_channels: Channels of the logits: the classes, background included.
         seed: Makes the initial weights reproducible and leaves torch's global RNG alone; None draws them from the
             global RNG (on the CPU).
+        initialization: ``he``: :func:`pipeline.model.base.initialize`. ``pytorch``: what PyTorch's layers begin with.
         options: Options of the network, such as ``features=(16, 32, 64)``.
 
     Returns:
@@ -68,7 +76,8 @@ def build_network(
     parsed = parse_options(entry.options, options, network=name)
     with _seeded(seed):
         network = entry.build(dims, in_channels, out_channels, parsed)
-        initialize(network)
+        if initialization == "he":
+            initialize(network)
     return network
 
 

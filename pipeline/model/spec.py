@@ -44,9 +44,10 @@ class NetworkSpec(BaseModel):
     options: dict[str, Any]
     patch_size: tuple[int, ...]
 
-    def build(self, seed: int | None = None) -> SegmentationNetwork:
-        """The network with freshly drawn weights."""
-        return build_network(self.name, self.dims, self.in_channels, self.out_channels, seed=seed, **self.options)
+    def build(self, seed: int | None = None, initialization: Literal["he", "pytorch"] = "he") -> SegmentationNetwork:
+        """The network with freshly drawn weights; arguments as for :func:`build_network`."""
+        shape = (self.name, self.dims, self.in_channels, self.out_channels)
+        return build_network(*shape, seed=seed, initialization=initialization, **self.options)
 
     def sizes(self) -> SizeRule:
         """Spatial sizes the network takes and its margin; takes no memory for weights."""

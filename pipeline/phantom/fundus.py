@@ -22,7 +22,7 @@ EXPERTS = 4
 """How many outlines a soft map averages."""
 
 _TEST_START = 500  # index of the first test case, so that it does not depend on how many train
-_SPREAD = (0.030, 0.045)  # SD of an expert's bias in the radius of disc and cup, as a share of it
+_SPREAD = (0.015, 0.025)  # SD of an expert's bias in the radius of disc and cup, as a share of it
 _MASKS = ("ODsegSoftmap", "cupsegSoftmap")
 
 

@@ -25,7 +25,7 @@ EVERYWHERE: Box = (slice(None), slice(None))
 _Real = TypeVar("_Real", bound=np.floating[Any])
 
 _WAVES = 3  # an outline goes in and out 2, 3 and 4 times
-_CUP_TO_DISC = (0.3, 0.8)  # of the diameters; glaucoma is suspected above about 0.6
+_CUP_TO_DISC = (0.4, 0.8)  # of the diameters; glaucoma is suspected above about 0.6
 _RIM = 0.08  # the cup stays this share of the disc's radius away from its border
 _OUTLINE_STEPS = 180
 
@@ -80,7 +80,7 @@ def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
     temporal = 1 if rng.random() < 0.5 else -1
     view_radius = width * rng.uniform(0.455, 0.495)
     shift = rng.uniform(-1.0, 1.0, 2) * (0.17 * width, 0.14 * height)
-    radius = width * rng.uniform(0.072, 0.115)  # photographs of 30 degrees, discs of 4 to 7
+    radius = width * rng.uniform(0.080, 0.115)  # photographs of 30 degrees, discs of 4 to 7
     disc = Outline(
         middle + shift,
         radius * np.array([rng.uniform(0.84, 0.99), 1.0]),

@@ -62,11 +62,11 @@ def _retina(eye: Eye, rng: np.random.Generator) -> Photo:
 
 def _add_crescent(photo: Photo, eye: Eye, rng: np.random.Generator) -> None:
     """Peripapillary atrophy: a pale crescent beside the disc, mostly on the temporal side."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.75:
         return
     radius = float(eye.disc.radii.mean())
     towards = (0.0 if eye.temporal > 0 else np.pi) + rng.normal(0.0, 0.5)
-    wide = radius * rng.uniform(0.15, 0.5)
+    wide = radius * rng.uniform(0.15, 0.4)
     around = np.clip(np.cos(outline_angle(eye.disc, eye.size) - towards), 0.0, 1.0) ** rng.uniform(0.6, 1.6)
     outside = signed_distance(eye.disc, eye.size)
     reach = wide * around * (1.0 + 0.25 * _noise(eye.size, 30, rng))
@@ -75,16 +75,16 @@ def _add_crescent(photo: Photo, eye: Eye, rng: np.random.Generator) -> None:
 
 
 def _add_disc(photo: Photo, eye: Eye, rng: np.random.Generator) -> None:
-    """The disc with a soft border, and the cup, which part of its border hardly shows."""
+    """The disc with a soft border, and the cup, which slopes gently into the rim on one side."""
     size = eye.size
     disc, cup = signed_distance(eye.disc, size), signed_distance(eye.cup, size)
     rim = np.array(_RIM) * (1.0 + rng.normal(0.0, (0.02, 0.05, 0.08)))
-    _blend(photo, rng.uniform(0.7, 0.92) * _soft(disc, rng.uniform(1.2, 3.5)), rim)
+    _blend(photo, rng.uniform(0.8, 0.95) * _soft(disc, rng.uniform(1.0, 2.0)), rim)
     theta = outline_angle(eye.cup, size) - rng.uniform(0.0, 2.0 * np.pi)
     vague = 0.5 + 0.5 * np.cos(theta)  # 1 where the cup slopes gently into the rim
-    softness = 1.5 + vague * rng.uniform(2.0, 0.28 * float(eye.cup.radii.mean()) + 2.0)
+    softness = 1.2 + vague * rng.uniform(0.5, 0.08 * float(eye.cup.radii.mean()) + 1.0)
     inside = 1.0 / (1.0 + np.exp(np.clip(cup / softness, -30.0, 30.0)))
-    _blend(photo, rng.uniform(0.45, 0.9) * inside * (1.0 - 0.35 * vague), _CUP)
+    _blend(photo, rng.uniform(0.7, 0.95) * inside * (1.0 - 0.15 * vague), _CUP)
     pores = np.clip(_noise(size, 110, rng), 0.0, 2.0) * _soft(cup + 0.3 * float(eye.cup.radii.mean()), 3.0)
     photo *= (1.0 - 0.05 * pores)[..., None]
     halo = np.exp(-np.clip(disc, 0.0, None) / (0.8 * float(eye.disc.radii.mean())))  # light scattered by the disc
@@ -99,7 +99,7 @@ def _add_spots(photo: Photo, eye: Eye, rng: np.random.Generator) -> None:
         for _ in range(rng.integers(3, 14)):
             place = home + rng.normal(0.0, 0.45 * radius, 2)
             _blob(photo, place, radius * rng.uniform(0.03, 0.10), _EXUDATE, rng.uniform(0.35, 0.9), flat=1.7)
-    if rng.random() < 0.35:  # about as large and as pale as a disc
+    if rng.random() < 0.2:  # about as large and as pale as a disc
         _blob(photo, _away(eye, rng), radius * rng.uniform(0.35, 0.6), _CRESCENT, rng.uniform(0.4, 0.75), flat=2.5)
     for _ in range(rng.integers(0, 5)):
         _blob(photo, _away(eye, rng), radius * rng.uniform(0.04, 0.12), _BLOOD, rng.uniform(0.3, 0.8))

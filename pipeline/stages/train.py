@@ -79,7 +79,7 @@ def train(
     require_identity(home, identity)
     _keep_card(out, card)
     validation = make_validation(prepared, split.validation, spec, plan, settings, place)
-    network = spec.build(seed=settings.train.seed)
+    network = spec.build(settings.train.seed, settings.model.initialization)
     frame = _frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores

@@ -79,6 +79,9 @@ def test_what_is_left_without_a_region() -> None:
     assert LabelTable({3: "liver", 5: "spleen"}).without("spleen") == (0, 1, 0)
     crossing = LabelTable({1: "a", 2: "b", 3: "both"}, None, {"A": (1, 3), "B": (2, 3)})
     assert crossing.without("A") == (0, 0, 2, 2)
+    chain = LabelTable({1: "x", 2: "y", 3: "z"}, None, {"A": (1, 2), "B": (2, 3), "C": (3,)})
+    assert chain.without("A") == (0, 0, 0, 3)  # B alone has no value, and 2 would be in A again
+    assert chain.without("B") == (0, 1, 1, 0)
     for table in (BRAIN, LabelTable({1: "liver"})):
         with pytest.raises(KeyError):
             table.without("livr")

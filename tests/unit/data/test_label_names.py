@@ -28,6 +28,7 @@ def test_nnunet_regions_make_every_entry_a_region() -> None:
         {"rim": 1, "cup": 2, "background": 0, "regions": {"cup": 2, "disc": [2, 1]}},  # from large to small
         {"labels": {"1": "rim", "2": "cup"}, "regions": {"disc": [1, 2], "cup": [2]}, "regions_class_order": [1, 2]},
         {"names": {"1": "rim", "2": "cup"}, "ignore_label": None, "regions": {"disc": [1, 2], "cup": [2]}},
+        {"names": {"1": "rim", "2": "cup"}, "Regions": {"disc": [1, 2], "cup": [2]}},
         DISC.to_json(),
     ],
 )
@@ -39,6 +40,8 @@ def test_values_without_a_name_are_called_after_themselves() -> None:
     assert label_table({"regions": {"disc": [1, 2], "cup": [2]}}, "d").names == {1: "label_1", 2: "label_2"}
     written = label_table({"names": {"1": "liver"}, "ignore_label": 255}, "d")
     assert written == LabelTable({1: "liver"}, 255)
+    assert label_table({"1": "liver", "ignore_label": 255}, "d") == written
+    assert label_table({"1": "liver", "ignore_label": None}, "d") == LabelTable({1: "liver"})
 
 
 def test_organs_may_be_called_like_the_keys_of_a_description() -> None:
@@ -69,6 +72,9 @@ def test_a_folder_may_describe_regions_beside_its_labels(tmp_path) -> None:
         ({"1": "x", "2": "y", "regions": {"a": [1]}}, "d: regions: expected every label value in one, got none with 2"),
         ({"1": "x", "organ": "1"}, "d: labels: expected one name per value, got 'x' and 'organ' for 1"),
         ([1], "d: labels: expected an object of values and names, got list"),
+        ({"names": {"1": "x"}, "regions": [1]}, r"d: regions: expected an object of regions, got list\. Write"),
+        ({"1": "x", "Regions": [{"a": [1]}]}, r"d: regions: expected an object of regions, got list\. Write"),
+        ({"1": "x", "2": "y", "regions": {"a": [1, 2, 7]}}, r"d: region 'a': expected values .* \(1, 2\), got 7"),
     ],
 )
 def test_tables_that_mean_nothing_are_refused(content: Any, message: str) -> None:

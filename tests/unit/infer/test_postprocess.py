@@ -32,6 +32,14 @@ def test_smaller_components_of_the_named_organs_become_background():
     assert (keep_largest(label, [TABLE.without("a"), TABLE.without("b")]) == 2).sum() == 3
 
 
+def test_a_connected_region_of_several_classes_stays_whole():
+    chain = LabelTable({1: "x", 2: "y", 3: "z"}, None, {"A": (1, 2), "B": (2, 3), "C": (3,)})
+    row = _row(1, 0, 2, 2, 2, 0, 1, 1, 1)
+    assert keep_largest(row, [chain.without("A")]).ravel().tolist() == [0, 0, 2, 2, 2, 0, 0, 0, 0]
+    joined = _row(1, 0, 2, 2, 1, 1, 1, 3)
+    assert keep_largest(joined, [chain.without("A")]).ravel().tolist() == [0, 0, 2, 2, 1, 1, 1, 3]
+
+
 def test_no_organs_and_absent_organs_change_nothing():
     label = _label()
     for without in ([], [TABLE.without("c"), (0, 1, 2, 3, 4, 0)]):

@@ -77,6 +77,17 @@ def test_seed_decides_the_weights_and_nothing_else(name):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+def test_first_weights_may_be_those_of_pytorch():
+    first = build_network("unet", 2, 1, 2, seed=1, initialization="pytorch", features=(4, 8))
+    for layer in first.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            bound = (layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]) ** -0.5
+            assert 0.5 * bound < layer.weight.abs().max() <= bound
+    he = build_network("unet", 2, 1, 2, seed=1, features=(4, 8))
+    weights = [network.state_dict()["encoder.1.unit2.conv.weight"] for network in (he, first)]
+    assert 2 < weights[0].std() / weights[1].std() < 3  # sqrt(2) against sqrt(1/3)
+
+
 def test_without_a_seed_the_global_generator_decides():
     weights = []
     for _ in range(2):
