@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
-_UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds")
+_UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds", "patch")
 _LISTED = 20  # failures printed before the rest is only counted
 
 
@@ -186,13 +186,15 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
 
     rows = survey_networks(edge, in_channels, out_channels)
     title = f"Networks, {in_channels} image channels, {out_channels} classes, patch edge {edge}"
-    table = _table("name", "parameters", "multiply-adds", "patch", "source", title=title)
+    table = _table("name", "parameters", "multiply-adds", "patch", title=title)
     for row in rows:
         patch, output = ("x".join(map(str, size)) for size in (row.patch_size, row.output_size))
         sizes = patch if output == patch else f"{patch} to {output}"
         adds = f"{row.multiply_adds / 1e9:,.1f} G"
-        table.add_row(f"{row.name} {row.dims}D", f"{row.parameters:,}", adds, sizes, row.source)
+        table.add_row(f"{row.name} {row.dims}D", f"{row.parameters:,}", adds, sizes)
     _console.print(table)
+    for name, source in {row.name: row.source for row in rows}.items():  # whole lines: a column would break them
+        say(f"  {name:<22}{source}")
 
 
 def print_pruning(result: PruningResult, out: Path) -> None:

@@ -69,12 +69,14 @@ def train(
 ) -> None:
     """Train one fold, or continue it where an earlier run stopped."""
     from pipeline.config import load_settings
-    from pipeline.console import print_training, progress_bars
+    from pipeline.console import print_training, progress_bars, say
     from pipeline.stages.train import train as run
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     with progress_bars() as bars:
-        result = run(prepared, out, settings, fold=fold, device=device, restart=restart, on_epoch=bars.on_epoch)
+        result = run(
+            prepared, out, settings, fold=fold, device=device, restart=restart, on_epoch=bars.on_epoch, say=say
+        )
     print_training(result, out, fold)
 
 

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import ErrorDetails
 
-__all__ = ["Positive", "PositiveRange", "Probability", "Range", "Section", "Size"]
+__all__ = ["Positive", "PositiveRange", "Probability", "Range", "Section", "Size", "rule_of"]
+
+_RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
+    "dict_type": "keys with values",
+    "invalid_key": "a key made of letters",
+    "missing": "one more value",
+    "model_type": "a section with keys",
+}
+_SHORTENED = (
+    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
+    (r"^greater than or equal to ", "at least "),
+    (r"^less than or equal to ", "at most "),
+    (r"^greater than ", "more than "),
+)
+
+
+def rule_of(details: ErrorDetails) -> str:
+    """What pydantic expected, in words that fit behind "expected"."""
+    rule = _RULES.get(details["type"], details["msg"])
+    for pattern, words in _SHORTENED:
+        rule = re.sub(pattern, words, rule)
+    return rule
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:

@@ -13,18 +13,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.config.fields import rule_of
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
 
 __all__ = ["json_schema", "load_settings", "save_settings"]
-
-_RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
-    "dict_type": "keys with values",
-    "invalid_key": "a key made of letters",
-    "missing": "one more value",
-    "model_type": "a section with keys",
-}
 
 
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -143,9 +137,7 @@ def _problem(details: ErrorDetails) -> str:
         return f"{path}: unknown key. {hint}"
     if kind == "value_error":
         return f"{path}: {details['msg'].removeprefix('Value error, ')}"
-    rule = _RULES.get(kind) or re.sub(
-        r"^(Input should be|Tuple should have) |, (unable|got|not) .*$", "", details["msg"]
-    )
+    rule = rule_of(details)
     hint = _closest(str(given), re.findall(r"'(.*?)'", rule)) if kind == "literal_error" else ""
     return f"{path}: expected {rule}, got {given!r}. {hint or 'Correct the value.'}"
 

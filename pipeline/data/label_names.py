@@ -20,8 +20,8 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     Names are ``{"1": "liver"}`` or ``{"liver": 1}``, alone or under ``names`` or ``labels``; ``background`` is dropped,
     ``ignore`` recognised. Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of
     values, which makes every entry a region. They are painted in the order of ``regions_class_order``, which names a
-    value for each; without it from large to small. Values that only lists mention are called ``label_<value>``; so are all
-    where only regions are given.
+    value for each; without it from large to small. Values that only lists mention are called ``label_<value>``; so are
+    all where only regions are given.
 
     Args:
         content: What the description has under ``labels``, or the content of a ``labels.json``.

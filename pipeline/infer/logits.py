@@ -69,7 +69,6 @@ def predict_logits(
     Raises:
         ConfigError: If the window that the settings ask for is none the network can take.
     """
-    check_window(spec, settings)
     runner: Any = network if spec.dims == 3 else SliceNetwork(network, plan.slice_axis)
     margin, step = getattr(runner, "margin", (0, 0, 0)), getattr(runner, "divisor", (1, 1, 1))
     patch = window = _in_volume(spec.patch_size, plan, spec)

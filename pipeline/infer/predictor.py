@@ -14,7 +14,7 @@ from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
-from pipeline.infer.logits import predict_logits
+from pipeline.infer.logits import check_window, predict_logits
 from pipeline.infer.postprocess import keep_largest
 from pipeline.infer.restore import restore_labels
 from pipeline.model.device import choose_device, choose_dtype, to_device
@@ -22,7 +22,7 @@ from pipeline.model.folder import ModelCard, load_network, read_card, trained_fo
 from pipeline.preprocess.prepare import prepare_image
 from pipeline.sample.augment import directions
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "check_inference"]
 
 
 class Predictor:
@@ -40,8 +40,8 @@ class Predictor:
         extra: The further MONAI transforms that training data went through, if any.
 
     Raises:
-        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ is not known, or the
-            further transforms are not those of training.
+        ConfigError: If the settings do not suit the model (see :func:`check_inference`), or the further transforms are
+            not those of training.
     """
 
     def __init__(
@@ -63,10 +63,9 @@ class Predictor:
             raise ConfigError(
                 [f"further transforms: expected those of training ({rule}), got {got}. Give them as extra=[…]."]
             )
+        check_inference(card, self.settings)
         self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
-        self.cleaned = _cleaned(self.settings.keep_largest, self.labels)
-        if self.settings.mirror and not self.mirror_axes:
-            raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
+        self.cleaned = tuple(self.labels.without(name) for name in self.settings.keep_largest)
         self.networks = [to_device(network, self.device).eval() for network in networks]
 
     @classmethod
@@ -145,10 +144,22 @@ def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
     return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
 
 
-def _cleaned(targets: Sequence[str], labels: LabelTable) -> tuple[tuple[int, ...], ...]:
-    """For each organ or region to clean, what becomes of the classes where it is taken away."""
-    unknown = [name for name in targets if name not in labels.targets]
+def check_inference(card: ModelCard, settings: InferSettings) -> None:
+    """Refuse settings of inference that a model cannot follow; training asks before it begins.
+
+    Args:
+        card: Description of the model.
+        settings: Section ``infer``.
+
+    Raises:
+        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ to clean is not known, or
+            the window is none the network can tile volumes with.
+    """
+    known = card.plan.label_table.targets
+    unknown = [name for name in settings.keep_largest if name not in known]
     if unknown:
-        known = ", ".join(labels.targets)
-        raise ConfigError([f"infer.keep_largest: expected some of {known}, got {', '.join(unknown)}. Correct it."])
-    return tuple(labels.without(name) for name in targets)
+        got = ", ".join(unknown)
+        raise ConfigError([f"infer.keep_largest: expected some of {', '.join(known)}, got {got}. Correct it."])
+    if settings.mirror and not _mirror_axes(card):
+        raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
+    check_window(card.network, settings)

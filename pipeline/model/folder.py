@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.config import Settings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_bytes, write_json
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -108,10 +108,13 @@ def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
         VolsegError: If the weights are missing or do not fit the network.
     """
     path = fold_folder(folder, fold) / "model.safetensors"
-    network = card.network.build()
-    try:
-        network.load_state_dict(load_weights(path))
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise VolsegError(f"{path}: expected weights of {card.network.name}, got {detail} Train it again.") from None
+    network, weights = card.network.build(), load_weights(path)
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if found != wanted:
+        other = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        got = f"{len(other)} tensors that are missing, surplus or of another shape, such as {other[0]}"
+        advice = "Train it again, or restore the options in model.json"
+        raise VolsegError(sentence("weights", f"those of {card.network.name}", got, advice, file=path))
+    network.load_state_dict(weights)
     return network.eval()

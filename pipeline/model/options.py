@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from pipeline.config.fields import rule_of
 from pipeline.core import ConfigError, sentence
 
 __all__ = [
@@ -191,6 +192,8 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
     path, value = ".".join(str(part) for part in details["loc"]), details["input"]
     message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden" and ":" in path:
+        return f"{path}: expected a name and a value, got one word. Write a blank after the colon."
     if details["type"] == "extra_forbidden":
         return f"{path}: expected one of {', '.join(known)}, got an unknown option. {suggestion(path, known)}"
     if details["type"] == "literal_error":
@@ -198,7 +201,7 @@ def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
         return f"{path}: expected one of {', '.join(legal)}, got {value!r}. {suggestion(value, legal)}"
     if details["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {message}, got {value!r}."
+    return f"{path}: expected {rule_of(details)}, got {value!r}. Correct the value."
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pipeline.model.sizes import SizeRule
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.topology import topology
 
-__all__ = ["NetworkSpec", "design_network"]
+__all__ = ["NetworkSpec", "design_network", "patches_per_batch"]
 
 _FIRST_FEATURES = 32
 _MOST_FEATURES = {2: 512, 3: 320}
@@ -94,6 +95,23 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
         advice = f"The next legal one is {legal}."
         raise ConfigError([f"sample.patch_size: expected a size {model.name} can take, got {tuple(patch)}. {advice}"])
     return spec
+
+
+def patches_per_batch(plan: Plan, spec: NetworkSpec, sample: SampleSettings) -> int:
+    """Patches per iteration: as set, else as planned; of a patch that had to be enlarged as many as have its voxels.
+
+    Args:
+        plan: The dataset's plan.
+        spec: The network's description.
+        sample: Section ``sample``.
+
+    Returns:
+        At least 1.
+    """
+    planned = plan.patch_3d if spec.dims == 3 else plan.patch_2d
+    if sample.batch_size is not None or sample.patch_size is not None or not any(spec.sizes().margin):
+        return sample.batch_size or planned.batch_size
+    return max(1, round(planned.batch_size * math.prod(planned.patch_size) / math.prod(spec.patch_size)))
 
 
 def _planned_patch(name: str, sizes: SizeRule, planned: Sequence[int]) -> tuple[int, ...]:

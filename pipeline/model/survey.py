@@ -12,6 +12,8 @@ from pipeline.model.factory import build_network, list_networks
 
 __all__ = ["NetworkCost", "survey_networks"]
 
+_LARGEST = 16384  # products of larger edges overflow PyTorch's sizes
+
 
 @dataclass(frozen=True)
 class NetworkCost:
@@ -47,10 +49,12 @@ def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> t
         out_channels: Channels of the logits.
 
     Raises:
-        ConfigError: If the edge or a number of channels is below 1.
+        ConfigError: If the edge or a number of channels is below 1, or the edge above 16384.
     """
     if edge < 1:
         raise ConfigError([sentence("patch", "an edge of at least 1 voxel", edge, "Enlarge it")])
+    if edge > _LARGEST:
+        raise ConfigError([sentence("patch", f"an edge of at most {_LARGEST} voxels", edge, "Reduce it")])
     rows = []
     for info in list_networks():
         for dims in info.dims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,6 +64,8 @@ def prune(
     _require_own_folder(out, model, identity)
     splits = _validation_cases(model, card, prepared, _wanted(model, folds))
     place = choose_device(device)
+    if not (out / "pruning.json").is_file():  # marks the folder as ours, and shows now whether it can be written to
+        write_json(out / "pruning.json", {"model": identity})
     total = sum(map(len, splits.values())) * (network.depth + 1)
     done = iter(range(1, total + 1))
     measured = list(
@@ -81,7 +84,7 @@ def prune(
         device=_describe(place),
         memory=MEMORY_MEANS[place.type] if known else None,
     )
-    write_json(out / "pruning.json", {"model": identity, **result.to_json()})  # first: it marks the folder as ours
+    write_json(out / "pruning.json", {"model": identity, **result.to_json()})
     options = network.options.pruned(result.level).model_dump(mode="json")
     note = {"pruned_from": result.source, "pruned_level": str(result.level)}
     smaller = {
@@ -118,9 +121,19 @@ def _require_own_folder(out: Path, model: Path, identity: str) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     mark = out / "pruning.json"
-    if out.resolve() == model.resolve() or not mark.is_file() or read_json(mark).get("model") != identity:
+    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != identity:
         rule, got = "a new folder, or an earlier pruning of this model", "another model or other files"
         raise VolsegError(sentence("output folder", rule, got, "Choose another one with --out", file=out))
+
+
+def _scored(validation: Any) -> set[str] | None:
+    """Cases of a ``validation.json``; None if it is no such file."""
+    return set(validation.get("cases", ())) if isinstance(validation, dict) else None
+
+
+def _model_of(pruning: Any) -> Any:
+    """The model that a ``pruning.json`` names; None if it is no such file."""
+    return pruning.get("model") if isinstance(pruning, dict) else None
 
 
 def _wanted(model: Path, folds: Sequence[int] | None) -> tuple[int, ...]:
@@ -148,7 +161,7 @@ def _validation_cases(
     for fold in wanted:
         cases = folds[fold].validation if fold < len(folds) else ()
         note = fold_folder(model, fold) / "validation.json"
-        if not cases or (note.is_file() and set(read_json(note).get("cases", ())) != set(cases)):
+        if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
             rule = f"the validation cases of fold {fold} as they were in training"
             raise VolsegError(sentence("splits.json", rule, "others", advice, file=prepared))
         other = [case for case in cases if infos[case].get("recipe") != card.plan.recipe]

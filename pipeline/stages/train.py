@@ -16,9 +16,12 @@ from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import text_hash, write_json
 from pipeline.data.store import prepared_ids, read_info
+from pipeline.infer.predictor import check_inference
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, fold_folder, read_card, trained_folds, write_card
-from pipeline.model.spec import NetworkSpec, design_network
+from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan import Plan, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
@@ -42,6 +45,7 @@ def train(
     device: str | None = None,
     restart: bool = False,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
     """Train one fold, or continue it where an earlier run stopped.
 
@@ -55,6 +59,7 @@ def train(
         device: Name of the device; by default the best there is.
         restart: Throw away what an earlier run of this fold left.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
+        say: Told before it begins what is trained.
 
     Returns:
         Scores of the best weights on all validation cases, and the history.
@@ -72,6 +77,7 @@ def train(
     place = choose_device(device)
     home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place))
+    check_inference(card, settings.infer)
     _require_same_model(out, card, fold)
     source = _patch_source(prepared, split, spec, plan, settings, place)
     if restart:
@@ -80,6 +86,7 @@ def train(
     _keep_card(out, card)
     validation = make_validation(prepared, split.validation, spec, plan, settings, place)
     network = spec.build(settings.train.seed, settings.model.initialization)
+    say(_description(spec, source, network))
     frame = _frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores
@@ -109,17 +116,23 @@ def _patch_source(
     size, margin = [1, 1, 1], [0, 0, 0]
     for axis, length, lost in zip(plan.axes(spec.dims), spec.patch_size, spec.sizes().margin, strict=True):
         size[axis], margin[axis] = length, lost
-    planned = plan.patch_3d if spec.dims == 3 else plan.patch_2d
     return PatchSource(
         prepared,
         split.train,
         (size[0], size[1], size[2]),
-        settings.sample.batch_size or planned.batch_size,
+        patches_per_batch(plan, spec, settings.sample),
         settings.sample,
         device,
         squeeze_axis=plan.slice_axis if spec.dims == 2 else None,
         margin=(margin[0], margin[1], margin[2]),
     )
+
+
+def _description(spec: NetworkSpec, source: PatchSource, network: SegmentationNetwork) -> str:
+    """What is trained, in one line."""
+    size, logits = (" x ".join(map(str, n)) for n in (spec.patch_size, network.output_size(spec.patch_size)))
+    seen = f"patch {size}" if size == logits else f"patch {size}, logits {logits}"
+    return f"{spec.name} {spec.dims}D: {count_parameters(network):,} parameters, {seen}, batch {source.batch_size}"
 
 
 def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
@@ -138,6 +151,7 @@ def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) ->
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed"})
+    sample["initialization"] = settings.model.initialization
     parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
     return text_hash(spec.model_dump_json(), plan.model_dump_json(), json.dumps(parts), json.dumps(vars(split)))
 

@@ -102,6 +102,22 @@ def test_an_earlier_pruning_of_the_same_model_is_replaced(nested: Path, prepared
     assert Predictor.load(out, device="cpu").networks[0].depth == 1
 
 
+def test_damaged_and_unwritable_files_are_named_before_anything_is_measured(
+    nested: Path, prepared: Path, tmp_path: Path
+) -> None:
+    def refused(model: Path, out: Path, match: str) -> None:
+        with pytest.raises(VolsegError, match=match):
+            prune(model, prepared, out, device="cpu", progress=lambda *_: pytest.fail("measured already"))
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pruning.json").write_text("[]")
+    refused(nested, tmp_path / "out", "output folder: expected a new folder, or an earlier pruning of this model")
+    refused(nested, tmp_path / "out" / "pruning.json" / "x", r"pruning.json/x.* could not be written")
+    shutil.copytree(nested, tmp_path / "copy")
+    (tmp_path / "copy" / "fold_0" / "validation.json").write_text("[]")
+    refused(tmp_path / "copy", tmp_path / "new", "expected the validation cases of fold 0 as they were in training")
+
+
 def test_refusals_say_what_to_do(nested: Path, prepared: Path, tmp_path: Path) -> None:
     def refusal(model: Path = nested, data: Path = prepared, out: Path = tmp_path / "out", **options: object) -> str:
         with pytest.raises(VolsegError) as caught:

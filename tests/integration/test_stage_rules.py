@@ -55,6 +55,31 @@ def test_refused_settings_leave_the_model_as_it_was(prepared: Path, model: Path,
     assert (tmp_path / "m" / "model.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("infer", "message"),
+    [
+        ({"keep_largest": ("livr",)}, "infer.keep_largest: expected some of box_left, box_small, got livr"),
+        ({"window_size": (3, 3, 3)}, "infer.window_size: expected a size unet can tile volumes with"),
+        ({"mirror": True}, "infer.mirror: expected a model trained with flips, got one without"),
+    ],
+)
+def test_settings_of_inference_are_checked_before_training(
+    prepared: Path, tmp_path: Path, infer: dict[str, object], message: str
+) -> None:
+    settings = changed(toy_settings(), infer=infer, augment={"flip_axes": ()})
+    with pytest.raises(ConfigError, match=message):
+        train(prepared, tmp_path / "m", settings, device="cpu")
+    assert not (tmp_path / "m").exists()
+
+
+def test_training_says_what_it_trains(prepared: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(prepared, tmp_path / "m", changed(toy_settings(), train={"epochs": 1}), device="cpu", say=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("unet 3D: ")
+    assert " parameters, patch " in said[0]
+
+
 def test_edited_folds_are_kept_and_wrong_ones_named(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "prepared"
     preprocess(dataset, out, toy_settings(), jobs=1)

@@ -85,7 +85,7 @@ def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path: Path)
         ("train.batch_size=3", "train.batch_size: unknown key. Did you mean sample.batch_size or infer.batch_size?"),
         ("xyz=3", "xyz: unknown key. Known keys: preprocess, sample, augment, model, loss, train, infer."),
         ("train.epocs=3", "train.epocs: unknown key. Did you mean epochs?"),
-        ("train.epochs=0", "train.epochs: expected greater than or equal to 1, got 0. Correct the value."),
+        ("train.epochs=0", "train.epochs: expected at least 1, got 0. Correct the value."),
         ("train.learning_rate=nan", "train.learning_rate: expected"),
         ("train.learning_rate=inf", "train.learning_rate: expected a finite number, got inf. Correct the value."),
     ],
@@ -129,7 +129,7 @@ model: 5
     assert sorted(found) == sorted(
         [
             "--set train.budget: expected section.key=value, got 'train.budget'. For example train.learning_rate=3e-4.",
-            "train.learning_rate: expected greater than 0, got -1. Correct the value.",
+            "train.learning_rate: expected more than 0, got -1. Correct the value.",
             "train.epoch: unknown key. Did you mean epochs?",
             "train.epochs: expected a valid integer, got 2.5. Correct the value.",
             "train.momentum: expected a valid number, got 'high'. Correct the value.",
@@ -137,7 +137,7 @@ model: 5
             "Did you mean zscore?",
             "preprocess.spacing_mm.2: expected one more value, got [1, 2]. Correct the value.",
             "preprocess.patch_size.2: expected a valid integer, got 'x'. Correct the value.",
-            "preprocess.patch_size_2d: expected at most 2 items after validation, got [1, 2, 3]. Correct the value.",
+            "preprocess.patch_size_2d: expected at most 2 items, got [1, 2, 3]. Correct the value.",
             "augment.scale: expected 0 < low <= high, got [2.0, 1.0]. Swap or correct them.",
             "augment.flip_axes.1: expected 'LR', 'AP' or 'SI', got 'XX'. Correct the value.",
             "sampel: unknown key. Did you mean sample?",

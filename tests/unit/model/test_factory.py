@@ -63,6 +63,18 @@ def test_wrong_option_is_corrected():
     assert "Did you mean relu?" in str(caught.value)
 
 
+def test_wrong_values_are_named_in_plain_words():
+    wrong = {
+        "unet": ({"features": [4]}, "features: expected at least 2 items, got [4]. Correct the value."),
+        "unet32": ({"dropout": 1.5}, "dropout: expected less than 1, got 1.5. Correct the value."),
+        "wide_unet": ({"norm:batch": None}, "norm:batch: expected a name and a value, got one word. Write a blank"),
+    }
+    for name, (options, message) in wrong.items():
+        with pytest.raises(ConfigError) as caught:
+            build_network(name, 2, 1, 2, **options)
+        assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_decides_the_weights_and_nothing_else(name):
     torch.manual_seed(7)

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError
-from pipeline.model.spec import NetworkSpec, design_network
+from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan import Plan
 
 REGIONS = {"names": {"1": "rim", "2": "cup"}, "ignore_label": None, "regions": {"disc": [1, 2], "cup": [2]}}
@@ -73,6 +73,16 @@ def test_a_planned_network_of_valid_convolutions_covers_the_planned_patch() -> N
     spec = design(name="unet", dims=2, options={"padding": "valid", "head_size": "full"})
     covered = spec.sizes().output_size(spec.patch_size)
     assert all(0 <= n - wanted < step for n, wanted, step in zip(covered, (40, 56), spec.sizes().step, strict=True))
+
+
+def test_an_enlarged_patch_takes_the_place_of_several() -> None:
+    own, sample = plan(patch_3d=(64, 64, 32)), SampleSettings()
+    assert patches_per_batch(own, design(made=own, name="unet"), sample) == 2
+    assert patches_per_batch(own, design(made=own, name="unet3d_cicek"), sample) == 1
+    pixels = design(name="ciresan_n4", dims=2)
+    assert patches_per_batch(plan(), pixels, sample) == round(12 * 40 * 56 / 95**2)
+    assert patches_per_batch(plan(), pixels, SampleSettings(batch_size=7)) == 7
+    assert patches_per_batch(plan(), pixels, SampleSettings(patch_size=(95, 95))) == 12
 
 
 def test_given_options_make_a_planned_patch_legal() -> None:

@@ -26,3 +26,5 @@ def test_costs_by_hand():
 def test_an_empty_patch_is_refused():
     with pytest.raises(ConfigError, match="patch: expected an edge of at least 1 voxel, got 0"):
         survey_networks(0)
+    with pytest.raises(ConfigError, match="patch: expected an edge of at most 16384 voxels, got 16385"):
+        survey_networks(16385)

@@ -162,7 +162,7 @@ def test_accurate_needs_heads_to_average():
         ({"head": 1}, "head: expected none, unless deep supervision is on and mode is fast, got 1"),
         ({"head": 1, "deep_supervision": True, "mode": "accurate"}, "head: expected none, unless deep supervision"),
         ({"head": 5, "deep_supervision": True}, "head: expected 1 to 4, as there are 5 stages, got 5"),
-        ({"head": 0, "deep_supervision": True}, "head: Input should be greater than or equal to 1, got 0"),
+        ({"head": 0, "deep_supervision": True}, "head: expected at least 1, got 0. Correct the value."),
     ],
 )
 def test_a_head_that_is_not_there_is_refused(options, problem):
