@@ -82,9 +82,9 @@ def _add_disc(photo: Photo, eye: Eye, rng: np.random.Generator) -> None:
     _blend(photo, rng.uniform(0.8, 0.95) * _soft(disc, rng.uniform(1.0, 2.0)), rim)
     theta = outline_angle(eye.cup, size) - rng.uniform(0.0, 2.0 * np.pi)
     vague = 0.5 + 0.5 * np.cos(theta)  # 1 where the cup slopes gently into the rim
-    softness = 1.2 + vague * rng.uniform(0.5, 0.08 * float(eye.cup.radii.mean()) + 1.0)
+    softness = 1.0 + vague * rng.uniform(0.3, 0.05 * float(eye.cup.radii.mean()) + 0.8)
     inside = 1.0 / (1.0 + np.exp(np.clip(cup / softness, -30.0, 30.0)))
-    _blend(photo, rng.uniform(0.7, 0.95) * inside * (1.0 - 0.15 * vague), _CUP)
+    _blend(photo, rng.uniform(0.8, 0.98) * inside * (1.0 - 0.1 * vague), _CUP)
     pores = np.clip(_noise(size, 110, rng), 0.0, 2.0) * _soft(cup + 0.3 * float(eye.cup.radii.mean()), 3.0)
     photo *= (1.0 - 0.05 * pores)[..., None]
     halo = np.exp(-np.clip(disc, 0.0, None) / (0.8 * float(eye.disc.radii.mean())))  # light scattered by the disc
