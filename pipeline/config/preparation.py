@@ -31,10 +31,8 @@ class PreprocessSettings(Section):
     """3D patch along the axes of `orientation`; by default planned."""
     patch_size_2d: tuple[Size, Size] | None = None
     """2D patch along the two in-plane axes; by default planned."""
-    max_patch_voxels: Annotated[int, Field(ge=512)] = 128**3
-    """Planned 3D patches have at most this many voxels."""
-    max_patch_pixels: Annotated[int, Field(ge=64)] = 512**2
-    """Planned 2D patches have at most this many pixels."""
+    memory_gb: Positive | None = None
+    """GPU memory to plan patch and batch for, counted as nnU-Net does; by default what this machine has, up to 24."""
     store_dtype: Literal["float16", "float32"] = "float16"
     """Type of stored intensities; after normalization float16 keeps three digits."""
 

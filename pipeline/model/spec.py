@@ -16,12 +16,9 @@ from pipeline.model.factory import build_network
 from pipeline.model.registry import NETWORKS
 from pipeline.model.sizes import SizeRule
 from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.topology import topology
+from pipeline.preprocess.topology import feature_widths, topology
 
 __all__ = ["NetworkSpec", "design_network", "patches_per_batch"]
-
-_FIRST_FEATURES = 32
-_MOST_FEATURES = {2: 512, 3: 320}
 
 
 class NetworkSpec(BaseModel):
@@ -143,7 +140,7 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
     """The settings' options, completed by the plan's features, strides and kernels where none are given."""
     options = dict(model.options)
     given = [len(options[name]) for name in ("features", "strides") if isinstance(options.get(name), list | tuple)]
-    shape = topology(patch, spacing_mm, given[0]) if given else topology(patch, spacing_mm)
+    shape = topology(patch, spacing_mm, given[0] if given else None)
     stages = given[0] if given else len(shape.strides)
     if stages > len(shape.strides) and "strides" not in options:
         raise ConfigError(
@@ -152,8 +149,7 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
                 f"got {stages}. Shorten the list or enlarge the patch."
             ]
         )
-    most = _MOST_FEATURES[model.dims]
-    options.setdefault("features", [min(_FIRST_FEATURES * 2**n, most) for n in range(stages)])
+    options.setdefault("features", list(feature_widths(stages, model.dims)))
     if "strides" not in options:  # kernels belong to strides: whoever sets those gets the network's default kernels
         options["strides"] = [list(stride) for stride in shape.strides]
         options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])

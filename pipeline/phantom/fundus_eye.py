@@ -25,7 +25,7 @@ EVERYWHERE: Box = (slice(None), slice(None))
 _Real = TypeVar("_Real", bound=np.floating[Any])
 
 _WAVES = 3  # an outline goes in and out 2, 3 and 4 times
-_CUP_TO_DISC = (0.4, 0.8)  # of the diameters; glaucoma is suspected above about 0.6
+_CUP_TO_DISC = (0.45, 0.85)  # of the diameters; glaucoma is suspected above about 0.6, and most of Drishti-GS1 has it
 _RIM = 0.08  # the cup stays this share of the disc's radius away from its border
 _OUTLINE_STEPS = 180
 

@@ -18,7 +18,7 @@ from pipeline.core.files import read_json, text_hash, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
-from pipeline.preprocess.topology import batch_size, plan_patch, target_spacing
+from pipeline.preprocess.patch_rules import batch_size, plan_patch, target_spacing
 
 __all__ = ["Normalization", "PatchPlan", "Plan", "make_plan", "read_plan", "write_plan"]
 
@@ -107,23 +107,28 @@ class Plan(_Value):
         return (0, 1, 2) if dims == 3 else tuple(axis for axis in range(3) if axis != self.slice_axis)
 
 
-def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings) -> Plan:
+def make_plan(
+    dataset: Dataset, fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings, memory_gb: float
+) -> Plan:
     """Plan from fingerprints; what the settings fix is taken from them.
 
     Args:
         dataset: The dataset.
         fingerprints: One per usable case, at least one.
         settings: Section ``preprocess``.
+        memory_gb: GPU memory to plan patch and batch for.
     """
     spacing, resampled = _targets(fingerprints, settings)
-    median = tuple(int(n) for n in np.median(resampled, axis=0).round())
-    voxels = float(np.prod(resampled, axis=1).sum()) / len(fingerprints) * len(dataset.cases)
+    exact = np.median(resampled, axis=0)
+    median = tuple(int(n) for n in exact.round())
     axis = _slice_axis(spacing, median)
-    in_plane = [a for a in range(3) if a != axis]
-    patch_3d = settings.patch_size or plan_patch(median, spacing, settings.max_patch_voxels)
-    patch_2d = settings.patch_size_2d or plan_patch(
-        [median[a] for a in in_plane], [spacing[a] for a in in_plane], settings.max_patch_pixels
-    )
+
+    def patch(axes: Sequence[int], given: tuple[int, ...] | None) -> PatchPlan:
+        mm, outputs = [spacing[a] for a in axes], dataset.labels.outputs
+        size = given or plan_patch([float(exact[a]) for a in axes], mm, outputs, memory_gb)
+        voxels = float(np.prod(exact)) * len(dataset.cases)
+        return PatchPlan(patch_size=size, batch_size=batch_size(size, mm, outputs, memory_gb, voxels))
+
     kept = float(np.median([math.prod(f.cropped_shape) / math.prod(f.shape) for f in fingerprints]))
     normalization = tuple(
         _normalization(settings.normalization, name, statistics, kept)
@@ -143,10 +148,9 @@ def make_plan(dataset: Dataset, fingerprints: Sequence[CaseFingerprint], setting
         normalization=normalization,
         median_shape=(median[0], median[1], median[2]),
         slice_axis=axis,
-        patch_3d=PatchPlan(patch_size=patch_3d, batch_size=batch_size(patch_3d, settings.max_patch_voxels, voxels)),
-        # nnU-Net trains 12 slices of the largest size: 6 times the 2 that the rule allows
-        patch_2d=PatchPlan(patch_size=patch_2d, batch_size=batch_size(patch_2d, 6 * settings.max_patch_pixels, voxels)),
-        reasons=_reasons(settings, spacing, kept, normalization, axis),
+        patch_3d=patch((0, 1, 2), settings.patch_size),
+        patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
+        reasons=_reasons(settings, spacing, kept, normalization, axis, memory_gb),
     )
 
 
@@ -216,6 +220,7 @@ def _reasons(
     kept: float,
     normalization: tuple[Normalization, ...],
     axis: int,
+    memory_gb: float,
 ) -> tuple[str, ...]:
     spacing = f"spacing {tuple(round(s, 3) for s in spacing_mm)} mm"
     schemes = ", ".join(entry.scheme for entry in normalization)
@@ -227,4 +232,5 @@ def _reasons(
         else f"{spacing}: {'as set' if settings.spacing_mm else 'median of the dataset per axis'}.",
         f"normalization {schemes}: cropping keeps {kept:.0%} of the median volume.",
         f"2D networks see {names[codes[axis]]} slices: that axis has one slice or the coarsest spacing.",
+        f"patches and batches: what the plain U-Net trains on in {memory_gb:g} GB, a batch at most 5% of the dataset.",
     )

@@ -1,6 +1,7 @@
-"""Patch size, batch size and network topology from spacing, shape and a memory budget: nnU-Net's rules as functions.
+"""Where a U-shaped network pools, how wide its stages are, what its feature maps weigh: nnU-Net's rules as functions.
 
-Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning.
+Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning; the exact numbers
+are those of nnunetv2 2.8.1.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+__all__ = ["Topology", "feature_map_values", "feature_widths", "topology"]
 
-__all__ = ["Topology", "batch_size", "plan_patch", "target_spacing", "topology"]
-
-_ANISOTROPIC = 3.0  # an axis this many times coarser than the others counts as anisotropic
 _MIN_FEATURE_MAP = 4  # an axis is halved while it keeps at least this many voxels
-_MAX_STAGES = 6
-_DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
+_SIMILAR = 2.0  # spacings within this factor count as the same resolution
+_FIRST_FEATURES = 32
+_MOST_FEATURES = {2: 512, 3: 320}
+_CONVS_PER_STAGE = 2
 
 
 @dataclass(frozen=True)
@@ -37,110 +37,65 @@ class Topology:
         return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
 
-def target_spacing(
-    spacings_mm: Sequence[tuple[float, float, float]], shapes: Sequence[tuple[int, int, int]]
-) -> tuple[float, float, float]:
-    """Median spacing per axis; an axis that is much coarser takes its 10th percentile instead.
+def topology(patch: Sequence[float], spacing_mm: Sequence[float], max_stages: int | None = None) -> Topology:
+    """Pool an axis while it has 8 voxels or more and its spacing is below twice the smallest of such axes.
 
-    The exception holds if one axis is more than 3 times coarser than both others and has fewer than a third of their
-    voxels; it never becomes finer than the coarsest other axis.
-
-    Args:
-        spacings_mm: Spacing of every case.
-        shapes: Shape of every case, along the same axes.
-
-    Returns:
-        Spacing in mm along the same axes.
-    """
-    spacings = np.array(spacings_mm, dtype=np.float64)
-    target = np.median(spacings, axis=0)
-    voxels = np.median(np.array(shapes, dtype=np.float64), axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != worst]
-    if target[worst] > _ANISOTROPIC * target[others].max() and voxels[worst] * 3 < voxels[others].min():
-        target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
-    i, j, k = (float(round(value, 6)) for value in target)
-    return i, j, k
-
-
-def topology(patch: Sequence[int], spacing_mm: Sequence[float], max_stages: int = _MAX_STAGES) -> Topology:
-    """Pool an axis while it has 8 voxels or more and its spacing is below twice the smallest.
+    Where only one axis is left to pool, it needs 12 voxels. A kernel spans an axis from the stage on at which the
+    axis' spacing is below twice the smallest of all; the deepest stage's kernels span all axes.
 
     Args:
         patch: Voxels per axis.
         spacing_mm: Spacing per axis.
-        max_stages: Stop at so many stages, the first (full resolution) included.
+        max_stages: Stop at so many stages, the first (full resolution) included; None to stop where nothing is left.
 
     Returns:
         The topology; one stage if nothing can be pooled.
     """
-    size, spacing = [float(n) for n in patch], list(spacing_mm)
+    size, spacing = list(patch), list(spacing_mm)
     strides: list[tuple[int, ...]] = [(1,) * len(size)]
-    kernels: list[tuple[int, ...]] = [_kernels(spacing)]
-    while len(strides) < max_stages:
-        large = [axis for axis, n in enumerate(size) if n >= 2 * _MIN_FEATURE_MAP]
-        if not large:
+    kernels: list[tuple[int, ...]] = []
+    spanned = [False] * len(size)
+    while max_stages is None or len(strides) < max_stages:
+        pooled = _pooled(size, spacing)
+        if not pooled:
             break
-        finest = min(spacing[axis] for axis in large)
-        pooled = [axis for axis in large if spacing[axis] < 2 * finest]
+        finest = min(spacing)
+        spanned = [before or mm / finest < _SIMILAR for before, mm in zip(spanned, spacing, strict=True)]
+        kernels.append(tuple(3 if span else 1 for span in spanned))
         strides.append(tuple(2 if axis in pooled else 1 for axis in range(len(size))))
         for axis in pooled:
             size[axis], spacing[axis] = math.ceil(size[axis] / 2), spacing[axis] * 2
-        kernels.append(_kernels(spacing))
-    return Topology(tuple(strides), tuple(kernels))
+    return Topology(tuple(strides), (*kernels, (3,) * len(size)))
 
 
-def plan_patch(
-    median_shape: Sequence[int], spacing_mm: Sequence[float], max_voxels: int, max_stages: int = _MAX_STAGES
-) -> tuple[int, ...]:
-    """Largest patch within the budget, its aspect that of the physical field of view.
-
-    Starts with a cube in mm, clips it to the median shape (rounded up to what the topology can halve) and shrinks the
-    axis that covers the largest share of the median shape until the voxels fit.
-
-    Args:
-        median_shape: Voxels per axis of the median case at the target spacing.
-        spacing_mm: Target spacing.
-        max_voxels: Budget.
-        max_stages: As for :func:`topology`.
-
-    Returns:
-        A patch that is a multiple of the divisor of its own topology.
-    """
-    inverse = 1.0 / np.array(spacing_mm, dtype=np.float64)
-    start = inverse / np.prod(inverse) ** (1 / len(inverse)) * max_voxels ** (1 / len(inverse)) * 2
-    patch = [max(1, min(round(a), n)) for a, n in zip(start.tolist(), median_shape, strict=True)]
-    patch = _legal(patch, spacing_mm, max_stages)
-    while math.prod(patch) > max_voxels:
-        divisor = topology(patch, spacing_mm, max_stages).divisor
-        share = [n / m if n > d else 0.0 for n, m, d in zip(patch, median_shape, divisor, strict=True)]
-        axis = int(np.argmax(share))
-        if share[axis] == 0.0:
-            break
-        patch[axis] -= divisor[axis]
-        patch = _legal(patch, spacing_mm, max_stages, down=True)
-    return tuple(patch)
+def feature_widths(stages: int, dims: int) -> tuple[int, ...]:
+    """Channels per stage: 32, doubled at every stage up to 320 in 3D and 512 in 2D."""
+    return tuple(min(_FIRST_FEATURES * 2**stage, _MOST_FEATURES[dims]) for stage in range(stages))
 
 
-def batch_size(patch: Sequence[int], budget_voxels: int, dataset_voxels: float) -> int:
-    """Patches that fit twice the patch budget, at most 5 % of the dataset's voxels, at least 2.
+def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], outputs: int) -> int:
+    """Values in all feature maps of the plain U-Net for one patch: what memory in training is proportional to.
+
+    Two convolutions per stage on either side, the transposed convolutions and the logits.
 
     Args:
-        patch: Voxels per axis.
-        budget_voxels: Voxels of the largest patch allowed; nnU-Net trains two of that size.
-        dataset_voxels: Voxels of all cases together.
+        patch: Voxels per axis, a multiple of the product of the strides.
+        strides: Per stage, one number per axis.
+        outputs: Channels of the logits.
     """
-    voxels = math.prod(patch)
-    return max(2, min(2 * budget_voxels // voxels, int(_DATASET_SHARE * dataset_voxels / voxels)))
+    widths = feature_widths(len(strides), len(patch))
+    totals = [[math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)] for n in range(len(strides))]
+    voxels: list[int] = [math.prod(n // d for n, d in zip(patch, total, strict=True)) for total in totals]
+    encoder = sum(_CONVS_PER_STAGE * n * width for n, width in zip(voxels, widths, strict=True))
+    decoder = sum((_CONVS_PER_STAGE + 1) * n * width for n, width in zip(voxels[:-1], widths[:-1], strict=True))
+    return encoder + decoder + voxels[0] * outputs
 
 
-def _kernels(spacing_mm: Sequence[float]) -> tuple[int, ...]:
-    finest = min(spacing_mm)
-    return tuple(3 if spacing < 2 * finest else 1 for spacing in spacing_mm)
-
-
-def _legal(patch: Sequence[int], spacing_mm: Sequence[float], max_stages: int, down: bool = False) -> list[int]:
-    divisor = topology(patch, spacing_mm, max_stages).divisor
-    if down:
-        return [max(d, n // d * d) for n, d in zip(patch, divisor, strict=True)]
-    return [math.ceil(n / d) * d for n, d in zip(patch, divisor, strict=True)]
+def _pooled(size: Sequence[float], spacing_mm: Sequence[float]) -> list[int]:
+    """Axes that the next stage halves; none if the network ends here."""
+    large = [axis for axis, n in enumerate(size) if n >= 2 * _MIN_FEATURE_MAP]
+    if not large:
+        return []
+    finest = min(spacing_mm[axis] for axis in large)
+    pooled = [axis for axis in large if spacing_mm[axis] / finest < _SIMILAR]
+    return [] if len(pooled) == 1 and size[pooled[0]] < 3 * _MIN_FEATURE_MAP else pooled

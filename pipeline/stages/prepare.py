@@ -13,6 +13,7 @@ from pipeline.data.check import CheckReport, check_dataset
 from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
+from pipeline.model.device import planning_memory_gb
 from pipeline.preprocess.fingerprint import fingerprint_case
 from pipeline.preprocess.plan import make_plan, read_plan, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
@@ -85,7 +86,8 @@ def preprocess(
         prints, failed = collect(run, measure, opened.cases, names, progress, "fingerprint")
         if not prints:
             raise VolsegError(f"{dataset}: expected at least one usable case, got none. The first says: {failed[0][1]}")
-        plan = make_plan(opened, [prints[case] for case in sorted(prints)], section)
+        memory_gb = section.memory_gb or planning_memory_gb()
+        plan = make_plan(opened, [prints[case] for case in sorted(prints)], section, memory_gb)
         plan = plan.model_copy(update={"extra": tuple(type(transform).__name__ for transform in extra)})
         write_plan(plan, out / "plan.json")
         tasks = [PrepareTask(files, plan, out, tuple(extra)) for files in opened.cases if files.id in prints]

@@ -63,8 +63,8 @@ def test_discs_and_cups_come_in_many_sizes_and_places() -> None:
     assert not any((cup & ~disc).any() for disc, cup in masks)
     heights = np.array([[mask.any(axis=1).sum() for mask in pair] for pair in masks])
     ratios = heights[:, 1] / heights[:, 0]
-    assert 0.35 < ratios.min() < 0.5
-    assert 0.65 < ratios.max() < 0.88
+    assert 0.4 < ratios.min() < 0.55
+    assert 0.75 < ratios.max() < 0.9
     assert heights[:, 0].min() < 85 < 105 < heights[:, 0].max() < 130
     centres = np.array([center_of_mass(disc) for disc, _ in masks])
     assert np.ptp(centres[:, 1]) > 120

@@ -50,7 +50,7 @@ def dataset(folder: Path, *cases: CaseFiles, channel: str = "MR") -> Dataset:
 def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
     section = PreprocessSettings()
     found = fingerprint_case(files, LABELS, section.orientation, section.crop)
-    return make_plan(dataset(folder, files, channel=channel), [found], section)
+    return make_plan(dataset(folder, files, channel=channel), [found], section, 8)
 
 
 def test_foreground_box() -> None:
@@ -222,7 +222,7 @@ def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> Non
     files, other = case(tmp_path), case(tmp_path, name="two")
     section = PreprocessSettings(shape=(5, 6, 1), crop="none")
     prints = [fingerprint_case(each, LABELS, section.orientation, section.crop) for each in (files, other)]
-    plan = make_plan(dataset(tmp_path, files, other), prints, section)
+    plan = make_plan(dataset(tmp_path, files, other), prints, section, 8)
     assert plan.shape == plan.median_shape == (5, 6, 1)
     assert plan.spacing_mm == (2, 2, 16)  # 10 x 12 x 8 voxels of 1 x 1 x 2 mm
     assert plan.slice_axis == 2
@@ -240,7 +240,7 @@ def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:
         fingerprint_case(case(tmp_path), LABELS, "RAS", "none"), cropped_shape=(512, 384, 1), spacing_mm=(1.0, 1.0, 1.0)
     )
     files = case(tmp_path)
-    plan = make_plan(dataset(tmp_path, files), [found], PreprocessSettings(shape=(224, 224, 1)))
+    plan = make_plan(dataset(tmp_path, files), [found], PreprocessSettings(shape=(224, 224, 1)), 8)
     assert plan.spacing_mm == (2.285714, 1.714286, 1.0)  # the first axis is the coarsest
     assert plan.slice_axis == 2
     assert plan.patch_2d.patch_size == (224, 224)

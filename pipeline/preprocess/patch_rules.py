@@ -1,0 +1,132 @@
+"""Target spacing, patch and batch from a dataset's spacings, shapes and the memory at hand: nnU-Net's rules.
+
+Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning; the exact numbers
+are those of nnunetv2 2.8.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.preprocess.topology import Topology, feature_map_values, topology
+
+__all__ = ["batch_size", "coarsest_axis", "plan_patch", "target_spacing"]
+
+_ANISOTROPIC = 3.0  # an axis this many times coarser than the others counts as anisotropic
+_DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
+_MIN_BATCH = 2
+_FIRST_EDGE = {2: 2048, 3: 256}  # of the square or cube in which the search begins
+_REFERENCE_GB = 8.0
+_REFERENCE_VALUES = {2: 85e6, 3: 560e6}  # feature map values of one patch that go with the reference memory ...
+_REFERENCE_BATCH = {2: 12, 3: 2}  # ... at this batch
+
+
+def target_spacing(
+    spacings_mm: Sequence[tuple[float, float, float]], shapes: Sequence[tuple[int, int, int]]
+) -> tuple[float, float, float]:
+    """Median spacing per axis; an axis that is much coarser takes its 10th percentile instead.
+
+    The exception holds if one axis is more than 3 times coarser than both others and has fewer than a third of their
+    voxels; it never becomes finer than the coarsest other axis.
+
+    Args:
+        spacings_mm: Spacing of every case.
+        shapes: Shape of every case, along the same axes.
+
+    Returns:
+        Spacing in mm along the same axes.
+    """
+    spacings = np.array(spacings_mm, dtype=np.float64)
+    target = np.median(spacings, axis=0)
+    voxels = np.median(np.array(shapes, dtype=np.float64), axis=0)
+    worst = coarsest_axis(target.tolist())
+    others = [axis for axis in range(3) if axis != worst]
+    if target[worst] > _ANISOTROPIC * target[others].max() and voxels[worst] * _ANISOTROPIC < voxels[others].min():
+        target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
+    i, j, k = (float(round(value, 6)) for value in target)
+    return i, j, k
+
+
+def coarsest_axis(spacing_mm: Sequence[float]) -> int:
+    """Axis of the largest spacing; of equal ones the last, which is across axial slices in RAS."""
+    return max(range(len(spacing_mm)), key=lambda axis: (spacing_mm[axis], axis))
+
+
+def plan_patch(
+    median_shape: Sequence[float], spacing_mm: Sequence[float], outputs: int, memory_gb: float
+) -> tuple[int, ...]:
+    """Largest patch whose feature maps fit into memory twice (in 2D: 12 times at most, twice at least).
+
+    Starts with a cube of 256 voxels (a square of 2048) in the proportions of 1 / spacing, clips it to the median shape,
+    fills it up to what the topology can halve, and takes from the axis that covers the largest share of the median
+    shape until the feature maps fit.
+
+    Args:
+        median_shape: Voxels per axis of the median case at the target spacing.
+        spacing_mm: Target spacing.
+        outputs: Channels of the logits, background included.
+        memory_gb: Memory of the GPU to plan for; 8 is nnU-Net's default.
+
+    Returns:
+        A patch that is a multiple of the divisor of its own topology.
+    """
+    dims = len(spacing_mm)
+    inverse = 1.0 / np.array(spacing_mm, dtype=np.float64)
+    start = inverse * (_FIRST_EDGE[dims] ** dims / np.prod(inverse)) ** (1 / dims)
+    patch = [max(1.0, min(round(a), n)) for a, n in zip(start.tolist(), median_shape, strict=True)]
+    size, shape = _filled(patch, spacing_mm)
+    most = _REFERENCE_VALUES[dims] * memory_gb / _REFERENCE_GB * _REFERENCE_BATCH[dims] / _MIN_BATCH
+    while feature_map_values(size, shape.strides, outputs) > most:
+        smaller = _shrunk(size, shape, median_shape, spacing_mm)
+        if smaller is None:
+            break
+        size, shape = _filled(smaller, spacing_mm)
+    return size
+
+
+def batch_size(
+    patch: Sequence[int], spacing_mm: Sequence[float], outputs: int, memory_gb: float, dataset_voxels: float
+) -> int:
+    """Patches whose feature maps fit into memory, together at most 5 % of the dataset's voxels, at least 2.
+
+    Args:
+        patch: Voxels per axis.
+        spacing_mm: Target spacing.
+        outputs: Channels of the logits, background included.
+        memory_gb: Memory of the GPU to plan for.
+        dataset_voxels: Voxels of all cases together at the target spacing.
+    """
+    dims = len(patch)
+    values = feature_map_values(patch, topology(patch, spacing_mm).strides, outputs)
+    fitting = round(_REFERENCE_VALUES[dims] * memory_gb / _REFERENCE_GB / values * _REFERENCE_BATCH[dims])
+    return max(_MIN_BATCH, min(fitting, round(_DATASET_SHARE * dataset_voxels / math.prod(patch))))
+
+
+def _filled(patch: Sequence[float], spacing_mm: Sequence[float]) -> tuple[tuple[int, ...], Topology]:
+    """The patch enlarged to multiples of what its topology divides by, and that topology."""
+    shape = topology(patch, spacing_mm)
+    return tuple(int(math.ceil(n / d) * d) for n, d in zip(patch, shape.divisor, strict=True)), shape
+
+
+def _shrunk(
+    patch: Sequence[int], shape: Topology, median_shape: Sequence[float], spacing_mm: Sequence[float]
+) -> list[int] | None:
+    """The patch with one axis shortened by the smallest step that the smaller topology allows; None if none can be.
+
+    A step of the present divisor might pass over legal sizes: from 256 with divisor 64 it leads to 192, although 224
+    is divided by its own 32. So the divisor is taken from what that step would lead to.
+    """
+    coarse = coarsest_axis(spacing_mm) if len(patch) == 3 else None
+    # Of equal shares the last in nnU-Net's order of axes: the coarsest, then from the last to the first.
+    order = sorted(range(len(patch)), key=lambda axis: (axis == coarse, axis))
+    shares = {axis: patch[axis] / median_shape[axis] for axis in order if patch[axis] > shape.divisor[axis]}
+    if not shares:
+        return None
+    axis = max(order, key=lambda n: shares.get(n, 0.0))
+    smaller = list(patch)
+    smaller[axis] -= shape.divisor[axis]
+    smaller[axis] = patch[axis] - topology(smaller, spacing_mm).divisor[axis]
+    return smaller
