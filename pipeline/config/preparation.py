@@ -27,6 +27,8 @@ class PreprocessSettings(Section):
     """auto: ct for CT, zscore otherwise. ct: clip to the dataset's foreground percentiles, then its mean and SD."""
     image_order: Literal[0, 1, 3] = 3
     """Spline order of image resampling."""
+    coarse_axis_order: Literal[0, 1, 3] = 0
+    """Its order along an axis more than 3 times coarser than the finest: 0 takes the nearest slice, as nnU-Net does."""
     patch_size: tuple[Size, Size, Size] | None = None
     """3D patch along the axes of `orientation`; by default planned."""
     patch_size_2d: tuple[Size, Size] | None = None

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
+from scipy.ndimage import gaussian_filter1d, zoom
 
 __all__ = ["Operator", "Order", "apply_operator", "apply_operators", "band", "resize_operator", "resize_operators"]
 
@@ -31,7 +31,7 @@ _NEGLIGIBLE = 1e-9  # weights below this cannot change a float32 result
 
 
 @lru_cache(maxsize=128)
-def resize_operator(n_in: int, n_out: int, order: Order) -> Operator:
+def resize_operator(n_in: int, n_out: int, order: Order, anti_alias: bool = False) -> Operator:
     """Matrix that resizes one axis over the same field of view (voxel edges stay in place).
 
     Applying it along each axis equals ``scipy.ndimage.zoom(..., grid_mode=True, mode="nearest")``, which is what
@@ -41,6 +41,8 @@ def resize_operator(n_in: int, n_out: int, order: Order) -> Operator:
         n_in: Voxels before, at least 1.
         n_out: Voxels after, at least 1.
         order: Spline order: 0 nearest, 1 linear, 3 cubic.
+        anti_alias: Smooth before downsampling by a Gaussian of SD (n_in / n_out - 1) / 2 voxels, as
+            ``skimage.transform.resize(anti_aliasing=True)`` does.
 
     Returns:
         (n_out, n_in), float32, read-only; rows sum to 1. The identity if the sizes agree.
@@ -57,24 +59,30 @@ def resize_operator(n_in: int, n_out: int, order: Order) -> Operator:
         factor = n_out / n_in
         responses = [zoom(unit, factor, order=order, mode="nearest", grid_mode=True) for unit in list(matrix)]
         matrix = np.stack(responses, axis=1)
+    if anti_alias and n_out < n_in:
+        matrix = matrix @ gaussian_filter1d(np.eye(n_in), (n_in / n_out - 1) / 2, axis=0, mode="nearest")
     operator = matrix.astype(np.float32)
     operator.flags.writeable = False
     return operator
 
 
-def resize_operators(shape: Sequence[int], target: Sequence[int], order: Order) -> list[Operator | None]:
+def resize_operators(
+    shape: Sequence[int], target: Sequence[int], order: Order | Sequence[Order], anti_alias: bool = False
+) -> list[Operator | None]:
     """One matrix per axis that changes size, None for the others.
 
     Args:
         shape: Voxels before, along each axis.
         target: Voxels after.
-        order: Spline order.
+        order: Spline order, of all axes or of each.
+        anti_alias: As for :func:`resize_operator`.
 
     Raises:
-        ValueError: If the shapes differ in length, a size is below 1 or the order is not 0, 1 or 3.
+        ValueError: If the lengths differ, a size is below 1 or the order is not 0, 1 or 3.
     """
-    pairs = zip((int(n) for n in shape), (int(n) for n in target), strict=True)
-    return [None if n_in == n_out else resize_operator(n_in, n_out, order) for n_in, n_out in pairs]
+    orders = order if isinstance(order, Sequence) else [order] * len(shape)
+    axes = zip((int(n) for n in shape), (int(n) for n in target), orders, strict=True)
+    return [None if a == b else resize_operator(a, b, spline, anti_alias) for a, b, spline in axes]
 
 
 def band(rows: Operator) -> tuple[int, int]:

@@ -62,6 +62,7 @@ class Plan(_Value):
         spacing_mm: Target spacing along the axes of the orientation; with a target shape, its median.
         shape: Voxels that every case is resized to instead, or None.
         image_order: Spline order of image resampling.
+        coarse_axis_order: Its order along an axis more than 3 times coarser than the finest.
         store_dtype: Type of stored intensities.
         normalization: One entry per channel.
         median_shape: Median shape of the cropped cases at the target spacing.
@@ -82,6 +83,7 @@ class Plan(_Value):
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int] | None = None
     image_order: Literal[0, 1, 3]
+    coarse_axis_order: Literal[0, 1, 3] = 0
     store_dtype: Literal["float16", "float32"]
     normalization: tuple[Normalization, ...]
     median_shape: tuple[int, int, int]
@@ -143,6 +145,7 @@ def make_plan(
         spacing_mm=spacing,
         shape=settings.shape,
         image_order=settings.image_order,
+        coarse_axis_order=settings.coarse_axis_order,
         # raw intensities may lie beyond float16's range
         store_dtype="float32" if any(entry.scheme == "none" for entry in normalization) else settings.store_dtype,
         normalization=normalization,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -15,29 +15,40 @@ from scipy.ndimage import find_objects
 from pipeline.core.grid import Grid
 from pipeline.preprocess.operators import Order, apply_operators, band, resize_operator, resize_operators
 
-__all__ = ["Resampled", "resample", "resample_labels", "resize_operator"]
+__all__ = ["Resampled", "coarse_axis", "resample", "resample_labels", "resize_operator"]
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
+_ANISOTROPIC = 3.0
 _TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
 
 
 @overload
-def resample(array: NDArray[np.floating[Any]], shape: Sequence[int], order: Order) -> NDArray[np.float32]: ...
-@overload
-def resample(array: torch.Tensor, shape: Sequence[int], order: Order) -> torch.Tensor: ...
 def resample(
-    array: NDArray[np.floating[Any]] | torch.Tensor, shape: Sequence[int], order: Order
+    array: NDArray[np.floating[Any]], shape: Sequence[int], order: Order | Sequence[Order], *, anti_alias: bool = False
+) -> NDArray[np.float32]: ...
+@overload
+def resample(
+    array: torch.Tensor, shape: Sequence[int], order: Order | Sequence[Order], *, anti_alias: bool = False
+) -> torch.Tensor: ...
+def resample(
+    array: NDArray[np.floating[Any]] | torch.Tensor,
+    shape: Sequence[int],
+    order: Order | Sequence[Order],
+    *,
+    anti_alias: bool = False,
 ) -> NDArray[np.float32] | torch.Tensor:
     """Resize intensities, probabilities or logits over the same field of view.
 
-    Nothing is smoothed before downsampling. Cubic results are clipped to each channel's own range, because splines
-    overshoot at edges.
+    Cubic results are clipped to each channel's own range, because splines overshoot at edges; where only some axes are
+    cubic, to the range of each slice that these span.
 
     Args:
         array: (C, I, J, K) or (I, J, K), NumPy or torch, finite.
         shape: Voxels wanted along i, j, k.
-        order: Spline order: 0 nearest, 1 linear, 3 cubic.
+        order: Spline order: 0 nearest, 1 linear, 3 cubic; of all axes or of each, such as (3, 3, 0) for thick slices,
+            which are no continuation of one another.
+        anti_alias: Smooth axes that get shorter first (see :func:`~pipeline.preprocess.operators.resize_operator`).
 
     Returns:
         float32, (C, *shape) or ``shape``, of the kind given; a tensor stays on its device. If the shapes agree, the
@@ -47,21 +58,27 @@ def resample(
         ValueError: If a size is below 1 or the order is not 0, 1 or 3.
 
     Reference: equals ``skimage.transform.resize(channel, shape, order, mode="edge", anti_aliasing=False,
-        preserve_range=True)`` of each channel.
+        preserve_range=True)`` of each channel; with two orders, nnU-Net's separate resampling of the coarse axis.
     """
     if isinstance(array, np.ndarray):
         tensor = torch.from_numpy(np.require(array, np.float32, ["C_CONTIGUOUS", "WRITEABLE"]))
-        return np.asarray(resample(tensor, shape, order).numpy())
+        return np.asarray(resample(tensor, shape, order, anti_alias=anti_alias).numpy())
     values = array if array.ndim == 4 else array[None]
-    operators = resize_operators(values.shape[1:], shape, order)
-    result = apply_operators(values, operators)
-    if order > 1 and any(operator is not None for operator in operators):
-        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+    operators = resize_operators(values.shape[1:], shape, order, anti_alias)
+    orders = order if isinstance(order, Sequence) else [order] * 3
+    curved = [operator if spline > 1 else None for operator, spline in zip(operators, orders, strict=True)]
+    result = apply_operators(values, curved)
+    if any(operator is not None for operator in curved):
+        spanned = tuple(axis for axis, spline in enumerate(orders, start=1) if spline > 1)
+        low, high = values.amin(dim=spanned, keepdim=True), values.amax(dim=spanned, keepdim=True)
         result = result.clamp_(low.float(), high.float())
+    result = apply_operators(result, [None if spline > 1 else op for op, spline in zip(operators, orders, strict=True)])
     return result if array.ndim == 4 else result[0]
 
 
-def resample_labels(label: NDArray[_Integer], shape: Sequence[int]) -> NDArray[_Integer]:
+def resample_labels(
+    label: NDArray[_Integer], shape: Sequence[int], orders: Sequence[Literal[0, 1]] = (1, 1, 1)
+) -> NDArray[_Integer]:
     """Resize a label map over the same field of view: every value is interpolated linearly, the largest vote wins.
 
     Only one value is interpolated at a time, and only inside its bounding box.
@@ -69,6 +86,7 @@ def resample_labels(label: NDArray[_Integer], shape: Sequence[int]) -> NDArray[_
     Args:
         label: (I, J, K), integers of any sign.
         shape: Voxels wanted along i, j, k.
+        orders: Spline order along each axis; 0 takes the nearest slice.
 
     Returns:
         ``shape``, same type; ties go to the lower value. The input itself if the shapes agree.
@@ -86,7 +104,7 @@ def resample_labels(label: NDArray[_Integer], shape: Sequence[int]) -> NDArray[_
     for value, box in enumerate(boxes, start=lowest):
         if box is None:
             continue
-        where, votes = _votes(label[box] == value, box, label.shape, target)
+        where, votes = _votes(label[box] == value, box, label.shape, target, orders)
         better = votes > best[where] + _TIE
         best[where][better] = votes[better]
         winner[where][better] = value
@@ -94,12 +112,16 @@ def resample_labels(label: NDArray[_Integer], shape: Sequence[int]) -> NDArray[_
 
 
 def _votes(
-    mask: NDArray[np.bool_], box: Sequence[slice], shape: Sequence[int], target: Sequence[int]
+    mask: NDArray[np.bool_],
+    box: Sequence[slice],
+    shape: Sequence[int],
+    target: Sequence[int],
+    orders: Sequence[Literal[0, 1]],
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
     """Linear interpolation of a mask known inside a box: the part of the target it reaches, and its values there."""
     where, operators = [], []
-    for part, n_in, n_out in zip(box, shape, target, strict=True):
-        columns = resize_operator(n_in, n_out, 1)[:, part]
+    for part, n_in, n_out, order in zip(box, shape, target, orders, strict=True):
+        columns = resize_operator(n_in, n_out, order)[:, part]
         start, stop = band(columns.T)
         where.append(slice(start, stop))
         operators.append(columns[start:stop])
@@ -118,6 +140,8 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         spacing_mm: Target spacing along i, j, k in mm, each > 0.
         label_keys: Keys of label maps, MetaTensors (C, I, J, K) of whole numbers, resampled by :func:`resample_labels`.
         order: Spline order of images.
+        coarse_order: Spline order along an axis that is more than 3 times coarser than the finest, before or after; at
+            most ``order``, for label maps at most 1.
         shape: Voxels wanted along i, j, k whatever the spacing; None to go by the spacing.
         allow_missing_keys: Pass over keys that are not there.
 
@@ -133,6 +157,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         *,
         label_keys: Sequence[str] = (),
         order: Order = 3,
+        coarse_order: Order = 0,
         shape: Sequence[int] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -143,6 +168,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         self.spacing_mm = tuple(float(spacing) for spacing in spacing_mm)
         self.label_keys = frozenset(label_keys)
         self.order = order
+        self.coarse_order: Order = min(coarse_order, order)
         self.shape = None if shape is None else tuple(shape)
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ValueError(f"target shape: expected three integers above 0, got {self.shape}. Correct them.")
@@ -161,18 +187,42 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
             grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
             target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
             plain = volume.as_tensor()
+            coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
+            orders = [self.coarse_order if axis == coarse else self.order for axis in range(3)]
             if key in self.label_keys:
-                values = _resample_label_tensor(plain, target.shape, str(key))
+                values = _resample_label_tensor(plain, target.shape, [1 if n else 0 for n in orders], str(key))
             else:
-                values = resample(plain, target.shape, self.order)
+                values = resample(plain, target.shape, orders)
             result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
         return result
 
 
-def _resample_label_tensor(label: torch.Tensor, shape: Sequence[int], key: str) -> torch.Tensor:
+def coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:
+    """The axis more than 3 times coarser than the finest, before resampling or else after it.
+
+    Args:
+        spacing_mm: Spacing before.
+        target_mm: Spacing after.
+
+    Returns:
+        None if there is none, or if two axes are equally coarse.
+
+    Reference: nnU-Net's ``determine_do_sep_z_and_axis``.
+    """
+    for spacing in (spacing_mm, target_mm):
+        most = max(spacing)
+        if most / min(spacing) > _ANISOTROPIC:
+            axes = [axis for axis, mm in enumerate(spacing) if mm == most]
+            return axes[0] if len(axes) == 1 else None
+    return None
+
+
+def _resample_label_tensor(
+    label: torch.Tensor, shape: Sequence[int], orders: Sequence[Literal[0, 1]], key: str
+) -> torch.Tensor:
     """Vote on each channel of a label map stored as any type."""
     whole = label.to(torch.int32) if label.is_floating_point() else label
     if not torch.equal(whole.to(label.dtype), label):
         raise ValueError(f"{key}: expected whole numbers, got fractions. Give label maps under label_keys only.")
-    channels = [resample_labels(channel, shape) for channel in whole.cpu().numpy()]
+    channels = [resample_labels(channel, shape, orders) for channel in whole.cpu().numpy()]
     return torch.from_numpy(np.stack(channels)).to(label.device, label.dtype)

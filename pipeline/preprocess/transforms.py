@@ -163,7 +163,14 @@ def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra
         chain.append(CropForegroundd(keys, source_key="image", select_fn=occupied, allow_smaller=True))
     chain += [
         Normalized(["image"], plan.normalization),
-        Resampled(["image"], plan.spacing_mm, label_keys=keys[1:], order=plan.image_order, shape=plan.shape),
+        Resampled(
+            ["image"],
+            plan.spacing_mm,
+            label_keys=keys[1:],
+            order=plan.image_order,
+            coarse_order=plan.coarse_axis_order,
+            shape=plan.shape,
+        ),
         *extra,
     ]
     return Compose(chain)

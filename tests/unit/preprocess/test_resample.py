@@ -2,15 +2,26 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scipy.ndimage import zoom
+from scipy.ndimage import map_coordinates
+from skimage.transform import resize
 
 from pipeline.core.grid import Grid
-from pipeline.preprocess.resample import Resampled, resample, resample_labels
+from pipeline.data.volumes import read_image
+from pipeline.preprocess.resample import Resampled, coarse_axis, resample, resample_labels
 
 
-def _like_skimage(volume, shape, order):
-    factors = [after / before for before, after in zip(volume.shape, shape, strict=True)]
-    return zoom(volume, factors, order=order, mode="nearest", grid_mode=True).clip(volume.min(), volume.max())
+def _like_skimage(volume, shape, order, anti_aliasing=False):
+    return resize(volume, shape, order, mode="edge", anti_aliasing=anti_aliasing, preserve_range=True)
+
+
+def _slice_by_slice(volume, shape, axis):
+    """nnU-Net's resampling of thick slices: cubic in plane, then the nearest slice."""
+    flat = tuple(n for a, n in enumerate(shape) if a != axis)
+    slices = np.moveaxis(volume, axis, 0)
+    planes = np.stack([_like_skimage(plane, flat, 3) for plane in slices])
+    where = len(slices) / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
+    grid = np.meshgrid(where, *map(np.arange, flat), indexing="ij")
+    return np.moveaxis(map_coordinates(planes, np.array(grid), order=0, mode="nearest"), 0, axis)
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
@@ -20,6 +31,53 @@ def test_resample_equals_the_three_dimensional_spline(shape, order):
     result = resample(volume, shape, order)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, _like_skimage(volume, shape, order), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 9), (12, 3, 24), (30, 13, 7)])
+@pytest.mark.parametrize("order", [1, 3])
+def test_smoothing_before_downsampling_equals_that_of_skimage(shape, order):
+    volume = np.random.default_rng(1).random((12, 13, 24))
+    expected = _like_skimage(volume, shape, order, anti_aliasing=True)
+    np.testing.assert_allclose(resample(volume, shape, order, anti_alias=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 21, 13), (7, 9, 5), (12, 30, 4), (12, 13, 20)])
+def test_linear_equals_that_of_torch(shape):
+    volume = torch.rand(2, 12, 13, 8, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.interpolate(volume[None], size=shape, mode="trilinear", align_corners=False)[0]
+    torch.testing.assert_close(resample(volume, shape, 1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(2, (20, 9, 11)), (0, (5, 13, 30)), (1, (12, 4, 24)), (2, (12, 13, 48))])
+def test_thick_slices_are_resampled_one_by_one(axis, shape):
+    volume = np.random.default_rng(0).random((12, 13, 24), dtype=np.float32)
+    orders = [0 if a == axis else 3 for a in range(3)]
+    np.testing.assert_allclose(resample(volume, shape, orders), _slice_by_slice(volume, shape, axis), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Task04_Hippocampus/imagesTr/hippocampus_001.nii.gz"])
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_a_real_volume_is_resampled_as_by_skimage(real_data, name, factor):
+    volume = read_image((real_data / name,)).array[0].astype(np.float64)
+    shape = tuple(round(n * factor) for n in volume.shape)
+    bound = 1e-5 * np.ptp(volume)
+    np.testing.assert_allclose(resample(volume, shape, 3), _like_skimage(volume, shape, 3), rtol=0, atol=bound)
+
+
+def test_which_axis_is_coarse():
+    assert coarse_axis((1, 1, 3.1), (1, 1, 1)) == 2
+    assert coarse_axis((1, 1, 1), (0.5, 2, 0.5)) == 1
+    assert coarse_axis((1, 1, 3), (1, 1, 1)) is None
+    assert coarse_axis((0.24, 1.25, 1.25), (1, 1, 1)) is None
+    assert coarse_axis((4, 1, 1), (1, 1, 9)) == 0
+
+
+def test_labels_of_thick_slices_come_from_the_nearest_slice():
+    label = np.array([1, 1, 2, 3], dtype=np.uint8).reshape(1, 1, 4)
+    assert resample_labels(label, (1, 1, 6), (1, 1, 0)).ravel().tolist() == [1, 1, 1, 2, 3, 3]
+    planes = np.random.default_rng(3).integers(0, 3, (6, 7, 4)).astype(np.uint8)
+    flat = np.concatenate([resample_labels(planes[..., n : n + 1], (9, 5, 1)) for n in range(4)], axis=2)
+    np.testing.assert_array_equal(resample_labels(planes, (9, 5, 8), (1, 1, 0)), np.repeat(flat, 2, axis=2))
 
 
 def test_cubic_overshoot_is_clipped_channel_by_channel():
