@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import listed
 from pipeline.core.regions import PaintingStep, check_regions, left_without, painted_values, painting_steps
-from pipeline.core.sides import paired_names, swapped_classes
+from pipeline.core.sides import one_sided_classes, one_sided_names, paired_names, swapped_classes
 
 __all__ = ["IGNORE_INDEX", "LabelTable"]
 
@@ -58,15 +58,12 @@ class LabelTable:
             if not name:
                 raise ValueError(f"label table: expected a name for every value, got none for {value}. Name it.")
             if name in seen:
-                raise ValueError(
-                    f"label table: expected unique names, got {name!r} for {seen[name]} and {value}. Rename one."
-                )
+                got = f"{name!r} for {seen[name]} and {value}"
+                raise ValueError(f"label table: expected unique names, got {got}. Rename one.")
             seen[name] = value
         if self.ignore_label is not None and (self.ignore_label in names or self.ignore_label == 0):
-            raise ValueError(
-                f"label table: expected an ignore label that is no organ and not 0, got {self.ignore_label}. "
-                "Take another value."
-            )
+            rule = "an ignore label that is no organ and not 0"
+            raise ValueError(f"label table: expected {rule}, got {self.ignore_label}. Take another value.")
         regions = check_regions(self.regions, tuple(names))
         painted = painted_values(regions, self.painted)
         painting_steps(regions, painted)
@@ -219,15 +216,15 @@ class LabelTable:
         Raises:
             ValueError: If an index is not one of these.
         """
-        lookup = [0, *self.names]
-        low = 0
+        lookup, low = [0, *self.names], 0
         if self.ignore_label is not None and self.ignore_label > 0:
             lookup, low = [*lookup, self.ignore_label], IGNORE_INDEX  # index -1 is the last entry
         if index.size and (int(index.min()) < low or int(index.max()) >= self.classes):
-            raise ValueError(
-                f"class index: expected {low} to {self.classes - 1}, got {int(index.min())} to {int(index.max())}. "
-                "Check that the network belongs to this label table."
+            got, advice = (
+                f"{int(index.min())} to {int(index.max())}",
+                "Check that the network belongs to this label table",
             )
+            raise ValueError(f"class index: expected {low} to {self.classes - 1}, got {got}. {advice}.")
         values: NDArray[np.unsignedinteger[Any]] = np.array(lookup, dtype=np.min_scalar_type(max(lookup)))
         return np.asarray(values[index])
 
@@ -241,6 +238,13 @@ class LabelTable:
         if self.regions:
             return swapped_classes(self.region_classes(), paired_names(self.regions), self.classes)
         return self.output_side_pairs()
+
+    def one_sided(self) -> tuple[str, ...]:
+        """Organs on one side only: mirrored from left to right they keep a name that is wrong there."""
+        if not self.regions:
+            return tuple(self.organs[index] for index in one_sided_names(self.organs))
+        found = one_sided_classes(self.region_classes(), paired_names(self.regions), self.classes)
+        return tuple(self.organs[index - 1] for index in found)
 
     def output_side_pairs(self) -> tuple[tuple[int, int], ...]:
         """Channels of the logits that swap when left and right do, as (left, right)."""

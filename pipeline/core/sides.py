@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 
-__all__ = ["paired_names", "swapped_classes"]
+__all__ = ["one_sided_classes", "one_sided_names", "paired_names", "swapped_classes"]
 
 _SIDES = (("left", "right"), ("l", "r"), ("lt", "rt"), ("sin", "dex"))
 
@@ -52,18 +52,51 @@ def swapped_classes(
     Returns:
         (left, right) class indices, in the order of the left ones.
     """
-    twin = {a: b for pair in region_pairs for a, b in (pair, pair[::-1])}
-    members: dict[frozenset[int], list[int]] = {}
-    for index in range(1, classes):
-        members.setdefault(frozenset(n for n, region in enumerate(regions) if index in region), []).append(index)
+    members = _members(regions, classes)
     pairs: set[tuple[int, int]] = set()
     for held, lefts in members.items():
-        mirrored = frozenset(twin.get(n, n) for n in held)
+        mirrored = _mirrored(held, region_pairs)
         rights = members.get(mirrored, [])
         if rights and min(held - mirrored, default=0) < min(mirrored - held, default=0):
             count = max(len(lefts), len(rights))
             pairs.update(zip(islice(cycle(lefts), count), islice(cycle(rights), count), strict=True))
     return tuple(sorted(pairs))
+
+
+def one_sided_classes(
+    regions: Sequence[Sequence[int]], region_pairs: Sequence[tuple[int, int]], classes: int
+) -> tuple[int, ...]:
+    """Class indices whose mirror image no class stands for, such as a tumour that was only seen in the left lung.
+
+    Args:
+        regions: Class indices of each region.
+        region_pairs: (left, right) positions of the regions.
+        classes: Number of classes, background included.
+    """
+    members = _members(regions, classes)
+    alone = [found for held, found in members.items() if _mirrored(held, region_pairs) not in members]
+    return tuple(sorted(index for found in alone for index in found))
+
+
+def one_sided_names(names: Iterable[str]) -> tuple[int, ...]:
+    """Positions of names that say left or right and have no twin."""
+    listed = list(names)
+    twins = {index for pair in paired_names(listed) for index in pair}
+    sided = (index for index, name in enumerate(listed) if {"left", "right"} & set(_words(name)))
+    return tuple(index for index in sided if index not in twins)
+
+
+def _members(regions: Sequence[Sequence[int]], classes: int) -> dict[frozenset[int], list[int]]:
+    """Positions of regions → the classes that lie in just these."""
+    members: dict[frozenset[int], list[int]] = {}
+    for index in range(1, classes):
+        members.setdefault(frozenset(n for n, region in enumerate(regions) if index in region), []).append(index)
+    return members
+
+
+def _mirrored(held: frozenset[int], region_pairs: Sequence[tuple[int, int]]) -> frozenset[int]:
+    twin = {a: b for pair in region_pairs for a, b in (pair, pair[::-1])}
+    return frozenset(twin.get(n, n) for n in held)
 
 
 def _words(name: str) -> list[str]:

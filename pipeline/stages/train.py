@@ -87,6 +87,10 @@ def train(
     validation = make_validation(prepared, split.validation, spec, plan, settings, place)
     network = spec.build(settings.train.seed, settings.model.initialization)
     say(_description(spec, source, network))
+    one_sided = plan.label_table.one_sided()
+    if one_sided and settings.augment.enabled and "LR" in settings.augment.flip_axes:
+        advice = "Take LR out of augment.flip_axes, or mirrored they are wrong."
+        say(f"labels: {', '.join(one_sided)}: on one side only. {advice}")
     frame = _frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores

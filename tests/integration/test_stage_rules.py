@@ -74,8 +74,11 @@ def test_settings_of_inference_are_checked_before_training(
 
 def test_training_says_what_it_trains(prepared: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    train(prepared, tmp_path / "m", changed(toy_settings(), train={"epochs": 1}), device="cpu", say=said.append)
-    assert len(said) == 1
+    settings = changed(toy_settings(), train={"epochs": 1}, augment={"enabled": True, "flip_axes": ("LR",)})
+    train(prepared, tmp_path / "m", settings, device="cpu", say=said.append)
+    assert said[1:] == [
+        "labels: box_left: on one side only. Take LR out of augment.flip_axes, or mirrored they are wrong."
+    ]
     assert said[0].startswith("unet 3D: ")
     assert " parameters, patch " in said[0]
 

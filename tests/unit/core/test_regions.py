@@ -87,6 +87,16 @@ def test_what_is_left_without_a_region() -> None:
             table.without("livr")
 
 
+def test_what_exists_on_one_side_only_is_named() -> None:
+    lungs = {1: "left", 2: "right", 3: "left tumour"}
+    regions = {"lung_left": (1, 3), "lung_right": (2,), "tumour": (3,)}
+    assert LabelTable(lungs, None, regions).one_sided() == ("left tumour",)
+    assert LabelTable({1: "kidney_left", 2: "kidney_right", 3: "Left Lung", 4: "vertebra L5"}).one_sided() == (
+        "Left Lung",
+    )
+    assert BRAIN.one_sided() == ()
+
+
 def test_regions_swap_sides_as_channels_and_as_classes() -> None:
     names = {1: "a", 2: "b", 3: "c", 4: "d", 5: "e"}
     regions = {"lung_left": (1, 2), "heart": (5,), "lung_right": (3, 4), "nodule": (2, 4)}
