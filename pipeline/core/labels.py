@@ -147,10 +147,8 @@ class LabelTable:
     def without(self, target: str) -> tuple[int, ...]:
         """What is left of each class, background first, where a target is taken away: a class index.
 
-        Of an organ nothing is left, of a region the other regions there that do not lie within it.
-
-        Raises:
-            KeyError: If there is no such target.
+        Of an organ nothing is left, of a region the other regions there that do not lie within it. A KeyError tells
+        that there is no such target.
         """
         table = self.indexed()
         left = left_without(target, table.regions, table.painted) if self.regions else {table.value_of(target): 0}
@@ -162,10 +160,10 @@ class LabelTable:
         Raises:
             KeyError: If there is no such organ; the message lists the known ones.
         """
-        for value, known in self.names.items():
-            if known == name:
-                return value
-        raise KeyError(f"organ: expected one of {', '.join(self.organs)}, got {name!r}. Check the spelling.")
+        found = {known: value for value, known in self.names.items()}
+        if name not in found:
+            raise KeyError(f"organ: expected one of {', '.join(self.organs)}, got {name!r}. Check the spelling.")
+        return found[name]
 
     def unknown(self, values: Iterable[int]) -> tuple[int, ...]:
         """The values that are neither background, nor an organ, nor the ignore label, ascending."""
@@ -188,10 +186,9 @@ class LabelTable:
         if self.ignore_label is not None:
             classes[self.ignore_label] = IGNORE_INDEX
         low, high = min(classes), max(classes)
-        keys: NDArray[np.integer[Any]]
-        position: NDArray[np.integer[Any]]
         if array.size and high - low < _DENSE and int(array.min()) >= low and int(array.max()) <= high:
-            keys, position = np.arange(low, high + 1), array if low == 0 else array.astype(np.int64) - low
+            keys: NDArray[np.integer[Any]] = np.arange(low, high + 1)
+            position: NDArray[np.integer[Any]] = array if low == 0 else array.astype(np.int64) - low
         else:  # values far apart, as in brain atlases, or outside the table: number those that are present
             keys, position = np.unique(array, return_inverse=True)
         dtype = np.int8 if self.classes <= 127 else np.int16
@@ -220,11 +217,8 @@ class LabelTable:
         if self.ignore_label is not None and self.ignore_label > 0:
             lookup, low = [*lookup, self.ignore_label], IGNORE_INDEX  # index -1 is the last entry
         if index.size and (int(index.min()) < low or int(index.max()) >= self.classes):
-            got, advice = (
-                f"{int(index.min())} to {int(index.max())}",
-                "Check that the network belongs to this label table",
-            )
-            raise ValueError(f"class index: expected {low} to {self.classes - 1}, got {got}. {advice}.")
+            rule, got = f"{low} to {self.classes - 1}", f"{int(index.min())} to {int(index.max())}"
+            raise ValueError(f"class index: expected {rule}, got {got}. Check that the network belongs to this table.")
         values: NDArray[np.unsignedinteger[Any]] = np.array(lookup, dtype=np.min_scalar_type(max(lookup)))
         return np.asarray(values[index])
 
