@@ -21,8 +21,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pipeline.core.files import read_json
-
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.export.pruning import PruningResult
@@ -129,15 +127,17 @@ def print_batch(batch: Batch, verb: str, out: Path) -> None:
     say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
 
 
-def print_plan(path: Path) -> None:
-    """Print the plan's choices."""
-    plan = read_json(path)
-    for reason in plan["reasons"]:
-        say(f"plan  {reason}")
-    for name in ("patch_3d", "patch_2d"):
-        patch = plan[name]
-        size = " x ".join(map(str, patch["patch_size"]))
-        say(f"plan  {name}: {size} voxels, batch {patch['batch_size']}.")
+def print_plan(prepared: Path) -> None:
+    """Print the plan's choices and where to read why."""
+    from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
+
+    plan = read_plan(prepared / PLAN_FILE)
+    spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing_mm)
+    schemes = ", ".join(entry.scheme for entry in plan.normalization)
+    say(f"plan  spacing {spacing} mm, normalization {schemes}")
+    for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
+        say(f"plan  {name} patch {' x '.join(map(str, patch.patch_size))}, batch {patch.batch_size}")
+    say(f"plan  the reasons: {prepared / PLAN_FILE}")
 
 
 def print_training(result: TrainResult, out: Path, fold: int) -> None:

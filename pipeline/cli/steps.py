@@ -42,6 +42,7 @@ def preprocess(
     overrides: Set = None,
     layout: Layout = None,
     jobs: Jobs = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
 ) -> None:
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
     from pipeline.config import load_settings
@@ -50,8 +51,8 @@ def preprocess(
 
     settings = load_settings(config, overrides or ())
     with progress_bars() as bars:
-        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
-    print_plan(out / "plan.json")
+        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update, plan=plan)
+    print_plan(out)
     print_batch(batch, "prepared", out)
     raise typer.Exit(batch.exit_code)
 

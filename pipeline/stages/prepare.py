@@ -12,10 +12,12 @@ from pipeline.core.errors import VolsegError
 from pipeline.data.check import CheckReport, check_dataset
 from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.data.volumes import read_grid
-from pipeline.engine import default_jobs, open_engine
+from pipeline.engine import Run, default_jobs, open_engine
 from pipeline.model.device import planning_memory_gb
 from pipeline.preprocess.fingerprint import fingerprint_case
-from pipeline.preprocess.plan import make_plan, read_plan, write_plan
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import PLAN_FILE, read_plan, write_plan
+from pipeline.preprocess.planning import make_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
 from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
@@ -53,11 +55,12 @@ def preprocess(
     layout: str | None = None,
     jobs: int | None = None,
     progress: Progress = quiet,
+    plan: Path | None = None,
     extra: Sequence[Any] = (),
 ) -> Batch:
     """Prepare every labelled case of a dataset: fingerprint, plan, transforms, store, folds.
 
-    Writes ``plan.json``, ``splits.json`` and ``cases/<id>/``. What is there already and unchanged is kept.
+    Writes ``plan.yaml``, ``splits.json`` and ``cases/<id>/``. What is there already and unchanged is kept.
 
     Args:
         dataset: Dataset folder or datalist.
@@ -66,40 +69,64 @@ def preprocess(
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
+        plan: A plan to follow, such as an edited ``plan.yaml``; by default one is made from the dataset's fingerprint.
         extra: Further MONAI dictionary transforms, run last.
 
     Raises:
-        VolsegError: If there is no dataset, or no usable case.
+        VolsegError: If there is no dataset, or no usable case, or the plan is that of another dataset.
     """
     opened = open_dataset(dataset, layout)
     _require_fitting(opened, out)
-    section = settings.preprocess
+    names = tuple(type(transform).__name__ for transform in extra)
+    given = None if plan is None else _given_plan(plan, opened)
     with open_engine(jobs or default_jobs(len(opened.cases), _bytes_per_case(opened))) as run:
-        measure = partial(
-            fingerprint_case,
-            labels=opened.labels,
-            orientation=section.orientation,
-            crop=section.crop,
-            channels=len(opened.channels),
-        )
-        names = [files.id for files in opened.cases]
-        prints, failed = collect(run, measure, opened.cases, names, progress, "fingerprint")
-        if not prints:
-            raise VolsegError(f"{dataset}: expected at least one usable case, got none. The first says: {failed[0][1]}")
-        memory_gb = section.memory_gb or planning_memory_gb()
-        plan = make_plan(opened, [prints[case] for case in sorted(prints)], section, memory_gb)
-        plan = plan.model_copy(update={"extra": tuple(type(transform).__name__ for transform in extra)})
-        write_plan(plan, out / "plan.json")
-        tasks = [PrepareTask(files, plan, out, tuple(extra)) for files in opened.cases if files.id in prints]
-        names = [task.files.id for task in tasks]
-        written, more = collect(run, prepare_case, tasks, names, progress, "prepare")
-    notes = _write_folds(out / "splits.json", opened, written, settings)
+        if given is None:
+            fresh, failed = _fresh_plan(opened, settings, run, progress)
+            chosen, notes = _kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
+        else:
+            chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
+        write_plan(chosen, out / PLAN_FILE)
+        bad = {case for case, _ in failed}
+        tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
+        ids = [task.files.id for task in tasks]
+        written, more = collect(run, prepare_case, tasks, ids, progress, "prepare")
+    notes += _write_folds(out / "splits.json", opened, written, settings)
     return Batch(
         tuple(case for case, new in sorted(written.items()) if new),
         tuple(case for case, new in sorted(written.items()) if not new),
         tuple(sorted((*failed, *more))),
         notes,
     )
+
+
+def _fresh_plan(
+    dataset: Dataset, settings: Settings, run: Run, progress: Progress
+) -> tuple[Plan, list[tuple[str, str]]]:
+    """A plan from the fingerprints of all usable cases, and what became of the others."""
+    section = settings.preprocess
+    measure = partial(
+        fingerprint_case,
+        labels=dataset.labels,
+        orientation=section.orientation,
+        crop=section.crop,
+        channels=len(dataset.channels),
+    )
+    names = [files.id for files in dataset.cases]
+    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint")
+    if not prints:
+        first = failed[0][1]
+        raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
+    memory_gb = section.memory_gb or planning_memory_gb()
+    return make_plan(dataset, [prints[case] for case in sorted(prints)], section, memory_gb), failed
+
+
+def _given_plan(path: Path, dataset: Dataset) -> Plan:
+    """A plan someone wrote or edited, which must have the dataset's channels and labels."""
+    plan = read_plan(path)
+    if plan.channels != dataset.channels or plan.label_table != dataset.labels:
+        rule = "a plan with this dataset's channels and labels"
+        raise VolsegError(f"{path}: expected {rule}, got others. Plan it anew: leave --plan out.")
+    return plan.model_copy(update={"dataset": dataset.name})
 
 
 def _require_fitting(dataset: Dataset, out: Path) -> None:
@@ -109,12 +136,25 @@ def _require_fitting(dataset: Dataset, out: Path) -> None:
     if twice:
         raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
     try:
-        there = read_plan(out / "plan.json").dataset
+        there = read_plan(out / PLAN_FILE).dataset
     except VolsegError:  # none, or a damaged one: written anew
         return
     if there != dataset.name:
         rule = f"a new folder or one of dataset {dataset.name}"
         raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
+
+
+def _kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
+    """The new plan with the patches of an earlier one, which someone may have edited; and a note if they differ."""
+    try:
+        there = read_plan(path)
+    except VolsegError:
+        return fresh, ()
+    given = {"patch_3d": settings.preprocess.patch_size, "patch_2d": settings.preprocess.patch_size_2d}
+    kept = {name: getattr(there, name) for name, size in given.items() if size is None}
+    if there.recipe != fresh.recipe or all(getattr(fresh, name) == patch for name, patch in kept.items()):
+        return fresh, ()
+    return fresh.model_copy(update=kept), (f"{path}: kept with its patches and batches. Delete it to plan new ones.",)
 
 
 def _bytes_per_case(dataset: Dataset) -> int:

@@ -22,7 +22,8 @@ from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
-from pipeline.preprocess.plan import Plan, read_plan
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
 from pipeline.train.balance import require_class_weights
@@ -69,7 +70,7 @@ def train(
             weights the organs, the model folder holds another model, or the training diverges.
     """
     began = time.monotonic()
-    plan = read_plan(prepared / "plan.json")
+    plan = read_plan(prepared / PLAN_FILE)
     split = _split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
     named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
@@ -106,8 +107,8 @@ def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
     other = sorted(case for case in used if infos[case].get("recipe") != plan.recipe)
     if other:
         raise VolsegError(
-            f"{prepared}: expected cases prepared by plan.json, got {len(other)} prepared otherwise, e.g. {other[0]}. "
-            "Run `volseg preprocess` again; in plan.json only patch and batch sizes may be edited."
+            f"{prepared}: expected cases prepared by plan.yaml, got {len(other)} prepared otherwise, e.g. {other[0]}. "
+            "Run `volseg preprocess` again; in plan.yaml only patch and batch sizes may be edited."
         )
     if not 0 <= fold < len(folds):
         raise VolsegError(f"fold: expected 0 to {len(folds) - 1}, got {fold}. splits.json has {len(folds)} folds.")
@@ -157,14 +158,15 @@ def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) ->
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed"})
     sample["initialization"] = settings.model.initialization
     parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
-    return text_hash(spec.model_dump_json(), plan.model_dump_json(), json.dumps(parts), json.dumps(vars(split)))
+    planned = plan.model_dump_json(exclude={"reasons"})
+    return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)))
 
 
 def _require_same_model(out: Path, card: ModelCard, fold: int) -> None:
     """Refuse a folder in which other folds were trained with another network or plan."""
     if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
         return
-    there, here = (value.model_dump(mode="json") for value in (read_card(out), card))
+    there, here = (value.model_dump(mode="json", exclude={"plan": {"reasons"}}) for value in (read_card(out), card))
     if (there["network"], there["plan"]) != (here["network"], here["plan"]):
         raise VolsegError(
             f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."

@@ -13,7 +13,7 @@ from pipeline.core import DataError
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid, read_label_map
 from pipeline.phantom import write_fundus
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import check, preprocess
@@ -38,7 +38,7 @@ def test_from_photographs_to_scores_of_disc_and_cup(tmp_path: Path) -> None:
     assert json.loads((prepared / "splits.json").read_text()) == [
         {"train": ["fundus_000", "fundus_001"], "validation": ["fundus_500", "fundus_501"]}
     ]
-    plan = read_plan(prepared / "plan.json")
+    plan = read_plan(prepared / "plan.yaml")
     assert (plan.shape, plan.slice_axis, plan.channels) == ((32, 32, 1), 2, ("R", "G", "B"))
 
     result = train(prepared, tmp_path / "model", settings, device="cpu")

@@ -22,7 +22,7 @@ from pipeline.data.volumes import read_grid, read_image, read_label_map, write_l
 from pipeline.export.report import write_report
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.preprocess.trace import Trace
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
@@ -83,7 +83,7 @@ def test_a_bad_case_never_ends_a_batch(dataset: Path, model: Path, tmp_path: Pat
 
 
 def test_prepared_cases_are_on_the_planned_grid(dataset: Path, prepared: Path) -> None:
-    plan = read_plan(prepared / "plan.json")
+    plan = read_plan(prepared / "plan.yaml")
     assert (plan.spacing_mm, plan.orientation, plan.label_table.organs) == ((2, 2, 2), "RAS", ("box_left", "box_small"))
     for case in prepared_ids(prepared):
         stored = read_prepared(prepared, case)

@@ -12,11 +12,12 @@ from toy import toy_settings, write_toy
 
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.data.store import read_info
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
 from pipeline.phantom import write_phantom
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
@@ -101,17 +102,45 @@ def test_edited_folds_are_kept_and_wrong_ones_named(dataset: Path, tmp_path: Pat
     assert "toy_9" in (out / "splits.json").read_text()
 
 
+def test_edited_patches_outlive_another_preprocessing(dataset: Path, tmp_path: Path) -> None:
+    settings = changed(toy_settings(), preprocess={"patch_size": None})
+    preprocess(dataset, tmp_path / "p", settings, jobs=1)
+    file = tmp_path / "p" / "plan.yaml"
+    plan = read_plan(file)
+    edited = plan.model_copy(update={"patch_3d": plan.patch_3d.model_copy(update={"batch_size": 3})})
+    write_plan(edited, file)
+    (note,) = preprocess(dataset, tmp_path / "p", settings, jobs=1).notes
+    assert note == f"{file}: kept with its patches and batches. Delete it to plan new ones."
+    assert read_plan(file) == edited
+    file.unlink()
+    assert preprocess(dataset, tmp_path / "p", settings, jobs=1).notes == ()
+    assert read_plan(file) == plan
+
+
+def test_an_edited_plan_is_followed(dataset: Path, prepared: Path, tmp_path: Path) -> None:
+    plan = read_plan(prepared / "plan.yaml")
+    edited = plan.model_copy(update={"spacing_mm": (3.0, 3.0, 3.0)})
+    write_plan(edited, tmp_path / "mine.yaml")
+    batch = preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1, plan=tmp_path / "mine.yaml")
+    assert (len(batch.done), batch.failed) == (6, ())
+    assert read_plan(tmp_path / "p" / "plan.yaml") == edited
+    assert read_info(tmp_path / "p", "toy_0")["recipe"] == edited.recipe
+    write_plan(edited.model_copy(update={"channels": ("CT", "MR")}), tmp_path / "mine.yaml")
+    with pytest.raises(VolsegError, match=r"mine.yaml: expected a plan with this dataset's channels and labels"):
+        preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1, plan=tmp_path / "mine.yaml")
+
+
 def test_cases_of_another_plan_are_not_trained_on(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path / "p")
-    plan = json.loads((tmp_path / "p" / "plan.json").read_text())
-    plan["patch_3d"]["batch_size"] = 3  # may be edited
-    (tmp_path / "p" / "plan.json").write_text(json.dumps(plan))
+    file = tmp_path / "p" / "plan.yaml"
+    plan = read_plan(file)
+    edited = plan.patch_3d.model_copy(update={"batch_size": 3})  # may be edited
+    write_plan(plan.model_copy(update={"patch_3d": edited}), file)
     settings = changed(toy_settings(), train={"epochs": 1, "iterations_per_epoch": 1})
     train(tmp_path / "p", tmp_path / "m", settings, device="cpu")
-    plan["spacing_mm"] = [3.0, 3.0, 3.0]  # may not: the cases are on another grid
-    (tmp_path / "p" / "plan.json").write_text(json.dumps(plan))
+    write_plan(plan.model_copy(update={"spacing_mm": (3.0, 3.0, 3.0)}), file)  # may not: the cases are on another grid
     with pytest.raises(
-        VolsegError, match=r"expected cases prepared by plan.json, got 6 prepared otherwise, e.g. toy_0"
+        VolsegError, match=r"expected cases prepared by plan.yaml, got 6 prepared otherwise, e.g. toy_0"
     ):
         train(tmp_path / "p", tmp_path / "m2", settings, device="cpu")
 
@@ -140,7 +169,7 @@ def test_a_single_case_cannot_be_split(tmp_path: Path) -> None:
 
 def test_raw_intensities_are_stored_as_float32(dataset: Path, tmp_path: Path) -> None:
     preprocess(dataset, tmp_path / "p", changed(toy_settings(), preprocess={"normalization": "none"}), jobs=1)
-    assert read_plan(tmp_path / "p" / "plan.json").store_dtype == "float32"
+    assert read_plan(tmp_path / "p" / "plan.yaml").store_dtype == "float32"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +180,7 @@ def test_open_options_are_planned_to_fit_the_given_ones(
     prepared: Path, options: dict[str, object], stages: int
 ) -> None:
     settings = changed(toy_settings(), model={"options": options})
-    spec = design_network(read_plan(prepared / "plan.json"), settings.model, settings.sample)
+    spec = design_network(read_plan(prepared / "plan.yaml"), settings.model, settings.sample)
     assert len(spec.options["features"]) == stages
     assert spec.build().legal_size((16, 16, 16)) == (16, 16, 16)
 
@@ -178,11 +207,11 @@ def test_predictions_overwrite_nothing_but_predictions(model: Path, tmp_path: Pa
 
 def test_a_folder_keeps_to_one_dataset(dataset: Path, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared, tmp_path / "p")
-    before = (tmp_path / "p" / "plan.json").read_bytes()
+    before = (tmp_path / "p" / "plan.yaml").read_bytes()
     other = write_toy(tmp_path / "other", 2)
     with pytest.raises(VolsegError, match=r"expected a new folder or one of dataset other, got one of toy"):
         preprocess(other, tmp_path / "p", toy_settings(), jobs=1)
-    assert (tmp_path / "p" / "plan.json").read_bytes() == before
+    assert (tmp_path / "p" / "plan.yaml").read_bytes() == before
 
 
 def test_a_case_that_breaks_later_is_named_as_such(dataset: Path, tmp_path: Path) -> None:

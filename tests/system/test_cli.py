@@ -90,7 +90,7 @@ def test_networks_lists_parameters(capfd: pytest.CaptureFixture[str]) -> None:
     [
         (("check", "{t}/none"), "none: "),
         (("preprocess", "{t}/empty", "-o", "{t}/p"), "expected"),
-        (("train", "{t}/empty", "-o", "{t}/m"), "plan.json: expected a JSON file, got nothing there"),
+        (("train", "{t}/empty", "-o", "{t}/m"), "plan.yaml: expected a plan, got nothing there"),
         (("predict", "{t}/empty", "{t}/empty", "-o", "{t}/o"), "expected a model folder with model.json, got none"),
         (("evaluate", "{t}/empty", "{t}/empty", "-o", "{t}/o"), "expected label maps"),
         (("report", "{t}/empty", "-o", "{t}/r.html"), "Run `volseg evaluate`"),

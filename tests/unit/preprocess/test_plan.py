@@ -13,7 +13,7 @@ from pipeline.config import PreprocessSettings
 from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
-from pipeline.preprocess.plan import make_plan
+from pipeline.preprocess.planning import make_plan
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nnunet_plans.json").read_text())
 SCHEMES = {("CTNormalization", False): "ct", ("ZScoreNormalization", False): "zscore"}

@@ -20,7 +20,9 @@ from pipeline.data.case_files import CaseFiles, Dataset
 from pipeline.data.store import read_prepared
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
-from pipeline.preprocess.plan import Normalization, Plan, make_plan, read_plan, write_plan
+from pipeline.preprocess.plan import Normalization, Plan
+from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.preprocess.planning import make_plan
 from pipeline.preprocess.prepare import PrepareTask, case_hash, prepare_case, prepare_image
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import Normalized
@@ -86,8 +88,8 @@ def test_the_plan_follows_the_fingerprint_and_comes_back_from_its_file(tmp_path:
     assert plan.slice_axis == 2
     assert plan.axes(2) == (0, 1)
     assert [entry.scheme for entry in plan.normalization] == ["zscore_nonzero"]  # cropping keeps 30 %
-    write_plan(plan, tmp_path / "plan.json")
-    assert read_plan(tmp_path / "plan.json") == plan
+    write_plan(plan, tmp_path / "plan.yaml")
+    assert read_plan(tmp_path / "plan.yaml") == plan
 
 
 def test_ct_is_normalized_by_the_dataset(tmp_path: Path) -> None:
@@ -99,11 +101,27 @@ def test_ct_is_normalized_by_the_dataset(tmp_path: Path) -> None:
 
 
 def test_an_edited_plan_with_a_wrong_key_is_refused(tmp_path: Path) -> None:
-    write_plan(plan_of(tmp_path, case(tmp_path)), tmp_path / "plan.json")
-    text = (tmp_path / "plan.json").read_text().replace('"crop": "nonzero"', '"crop": "body"')
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(VolsegError, match=r"plan.json: crop: expected a valid plan, got 'body'"):
-        read_plan(tmp_path / "plan.json")
+    write_plan(plan_of(tmp_path, case(tmp_path)), tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text()
+    for wrong, message in (
+        (text.replace("crop: nonzero", "crop: body"), "plan.yaml: crop: expected a valid plan, got 'body'"),
+        (text.replace("crop: nonzero", "crop: [nonzero"), "plan.yaml: expected a plan in YAML, got"),
+        ("- crop", "plan.yaml: expected keys with values, got list"),
+    ):
+        (tmp_path / "plan.yaml").write_text(wrong)
+        with pytest.raises(VolsegError, match=message):
+            read_plan(tmp_path / "plan.yaml")
+    with pytest.raises(VolsegError, match=r"no.yaml: expected a plan, got nothing there. Run `volseg preprocess`"):
+        read_plan(tmp_path / "no.yaml")
+
+
+def test_the_file_says_why_above_every_choice(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, case(tmp_path), channel="CT")
+    write_plan(plan, tmp_path / "plan.yaml")
+    lines = (tmp_path / "plan.yaml").read_text().splitlines()
+    above = lines[lines.index("spacing_mm: [1.0, 1.0, 2.0]") - 1]
+    assert above == "# Median of 1 cases along each axis."
+    assert plan.reasons["patch_3d"].startswith("What a plain U-Net trains on in 8 GB, no larger than the median case")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,7 @@ def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> Non
     assert plan.shape == plan.median_shape == (5, 6, 1)
     assert plan.spacing_mm == (2, 2, 16)  # 10 x 12 x 8 voxels of 1 x 1 x 2 mm
     assert plan.slice_axis == 2
-    assert plan.reasons[0] == "shape (5, 6, 1): as set; spacing (2.0, 2.0, 16.0) mm: what follows in the median."
+    assert plan.reasons["spacing_mm"] == "What the shape makes of the median case."
     grid = Grid.from_spacing((30, 6, 4), (1.0, 3.0, 1.0))
     prepared, trace = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
     assert prepared.shape == (1, 5, 6, 1)

@@ -1,0 +1,142 @@
+"""From fingerprints to a plan, each choice with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import PreprocessSettings
+from pipeline.data.layouts import Dataset
+from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
+from pipeline.preprocess.patch_rules import batch_size, plan_patch, target_spacing
+from pipeline.preprocess.plan import Normalization, PatchPlan, Plan
+
+__all__ = ["make_plan"]
+
+_MASK_SHARE = 0.75  # crops that keep less of the volume than this have a border that z-scores should not see
+_SLICES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
+
+
+def make_plan(
+    dataset: Dataset, fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings, memory_gb: float
+) -> Plan:
+    """Plan from fingerprints; what the settings fix is taken from them.
+
+    Args:
+        dataset: The dataset.
+        fingerprints: One per usable case, at least one.
+        settings: Section ``preprocess``.
+        memory_gb: GPU memory to plan patch and batch for.
+    """
+    spacing, resampled = _targets(fingerprints, settings)
+    exact = np.median(resampled, axis=0)
+    median = tuple(int(n) for n in exact.round())
+    axis = _slice_axis(spacing, median)
+
+    def patch(axes: Sequence[int], given: tuple[int, ...] | None) -> PatchPlan:
+        mm, outputs = [spacing[a] for a in axes], dataset.labels.outputs
+        size = given or plan_patch([float(exact[a]) for a in axes], mm, outputs, memory_gb)
+        voxels = float(np.prod(exact)) * len(dataset.cases)
+        return PatchPlan(patch_size=size, batch_size=batch_size(size, mm, outputs, memory_gb, voxels))
+
+    kept = float(np.median([math.prod(f.cropped_shape) / math.prod(f.shape) for f in fingerprints]))
+    normalization = tuple(
+        _normalization(settings.normalization, name, statistics, kept)
+        for name, statistics in zip(dataset.channels, channel_statistics(fingerprints), strict=True)
+    )
+    return Plan(
+        dataset=dataset.name,
+        channels=dataset.channels,
+        labels=dataset.labels.to_json(),
+        orientation=settings.orientation,
+        crop=settings.crop,
+        spacing_mm=spacing,
+        shape=settings.shape,
+        image_order=settings.image_order,
+        coarse_axis_order=settings.coarse_axis_order,
+        # raw intensities may lie beyond float16's range
+        store_dtype="float32" if any(entry.scheme == "none" for entry in normalization) else settings.store_dtype,
+        normalization=normalization,
+        median_shape=(median[0], median[1], median[2]),
+        slice_axis=axis,
+        patch_3d=patch((0, 1, 2), settings.patch_size),
+        patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
+        reasons=_reasons(dataset, fingerprints, settings, spacing, kept, axis, memory_gb),
+    )
+
+
+def _targets(
+    fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings
+) -> tuple[tuple[float, float, float], NDArray[np.int_]]:
+    """Target spacing, and the shape every case gets."""
+    fields_mm = np.array([np.multiply(case.cropped_shape, case.spacing_mm) for case in fingerprints])
+    if settings.shape is not None:
+        i, j, k = np.median(fields_mm / settings.shape, axis=0).round(6).tolist()
+        return (i, j, k), np.array([settings.shape] * len(fingerprints))
+    shapes = [fingerprint.cropped_shape for fingerprint in fingerprints]
+    spacing = settings.spacing_mm or target_spacing([case.spacing_mm for case in fingerprints], shapes)
+    return spacing, np.maximum(1, (fields_mm / spacing).round().astype(int))
+
+
+def _slice_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> Literal[0, 1, 2]:
+    """Across single slices; else the coarsest axis, of equals the one closest to the end (axial slices in RAS)."""
+    if min(shape) == 1:
+        spacing_mm = [float(size == 1) for size in shape]
+    coarsest = max(spacing_mm)
+    if math.isclose(spacing_mm[2], coarsest, rel_tol=1e-3):
+        return 2
+    return 1 if math.isclose(spacing_mm[1], coarsest, rel_tol=1e-3) else 0
+
+
+def _normalization(scheme: str, channel: str, statistics: ChannelStatistics, kept: float) -> Normalization:
+    if scheme == "auto":
+        scheme = "ct" if channel.strip().upper() == "CT" else "zscore_nonzero" if kept < _MASK_SHARE else "zscore"
+    if scheme != "ct":
+        return Normalization.model_validate({"scheme": scheme})
+    finite = math.isfinite(statistics.percentile_00_5)
+    return Normalization(
+        scheme="ct",
+        mean=statistics.mean,
+        sd=statistics.sd,
+        low=statistics.percentile_00_5 if finite else None,
+        high=statistics.percentile_99_5 if finite else None,
+    )
+
+
+def _reasons(
+    dataset: Dataset,
+    fingerprints: Sequence[CaseFingerprint],
+    settings: PreprocessSettings,
+    spacing_mm: tuple[float, float, float],
+    kept: float,
+    axis: int,
+    memory_gb: float,
+) -> dict[str, str]:
+    """Why each key of the plan is what it is; keys that only copy the settings have none."""
+    usual = np.median([case.spacing_mm for case in fingerprints], axis=0)
+    unusual = [a for a in range(3) if not math.isclose(spacing_mm[a], usual[a], rel_tol=1e-4, abs_tol=1e-6)]
+    spacing = f"Median of {len(fingerprints)} cases along each axis."
+    if settings.shape is not None:
+        spacing = "What the shape makes of the median case."
+    elif settings.spacing_mm is not None:
+        spacing = "As set."
+    elif unusual:
+        spacing += (
+            f" Axis {'ijk'[unusual[0]]} takes its 10th percentile instead: the median, {usual[unusual[0]]:.3g} mm, is "
+            "more than 3 times that of the others, with less than a third of their voxels."
+        )
+    shared = f"at most 5 % of the voxels of all {len(dataset.cases)} cases in a batch, at least 2 patches"
+    patch = f"What a plain U-Net trains on in {memory_gb:g} GB, no larger than the median case needs; {shared}."
+    schemes = "CT by the name of the channel: percentiles, mean and SD of all foreground; other channels per image."
+    border = f"Cropping keeps {kept:.0%} of the median volume{', so zeros stay out' if kept < _MASK_SHARE else ''}."
+    return {
+        "spacing_mm": spacing,
+        "normalization": f"{schemes} {border}" if settings.normalization == "auto" else f"As set. {border}",
+        "slice_axis": f"{_SLICES[settings.orientation[axis]]} slices: that axis has one slice or the coarsest spacing.",
+        "patch_3d": "As set." if settings.patch_size else patch,
+        "patch_2d": "As set." if settings.patch_size_2d else patch,
+    }
