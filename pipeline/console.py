@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from pipeline.core.files import read_json
+
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.export.pruning import PruningResult
@@ -34,6 +36,7 @@ __all__ = [
     "print_check",
     "print_demo",
     "print_evaluation",
+    "print_fingerprint",
     "print_networks",
     "print_plan",
     "print_pruning",
@@ -125,6 +128,20 @@ def print_batch(batch: Batch, verb: str, out: Path) -> None:
     for note in batch.notes:
         say(f"note  {note}")
     say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
+
+
+def print_fingerprint(path: Path) -> None:
+    """Print what a dataset is like: its grids, and how large and frequent its organs are."""
+    found = read_json(path)
+    for name in ("spacing_mm", "shape"):
+        low, high = (" x ".join(f"{value:.3g}" for value in found[name][key]) for key in ("smallest", "largest"))
+        say(f"{name.removesuffix('_mm')}  {low} to {high}{' mm' if name == 'spacing_mm' else ' voxels'}")
+    table = _table("organ", "cases", "median ml", "smallest", "largest", title=f"Organs of {found['dataset']}")
+    for organ, entry in found["organs"].items():
+        volumes = (entry["volume_ml"][key] for key in ("median", "smallest", "largest"))
+        shown = ("-" if ml is None else f"{ml:,.0f}" if ml >= 100 else f"{ml:.3g}" for ml in volumes)
+        table.add_row(organ, str(entry["cases"]), *shown)
+    _console.print(table)
 
 
 def print_plan(prepared: Path) -> None:

@@ -35,6 +35,29 @@ def check(
 
 
 @steps.command()
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    out: OutFolder,
+    config: Config = None,
+    overrides: Set = None,
+    layout: Layout = None,
+    jobs: Jobs = None,
+) -> None:
+    """Measure a dataset and plan: fingerprint.json, and plan.yaml to read, edit and give to preprocess --plan."""
+    from pipeline.config import load_settings
+    from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars
+    from pipeline.stages.plan import plan as run
+
+    settings = load_settings(config, overrides or ())
+    with progress_bars() as bars:
+        batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
+    print_fingerprint(out / "fingerprint.json")
+    print_plan(out)
+    print_batch(batch, "measured", out)
+    raise typer.Exit(batch.exit_code)
+
+
+@steps.command()
 def preprocess(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     out: OutFolder,

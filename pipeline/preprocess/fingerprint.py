@@ -23,10 +23,10 @@ __all__ = [
     "fingerprint_case",
     "foreground_box",
     "require_finite",
+    "samples_per_case",
 ]
 
-SAMPLES_PER_CASE = 10_000
-"""Foreground intensities kept per case and channel."""
+_MOST_SAMPLES, _ALL_SAMPLES, _FEWEST_SAMPLES = 10_000, 4_000_000, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,18 @@ def foreground_box(array: NDArray[np.floating[Any]]) -> tuple[tuple[int, int, in
     return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
 
 
+def samples_per_case(cases: int) -> int:
+    """Foreground intensities to keep of each case and channel: fewer of many cases, so that memory stays bounded."""
+    return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, _ALL_SAMPLES // cases))
+
+
 def fingerprint_case(
-    files: CaseFiles, labels: LabelTable, orientation: str, crop: str, channels: int | None = None
+    files: CaseFiles,
+    labels: LabelTable,
+    orientation: str,
+    crop: str,
+    channels: int | None = None,
+    samples: int = _MOST_SAMPLES,
 ) -> CaseFingerprint:
     """Read one case and take its fingerprint.
 
@@ -90,6 +100,7 @@ def fingerprint_case(
         orientation: Axis codes of the prepared data.
         crop: ``nonzero`` or ``none``.
         channels: Channels that the case must have, if that is known.
+        samples: Foreground intensities to keep of each channel.
 
     Raises:
         DataError: If a file cannot be used, a channel is missing, grids differ, the image holds NaN or infinity, or a
@@ -108,8 +119,8 @@ def fingerprint_case(
         raise DataError(f"case {files.id}: {error}") from None
     generator = np.random.default_rng(len(files.id) + image.grid.voxels)  # the same voxels in every run
     where = np.flatnonzero(index > 0)
-    if len(where) > SAMPLES_PER_CASE:
-        where = generator.choice(where, SAMPLES_PER_CASE, replace=False)
+    if len(where) > samples:
+        where = generator.choice(where, samples, replace=False)
     flat = image.array.reshape(image.channels, -1)
     return CaseFingerprint(
         files.id,

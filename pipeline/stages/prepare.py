@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,14 @@ from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.check import CheckReport, check_dataset
 from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
-from pipeline.data.volumes import read_grid
-from pipeline.engine import Run, default_jobs, open_engine
-from pipeline.model.device import planning_memory_gb
-from pipeline.preprocess.fingerprint import fingerprint_case
-from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.plan_file import PLAN_FILE, read_plan, write_plan
-from pipeline.preprocess.planning import make_plan
+from pipeline.engine import default_jobs, open_engine
+from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
 from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
+from pipeline.stages.plan import bytes_per_case, fresh_plan, given_plan, kept_patches, require_fitting
 
 __all__ = ["check", "preprocess"]
-
-_LIBRARIES_BYTES = 700 * 2**20  # torch and monai in memory
-_COPIES = 8  # read, oriented, cropped, normalized and resampled volumes, with what the operations hold meanwhile
 
 
 def check(
@@ -76,13 +68,13 @@ def preprocess(
         VolsegError: If there is no dataset, or no usable case, or the plan is that of another dataset.
     """
     opened = open_dataset(dataset, layout)
-    _require_fitting(opened, out)
+    require_fitting(opened, out)
     names = tuple(type(transform).__name__ for transform in extra)
-    given = None if plan is None else _given_plan(plan, opened)
-    with open_engine(jobs or default_jobs(len(opened.cases), _bytes_per_case(opened))) as run:
+    given = None if plan is None else given_plan(plan, opened)
+    with open_engine(jobs or default_jobs(len(opened.cases), bytes_per_case(opened))) as run:
         if given is None:
-            fresh, failed = _fresh_plan(opened, settings, run, progress)
-            chosen, notes = _kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
+            fresh, _, failed = fresh_plan(opened, settings, run, progress)
+            chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
         else:
             chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
         write_plan(chosen, out / PLAN_FILE)
@@ -97,75 +89,6 @@ def preprocess(
         tuple(sorted((*failed, *more))),
         notes,
     )
-
-
-def _fresh_plan(
-    dataset: Dataset, settings: Settings, run: Run, progress: Progress
-) -> tuple[Plan, list[tuple[str, str]]]:
-    """A plan from the fingerprints of all usable cases, and what became of the others."""
-    section = settings.preprocess
-    measure = partial(
-        fingerprint_case,
-        labels=dataset.labels,
-        orientation=section.orientation,
-        crop=section.crop,
-        channels=len(dataset.channels),
-    )
-    names = [files.id for files in dataset.cases]
-    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint")
-    if not prints:
-        first = failed[0][1]
-        raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
-    memory_gb = section.memory_gb or planning_memory_gb()
-    return make_plan(dataset, [prints[case] for case in sorted(prints)], section, memory_gb), failed
-
-
-def _given_plan(path: Path, dataset: Dataset) -> Plan:
-    """A plan someone wrote or edited, which must have the dataset's channels and labels."""
-    plan = read_plan(path)
-    if plan.channels != dataset.channels or plan.label_table != dataset.labels:
-        rule = "a plan with this dataset's channels and labels"
-        raise VolsegError(f"{path}: expected {rule}, got others. Plan it anew: leave --plan out.")
-    return plan.model_copy(update={"dataset": dataset.name})
-
-
-def _require_fitting(dataset: Dataset, out: Path) -> None:
-    """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written."""
-    ids = [files.id for files in dataset.cases]
-    twice = sorted({case for case in ids if ids.count(case) > 1}) if len(set(ids)) < len(ids) else []
-    if twice:
-        raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
-    try:
-        there = read_plan(out / PLAN_FILE).dataset
-    except VolsegError:  # none, or a damaged one: written anew
-        return
-    if there != dataset.name:
-        rule = f"a new folder or one of dataset {dataset.name}"
-        raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
-
-
-def _kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
-    """The new plan with the patches of an earlier one, which someone may have edited; and a note if they differ."""
-    try:
-        there = read_plan(path)
-    except VolsegError:
-        return fresh, ()
-    given = {"patch_3d": settings.preprocess.patch_size, "patch_2d": settings.preprocess.patch_size_2d}
-    kept = {name: getattr(there, name) for name, size in given.items() if size is None}
-    if there.recipe != fresh.recipe or all(getattr(fresh, name) == patch for name, patch in kept.items()):
-        return fresh, ()
-    return fresh.model_copy(update=kept), (f"{path}: kept with its patches and batches. Delete it to plan new ones.",)
-
-
-def _bytes_per_case(dataset: Dataset) -> int:
-    """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
-    sizes = {files: max((p.stat().st_size for p in files.files if p.is_file()), default=0) for files in dataset.cases}
-    largest = max(sizes, key=lambda files: sizes[files])
-    try:
-        voxels = read_grid(largest.images[0]).voxels
-    except VolsegError:  # the case is reported when its turn comes
-        voxels = 0
-    return _LIBRARIES_BYTES + _COPIES * 4 * voxels * len(dataset.channels)
 
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:

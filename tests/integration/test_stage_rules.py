@@ -18,6 +18,7 @@ from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
 from pipeline.phantom import write_phantom
 from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
@@ -115,6 +116,14 @@ def test_edited_patches_outlive_another_preprocessing(dataset: Path, tmp_path: P
     file.unlink()
     assert preprocess(dataset, tmp_path / "p", settings, jobs=1).notes == ()
     assert read_plan(file) == plan
+
+
+def test_a_dataset_can_be_planned_without_preparing_it(dataset: Path, prepared: Path, tmp_path: Path) -> None:
+    batch = plan_dataset(dataset, tmp_path / "plan", toy_settings(), jobs=1)
+    assert (len(batch.done), batch.failed) == (6, ())
+    assert read_plan(tmp_path / "plan" / "plan.yaml") == read_plan(prepared / "plan.yaml")
+    assert sorted(json.loads((tmp_path / "plan" / "fingerprint.json").read_text())["cases"]) == list(batch.done)
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["fingerprint.json", "plan.yaml"]
 
 
 def test_an_edited_plan_is_followed(dataset: Path, prepared: Path, tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""From a dataset folder to its fingerprint and plan."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from pipeline.config import Settings
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import write_json
+from pipeline.data.layouts import Dataset, open_dataset
+from pipeline.data.volumes import read_grid
+from pipeline.engine import Run, default_jobs, open_engine
+from pipeline.model.device import planning_memory_gb
+from pipeline.preprocess.dataset_fingerprint import dataset_fingerprint
+from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case, samples_per_case
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import PLAN_FILE, read_plan, write_plan
+from pipeline.preprocess.planning import make_plan
+from pipeline.stages.batch import Batch, Progress, collect, quiet
+
+__all__ = ["bytes_per_case", "fresh_plan", "given_plan", "kept_patches", "plan", "require_fitting"]
+
+_LIBRARIES_BYTES = 700 * 2**20  # torch and monai in memory
+_COPIES = 8  # read, oriented, cropped, normalized and resampled volumes, with what the operations hold meanwhile
+
+
+def plan(
+    dataset: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    layout: str | None = None,
+    jobs: int | None = None,
+    progress: Progress = quiet,
+) -> Batch:
+    """Look at a dataset and plan, without preparing anything. Writes ``fingerprint.json`` and ``plan.yaml``.
+
+    Args:
+        dataset: Dataset folder or datalist.
+        out: Folder for both files; a ``plan.yaml`` that is there is replaced.
+        settings: Section ``preprocess``.
+        layout: Name of the dataset's layout; by default recognised.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Returns:
+        Which cases could be used.
+
+    Raises:
+        VolsegError: If there is no dataset, or no usable case.
+    """
+    opened = open_dataset(dataset, layout)
+    require_fitting(opened, out)
+    with open_engine(jobs or default_jobs(len(opened.cases), bytes_per_case(opened))) as run:
+        planned, prints, failed = fresh_plan(opened, settings, run, progress)
+    write_json(out / "fingerprint.json", dataset_fingerprint(opened, prints))
+    write_plan(planned, out / PLAN_FILE)
+    return Batch(tuple(found.id for found in prints), (), tuple(sorted(failed)))
+
+
+def fresh_plan(
+    dataset: Dataset, settings: Settings, run: Run, progress: Progress
+) -> tuple[Plan, list[CaseFingerprint], list[tuple[str, str]]]:
+    """A plan from the fingerprints of all usable cases; these, by id; and what became of the other cases.
+
+    Raises:
+        VolsegError: If no case is usable.
+    """
+    section = settings.preprocess
+    measure = partial(
+        fingerprint_case,
+        labels=dataset.labels,
+        orientation=section.orientation,
+        crop=section.crop,
+        channels=len(dataset.channels),
+        samples=samples_per_case(len(dataset.cases)),
+    )
+    names = [files.id for files in dataset.cases]
+    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint")
+    if not prints:
+        first = failed[0][1]
+        raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
+    found = [prints[case] for case in sorted(prints)]
+    return make_plan(dataset, found, section, section.memory_gb or planning_memory_gb()), found, failed
+
+
+def given_plan(path: Path, dataset: Dataset) -> Plan:
+    """A plan someone wrote or edited, which must have the dataset's channels and labels."""
+    plan = read_plan(path)
+    if plan.channels != dataset.channels or plan.label_table != dataset.labels:
+        rule = "a plan with this dataset's channels and labels"
+        raise VolsegError(f"{path}: expected {rule}, got others. Plan it anew: leave --plan out.")
+    return plan.model_copy(update={"dataset": dataset.name})
+
+
+def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
+    """The new plan with the patches of an earlier one, which someone may have edited; and a note if they differ."""
+    try:
+        there = read_plan(path)
+    except VolsegError:
+        return fresh, ()
+    given = {"patch_3d": settings.preprocess.patch_size, "patch_2d": settings.preprocess.patch_size_2d}
+    kept = {name: getattr(there, name) for name, size in given.items() if size is None}
+    if there.recipe != fresh.recipe or all(getattr(fresh, name) == patch for name, patch in kept.items()):
+        return fresh, ()
+    return fresh.model_copy(update=kept), (f"{path}: kept with its patches and batches. Delete it to plan new ones.",)
+
+
+def require_fitting(dataset: Dataset, out: Path) -> None:
+    """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written."""
+    ids = [files.id for files in dataset.cases]
+    twice = sorted({case for case in ids if ids.count(case) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
+    try:
+        there = read_plan(out / PLAN_FILE).dataset
+    except VolsegError:  # none, or a damaged one: written anew
+        return
+    if there != dataset.name:
+        rule = f"a new folder or one of dataset {dataset.name}"
+        raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
+
+
+def bytes_per_case(dataset: Dataset) -> int:
+    """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
+    sizes = {files: max((p.stat().st_size for p in files.files if p.is_file()), default=0) for files in dataset.cases}
+    largest = max(sizes, key=lambda files: sizes[files])
+    try:
+        voxels = read_grid(largest.images[0]).voxels
+    except VolsegError:  # the case is reported when its turn comes
+        voxels = 0
+    return _LIBRARIES_BYTES + _COPIES * 4 * voxels * len(dataset.channels)
