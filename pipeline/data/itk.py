@@ -32,7 +32,7 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
-__all__ = ["open_itk", "write_itk", "write_picture"]
+__all__ = ["open_itk", "read_picture", "write_itk", "write_picture"]
 
 _HEADER_BYTES = 1 << 16
 _NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
@@ -112,6 +112,15 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
         return
     with atomic_path(path) as temporary:
         _write(image, temporary)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Pixels of a picture as it is seen, (H, W) grey or (H, W, colours): what :func:`write_picture` wrote.
+
+    Raises:
+        VolumeError: If the file cannot be read.
+    """
+    return np.asarray(_read(path, None))
 
 
 def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from pipeline.core import Case, ConfigError, Image, LabelMap, LabelTable, VolsegError, sentence
-from pipeline.core.files import write_json
+from pipeline.core.files import read_json, write_json
 from pipeline.data.nifti import write_nifti
 from pipeline.data.volumes import write_label_map
 from pipeline.phantom.acquisition import draw_grid
@@ -99,6 +99,9 @@ def write_phantom(
     _check(seed=seed, contrast=contrast, size=size, cases=cases, tests=tests)
     work = [(index, "Tr") for index in range(cases)] + [(TEST_START + index, "Ts") for index in range(tests)]
     _require_no_strangers(out, work)
+    description = _description(cases, tests, seed, contrast, size)
+    _require_same_kind(out / "dataset.json", description)
+    write_json(out / "dataset.json", description)  # first: it tells an interrupted run from one of another seed
     for done, (index, part) in enumerate(work, start=1):
         case = phantom_case(index, seed, contrast, size)
         image, label = _files(out, case.id, part)
@@ -107,10 +110,10 @@ def write_phantom(
             write_label_map(case.reference, label)
         if progress is not None:
             progress(done, len(work))
-    write_json(out / "dataset.json", _description(cases, tests, seed, contrast, size))
     return out
 
 
+_KIND = ("name", "phantom")
 _CONTENT = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json")
 
 
@@ -129,6 +132,14 @@ def _description(cases: int, tests: int, seed: int, contrast: str, size: str) ->
         "file_ending": _SUFFIX,
         "phantom": {"seed": seed, "size": size},
     }
+
+
+def _require_same_kind(path: Path, description: Mapping[str, object]) -> None:
+    """Refuse a folder whose cases have another seed, contrast or size: they would be overwritten."""
+    there = read_json(path) if path.is_file() else description
+    if not isinstance(there, dict) or any(there.get(key) != description[key] for key in _KIND):
+        rule, got = "phantoms of the same contrast, size and seed", "others"
+        raise VolsegError(f"{path}: expected {rule}, got {got}. Choose another folder or empty this one.")
 
 
 def _require_no_strangers(out: Path, work: Sequence[tuple[int, str]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import ConfigError, VolsegError, sentence
-from pipeline.data.itk import write_picture
+from pipeline.data.itk import read_picture, write_picture
 from pipeline.phantom.fundus_eye import Eye, Outline, draw_eye, signed_distance
 from pipeline.phantom.fundus_photo import photograph
 
@@ -78,6 +78,10 @@ def write_fundus(
     work = {index: _files(out, index, "Training", "GT") for index in range(cases)}
     work |= {index: _files(out, index, "Test", "Test_GT") for index in range(_TEST_START, _TEST_START + tests)}
     _require_no_strangers(out, {file for files in work.values() for file in files})
+    there = next((index for index, files in work.items() if files[0].is_file()), None)
+    if there is not None and not np.array_equal(read_picture(work[there][0]), fundus_case(there, seed)[0]):
+        rule, got = "an empty folder or photographs of the same seed", "others"
+        raise VolsegError(f"{out}: expected {rule}, got {got}. Choose another folder or empty this one.")
     for done, (index, files) in enumerate(work.items(), start=1):
         for file, pixels in zip(files, fundus_case(index, seed), strict=True):
             write_picture(pixels, file)

@@ -99,6 +99,8 @@ def test_the_folder_is_a_dataset(tmp_path: Path, cases: list[Case]) -> None:
     assert len(files) == 6
     assert max(path.stat().st_size for path in files) < 300_000
     write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=4)
+    with pytest.raises(VolsegError, match="expected an empty folder or photographs of the same seed, got others"):
+        write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=5)
     assert {path: file_hash(path) for path in files} == files
 
 

@@ -173,6 +173,9 @@ def test_a_case_does_not_depend_on_how_many_there_are_and_strangers_are_refused(
     assert read_json(one / "dataset.json")["channel_names"] == {"0": "MR"}
     with pytest.raises(VolsegError, match="expected an empty folder or the same phantom dataset, got 2 other files"):
         write_phantom(two, cases=1, tests=0, contrast="mr")
+    for other in ({"seed": 1, "contrast": "mr"}, {"contrast": "ct"}):
+        with pytest.raises(VolsegError, match="expected phantoms of the same contrast, size and seed, got others"):
+            write_phantom(one, cases=1, tests=0, **other)
 
 
 def test_all_wrong_arguments_are_named_at_once(tmp_path):
