@@ -156,7 +156,8 @@ def test_a_killed_training_resumes(prepared: Path, tmp_path: Path) -> None:
     command += ["--device", "cpu", "--set", "train.epochs=200"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not (out / "fold_0" / "last.safetensors").exists() and time.monotonic() < deadline:
+        wanted = [out / "fold_0" / name for name in ("last.safetensors", "history.csv")]
+        while not all(file.exists() for file in wanted) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
     before = len((out / "fold_0" / "history.csv").read_text().splitlines()) - 1
