@@ -69,7 +69,9 @@ def read_plan(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
     except FileNotFoundError:
-        raise VolsegError(f"{path}: expected a plan, got nothing there. Run `volseg preprocess` first.") from None
+        raise VolsegError(
+            f"{path}: expected a plan, got nothing there. Run `volseg preprocess` first, or check the path."
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         got = " ".join(str(error).split())
         raise VolsegError(f"{path}: expected a plan in YAML, got {got}. Correct it, or delete it.") from None

@@ -131,7 +131,7 @@ def _reasons(
         )
     shared = f"at most 5 % of the voxels of all {len(dataset.cases)} cases in a batch, at least 2 patches"
     patch = f"What a plain U-Net trains on in {memory_gb:g} GB, no larger than the median case needs; {shared}."
-    schemes = "CT by the name of the channel: percentiles, mean and SD of all foreground; other channels per image."
+    schemes = "Channels called CT by percentiles, mean and SD of all foreground, others by mean and SD of the image."
     border = f"Cropping keeps {kept:.0%} of the median volume{', so zeros stay out' if kept < _MASK_SHARE else ''}."
     return {
         "spacing_mm": spacing,

@@ -14,6 +14,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.planning import make_plan
+from pipeline.preprocess.topology import feature_widths, topology
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nnunet_plans.json").read_text())
 SCHEMES = {("CTNormalization", False): "ct", ("ZScoreNormalization", False): "zscore"}
@@ -45,5 +46,9 @@ def test_plans_are_those_of_nnunet(case: dict[str, Any]) -> None:
         assert [plan.spacing_mm[axis] for axis in theirs] == pytest.approx(wanted["spacing"], abs=2e-5)
         assert [patch.patch_size[axes.index(axis)] for axis in theirs] == wanted["patch_size"]
         assert patch.batch_size == wanted["batch_size"]
+        shape = topology(patch.patch_size, [plan.spacing_mm[axis] for axis in axes])
+        for mine, key in ((shape.strides, "strides"), (shape.kernel_sizes, "kernel_sizes")):
+            assert [[stage[axes.index(axis)] for axis in theirs] for stage in mine] == wanted[key]
+        assert list(feature_widths(len(shape.strides), len(axes))) == wanted["features"]
         schemes = zip(wanted["normalization"], wanted["use_mask"], strict=True)
         assert [entry.scheme for entry in plan.normalization] == [SCHEMES[scheme] for scheme in schemes]
