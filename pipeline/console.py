@@ -154,6 +154,9 @@ def print_plan(prepared: Path) -> None:
     say(f"plan  spacing {spacing} mm, normalization {schemes}")
     for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
         say(f"plan  {name} patch {' x '.join(map(str, patch.patch_size))}, batch {patch.batch_size}")
+    if plan.low_resolution is not None:
+        spacing = " x ".join(f"{mm:.3g}" for mm in plan.low_resolution.spacing_mm)
+        say(f"plan  low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
     say(f"plan  the reasons: {prepared / PLAN_FILE}")
 
 

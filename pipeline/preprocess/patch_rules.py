@@ -13,11 +13,15 @@ import numpy as np
 
 from pipeline.preprocess.topology import Topology, feature_map_values, topology
 
-__all__ = ["batch_size", "coarsest_axis", "plan_patch", "target_spacing"]
+__all__ = ["batch_size", "coarsest_axis", "low_resolution_spacing", "plan_patch", "target_spacing"]
 
 _ANISOTROPIC = 3.0  # an axis this many times coarser than the others counts as anisotropic
 _DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
 _MIN_BATCH = 2
+_LEAST_COVER = 0.25  # of the median case; patches that see less are joined by a low resolution, which sees that much
+_COARSER = 1.03  # step in which its spacing grows
+_FINER = 2.0  # axes this many times finer than the coarsest grow first
+_LEAST_GAIN = 2.0  # voxels of the median case, full over low resolution, from which the low resolution pays
 _FIRST_EDGE = {2: 2048, 3: 256}  # of the square or cube in which the search begins
 _REFERENCE_GB = 8.0
 _REFERENCE_VALUES = {2: 85e6, 3: 560e6}  # feature map values of one patch that go with the reference memory ...
@@ -103,6 +107,40 @@ def batch_size(
     values = feature_map_values(patch, topology(patch, spacing_mm).strides, outputs)
     fitting = round(_REFERENCE_VALUES[dims] * memory_gb / _REFERENCE_GB / values * _REFERENCE_BATCH[dims])
     return max(_MIN_BATCH, min(fitting, round(_DATASET_SHARE * dataset_voxels / math.prod(patch))))
+
+
+def low_resolution_spacing(
+    median_shape: Sequence[float],
+    spacing_mm: Sequence[float],
+    outputs: int,
+    memory_gb: float,
+) -> tuple[float, float, float] | None:
+    """Coarser spacing at which a patch covers a quarter of the median case; None if the full resolution nearly does.
+
+    The spacing grows by 3 % at a time, first along axes more than twice finer than the coarsest, then along all.
+
+    Args:
+        median_shape: Voxels per axis of the median case at the full resolution.
+        spacing_mm: Spacing of the full resolution.
+        outputs: Channels of the logits, background included.
+        memory_gb: Memory of the GPU to plan for.
+
+    Returns:
+        Spacing in mm; None if the patch of the full resolution covers a quarter, or if the median case would not have
+        half its voxels or fewer.
+    """
+    shape, full = np.array(median_shape, dtype=np.float64), np.array(spacing_mm, dtype=np.float64)
+    low, reduced = full.copy(), shape
+    patch = plan_patch(shape.tolist(), spacing_mm, outputs, memory_gb)
+    while math.prod(patch) / reduced.prod() < _LEAST_COVER:
+        finer = low.max() / low > _FINER
+        low[finer if finer.any() else slice(None)] *= _COARSER
+        reduced = full / low * shape
+        patch = plan_patch(reduced.round().tolist(), low.tolist(), outputs, memory_gb)
+    if shape.prod() / reduced.prod() < _LEAST_GAIN:
+        return None
+    i, j, k = low.tolist()
+    return i, j, k
 
 
 def _filled(patch: Sequence[float], spacing_mm: Sequence[float]) -> tuple[tuple[int, ...], Topology]:

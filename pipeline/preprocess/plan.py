@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.core.files import text_hash
 from pipeline.core.labels import LabelTable
 
-__all__ = ["Normalization", "PatchPlan", "Plan"]
+__all__ = ["LowResolution", "Normalization", "PatchPlan", "Plan"]
+
+
+_PASSIVE = {"reasons", "patch_2d", "patch_3d", "low_resolution", "median_shape", "slice_axis", "dataset"}
+"""Keys that prepared cases do not depend on."""
 
 
 class _Value(BaseModel):
@@ -39,6 +43,15 @@ class PatchPlan(_Value):
     batch_size: int
 
 
+class LowResolution(_Value):
+    """A coarser grid on which a 3D patch sees a quarter of the median case; ``preprocess.resolution: low`` takes it."""
+
+    spacing_mm: tuple[float, float, float]
+    median_shape: tuple[int, int, int]
+    patch_size: tuple[int, int, int]
+    batch_size: int
+
+
 class Plan(_Value):
     """Everything preprocessing, training and prediction must agree on.
 
@@ -59,6 +72,7 @@ class Plan(_Value):
             tie.
         patch_3d: Patch of 3D networks.
         patch_2d: Patch of 2D networks, along the two other axes.
+        low_resolution: A coarser grid for large organs and context, or None where a patch sees enough.
         extra: Class names of the user's further MONAI transforms, which must be given again to predict.
         reasons: Why, for each key that was chosen and not copied.
     """
@@ -79,6 +93,7 @@ class Plan(_Value):
     slice_axis: Literal[0, 1, 2]
     patch_3d: PatchPlan
     patch_2d: PatchPlan
+    low_resolution: LowResolution | None = None
     extra: tuple[str, ...] = ()
     reasons: Mapping[str, str] = Field(default_factory=dict)
 
@@ -90,8 +105,7 @@ class Plan(_Value):
     @property
     def recipe(self) -> str:
         """Hash of what prepared cases depend on: everything but name, patches, batches and reasons."""
-        passive = {"reasons", "patch_2d", "patch_3d", "median_shape", "slice_axis", "dataset"}
-        return text_hash(json.dumps(self.model_dump(mode="json", exclude=passive)))
+        return text_hash(json.dumps(self.model_dump(mode="json", exclude=_PASSIVE)))
 
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PreprocessSettings
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.data.layouts import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
-from pipeline.preprocess.patch_rules import batch_size, plan_patch, target_spacing
-from pipeline.preprocess.plan import Normalization, PatchPlan, Plan
+from pipeline.preprocess.patch_rules import batch_size, low_resolution_spacing, plan_patch, target_spacing
+from pipeline.preprocess.plan import LowResolution, Normalization, PatchPlan, Plan
 
 __all__ = ["make_plan"]
 
@@ -31,16 +32,19 @@ def make_plan(
         fingerprints: One per usable case, at least one.
         settings: Section ``preprocess``.
         memory_gb: GPU memory to plan patch and batch for.
+
+    Raises:
+        VolsegError: If the settings want the low resolution of a dataset that needs none.
     """
-    spacing, resampled = _targets(fingerprints, settings)
-    exact = np.median(resampled, axis=0)
+    cases, outputs = len(dataset.cases), dataset.labels.outputs
+    spacing, exact, low = _grids(fingerprints, settings, outputs, memory_gb, cases)
     median = tuple(int(n) for n in exact.round())
     axis = _slice_axis(spacing, median)
 
     def patch(axes: Sequence[int], given: tuple[int, ...] | None) -> PatchPlan:
-        mm, outputs = [spacing[a] for a in axes], dataset.labels.outputs
+        mm = [spacing[a] for a in axes]
         size = given or plan_patch([float(exact[a]) for a in axes], mm, outputs, memory_gb)
-        voxels = float(np.prod(exact)) * len(dataset.cases)
+        voxels = float(np.prod(exact)) * cases
         return PatchPlan(patch_size=size, batch_size=batch_size(size, mm, outputs, memory_gb, voxels))
 
     kept = float(np.median([math.prod(f.cropped_shape) / math.prod(f.shape) for f in fingerprints]))
@@ -65,6 +69,7 @@ def make_plan(
         slice_axis=axis,
         patch_3d=patch((0, 1, 2), settings.patch_size),
         patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
+        low_resolution=low,
         reasons=_reasons(dataset, fingerprints, settings, spacing, kept, axis, memory_gb),
     )
 
@@ -80,6 +85,37 @@ def _targets(
     shapes = [fingerprint.cropped_shape for fingerprint in fingerprints]
     spacing = settings.spacing_mm or target_spacing([case.spacing_mm for case in fingerprints], shapes)
     return spacing, np.maximum(1, (fields_mm / spacing).round().astype(int))
+
+
+def _grids(
+    fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings, outputs: int, memory_gb: float, cases: int
+) -> tuple[tuple[float, float, float], NDArray[np.float64], LowResolution | None]:
+    """Spacing and median shape to prepare at, and the low resolution that could be taken instead."""
+    spacing, resampled = _targets(fingerprints, settings)
+    exact: NDArray[np.float64] = np.median(resampled, axis=0)
+    low = None if settings.shape or exact.min() == 1 else _low_resolution(exact, spacing, outputs, memory_gb, cases)
+    if settings.resolution == "full":
+        return spacing, exact, low
+    if low is None:
+        rule, advice = "full, as a 3D patch already covers a quarter of the median case", "Leave the setting out"
+        raise VolsegError(sentence("preprocess.resolution", rule, "low", advice))
+    return low.spacing_mm, np.array(low.median_shape, dtype=np.float64), None
+
+
+def _low_resolution(
+    shape: NDArray[np.float64], spacing_mm: tuple[float, float, float], outputs: int, memory_gb: float, cases: int
+) -> LowResolution | None:
+    """The coarser grid on which a patch covers a quarter of the median case, if the patch of this one does not."""
+    low_mm = low_resolution_spacing(shape.tolist(), spacing_mm, outputs, memory_gb)
+    if low_mm is None:
+        return None
+    exact = np.divide(spacing_mm, low_mm) * shape
+    i, j, k = (round(n) for n in exact.tolist())
+    patch = plan_patch((i, j, k), low_mm, outputs, memory_gb)
+    batch = batch_size(patch, low_mm, outputs, memory_gb, float(exact.prod()) * cases)
+    return LowResolution(
+        spacing_mm=low_mm, median_shape=(i, j, k), patch_size=(patch[0], patch[1], patch[2]), batch_size=batch
+    )
 
 
 def _slice_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> Literal[0, 1, 2]:
@@ -122,6 +158,8 @@ def _reasons(
     spacing = f"Median of {len(fingerprints)} cases along each axis."
     if settings.shape is not None:
         spacing = "What the shape makes of the median case."
+    elif settings.resolution == "low":
+        spacing = "The low resolution: full resolution made coarser until a patch covers a quarter of the median case."
     elif settings.spacing_mm is not None:
         spacing = "As set."
     elif unusual:
@@ -139,4 +177,6 @@ def _reasons(
         "slice_axis": f"{_SLICES[settings.orientation[axis]]} slices: that axis has one slice or the coarsest spacing.",
         "patch_3d": "As set." if settings.patch_size else patch,
         "patch_2d": "As set." if settings.patch_size_2d else patch,
+        "low_resolution": "A grid on which a 3D patch sees a quarter of the median case; null if one does already. To "
+        "train with that much context: volseg preprocess into another folder with --set preprocess.resolution=low.",
     }

@@ -62,9 +62,8 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
         raise DataError(
             f"case {files.id}: {error.filename}: expected a readable file, got {error.strerror}. Check the path."
         ) from None
-    settings = plan.model_dump(mode="json", exclude={"reasons", "patch_2d", "patch_3d", "median_shape", "dataset"})
     parts = [path.name for path in (*files.images, *files.label_sources)]  # which channel, which label value
-    return text_hash(_RECIPE, *contents, json.dumps([settings, parts, files.group]), *map(identity, extra))
+    return text_hash(_RECIPE, *contents, plan.recipe, json.dumps([parts, files.group]), *map(identity, extra))
 
 
 def prepare_case(task: PrepareTask) -> bool:

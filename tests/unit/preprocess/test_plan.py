@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import PreprocessSettings
+from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
@@ -38,17 +39,55 @@ def test_plans_are_those_of_nnunet(case: dict[str, Any]) -> None:
     plan = make_plan(dataset, prints, PreprocessSettings(), case["memory_gb"])
     order = [2 - axis for axis in case["transpose_forward"]]  # it reads z, y, x and puts the coarsest axis first
     assert plan.slice_axis == order[0]
-    for name, patch, theirs in (("3d_fullres", plan.patch_3d, order), ("2d", plan.patch_2d, order[1:])):
+    low = plan.low_resolution
+    assert (low is None) == ("3d_lowres" not in case["configurations"])
+    configurations: list[tuple[str, Any, tuple[float, ...], list[int]]] = [
+        ("3d_fullres", plan.patch_3d, plan.spacing_mm, order),
+        ("2d", plan.patch_2d, plan.spacing_mm, order[1:]),
+        *([] if low is None else [("3d_lowres", low, low.spacing_mm, order)]),
+    ]
+    for name, patch, spacing_mm, theirs in configurations:
         wanted = case["configurations"].get(name)
-        if wanted is None:
+        if wanted is None:  # no 3D network for single slices
             continue
         axes = sorted(theirs)
-        assert [plan.spacing_mm[axis] for axis in theirs] == pytest.approx(wanted["spacing"], abs=2e-5)
+        assert [spacing_mm[axis] for axis in theirs] == pytest.approx(wanted["spacing"], abs=2e-5)
         assert [patch.patch_size[axes.index(axis)] for axis in theirs] == wanted["patch_size"]
         assert patch.batch_size == wanted["batch_size"]
-        shape = topology(patch.patch_size, [plan.spacing_mm[axis] for axis in axes])
+        shape = topology(patch.patch_size, [spacing_mm[axis] for axis in axes])
         for mine, key in ((shape.strides, "strides"), (shape.kernel_sizes, "kernel_sizes")):
             assert [[stage[axes.index(axis)] for axis in theirs] for stage in mine] == wanted[key]
         assert list(feature_widths(len(shape.strides), len(axes))) == wanted["features"]
         schemes = zip(wanted["normalization"], wanted["use_mask"], strict=True)
         assert [entry.scheme for entry in plan.normalization] == [SCHEMES[scheme] for scheme in schemes]
+
+
+def made_up(shape: tuple[int, int, int], cases: int = 20) -> tuple[Dataset, list[CaseFingerprint]]:
+    prints = [
+        CaseFingerprint(f"case_{n}", shape, shape, (1.0, 1.0, 1.0), np.ones((1, 1), np.float32), (1, 1))
+        for n in range(cases)
+    ]
+    files = tuple(CaseFiles(found.id, (Path("image.nii.gz"),), Path("label.nii.gz")) for found in prints)
+    return Dataset("made up", Path(), "pairs", ("MR",), LabelTable({1: "organ"}), files), prints
+
+
+def test_the_low_resolution_can_be_prepared_instead() -> None:
+    dataset, prints = made_up((400, 400, 400))
+    full = make_plan(dataset, prints, PreprocessSettings(), 8.0)
+    low = make_plan(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
+    assert full.low_resolution is not None
+    assert low.low_resolution is None
+    assert (low.spacing_mm, low.median_shape) == (full.low_resolution.spacing_mm, full.low_resolution.median_shape)
+    assert low.patch_3d.patch_size == full.low_resolution.patch_size == (128, 128, 128)
+    assert low.patch_3d.batch_size == full.low_resolution.batch_size == 2
+    # 3 % at a time until 128^3 voxels are a quarter of the case: 400 / 1.03^n <= 128 * 4^(1/3) from n = 23 on
+    assert low.spacing_mm == pytest.approx((1.03**23,) * 3)
+    assert np.prod(low.patch_3d.patch_size) / (400 / 1.03**23) ** 3 >= 0.25 > 128**3 / (400 / 1.03**22) ** 3
+    assert full.recipe != low.recipe
+
+
+def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
+    dataset, prints = made_up((60, 60, 60))
+    assert make_plan(dataset, prints, PreprocessSettings(), 8.0).low_resolution is None
+    with pytest.raises(VolsegError, match=r"preprocess\.resolution: expected full, .* got low"):
+        make_plan(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
