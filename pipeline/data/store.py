@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_bytes, write_json
+from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
 
 __all__ = [
-    "PreparedArray",
     "PreparedCase",
     "class_voxels",
     "open_prepared",
@@ -34,50 +33,6 @@ __all__ = [
     "write_prepared",
 ]
 
-_CHUNK = 64  # voxels along each axis of a compressed chunk: a patch touches few of them, each stays in the L2 cache
-
-
-_ADVICE = "Delete the case's folder and run `volseg preprocess` again."
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedArray:
-    """An array on disk; a slice reads only the chunks it touches, as a NumPy array.
-
-    Args:
-        path: Its file.
-        packed: The opened blosc2 array.
-
-    Raises:
-        DataError: On slicing, if the chunks are damaged.
-    """
-
-    path: Path
-    packed: Any
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """Length of every axis."""
-        return tuple(self.packed.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels."""
-        dtype: np.dtype[Any] = self.packed.dtype
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array in memory."""
-        return int(self.packed.nbytes)
-
-    def __getitem__(self, box: Any) -> NDArray[Any]:
-        """Read a part: ``array[:, 0:64, 0:64, 0:64]``, or all of it: ``array[...]``."""
-        try:
-            return np.asarray(self.packed[box])
-        except (RuntimeError, OSError, ValueError) as error:
-            raise _damaged(self.path, "a blosc2 array", error) from None
-
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
@@ -85,7 +40,7 @@ class PreparedCase:
 
     Args:
         id: Case id.
-        image: (C, I, J, K) normalized intensities, float16 or float32.
+        image: (C, I, J, K) normalized intensities, float32.
         label: (I, J, K) class indices, int8 or int16, -1 where ignored.
         class_voxels: Class index → (N, 3) int32 positions, a bounded random choice of that class's voxels.
         info: Anything that belongs in ``case.json``: trace, group, input files, content hash.
@@ -123,20 +78,21 @@ def class_voxels(
     return found
 
 
-def write_prepared(folder: Path, case: PreparedCase) -> None:
+def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> None:
     """Write a case; ``case.json`` comes last and makes it visible.
 
     Args:
         folder: Folder of the prepared dataset.
         case: The case.
+        steps: Whether to store intensities in 16 bits where the error stays below 0.001, instead of as they are.
 
     Raises:
         VolsegError: If the disk is full or the folder cannot be written to.
     """
     home = _home(folder, case.id)
     (home / "case.json").unlink(missing_ok=True)
-    write_bytes(home / "image.b2nd", _compressed(case.image))
-    write_bytes(home / "label.b2nd", _compressed(case.label))
+    write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
+    write_bytes(home / "label.b2nd", packed(case.label))
     stream = io.BytesIO()
     np.savez_compressed(stream, **{str(value): where for value, where in case.class_voxels.items()})  # type: ignore[arg-type]
     write_bytes(home / "voxels.npz", stream.getvalue())
@@ -166,7 +122,7 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
     path = _home(folder, case) / "case.json"
     info = read_json(path, "Run `volseg preprocess`.")
     if not isinstance(info, dict):
-        raise _damaged(path, "a JSON object", type(info).__name__)
+        raise damaged(path, "a JSON object", type(info).__name__)
     return info
 
 
@@ -195,7 +151,7 @@ def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray
         DataError: If a file of the case is missing or damaged, now or when a damaged part is read.
     """
     home = _home(folder, case)
-    return _open(home / "image.b2nd"), _open(home / "label.b2nd")
+    return open_array(home / "image.b2nd"), open_array(home / "label.b2nd")
 
 
 def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
@@ -209,29 +165,8 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
         with np.load(path, allow_pickle=False) as archive:
             return {int(name): archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, "stored voxel positions", error) from None
+        raise damaged(path, "stored voxel positions", error) from None
 
 
 def _home(folder: Path, case: str) -> Path:
     return folder / "cases" / case
-
-
-def _compressed(array: NDArray[Any]) -> bytes:
-    chunks = [1] * (array.ndim - 3) + [min(n, _CHUNK) for n in array.shape[-3:]]
-    packed = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=chunks, cparams={"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
-    )
-    return bytes(packed.to_cframe())
-
-
-def _open(path: Path) -> PreparedArray:
-    try:
-        return PreparedArray(path, blosc2.open(str(path), mode="r", dparams={"nthreads": 1}))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(path, "a blosc2 array", error) from None
-
-
-def _damaged(path: Path, rule: str, got: object) -> DataError:
-    if isinstance(got, FileNotFoundError):
-        got = "nothing there"
-    return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {_ADVICE}")

@@ -26,7 +26,8 @@ class Normalization(_Value):
     """How one channel's intensities are normalized.
 
     ``ct``: clip to [low, high], then (x - mean) / sd, all from the dataset's foreground. ``zscore``: mean and SD of
-    the image itself. ``zscore_nonzero``: mean and SD of its voxels that are not 0, which alone are changed. ``none``.
+    the image itself. ``zscore_nonzero``: those of the voxels in which some channel is not 0 and of holes in between;
+    the others stay 0. ``none``.
     """
 
     scheme: Literal["ct", "zscore", "zscore_nonzero", "none"]
@@ -65,7 +66,7 @@ class Plan(_Value):
         shape: Voxels that every case is resized to instead, or None.
         image_order: Spline order of image resampling.
         coarse_axis_order: Its order along an axis more than 3 times coarser than the finest.
-        store_dtype: Type of stored intensities.
+        store_dtype: Type of stored intensities; int16 counts steps so small that the error stays below 0.001.
         normalization: One entry per channel.
         median_shape: Median shape of the cropped cases at the target spacing.
         slice_axis: Axis across which 2D networks see slices: that of pictures, else the coarsest, the last where they
@@ -87,7 +88,7 @@ class Plan(_Value):
     shape: tuple[int, int, int] | None = None
     image_order: Literal[0, 1, 3]
     coarse_axis_order: Literal[0, 1, 3] = 0
-    store_dtype: Literal["float16", "float32"]
+    store_dtype: Literal["int16", "float32"]
     normalization: tuple[Normalization, ...]
     median_shape: tuple[int, int, int]
     slice_axis: Literal[0, 1, 2]

@@ -62,8 +62,7 @@ def make_plan(
         shape=settings.shape,
         image_order=settings.image_order,
         coarse_axis_order=settings.coarse_axis_order,
-        # raw intensities may lie beyond float16's range
-        store_dtype="float32" if any(entry.scheme == "none" for entry in normalization) else settings.store_dtype,
+        store_dtype=settings.store_dtype,
         normalization=normalization,
         median_shape=(median[0], median[1], median[2]),
         slice_axis=axis,

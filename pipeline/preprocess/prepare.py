@@ -29,7 +29,7 @@ __all__ = ["PrepareTask", "case_hash", "prepare_case", "prepare_image", "run_tra
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
 
-_RECIPE = "1"
+_RECIPE = "2"
 """Raised when the transforms change, so that prepared cases of an older version are made again."""
 
 
@@ -90,7 +90,7 @@ def prepare_case(task: PrepareTask) -> bool:
         task.out,
         PreparedCase(
             files.id,
-            result["image"].as_tensor().numpy().astype(task.plan.store_dtype),
+            result["image"].as_tensor().numpy(),
             index,
             class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
             {
@@ -101,6 +101,7 @@ def prepare_case(task: PrepareTask) -> bool:
                 "trace": trace.to_json(),
             },
         ),
+        steps=task.plan.store_dtype == "int16",
     )
     return True
 

@@ -22,6 +22,7 @@ from monai.transforms import (
     MapTransform,
     Orientationd,
 )
+from scipy.ndimage import binary_fill_holes
 
 from pipeline.core.errors import DataError
 from pipeline.core.grid import Grid
@@ -107,25 +108,29 @@ class Normalized(MapTransform):  # type: ignore[misc]
         """Replace the images by float32 copies."""
         result = dict(data)
         for key in self.key_iterator(result):
-            image = result[key]
-            channels = [_normalize(c, n) for c, n in zip(image.as_tensor(), self.normalization, strict=True)]
-            result[key] = MetaTensor(torch.stack(channels), affine=image.affine)
+            image, values = result[key], result[key].as_tensor().to(torch.float32)
+            masked = any(entry.scheme == "zscore_nonzero" for entry in self.normalization)
+            mask = torch.from_numpy(binary_fill_holes((values != 0).any(dim=0).numpy())) if masked else None
+            normalized = torch.empty_like(values)
+            for channel, entry, target in zip(values, self.normalization, normalized, strict=True):
+                target.copy_(_normalize(channel, entry, mask if entry.scheme == "zscore_nonzero" else None))
+            result[key] = MetaTensor(normalized, affine=image.affine)
         return result
 
 
-def _normalize(channel: torch.Tensor, how: Normalization) -> torch.Tensor:
-    channel = channel.to(torch.float32)
+def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | None) -> torch.Tensor:
     if how.scheme == "none":
         return channel
     if how.scheme == "ct":
         clipped = channel if how.low is None else channel.clamp(how.low, how.high)
-        return (clipped - how.mean) / how.sd
-    mask = channel != 0 if how.scheme == "zscore_nonzero" else torch.ones_like(channel, dtype=torch.bool)
-    if not mask.any():
+        return (clipped - how.mean).div_(how.sd)
+    inside = channel if mask is None else channel[mask]
+    if not inside.numel():
         return channel
-    values = channel[mask].to(torch.float64)
-    scaled = (channel - float(values.mean())) / max(float(values.std(correction=0)), 1e-8)
-    return torch.where(mask, scaled, 0.0)
+    mean = float(inside.mean(dtype=torch.float64))
+    sd = float((inside - mean).square_().mean(dtype=torch.float64)) ** 0.5
+    scaled = (channel - mean).div_(max(sd, 1e-8))
+    return scaled if mask is None else scaled.mul_(mask)
 
 
 def occupied(image: torch.Tensor) -> torch.Tensor:

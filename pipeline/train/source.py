@@ -69,7 +69,7 @@ class PatchSource:
                 self.volumes[case] = (image, label)
                 continue
             place = device if left_on_gpu >= 0 else torch.device("cpu")
-            self.volumes[case] = (torch.from_numpy(image[...]).to(place), torch.from_numpy(label[...]).to(place))
+            self.volumes[case] = (image.load(place), label.load(place))
 
     def batches_per_epoch(self, balanced: int) -> int:
         """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones.

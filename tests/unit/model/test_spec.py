@@ -21,7 +21,7 @@ def plan(patch_3d=(32, 32, 16), patch_2d=(40, 56), **changes) -> Plan:
         "crop": "none",
         "spacing_mm": (1.0, 1.0, 2.5),
         "image_order": 3,
-        "store_dtype": "float16",
+        "store_dtype": "int16",
         "normalization": ({"scheme": "zscore"},) * 2,
         "median_shape": (40, 40, 20),
         "slice_axis": 2,

@@ -138,6 +138,21 @@ def test_normalization_by_hand(how: Normalization, expected: list[float]) -> Non
     assert found.flatten().tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_holes_count_as_image_and_the_outside_stays_0() -> None:
+    body = torch.zeros(2, 5, 5, 5)
+    body[0, 1:4, 1:4, 1:4] = 3.0
+    body[0, 2, 2, 2] = 0.0  # a hole; the second channel is 0 here too
+    body[1, 1, 1, 1] = 27.0
+    how = [Normalization(scheme="zscore_nonzero")] * 2
+    first, second = Normalized(["image"], how)({"image": MetaTensor(body)})["image"].as_tensor()
+    mean, sd = 26 / 9, (26 * (1 / 9) ** 2 + (26 / 9) ** 2) ** 0.5 / 27**0.5  # of 26 times 3 and a 0
+    assert float(first[2, 2, 2]) == pytest.approx(-mean / sd, rel=1e-5)
+    assert float(first[1, 1, 1]) == pytest.approx((3 - mean) / sd, rel=1e-4)
+    assert float(second[1, 1, 1]) == pytest.approx(26 / 26**0.5, rel=1e-5)  # mean 1, of 27 once and 26 zeros
+    assert not first[0].any()
+    assert not second[0].any()
+
+
 def test_zscore_has_mean_0_and_sd_1() -> None:
     image = MetaTensor(torch.arange(24.0).reshape(1, 2, 3, 4))
     found = Normalized(["image"], [Normalization(scheme="zscore")])({"image": image})["image"].as_tensor()
@@ -152,7 +167,7 @@ def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientat
     assert prepare_case(PrepareTask(files, plan, tmp_path / "out"))
     assert not prepare_case(PrepareTask(files, plan, tmp_path / "out"))  # nothing changed
     stored = read_prepared(tmp_path / "out", "one")
-    assert stored.image.dtype == np.float16
+    assert stored.image.dtype == np.float32
     assert stored.image.shape == (1, 6, 8, 6)
     assert {int(v): int(n) for v, n in zip(*np.unique(stored.label, return_counts=True), strict=True)} == {
         -1: 1,

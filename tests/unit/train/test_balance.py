@@ -17,7 +17,7 @@ BALANCED = LossSettings(class_weights="balanced")
 def test_counts_over_memory_and_disk_leave_out_the_ignored(tmp_path: Path) -> None:
     label = np.zeros((130, 2, 2), np.int8)  # three slabs
     label[0], label[100], label[129, 0] = 1, 2, -1
-    image = np.zeros((1, *label.shape), np.float16)
+    image = np.zeros((1, *label.shape), np.float32)
     write_prepared(tmp_path, PreparedCase("a", image, label, {}, {}))
     on_disk = open_prepared(tmp_path, "a")[1]
     assert class_voxel_counts([on_disk]) == (510, 4, 4)

@@ -47,7 +47,7 @@ def prepared(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         label = np.zeros((12, 12, 12), np.int8)
         label[3:9, 3:9, 3:9] = 1
-        image = (label + generator.normal(0, 0.1, label.shape))[None].astype(np.float16)
+        image = (label + generator.normal(0, 0.1, label.shape))[None].astype(np.float32)
         write_prepared(tmp_path, PreparedCase(name, image, label, class_voxels(label, 50, generator), {"group": None}))
     return tmp_path
 

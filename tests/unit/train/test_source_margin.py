@@ -20,7 +20,7 @@ def prepared(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     label = np.zeros(SHAPE, np.int8)
     label[3:6, 3:6, 3:6] = 1
-    image = generator.normal(size=(1, *SHAPE)).astype(np.float16)
+    image = generator.normal(size=(1, *SHAPE)).astype(np.float32)
     write_prepared(tmp_path, PreparedCase("a", image, label, class_voxels(label, 50, generator), {"group": None}))
     return tmp_path
 
@@ -48,7 +48,7 @@ def test_targets_are_placed_as_patches_without_a_margin(prepared: Path, strategy
 def test_around_a_target_lies_the_image_mirrored_at_its_border(prepared: Path) -> None:
     wide = source(prepared, (13, 14, 15), (1, 1, 1))  # one target, which is the volume
     images, labels = next(wide.epoch(1, np.random.default_rng(0)))
-    volume = wide.volumes["a"][0].float().numpy()
+    volume = wide.volumes["a"][0][...].numpy()
     expected = np.pad(volume, [(0, 0), (1, 1), (1, 1), (1, 1)], mode="reflect")
     assert all(np.array_equal(image, expected) for image in images.numpy())
     assert int((labels[0] == -1).sum()) == 13 * 14 * 15 - 11 * 12 * 13
