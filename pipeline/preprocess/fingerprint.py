@@ -38,7 +38,8 @@ class CaseFingerprint:
         shape: Voxels of the whole volume.
         cropped_shape: Voxels after cropping.
         spacing_mm: Spacing along the axes.
-        intensities: (C, N) float32, intensities of randomly chosen foreground voxels; N may be 0.
+        intensities: (C, N) float32, intensities of foreground voxels: a random choice, or all of them repeated; N is 0
+            without any foreground, else the same for every case.
         class_voxels: Number of voxels per class index, background first.
     """
 
@@ -119,8 +120,9 @@ def fingerprint_case(
         raise DataError(f"case {files.id}: {error}") from None
     generator = np.random.default_rng(len(files.id) + image.grid.voxels)  # the same voxels in every run
     where = np.flatnonzero(index > 0)
-    if len(where) > samples:
-        where = generator.choice(where, samples, replace=False)
+    if len(where):  # repeated where there are few, so that every case weighs the same
+        repeats, rest = divmod(samples, len(where))
+        where = np.concatenate([np.tile(where, repeats), generator.choice(where, rest, replace=False)])
     flat = image.array.reshape(image.channels, -1)
     return CaseFingerprint(
         files.id,

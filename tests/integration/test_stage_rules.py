@@ -12,7 +12,7 @@ from toy import toy_settings, write_toy
 
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.data.store import read_info
+from pipeline.data.store import open_prepared, read_info
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
@@ -177,8 +177,10 @@ def test_a_single_case_cannot_be_split(tmp_path: Path) -> None:
 
 
 def test_raw_intensities_are_stored_as_float32(dataset: Path, tmp_path: Path) -> None:
-    preprocess(dataset, tmp_path / "p", changed(toy_settings(), preprocess={"normalization": "none"}), jobs=1)
-    assert read_plan(tmp_path / "p" / "plan.yaml").store_dtype == "float32"
+    for scheme, steps in (("none", False), ("zscore", True)):
+        preprocess(dataset, tmp_path / scheme, changed(toy_settings(), preprocess={"normalization": scheme}), jobs=1)
+        image, _ = open_prepared(tmp_path / scheme, "toy_0")
+        assert (image.step is not None) == steps
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nnunet_plans import require_same_plan
 
 from pipeline.config import PreprocessSettings
 from pipeline.core.errors import VolsegError
@@ -15,11 +16,8 @@ from pipeline.core.labels import LabelTable
 from pipeline.data.layouts import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.topology import feature_widths, topology
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nnunet_plans.json").read_text())
-SCHEMES = {("CTNormalization", False): "ct", ("ZScoreNormalization", False): "zscore"}
-SCHEMES[("ZScoreNormalization", True)] = "zscore_nonzero"
 
 
 def fingerprint(number: int, case: dict[str, Any]) -> CaseFingerprint:
@@ -37,29 +35,7 @@ def test_plans_are_those_of_nnunet(case: dict[str, Any]) -> None:
     files = tuple(CaseFiles(found.id, (Path("image.nii.gz"),), Path("label.nii.gz")) for found in prints)
     dataset = Dataset("made up", Path(), "pairs", tuple(case["channels"]), labels, files)
     plan = make_plan(dataset, prints, PreprocessSettings(), case["memory_gb"])
-    order = [2 - axis for axis in case["transpose_forward"]]  # it reads z, y, x and puts the coarsest axis first
-    assert plan.slice_axis == order[0]
-    low = plan.low_resolution
-    assert (low is None) == ("3d_lowres" not in case["configurations"])
-    configurations: list[tuple[str, Any, tuple[float, ...], list[int]]] = [
-        ("3d_fullres", plan.patch_3d, plan.spacing_mm, order),
-        ("2d", plan.patch_2d, plan.spacing_mm, order[1:]),
-        *([] if low is None else [("3d_lowres", low, low.spacing_mm, order)]),
-    ]
-    for name, patch, spacing_mm, theirs in configurations:
-        wanted = case["configurations"].get(name)
-        if wanted is None:  # no 3D network for single slices
-            continue
-        axes = sorted(theirs)
-        assert [spacing_mm[axis] for axis in theirs] == pytest.approx(wanted["spacing"], abs=2e-5)
-        assert [patch.patch_size[axes.index(axis)] for axis in theirs] == wanted["patch_size"]
-        assert patch.batch_size == wanted["batch_size"]
-        shape = topology(patch.patch_size, [spacing_mm[axis] for axis in axes])
-        for mine, key in ((shape.strides, "strides"), (shape.kernel_sizes, "kernel_sizes")):
-            assert [[stage[axes.index(axis)] for axis in theirs] for stage in mine] == wanted[key]
-        assert list(feature_widths(len(shape.strides), len(axes))) == wanted["features"]
-        schemes = zip(wanted["normalization"], wanted["use_mask"], strict=True)
-        assert [entry.scheme for entry in plan.normalization] == [SCHEMES[scheme] for scheme in schemes]
+    require_same_plan(plan, case["transpose_forward"], case["configurations"])
 
 
 def made_up(shape: tuple[int, int, int], cases: int = 20) -> tuple[Dataset, list[CaseFingerprint]]:

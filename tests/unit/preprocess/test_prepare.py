@@ -51,7 +51,7 @@ def dataset(folder: Path, *cases: CaseFiles, channel: str = "MR") -> Dataset:
 
 def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
     section = PreprocessSettings()
-    found = fingerprint_case(files, LABELS, section.orientation, section.crop)
+    found = fingerprint_case(files, LABELS, section.orientation, section.crop, samples=370)  # each voxel ten times
     return make_plan(dataset(folder, files, channel=channel), [found], section, 8)
 
 
@@ -73,12 +73,20 @@ def test_fingerprint_is_taken_along_the_target_axes(tmp_path: Path, orientation:
 
 
 def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
-    found = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero")
+    found = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=370)  # each of 37 voxels ten times
     (statistics,) = channel_statistics([found, found])
     assert statistics.mean == pytest.approx((36 * 100 + 200) / 37)
     assert statistics.percentile_00_5 == 100
     empty = replace(found, intensities=np.zeros((1, 0), np.float32))
     assert channel_statistics([empty])[0].sd == 1.0
+
+
+def test_every_case_weighs_the_same_in_the_channel_statistics(tmp_path: Path) -> None:
+    large = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=100)
+    assert large.intensities.shape == (1, 100)
+    assert sorted(set(large.intensities.ravel().tolist())) == [100.0, 200.0]
+    few = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=5)
+    assert few.intensities.shape == (1, 5)
 
 
 def test_the_plan_follows_the_fingerprint_and_comes_back_from_its_file(tmp_path: Path) -> None:
