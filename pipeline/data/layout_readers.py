@@ -16,6 +16,7 @@ from pipeline.data.layout_tables import Description, build_dataset, channel_name
 from pipeline.data.volume_file import join_source, split_source, volume_stem, volume_suffix
 
 __all__ = [
+    "bare_name",
     "group_channels",
     "list_volumes",
     "read_datalist",
@@ -93,7 +94,7 @@ def read_pairs(source: Description) -> Dataset:
     """
     images, labels = next(pair for pair in _PAIRS if (source.root / pair[0]).is_dir())
     cases = _paired(source.root / images, source.root / labels)
-    numbered = any(case.id != _bare(case.images[0]) for case in cases)
+    numbered = any(case.id != bare_name(case.images[0]) for case in cases)
     tests = _paired(source.root / "imagesTs", source.root / "labelsTs", numbered)
     return build_dataset("pairs", source, cases, tests)
 
@@ -102,7 +103,8 @@ def read_organs(source: Description) -> Dataset:
     """One folder per case: ``ct.nii.gz`` (or ``mri``, ``image``, or one file per channel) and ``segmentations/*``.
 
     Organs are numbered from 1 in the order of their names, over all cases; with a ``labels.json``, only its organs are
-    taken, with its values. A case that lacks an organ's file does not have that organ.
+    taken, with its values. A case that lacks an organ's file does not have that organ. Several channels are in the
+    order of their file names, and may be named by ``channels`` of the ``labels.json``.
 
     Raises:
         DataError: If there is no labelled case.
@@ -123,6 +125,9 @@ def read_organs(source: Description) -> Dataset:
         cases.append(CaseFiles(folder.name, paths, organs=held))
     known = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
     names = tuple(known.get(name.lower(), name) for name in channels)
+    described = channel_names(source.content) or ()
+    if not single and len(described) == len(channels):
+        names = described
     clear = not single or (len(channels) == 1 and names[0] in known.values())
     return build_dataset("organs", source, cases, labels=table, channels=names if clear else None)
 
@@ -133,7 +138,7 @@ def read_datalist(source: Description) -> Dataset:
     Several channels are ``image_1``, ``image_2``, …, or one ``image`` with a ``;`` between the files (in JSON also a
     list). ``split`` is ``test`` for held-out cases; where some cases are ``validation``, all others name theirs too.
     Files are relative to the table. Names of labels and channels are in the JSON (``labels``, ``channels``) or in a
-    ``labels.json`` beside the CSV.
+    ``labels.json`` beside the CSV (``{"names": {"1": "liver"}, "channels": ["CT"]}``).
 
     Raises:
         DataError: If a row has no image or an unknown split, only some rows name theirs, or there is no labelled case.
@@ -172,17 +177,14 @@ def _entry(entry: Any, source: Description, channels: int | None, where: str = "
     if channels is not None and len(images) == 1:
         images = _decathlon_channels(images[0], channels)
     label = source.root / str(row["label"]) if row.get("label") else None
-    if isinstance(entry, str) and (source.root / "labelsTs" / images[0].name).is_file():
-        label = source.root / "labelsTs" / images[0].name
+    held_out = source.root / "labelsTs" / split_source(images[0])[0].name
+    if isinstance(entry, str) and held_out.is_file():
+        label = held_out
     group = str(row["group"]) if row.get("group") not in (None, "") else None
     name = str(row.get("case") or row.get("id") or stem)
     if re.search(r"[/\\:]|^\.+$", name):
-        advice = "Rename the case, because files are named after it"
-        raise DataError(
-            sentence(
-                f"{where}, id", "a name without / \\ : that is more than dots", repr(name), advice, file=source.file
-            )
-        )
+        rule, advice = "a name without / \\ : that is more than dots", "Rename the case: files are named after it"
+        raise DataError(sentence(f"{where}, id", rule, repr(name), advice, file=source.file))
     return CaseFiles(name, images, label, group=group)
 
 
@@ -217,7 +219,7 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
         numbered: Whether file names end in a channel number; by default that is so if it leads to a label map.
     """
     by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
-    parts = {file for file in files if _bare(file) not in by_name and _CHANNEL.match(volume_stem(file))}
+    parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
     if not (any(name in by_name for name in grouped) if numbered is None else numbered):
         grouped, parts = {}, set()
@@ -231,7 +233,7 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
 def _by_name(files: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
-        name = _bare(file)
+        name = bare_name(file)
         if name in found:
             raise _same_name(found[name], file)
         found[name] = file
@@ -243,5 +245,6 @@ def _same_name(first: Path, second: Path) -> DataError:
     return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
 
 
-def _bare(file: Path) -> str:
+def bare_name(file: Path) -> str:
+    """Name of a case that an image or label map belongs to in ``pairs``: the file's, without ending and role."""
     return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)

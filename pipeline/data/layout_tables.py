@@ -46,7 +46,8 @@ class Description:
 def read_description(path: Path) -> Description:
     """Read ``dataset.json``, ``datalist.json`` or ``datalist.csv`` of a folder, or the file itself.
 
-    Label names in a ``labels.json`` and groups in a ``groups.csv`` of the folder are added.
+    Label names in a ``labels.json`` (which may list ``channels`` beside ``names``) and groups in a ``groups.csv`` of
+    the folder are added.
 
     Raises:
         DataError: If the path does not exist or is a file of another kind.
@@ -71,7 +72,10 @@ def read_description(path: Path) -> Description:
             got, advice = type(found).__name__, "See the dataset layouts in the documentation"
             raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
     if "labels" not in content and (root / "labels.json").is_file():
-        content = {**content, "labels": read_json(root / "labels.json")}
+        labels = read_json(root / "labels.json")
+        content = {**content, "labels": labels}
+        if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
+            content["channels"] = labels.get("channels")
     if "groups" not in content and (root / "groups.csv").is_file():
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}

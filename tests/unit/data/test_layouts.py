@@ -165,6 +165,29 @@ def test_organs_with_several_channels(tmp_path) -> None:
     assert dataset.cases[1].images == (tmp_path / "s2/T1.nii.gz", tmp_path / "s2/T2.nii.gz")
 
 
+def test_labels_json_names_the_channels_too(tmp_path) -> None:
+    touch(tmp_path, "s1/image_0000.nii.gz", "s1/image_0001.nii.gz", "s1/segmentations/liver.nii.gz")
+    describe(tmp_path, {"names": {"1": "liver"}, "channels": ["T2", "T1"]}, "labels.json")
+    assert open_dataset(tmp_path).channels == ("T2", "T1")
+    describe(tmp_path, {"names": {"1": "liver"}, "channels": ["T2"]}, "labels.json")
+    assert open_dataset(tmp_path).channels == ("image_0000", "image_0001")
+    touch(tmp_path, "p/images/a.nii.gz", "p/labels/a.nii.gz")
+    describe(tmp_path / "p", {"names": {"1": "liver"}, "channels": ["PET"]}, "labels.json")
+    assert open_dataset(tmp_path / "p").channels == ("PET",)
+
+
+def test_a_4d_test_case_of_decathlon_has_its_label(tmp_path) -> None:
+    touch(tmp_path, "imagesTs/t.nii.gz", "labelsTs/t.nii.gz")
+    content = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": NAMES,
+        "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}],
+        "test": ["./imagesTs/t.nii.gz"],
+    }
+    describe(tmp_path, content)
+    assert open_dataset(tmp_path).tests[0].label == tmp_path / "labelsTs/t.nii.gz"
+
+
 def test_datalist_csv(tmp_path) -> None:
     (tmp_path / "datalist.csv").write_text(
         "case,image,label,group,split\nb,x/b1.nii.gz;x/b2.nii.gz,y/b.nii.gz,p1,Train\na,a1.mha;a2.mha,a.mha,,val\n"
