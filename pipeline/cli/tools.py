@@ -1,4 +1,4 @@
-"""Commands beside the steps: generated data, the demo, the networks, the settings."""
+"""Commands beside the steps: converted and generated data, the demo, the networks, the settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Config, Device, OutFolder, Set
+from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
 __all__ = ["config_app", "tools"]
 
 tools = typer.Typer()
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
+
+
+@tools.command()
+def convert(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    out: OutFolder,
+    to: Annotated[str, typer.Option("--to", help="nnunet, decathlon, datalist, organs or pairs.")],
+    layout: Layout = None,
+    link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies of files that fit.")] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Write a dataset in another layout, e.g. for nnU-Net: -o nnUNet_raw/Dataset501_Liver --to nnunet."""
+    from pipeline.console import print_batch, progress_bars
+    from pipeline.stages.convert import convert as run
+
+    with progress_bars() as bars:
+        batch = run(dataset, out, to, layout=layout, link=link, jobs=jobs, progress=bars.update)
+    print_batch(batch, "converted", out)
+    raise typer.Exit(batch.exit_code)
 
 
 @tools.command()

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,16 @@ from uuid import uuid4
 
 from pipeline.core.errors import VolsegError
 
-__all__ = ["atomic_path", "file_hash", "read_json", "text_hash", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "copy_file",
+    "file_hash",
+    "read_json",
+    "text_hash",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
 
@@ -52,6 +62,29 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     """Write bytes atomically. Raises VolsegError as :func:`atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
+    """Copy a file atomically, byte by byte.
+
+    Args:
+        source: The file; a symbolic link is followed.
+        target: The copy.
+        link: Make a hard link instead, which takes no space, where the file system can; then a change within one of
+            the two files shows in both.
+
+    Raises:
+        VolsegError: As :func:`atomic_path`.
+    """
+    source = source.resolve()
+    if link and target.exists() and target.samefile(source):
+        return
+    with atomic_path(target) as temporary:
+        if link:
+            with suppress(OSError):  # another disk, or a file system without hard links
+                os.link(source, temporary)
+        if not temporary.exists():
+            shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path | str, content: str) -> None:
@@ -107,6 +140,8 @@ def file_hash(path: Path | str) -> str:
 
 
 def _sync(path: Path) -> None:
+    if path.stat().st_nlink > 1:  # a hard link to a file that is on the disk already, and may be read-only
+        return
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
 

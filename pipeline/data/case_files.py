@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.core import LabelTable
+from pipeline.core import DataError, LabelTable, sentence
+from pipeline.core.files import file_hash
 from pipeline.data.detached import detached_files
 from pipeline.data.volume_file import join_source, split_source
 
-__all__ = ["CaseFiles", "Dataset", "Split"]
+__all__ = ["CaseFiles", "Dataset", "Split", "content_hashes"]
 
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
@@ -91,3 +92,18 @@ class Dataset:
     def is_ct(self) -> bool:
         """Whether every channel is CT, in Hounsfield units."""
         return all(channel.strip().upper() == "CT" for channel in self.channels)
+
+
+def content_hashes(files: CaseFiles) -> list[str]:
+    """Content hash of every file of a case, in the order of ``files``.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    try:
+        return [file_hash(path) for path in files.files]
+    except OSError as error:
+        got, advice = str(error.strerror), "Check the path"
+        raise DataError(
+            sentence("file", "a readable file", got, advice, case=files.id, file=str(error.filename))
+        ) from None

@@ -118,8 +118,8 @@ def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | Non
     (scanner) and mm.
 
     Args:
-        array: (I, J, K), of the type to be stored.
-        grid: Its grid.
+        array: (I, J, K), or (I, J, K, N) for several volumes, of the type to be stored.
+        grid: Grid of one volume.
         path: ``.nii`` or ``.nii.gz``.
         like: A NIfTI file whose form codes and unit are kept; ignored if it is missing or of another format.
 

@@ -14,10 +14,10 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import file_hash, text_hash
+from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
-from pipeline.data.layouts import CaseFiles
+from pipeline.data.case_files import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
 from pipeline.preprocess.identity import identity
 from pipeline.preprocess.plan import Plan
@@ -56,12 +56,7 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
     Raises:
         DataError: If a file cannot be read.
     """
-    try:
-        contents = [file_hash(path) for path in files.files]
-    except OSError as error:
-        raise DataError(
-            f"case {files.id}: {error.filename}: expected a readable file, got {error.strerror}. Check the path."
-        ) from None
+    contents = content_hashes(files)
     parts = [path.name for path in (*files.images, *files.label_sources)]  # which channel, which label value
     return text_hash(_RECIPE, *contents, plan.recipe, json.dumps([parts, files.group]), *map(identity, extra))
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import read_json, text_hash, write_json
 
-__all__ = ["Fold", "fixed_fold", "make_folds", "read_splits", "write_splits"]
+__all__ = ["Fold", "fixed_fold", "make_folds", "read_splits", "usual_folds", "write_splits"]
 
 _LONGEST_LIST = 8
 _PARTS = ("train", "validation")
@@ -84,6 +84,26 @@ def fixed_fold(splits: Mapping[str, str | None], groups: Mapping[str, str | None
     if problems:
         raise DataError("\n".join(problems))
     return Fold(tuple(train), tuple(validation))
+
+
+def usual_folds(
+    groups: Mapping[str, str | None], splits: Mapping[str, str | None] | None, folds: int, seed: int
+) -> tuple[Fold, ...]:
+    """The split that a dataset fixes, else drawn folds, no more than there are groups.
+
+    Args:
+        groups: Case id → group, as in :func:`make_folds`.
+        splits: Case id → ``train`` or ``validation`` if the dataset fixes the split.
+        folds: Number of folds to draw otherwise.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: If there are fewer than two groups, or the split cannot be used.
+    """
+    if splits is not None:
+        return (fixed_fold(splits, groups),)
+    distinct = len({group or f"case {case}" for case, group in groups.items()})
+    return make_folds(groups, max(2, min(folds, distinct)), seed)
 
 
 def write_splits(path: Path | str, folds: Sequence[Fold]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import write_json
+from pipeline.data.dataset_size import largest_voxels
 from pipeline.data.layouts import Dataset, open_dataset
-from pipeline.data.volumes import read_grid
 from pipeline.engine import Run, default_jobs, open_engine
 from pipeline.model.device import planning_memory_gb
 from pipeline.preprocess.dataset_fingerprint import dataset_fingerprint
@@ -124,10 +124,4 @@ def require_fitting(dataset: Dataset, out: Path) -> None:
 
 def bytes_per_case(dataset: Dataset) -> int:
     """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
-    sizes = {files: max((p.stat().st_size for p in files.files if p.is_file()), default=0) for files in dataset.cases}
-    largest = max(sizes, key=lambda files: sizes[files])
-    try:
-        voxels = read_grid(largest.images[0]).voxels
-    except VolsegError:  # the case is reported when its turn comes
-        voxels = 0
-    return _LIBRARIES_BYTES + _COPIES * 4 * voxels * len(dataset.channels)
+    return _LIBRARIES_BYTES + _COPIES * 4 * largest_voxels(dataset)

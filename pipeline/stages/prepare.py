@@ -13,7 +13,7 @@ from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.engine import default_jobs, open_engine
 from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
-from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
+from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
 from pipeline.stages.plan import bytes_per_case, fresh_plan, given_plan, kept_patches, require_fitting
 
@@ -130,6 +130,5 @@ def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: 
         raise VolsegError(
             f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
         )
-    if fixed:
-        return (fixed_fold({files.id: files.split for files in cases}, groups),)
-    return make_folds(groups, min(settings.sample.folds, distinct), settings.sample.split_seed)
+    splits = {files.id: files.split for files in cases} if fixed else None
+    return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)

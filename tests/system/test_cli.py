@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,19 @@ from toy import toy_settings, write_toy
 
 from pipeline.__main__ import main
 
-COMMANDS = ("check", "preprocess", "train", "predict", "evaluate", "report", "phantom", "demo", "config", "networks")
+COMMANDS = (
+    "check",
+    "preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "report",
+    "phantom",
+    "demo",
+    "config",
+    "networks",
+    "convert",
+)
 
 
 def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -98,6 +111,7 @@ def test_networks_lists_parameters(capfd: pytest.CaptureFixture[str]) -> None:
         (("phantom", "{t}/x", "--kind", "brain"), "kind: expected torso or fundus, got 'brain'"),
         (("phantom", "{t}/x", "--kind", "fundus", "--size", "full"), "contrast, size: expected none with kind fundus"),
         (("demo", "-c", "{t}/none.yaml"), "none.yaml"),
+        (("convert", "{t}/none", "-o", "{t}/o", "--to", "nnunet"), "expected a folder, or a JSON or CSV file"),
     ],
 )
 def test_wrong_paths_get_one_sentence(
@@ -124,6 +138,29 @@ def test_check_exit_codes_follow_the_severity(capfd: pytest.CaptureFixture[str],
     for index in (0, 2):
         (dataset / "images" / f"toy_{index}.nii.gz").write_bytes(b"no volume")
     assert run(capfd, "check", dataset, "--jobs", "1")[0] == 3
+
+
+def test_a_dataset_is_converted(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dataset, out = write_toy(tmp_path / "toy", 3), tmp_path / "Dataset501_Toy"
+    (dataset / "labels" / "toy_1.nii.gz").write_bytes(b"no volume")
+    words = ("convert", dataset, "-o", out, "--to", "nnunet", "--jobs", "1")
+    code, text, _ = run(capfd, *words)
+    assert code == 2
+    assert "failed  case toy_1" in text
+    assert "2 converted, 0 up to date, 1 failed" in text
+    shutil.copy(dataset / "labels" / "toy_0.nii.gz", dataset / "labels" / "toy_1.nii.gz")
+    code, text, _ = run(capfd, *words)
+    assert code == 2  # another orientation than its image
+    assert "label map grid: expected the image grid" in text
+    assert run(capfd, "check", out, "--jobs", "1")[0] == 0
+    code, _, err = run(capfd, "convert", dataset, "-o", tmp_path / "x", "--to", "bids")
+    assert (code, err) == (
+        1,
+        "Error: --to: expected one of nnunet, decathlon, datalist, organs, pairs, got 'bids'. Choose one of them.",
+    )
+    code, _, err = run(capfd, "convert", dataset, "-o", tmp_path / "x")
+    assert code == 1
+    assert "Missing option '--to'" in err
 
 
 def test_the_steps_on_the_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import atomic_path, file_hash, read_json, text_hash, write_bytes, write_json, write_text
+from pipeline.core.files import (
+    atomic_path,
+    copy_file,
+    file_hash,
+    read_json,
+    text_hash,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def fail_with(code: int):
@@ -132,3 +141,30 @@ def test_text_hash_depends_on_every_part_and_its_boundaries() -> None:
 def test_file_hash_is_blake2b_of_the_content(tmp_path: Path) -> None:
     write_bytes(tmp_path / "x.bin", b"volume" * 100_000)
     assert file_hash(tmp_path / "x.bin") == hashlib.blake2b(b"volume" * 100_000, digest_size=16).hexdigest()
+
+
+def test_a_copy_is_a_file_of_its_own_and_a_link_is_not(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.bin", tmp_path / "sub" / "b.bin"
+    source.write_bytes(b"volume")
+    source.chmod(0o444)
+    for link in (False, True, True, False):  # each onto what the one before left
+        copy_file(source, target, link=link)
+        assert target.read_bytes() == b"volume"
+        assert target.samefile(source) == link
+        assert [path.name for path in target.parent.iterdir()] == ["b.bin"]
+
+
+def test_without_hard_links_a_copy_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"volume")
+    monkeypatch.setattr("os.link", fail_with(errno.EXDEV))
+    copy_file(tmp_path / "a.bin", tmp_path / "b.bin", link=True)
+    assert (tmp_path / "b.bin").read_bytes() == b"volume"
+
+
+def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"volume")
+    (tmp_path / "s.bin").symlink_to(tmp_path / "a.bin")
+    for link in (False, True):
+        copy_file(tmp_path / "s.bin", tmp_path / "b.bin", link=link)
+        assert not (tmp_path / "b.bin").is_symlink()
+        assert (tmp_path / "b.bin").read_bytes() == b"volume"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import DataError, VolsegError
-from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, write_splits
+from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, usual_folds, write_splits
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "folds_seed12345.json"
 CASES: Mapping[str, str | None] = {f"case_{number:02d}": None for number in range(13)}
@@ -180,3 +180,13 @@ def test_a_fixed_split_that_cannot_be_used(
     with pytest.raises(DataError) as error:
         fixed_fold(splits, groups)
     assert str(error.value) == message
+
+
+def test_usual_folds_are_the_fixed_split_or_as_many_as_there_are_groups() -> None:
+    groups = {"a": "p", "b": "p", "c": None, "d": "q"}
+    assert usual_folds(groups, None, 5, 7) == make_folds(groups, 3, 7)
+    assert usual_folds(groups, None, 2, 7) == make_folds(groups, 2, 7)
+    splits = {"a": "train", "b": "train", "c": "validation", "d": "train"}
+    assert usual_folds(groups, splits, 5, 7) == (Fold(("a", "b", "d"), ("c",)),)
+    with pytest.raises(DataError, match="at least 2 groups"):
+        usual_folds({"a": "p", "b": "p"}, None, 5, 7)
