@@ -16,6 +16,7 @@ from uuid import uuid4
 from pipeline.core.errors import VolsegError
 
 __all__ = [
+    "TEMPORARY_FILES",
     "atomic_path",
     "copy_file",
     "file_hash",
@@ -25,6 +26,9 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+TEMPORARY_FILES = f".{'[0-9a-f]' * 8}.part.*"
+"""Pattern of the names that :func:`atomic_path` gives out; a killed process may leave such files."""
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
 

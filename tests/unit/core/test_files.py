@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import (
+    TEMPORARY_FILES,
     atomic_path,
     copy_file,
     file_hash,
@@ -46,6 +47,7 @@ def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffixes(tmp_pa
     with atomic_path(tmp_path / "mask.nii.gz") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.name.startswith(".")
+        assert temporary.match(TEMPORARY_FILES)
         assert temporary.suffixes[-2:] == [".nii", ".gz"]
         temporary.write_bytes(b"x")
         assert not (tmp_path / "mask.nii.gz").exists()

@@ -225,7 +225,9 @@ def test_a_killed_run_has_no_description_and_goes_on(tmp_path, monkeypatch) -> N
         convert(root, out, "pairs", jobs=1, progress=interrupt)
     assert not (out / "labels.json").exists()
     assert not list(out.rglob("*.part.*"))
+    (out / "images" / ".0123abcd.part.c_003.nii.gz").write_bytes(b"half")  # what a process killed at once leaves
     batch = convert(root, out, "pairs", jobs=1)
+    assert not list(out.rglob("*.part.*"))
     assert (len(batch.kept), len(batch.done)) == (3, 3)
     assert len(open_dataset(out).cases) == 4
 
