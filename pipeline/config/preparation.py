@@ -112,6 +112,8 @@ class SampleSettings(Section):
     """balanced: random patches with a forced share of foreground. sliding: a regular grid over every volume."""
     foreground_share: Probability = 0.33
     """Share of balanced patches that are centred on a foreground voxel, its class uniform among those present."""
+    class_weights: Literal["none", "plan"] = "none"
+    """plan: that class is drawn in proportion to the weights that plan.yaml proposes for tiny organs."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Overlap of sliding patches. With 0 an epoch sees every voxel once, or twice where the last window is moved in."""
     skip_empty: bool = False

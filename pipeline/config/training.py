@@ -48,9 +48,10 @@ class LossSettings(Section):
     """Weight of false negatives; above alpha it favours recall, e.g. of lesions (0.3 and 0.7)."""
     focal_gamma: Annotated[float, Field(ge=0.0)] = 0.0
     """Focal loss: the cross-entropy of a voxel times (1 - its probability) to this power."""
-    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
+    class_weights: Literal["none", "balanced", "plan"] | tuple[Positive, ...] = "none"
     """Weights in the cross-entropy, which becomes a weighted mean: one per class, background first (regions: one per
-    region); balanced: from the inverse frequencies of the training cases, their mean over voxels being 1."""
+    region); balanced: from the inverse frequencies of the training cases, their mean over voxels being 1. plan: those
+    that plan.yaml proposes for tiny organs, at most 10, all else 1; a region weighs what its lightest organ does."""
     border_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """Largest extra weight of the narrow gaps between two objects in the cross-entropy; the 2015 U-Net has 10."""
     border_sigma_voxels: Positive = 5.0

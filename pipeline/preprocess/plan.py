@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.core.files import text_hash
 from pipeline.core.labels import LabelTable
@@ -14,7 +14,16 @@ from pipeline.core.labels import LabelTable
 __all__ = ["LowResolution", "Normalization", "PatchPlan", "Plan"]
 
 
-_PASSIVE = {"reasons", "patch_2d", "patch_3d", "low_resolution", "median_shape", "slice_axis", "dataset"}
+_PASSIVE = {
+    "class_weights",
+    "dataset",
+    "low_resolution",
+    "median_shape",
+    "patch_2d",
+    "patch_3d",
+    "reasons",
+    "slice_axis",
+}
 """Keys that prepared cases do not depend on."""
 
 
@@ -74,6 +83,8 @@ class Plan(_Value):
         patch_3d: Patch of 3D networks.
         patch_2d: Patch of 2D networks, along the two other axes.
         low_resolution: A coarser grid for large organs and context, or None where a patch sees enough.
+        class_weights: Organ → weight in loss and sampling, for those who ask for them; organs left out weigh 1. None
+            where none are proposed.
         extra: Class names of the user's further MONAI transforms, which must be given again to predict.
         reasons: Why, for each key that was chosen and not copied.
     """
@@ -95,8 +106,19 @@ class Plan(_Value):
     patch_3d: PatchPlan
     patch_2d: PatchPlan
     low_resolution: LowResolution | None = None
+    class_weights: Mapping[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
     extra: tuple[str, ...] = ()
     reasons: Mapping[str, str] = Field(default_factory=dict)
+
+    @field_validator("class_weights")
+    @classmethod
+    def _known_organs(cls, value: Mapping[str, float] | None, info: ValidationInfo) -> Mapping[str, float] | None:
+        names = info.data.get("labels", {}).get("names")
+        known = names.values() if isinstance(names, Mapping) else ()
+        unknown = [name for name in value or {} if name not in known]
+        if unknown:
+            raise ValueError(f"no such organ: {', '.join(unknown)}")
+        return value
 
     @property
     def label_table(self) -> LabelTable:
@@ -105,7 +127,7 @@ class Plan(_Value):
 
     @property
     def recipe(self) -> str:
-        """Hash of what prepared cases depend on: everything but name, patches, batches and reasons."""
+        """Hash of what prepared cases depend on: everything but name, patches, batches, weights and reasons."""
         return text_hash(json.dumps(self.model_dump(mode="json", exclude=_PASSIVE)))
 
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:

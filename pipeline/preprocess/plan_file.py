@@ -21,8 +21,8 @@ PLAN_FILE = "plan.yaml"
 
 _WIDTH = 110
 _HEADER = """\
-# How this dataset is prepared and which patches fit it. Patches and batches may be edited at any time; after any other
-# change the cases have to be prepared anew: volseg preprocess DATASET -o FOLDER --plan THIS_FILE.
+# How this dataset is prepared and which patches fit it. Patches, batches and class weights may be edited at any time;
+# after any other change the cases have to be prepared anew: volseg preprocess DATASET -o FOLDER --plan THIS_FILE.
 """
 
 
@@ -51,7 +51,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     parts = [_HEADER]
     for key, value in plan.model_dump(mode="json", exclude={"reasons"}).items():
         reason = plan.reasons.get(key, "")
-        comment = "".join(f"# {line}\n" for line in textwrap.wrap(reason, _WIDTH))
+        comment = "".join(f"# {line}\n" for line in textwrap.wrap(reason, _WIDTH, break_on_hyphens=False))
         parts.append(comment + yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, width=_WIDTH))
     write_text(path, "\n".join(parts))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import PreprocessSettings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.data.layouts import Dataset
+from pipeline.preprocess.class_weights import propose_class_weights
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
 from pipeline.preprocess.patch_rules import batch_size, low_resolution_spacing, plan_patch, target_spacing
 from pipeline.preprocess.plan import LowResolution, Normalization, PatchPlan, Plan
@@ -52,6 +53,7 @@ def make_plan(
         _normalization(settings.normalization, name, statistics, kept)
         for name, statistics in zip(dataset.channels, channel_statistics(fingerprints), strict=True)
     )
+    weights, why = propose_class_weights(dataset.labels.organs, fingerprints)
     return Plan(
         dataset=dataset.name,
         channels=dataset.channels,
@@ -69,7 +71,8 @@ def make_plan(
         patch_3d=patch((0, 1, 2), settings.patch_size),
         patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
         low_resolution=low,
-        reasons=_reasons(dataset, fingerprints, settings, spacing, kept, axis, memory_gb),
+        class_weights=weights,
+        reasons=_reasons(dataset, fingerprints, settings, spacing, kept, axis, memory_gb) | {"class_weights": why},
     )
 
 

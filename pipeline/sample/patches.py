@@ -56,6 +56,7 @@ def balanced_patches(
     batches: int,
     foreground_share: float,
     rng: np.random.Generator,
+    class_weights: Mapping[int, float] | None = None,
 ) -> list[Patch]:
     """Draw random patches of which a fixed share is centred on foreground.
 
@@ -72,6 +73,8 @@ def balanced_patches(
         batches: Number of batches.
         foreground_share: In [0, 1].
         rng: Source of all draws.
+        class_weights: Class index → weight with which the class is drawn among those present, 1 for classes left out;
+            None for the uniform choice.
 
     Returns:
         ``batches * batch_size`` patches, batch after batch. Without foreground in any case all lie anywhere.
@@ -88,7 +91,8 @@ def balanced_patches(
     for forced in _forced_counts(batch_size, batches, foreground_share):
         for place in range(batch_size):
             if place >= batch_size - forced and with_foreground:
-                patches.append(_on_foreground(with_foreground[int(rng.integers(len(with_foreground)))], size, rng))
+                case = with_foreground[int(rng.integers(len(with_foreground)))]
+                patches.append(_on_foreground(case, size, rng, class_weights))
             else:
                 patches.append(_anywhere(cases[int(rng.integers(len(cases)))], size, rng))
     return patches
@@ -150,9 +154,16 @@ def _forced_counts(batch_size: int, batches: int, share: float) -> list[int]:
     return [int(count) for count in np.diff(reached)]
 
 
-def _on_foreground(case: CaseInfo, size: Triple, rng: np.random.Generator) -> Patch:
+def _on_foreground(
+    case: CaseInfo, size: Triple, rng: np.random.Generator, class_weights: Mapping[int, float] | None
+) -> Patch:
     present = _present(case)
-    voxels = case.class_voxels[present[int(rng.integers(len(present)))]]
+    if class_weights is None:
+        chosen = present[int(rng.integers(len(present)))]
+    else:
+        weights = np.array([class_weights.get(label, 1.0) for label in present])
+        chosen = int(rng.choice(present, p=weights / weights.sum()))
+    voxels = case.class_voxels[chosen]
     centre = voxels[rng.integers(len(voxels))]
     i, j, k = (
         min(max(int(centre[axis]) - size[axis] // 2, low), high)

@@ -95,16 +95,19 @@ def given_plan(path: Path, dataset: Dataset) -> Plan:
 
 
 def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
-    """The new plan with the patches of an earlier one, which someone may have edited; and a note if they differ."""
+    """The new plan with patches and class weights of an earlier one, perhaps edited; and a note if they differ."""
     try:
         there = read_plan(path)
     except VolsegError:
         return fresh, ()
     given = {"patch_3d": settings.preprocess.patch_size, "patch_2d": settings.preprocess.patch_size_2d}
     kept = {name: getattr(there, name) for name, size in given.items() if size is None}
+    if there.class_weights is not None:  # plans of earlier versions have none
+        kept["class_weights"] = there.class_weights
     if there.recipe != fresh.recipe or all(getattr(fresh, name) == patch for name, patch in kept.items()):
         return fresh, ()
-    return fresh.model_copy(update=kept), (f"{path}: kept with its patches and batches. Delete it to plan new ones.",)
+    note = f"{path}: kept with its patches, batches and class weights. Delete it to plan new ones."
+    return fresh.model_copy(update=kept), (note,)
 
 
 def require_fitting(dataset: Dataset, out: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
-from pipeline.train.balance import require_class_weights
+from pipeline.train.balance import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
@@ -76,8 +76,9 @@ def train(
     named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
     require_class_weights(settings.loss, named)
     place = choose_device(device)
-    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place))
+    settings = settings.model_copy(update={"loss": planned_weights(settings.loss, plan)})
+    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
     check_inference(card, settings.infer)
     _require_same_model(out, card, fold)
     source = _patch_source(prepared, split, spec, plan, settings, place)
@@ -88,10 +89,8 @@ def train(
     validation = make_validation(prepared, split.validation, spec, plan, settings, place)
     network = spec.build(settings.train.seed, settings.model.initialization)
     say(_description(spec, source, network))
-    one_sided = plan.label_table.one_sided()
-    if one_sided and settings.augment.enabled and "LR" in settings.augment.flip_axes:
-        advice = "Take LR out of augment.flip_axes, or mirrored they are wrong."
-        say(f"labels: {', '.join(one_sided)}: on one side only. {advice}")
+    for note in _notes(plan, card.settings):
+        say(note)
     frame = _frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores
@@ -130,6 +129,7 @@ def _patch_source(
         device,
         squeeze_axis=plan.slice_axis if spec.dims == 2 else None,
         margin=(margin[0], margin[1], margin[2]),
+        class_weights=sampling_weights(settings.sample, plan),
     )
 
 
@@ -138,6 +138,18 @@ def _description(spec: NetworkSpec, source: PatchSource, network: SegmentationNe
     size, logits = (" x ".join(map(str, n)) for n in (spec.patch_size, network.output_size(spec.patch_size)))
     seen = f"patch {size}" if size == logits else f"patch {size}, logits {logits}"
     return f"{spec.name} {spec.dims}D: {count_parameters(network):,} parameters, {seen}, batch {source.batch_size}"
+
+
+def _notes(plan: Plan, settings: Settings) -> list[str]:
+    """What the user should know before hours are spent."""
+    notes = []
+    one_sided = plan.label_table.one_sided()
+    if one_sided and settings.augment.enabled and "LR" in settings.augment.flip_axes:
+        advice = "Take LR out of augment.flip_axes, or mirrored they are wrong."
+        notes.append(f"labels: {', '.join(one_sided)}: on one side only. {advice}")
+    if "plan" in (settings.loss.class_weights, settings.sample.class_weights) and plan.class_weights is None:
+        notes.append(f"class_weights: the plan proposes none, so all weigh the same. {PLAN_FILE} may say why.")
+    return notes
 
 
 def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
@@ -155,10 +167,13 @@ def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) ->
     """Hash of what must not change while a training goes on; how long it lasts may."""
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     train = settings.train.model_dump(mode="json", exclude=length)
-    sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed"})
+    sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
     sample["initialization"] = settings.model.initialization
+    drawn = sampling_weights(settings.sample, plan)
+    if drawn is not None:
+        sample["class_weights"] = sorted(drawn.items())
     parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
-    planned = plan.model_dump_json(exclude={"reasons"})
+    planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
     return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)))
 
 
@@ -166,7 +181,8 @@ def _require_same_model(out: Path, card: ModelCard, fold: int) -> None:
     """Refuse a folder in which other folds were trained with another network or plan."""
     if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
         return
-    there, here = (value.model_dump(mode="json", exclude={"plan": {"reasons"}}) for value in (read_card(out), card))
+    passive = {"plan": {"reasons", "class_weights"}}
+    there, here = (value.model_dump(mode="json", exclude=passive) for value in (read_card(out), card))
     if (there["network"], there["plan"]) != (here["network"], here["plan"]):
         raise VolsegError(
             f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."

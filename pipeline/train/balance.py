@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.config import LossSettings
+from pipeline.config import LossSettings, SampleSettings
 from pipeline.core import ConfigError, sentence
+from pipeline.preprocess.plan import Plan
 from pipeline.sample.cut import Sliceable
 from pipeline.train.terms import Regions
 
-__all__ = ["balanced_weights", "class_voxel_counts", "class_weights", "require_class_weights"]
+__all__ = [
+    "balanced_weights",
+    "class_voxel_counts",
+    "class_weights",
+    "planned_weights",
+    "require_class_weights",
+    "sampling_weights",
+]
 
 _SLAB = 64  # slices read at once, as many as a compressed chunk has
 
@@ -35,6 +43,41 @@ def require_class_weights(settings: LossSettings, outputs: Sequence[str]) -> Non
         raise ConfigError([sentence("loss.class_weights", expected, got, "Give one for each, or write balanced")])
 
 
+def planned_weights(settings: LossSettings, plan: Plan) -> LossSettings:
+    """Put the weights that a plan proposes in place of the word ``plan``.
+
+    Args:
+        settings: Section ``loss``.
+        plan: The plan of the prepared cases.
+
+    Returns:
+        The section with one number per class, background 1, or per region, which weighs what its lightest organ does;
+        with ``none`` where the plan proposes no weights. Unchanged if it does not ask for the plan's.
+    """
+    if settings.class_weights != "plan":
+        return settings
+    if plan.class_weights is None:
+        return settings.model_copy(update={"class_weights": "none"})
+    table = plan.label_table
+    each = (1.0, *(plan.class_weights.get(name, 1.0) for name in table.organs))
+    held = table.region_classes()
+    weights = tuple(min(each[index] for index in classes) for classes in held) if held else each
+    return settings.model_copy(update={"class_weights": weights})
+
+
+def sampling_weights(settings: SampleSettings, plan: Plan) -> dict[int, float] | None:
+    """Class index → weight with which patches choose among the classes; None where all weigh the same.
+
+    Args:
+        settings: Section ``sample``.
+        plan: The plan of the prepared cases.
+    """
+    if settings.class_weights == "none" or plan.class_weights is None:
+        return None
+    organs = enumerate(plan.label_table.organs, start=1)
+    return {index: plan.class_weights[name] for index, name in organs if name in plan.class_weights}
+
+
 def class_weights(
     settings: LossSettings,
     outputs: int,
@@ -45,7 +88,7 @@ def class_weights(
     """Weights of classes or regions in the cross-entropy.
 
     Args:
-        settings: Section ``loss``.
+        settings: Section ``loss``, after :func:`planned_weights`.
         outputs: Channels of the logits.
         labels: Label maps of the training cases, looked at only for ``balanced``.
         regions: Class indices of each region; empty for a softmax.
@@ -55,7 +98,10 @@ def class_weights(
 
     Raises:
         ConfigError: If the number of weights is not that of the outputs.
+        ValueError: If the plan's weights were not put in place.
     """
+    if settings.class_weights == "plan":
+        raise ValueError("class_weights: expected numbers, got 'plan'. Call planned_weights first.")
     if settings.class_weights == "none":
         return None
     if settings.class_weights == "balanced":

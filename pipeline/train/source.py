@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class PatchSource:
         squeeze_axis: Volume axis to drop from the batches of a 2D network, or None.
         margin: Voxels along i, j, k on either side for which the network gives no logits. Without these margins,
             patches are placed as ever; around them lies the image as it is, beyond its border mirrored and ignored.
+        class_weights: Class index → weight with which balanced patches choose among the classes present; by default
+            all weigh the same.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -49,11 +51,13 @@ class PatchSource:
         device: torch.device,
         squeeze_axis: int | None = None,
         margin: tuple[int, int, int] = (0, 0, 0),
+        class_weights: Mapping[int, float] | None = None,
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
         self.patch_size, self.batch_size = patch_size, batch_size
         self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
+        self.class_weights = class_weights
         i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
         self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
@@ -97,7 +101,9 @@ class PatchSource:
         """
         if self.settings.strategy == "balanced":
             share = self.settings.foreground_share
-            patches = balanced_patches(self.infos, self.target_size, self.batch_size, batches, share, generator)
+            patches = balanced_patches(
+                self.infos, self.target_size, self.batch_size, batches, share, generator, self.class_weights
+            )
         else:
             patches = self._sliding(generator)
         for first in range(0, len(patches), self.batch_size):

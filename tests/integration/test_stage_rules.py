@@ -111,7 +111,7 @@ def test_edited_patches_outlive_another_preprocessing(dataset: Path, tmp_path: P
     edited = plan.model_copy(update={"patch_3d": plan.patch_3d.model_copy(update={"batch_size": 3})})
     write_plan(edited, file)
     (note,) = preprocess(dataset, tmp_path / "p", settings, jobs=1).notes
-    assert note == f"{file}: kept with its patches and batches. Delete it to plan new ones."
+    assert note == f"{file}: kept with its patches, batches and class weights. Delete it to plan new ones."
     assert read_plan(file) == edited
     file.unlink()
     assert preprocess(dataset, tmp_path / "p", settings, jobs=1).notes == ()
@@ -152,6 +152,33 @@ def test_cases_of_another_plan_are_not_trained_on(prepared: Path, tmp_path: Path
         VolsegError, match=r"expected cases prepared by plan.yaml, got 6 prepared otherwise, e.g. toy_0"
     ):
         train(tmp_path / "p", tmp_path / "m2", settings, device="cpu")
+
+
+def test_proposed_class_weights_are_used_on_demand_and_say_so(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "p")
+    file = tmp_path / "p" / "plan.yaml"
+    plan = read_plan(file)
+    write_plan(plan.model_copy(update={"class_weights": {"box_small": 3.0}}), file)
+    short = {"train": {"epochs": 1, "iterations_per_epoch": 2}}
+    asked = changed(toy_settings(), loss={"class_weights": "plan"}, sample={"class_weights": "plan"}, **short)
+    said: list[str] = []
+    weighted = train(tmp_path / "p", tmp_path / "m", asked, device="cpu", say=said.append)
+    assert not [line for line in said if "class_weights" in line]
+    assert read_card(tmp_path / "m").settings.loss.class_weights == "plan"
+    plain = train(tmp_path / "p", tmp_path / "m2", changed(toy_settings(), **short), device="cpu")
+    assert weighted.progress.records[0].loss != plain.progress.records[0].loss
+    write_plan(plan.model_copy(update={"class_weights": {"box_small": 4.0}}), file)
+    with pytest.raises(
+        VolsegError, match=r"or begin anew with --restart"
+    ):  # what was begun with 3 does not go on with 4
+        train(tmp_path / "p", tmp_path / "m", asked, device="cpu")
+    train(
+        tmp_path / "p", tmp_path / "m2", changed(toy_settings(), **short), device="cpu"
+    )  # where it is not used, it may
+    write_plan(plan.model_copy(update={"class_weights": None}), file)
+    same = train(tmp_path / "p", tmp_path / "m3", asked, device="cpu", say=said.append)
+    assert same.progress.records[0].loss == plain.progress.records[0].loss
+    assert said[-1] == "class_weights: the plan proposes none, so all weigh the same. plan.yaml may say why."
 
 
 def test_mirroring_keeps_to_the_axes_training_mirrored(prepared: Path, model: Path, tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def test_classes_are_drawn_uniformly_whatever_their_size() -> None:
     assert len({patch.start for patch in patches}) == 31
 
 
+def test_weighted_classes_are_drawn_in_proportion_and_uniform_stays_as_it_was() -> None:
+    both = case(c1=[(5, 5, 5)], c2=[(14, 25, 20)], c3=[])
+    patches = balanced_patches([both], (4, 4, 4), 10, 100, 1.0, rng(), {2: 4.0, 3: 9.0})
+    of_second = sum(patch.start == (12, 23, 18) for patch in patches)
+    assert 737 < of_second < 863  # 1000 draws with p = 4 / 5: 5 standard deviations
+    found = [patch.start for patch in balanced_patches([both], (4, 4, 4), 1, 8, 1.0, rng(3))]
+    draws = rng(3)  # a case, a class, a voxel: the draws of trainings before there were weights
+    classes = [(draws.integers(1), int(draws.integers(2)), draws.integers(1))[1] for _ in range(8)]
+    assert found == [((3, 3, 3), (12, 23, 18))[chosen] for chosen in classes]
+
+
 def test_forced_patches_come_from_cases_with_foreground() -> None:
     patches = balanced_patches([case("empty"), case("full", c1=[(9, 9, 9)])], (4, 4, 4), 4, 25, 0.5, rng())
     names = np.array([patch.case for patch in patches]).reshape(25, 4)

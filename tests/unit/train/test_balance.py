@@ -6,12 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import LossSettings
-from pipeline.core import ConfigError
+from pipeline.config import LossSettings, SampleSettings
+from pipeline.core import ConfigError, LabelTable
 from pipeline.data.store import PreparedCase, open_prepared, write_prepared
-from pipeline.train.balance import balanced_weights, class_voxel_counts, class_weights, require_class_weights
+from pipeline.preprocess.plan import Plan
+from pipeline.train.balance import (
+    balanced_weights,
+    class_voxel_counts,
+    class_weights,
+    planned_weights,
+    require_class_weights,
+    sampling_weights,
+)
 
 BALANCED = LossSettings(class_weights="balanced")
+PLANNED = LossSettings(class_weights="plan")
+
+
+def plan(table: LabelTable, weights: dict[str, float] | None) -> Plan:
+    return Plan.model_validate(
+        {
+            **{"dataset": "toy", "channels": ["CT"], "labels": table.to_json(), "orientation": "RAS", "crop": "none"},
+            **{"spacing_mm": [1, 1, 1], "image_order": 3, "store_dtype": "float32", "normalization": []},
+            **{"median_shape": [9, 9, 9], "slice_axis": 2, "class_weights": weights},
+            "patch_3d": {"patch_size": [8, 8, 8], "batch_size": 2},
+            "patch_2d": {"patch_size": [8, 8], "batch_size": 2},
+        }
+    )
 
 
 def test_counts_over_memory_and_disk_leave_out_the_ignored(tmp_path: Path) -> None:
@@ -64,3 +85,29 @@ def test_a_list_of_another_length_is_refused_with_the_organs_named() -> None:
         class_weights(settings, 1, [], regions=((1,),))
     require_class_weights(settings, ["background", "liver"])
     require_class_weights(BALANCED, ["background", "liver", "spleen"])
+
+
+def test_the_plans_weights_stand_in_the_order_of_classes() -> None:
+    organs = LabelTable({1: "liver", 3: "tumour", 7: "vein"})
+    proposed = plan(organs, {"vein": 2.5, "tumour": 7.0})
+    assert planned_weights(PLANNED, proposed).class_weights == (1.0, 1.0, 7.0, 2.5)
+    assert planned_weights(BALANCED, proposed) is BALANCED
+    assert sampling_weights(SampleSettings(class_weights="plan"), proposed) == {2: 7.0, 3: 2.5}
+    assert sampling_weights(SampleSettings(), proposed) is None
+
+
+def test_a_region_weighs_what_its_lightest_organ_does() -> None:
+    nested = LabelTable(
+        {1: "edema", 2: "core", 3: "enhancing"}, None, {"whole": (1, 2, 3), "inner": (2, 3), "tip": (3,)}
+    )
+    proposed = plan(nested, {"enhancing": 6.0, "core": 2.0})
+    assert planned_weights(PLANNED, proposed).class_weights == (1.0, 2.0, 6.0)
+    assert sampling_weights(SampleSettings(class_weights="plan"), proposed) == {2: 2.0, 3: 6.0}
+
+
+def test_a_plan_without_a_proposal_weighs_all_the_same() -> None:
+    balanced = plan(LabelTable({1: "liver"}), None)
+    assert planned_weights(PLANNED, balanced).class_weights == "none"
+    assert sampling_weights(SampleSettings(class_weights="plan"), balanced) is None
+    with pytest.raises(ValueError, match=r"class_weights: expected numbers, got 'plan'. Call planned_weights first"):
+        class_weights(PLANNED, 2, [])
