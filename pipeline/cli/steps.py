@@ -43,9 +43,10 @@ def plan(
     layout: Layout = None,
     jobs: Jobs = None,
 ) -> None:
-    """Measure a dataset and plan: fingerprint.json, and plan.yaml to read, edit and give to preprocess --plan."""
+    """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
     from pipeline.config import load_settings
-    from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars
+    from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars, say
+    from pipeline.stages.plan import PAGE_FILE
     from pipeline.stages.plan import plan as run
 
     settings = load_settings(config, overrides or ())
@@ -53,6 +54,7 @@ def plan(
         batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
+    say(f"Look at {out / PAGE_FILE}")
     print_batch(batch, "measured", out)
     raise typer.Exit(batch.exit_code)
 

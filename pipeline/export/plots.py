@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.evaluate import Row
+from pipeline.export.drawing import box, even_spread, log_ticks, plain_text, style_axes
 from pipeline.export.palette import Theme, figure_png
 
 __all__ = ["dice_against_volume", "dice_boxplots"]
@@ -40,13 +40,13 @@ def dice_boxplots(rows: Sequence[Row], theme: Theme) -> bytes:
     axes = figure.add_subplot()
     groups = [[row for row in scored if row.name == name] for name in names]
     for position, group in enumerate(groups, start=1):
-        _box(axes, [row.dice for row in group], position, theme)
-        _points(axes, [row.dice for row in group], position + _spread(len(group)), group, theme)
-    axes.set_yticks(range(1, len(names) + 1), names)
+        box(axes, [row.dice for row in group], position, theme)
+        _points(axes, [row.dice for row in group], position + even_spread(len(group)), group, theme)
+    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
     axes.set_ylim(len(names) + 0.6, 0.4)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("Dice")
-    _style(axes, theme, grid="x")
+    style_axes(axes, theme, grid="x")
     return figure_png(figure, _DPI)
 
 
@@ -63,30 +63,15 @@ def dice_against_volume(rows: Sequence[Row], theme: Theme) -> bytes:
     scored = [row for row in rows if row.counts and row.volume_reference_ml > 0]
     figure = Figure(figsize=(_WIDTH_INCHES, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xscale("log")
     if scored:
         volumes = [row.volume_reference_ml for row in scored]
         _points(axes, volumes, np.array([row.dice for row in scored]), scored, theme)
-        axes.set_xlim(min(volumes) / 1.6, max(volumes) * 1.6)
+        log_ticks(axes, min(volumes) / 1.6, max(volumes) * 1.6)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("Volume in the reference (mL)")
     axes.set_ylabel("Dice")
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _style(axes, theme, grid="both")
+    style_axes(axes, theme, grid="both")
     return figure_png(figure, _DPI)
-
-
-def _box(axes: Axes, values: Sequence[float], position: int, theme: Theme) -> None:
-    """One horizontal box, drawn from bars and lines because the keyword for its direction differs between versions."""
-    low, median, high = (float(value) for value in np.percentile(values, [25, 50, 75]))
-    reach = 1.5 * (high - low)
-    ends = (min(v for v in values if v >= low - reach), max(v for v in values if v <= high + reach))
-    axes.hlines([position] * 2, [min(ends[0], low), high], [low, max(ends[1], high)], color=theme.mark, linewidth=1.1)
-    axes.vlines(ends, position - 0.12, position + 0.12, color=theme.mark, linewidth=1.1)
-    axes.barh(position, high - low, height=0.56, left=low, facecolor="none", edgecolor=theme.mark, linewidth=1.1)
-    axes.vlines(median, position - 0.28, position + 0.28, color=theme.accent, linewidth=2.2, zorder=5)
 
 
 def _points(axes: Axes, x: Sequence[float], y: NDArray[np.float64], rows: Sequence[Row], theme: Theme) -> None:
@@ -97,19 +82,3 @@ def _points(axes: Axes, x: Sequence[float], y: NDArray[np.float64], rows: Sequen
     axes.scatter(
         across[~found], y[~found], s=26, color=theme.accent, marker="x", linewidths=1.4, zorder=4, clip_on=False
     )
-
-
-def _spread(count: int) -> NDArray[np.float64]:
-    """Offsets that keep points of one organ apart: evenly spread, the same in every run."""
-    fractions: NDArray[np.float64] = np.modf(0.5 + np.arange(count) * 0.61803)[0]
-    return 0.36 * (fractions - 0.5)
-
-
-def _style(axes: Axes, theme: Theme, grid: str) -> None:
-    axes.set_axisbelow(True)
-    axes.grid(axis="both" if grid == "both" else "x", color=theme.grid, linewidth=0.8)
-    axes.tick_params(colors=theme.text, length=0, labelsize=9)
-    axes.xaxis.label.set_color(theme.text)
-    axes.yaxis.label.set_color(theme.text)
-    for spine in axes.spines.values():
-        spine.set_visible(False)

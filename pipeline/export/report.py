@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.core import VolsegError, require_same_grid
 from pipeline.core.files import write_text
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate import EvaluatedCase, Evaluation, Row, read_evaluation, read_summary
 from pipeline.export.overlay import Overlay, case_overlay
-from pipeline.export.palette import DARK, FALSE_NEGATIVE, FALSE_POSITIVE, LIGHT, OTHER_ORGAN, png_uri
+from pipeline.export.page import both_themes, render_page
+from pipeline.export.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN, png_uri
 from pipeline.export.plots import dice_against_volume, dice_boxplots
 
 __all__ = ["write_report"]
@@ -64,8 +64,8 @@ def write_report(
         "scored": scored,
         "statuses": {case.id: _case_status(case.id, evaluation.rows) for case in evaluation.cases},
         "cases_shown": _CASES_SHOWN,
-        "boxplots": _both_themes(dice_boxplots, evaluation.rows) if scored else None,
-        "scatter": _both_themes(dice_against_volume, evaluation.rows) if scored else None,
+        "boxplots": both_themes(partial(dice_boxplots, evaluation.rows)) if scored else None,
+        "scatter": both_themes(partial(dice_against_volume, evaluation.rows)) if scored else None,
         "overlays": _overlays(evaluation, summary, overlays, notes),
         "errors": _ERRORS,
         "curves": _curves(curves, notes),
@@ -74,25 +74,8 @@ def write_report(
         "version": version,
         "date": date,
     }
-    write_text(out, _template().render(context))
+    write_text(out, render_page("report.html.j2", context))
     return out
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("pipeline.export", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
-    environment.filters["interval"] = lambda pair: f"{pair[0]:.3f} – {pair[1]:.3f}" if pair else "–"
-    return environment.get_template("report.html.j2")
-
-
-def _both_themes(draw: Any, rows: Sequence[Row]) -> dict[str, str]:
-    return {"light": png_uri(draw(rows, LIGHT)), "dark": png_uri(draw(rows, DARK))}
 
 
 def _case_status(case: str, rows: Sequence[Row]) -> str:

@@ -12,22 +12,27 @@ from numpy.typing import NDArray
 from pipeline.core.sides import paired_names
 from pipeline.data.layouts import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, channel_statistics
+from pipeline.preprocess.histogram import intensity_histogram
 
 __all__ = ["dataset_fingerprint"]
 
 
-def dataset_fingerprint(dataset: Dataset, fingerprints: Sequence[CaseFingerprint]) -> dict[str, Any]:
+def dataset_fingerprint(
+    dataset: Dataset, fingerprints: Sequence[CaseFingerprint], *, orientation: str = "RAS"
+) -> dict[str, Any]:
     """Put the fingerprints of all cases together.
 
     Args:
         dataset: The dataset.
         fingerprints: One per usable case, at least one.
+        orientation: Axis codes of the axes in the fingerprints.
 
     Returns:
-        A dictionary for JSON. ``spacing_mm``, ``shape`` and ``cropped_shape``: median, smallest and largest along each
-        axis. ``kept_by_crop``: median share of the volume. ``anisotropy``: median of the coarsest spacing over the
-        finest. ``channels``: mean, SD and percentiles of foreground intensities (null limits where no case has any).
-        ``organs``: number of cases that have the organ, its volume in ml among those, its share of all foreground.
+        A dictionary for JSON. ``orientation``: of the axes. ``spacing_mm``, ``shape`` and ``cropped_shape``: median,
+        smallest and largest along each axis. ``kept_by_crop``: median share of the volume. ``anisotropy``: median of
+        the coarsest spacing over the finest. ``channels``: mean, SD, percentiles and histogram of foreground
+        intensities (null limits and histogram where no case has any). ``organs``: number of cases that have the organ,
+        its volume in ml among those, its share of all foreground. ``regions``: the organs of each, where there are any.
         ``side_pairs``: names that differ in their side. ``cases``: shape, spacing and voxels per organ of each.
     """
     spacings = np.array([case.spacing_mm for case in fingerprints])
@@ -36,16 +41,18 @@ def dataset_fingerprint(dataset: Dataset, fingerprints: Sequence[CaseFingerprint
     return {
         "dataset": dataset.name,
         "number_of_cases": len(fingerprints),
+        "orientation": orientation,
         "spacing_mm": _spread(spacings),
         "shape": _spread(shapes),
         "cropped_shape": _spread(cropped),
         "kept_by_crop": float(np.median(cropped.prod(axis=1) / shapes.prod(axis=1))),
         "anisotropy": float(np.median(spacings.max(axis=1) / spacings.min(axis=1))),
-        "channels": {
-            name: {key: value if np.isfinite(value) else None for key, value in asdict(statistics).items()}
-            for name, statistics in zip(dataset.channels, channel_statistics(fingerprints), strict=True)
-        },
+        "channels": _channels(dataset.channels, fingerprints),
         "organs": _organs(names, fingerprints, spacings),
+        "regions": {
+            region: [names[index - 1] for index in dataset.labels.indexed().regions[region]]
+            for region in dataset.labels.regions
+        },
         "side_pairs": [[names[left], names[right]] for left, right in paired_names(names)],
         "cases": {case.id: _case(case, names) for case in fingerprints},
     }
@@ -55,6 +62,16 @@ def _spread(values: NDArray[Any]) -> dict[str, list[float]]:
     """Median, smallest and largest along each axis."""
     found = {"median": np.median(values, axis=0), "smallest": values.min(axis=0), "largest": values.max(axis=0)}
     return {name: numbers.tolist() for name, numbers in found.items()}
+
+
+def _channels(names: Sequence[str], fingerprints: Sequence[CaseFingerprint]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for index, statistics in enumerate(channel_statistics(fingerprints)):
+        limits = statistics.percentile_00_5, statistics.percentile_99_5
+        name = names[index] if names.count(names[index]) == 1 else f"{names[index]} ({index})"
+        found[name] = {key: value if np.isfinite(value) else None for key, value in asdict(statistics).items()}
+        found[name]["histogram"] = intensity_histogram([case.intensities[index] for case in fingerprints], *limits)
+    return found
 
 
 def _organs(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from pipeline.evaluate.scoring import evaluate as score
 from pipeline.export.report import write_report
 from pipeline.stages.batch import Progress, mapped, quiet
 from pipeline.stages.references import merged_references
+from pipeline.stages.signature import signature
 
 __all__ = ["evaluate", "report"]
 
@@ -72,5 +71,4 @@ def report(
     Raises:
         VolsegError: If the evaluation cannot be read, or the report not be written.
     """
-    signed = {"version": version("volseg"), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
-    return write_report(evaluation, out, overlays=overlays, title=title, curves=curves, **signed)
+    return write_report(evaluation, out, overlays=overlays, title=title, curves=curves, **signature())

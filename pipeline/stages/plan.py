@@ -11,6 +11,7 @@ from pipeline.core.files import write_json
 from pipeline.data.dataset_size import largest_voxels
 from pipeline.data.layouts import Dataset, open_dataset
 from pipeline.engine import Run, default_jobs, open_engine
+from pipeline.export.fingerprint_page import write_fingerprint_page
 from pipeline.model.device import planning_memory_gb
 from pipeline.preprocess.dataset_fingerprint import dataset_fingerprint
 from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case, samples_per_case
@@ -18,8 +19,12 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
 from pipeline.stages.batch import Batch, Progress, collect, quiet
+from pipeline.stages.signature import signature
 
-__all__ = ["bytes_per_case", "fresh_plan", "given_plan", "kept_patches", "plan", "require_fitting"]
+__all__ = ["PAGE_FILE", "bytes_per_case", "fresh_plan", "given_plan", "kept_patches", "plan", "require_fitting"]
+
+PAGE_FILE = "fingerprint.html"
+"""The page that shows what was measured."""
 
 _LIBRARIES_BYTES = 700 * 2**20  # torch and monai in memory
 _COPIES = 8  # read, oriented, cropped, normalized and resampled volumes, with what the operations hold meanwhile
@@ -34,11 +39,13 @@ def plan(
     jobs: int | None = None,
     progress: Progress = quiet,
 ) -> Batch:
-    """Look at a dataset and plan, without preparing anything. Writes ``fingerprint.json`` and ``plan.yaml``.
+    """Look at a dataset and plan, without preparing anything.
+
+    Writes what was measured as ``fingerprint.json`` and as a page, ``fingerprint.html``, and the plan as ``plan.yaml``.
 
     Args:
         dataset: Dataset folder or datalist.
-        out: Folder for both files; a ``plan.yaml`` that is there is replaced.
+        out: Folder for the three files; those that are there are replaced.
         settings: Section ``preprocess``.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
@@ -54,8 +61,17 @@ def plan(
     require_fitting(opened, out)
     with open_engine(jobs or default_jobs(len(opened.cases), bytes_per_case(opened))) as run:
         planned, prints, failed = fresh_plan(opened, settings, run, progress)
-    write_json(out / "fingerprint.json", dataset_fingerprint(opened, prints))
+    found = dataset_fingerprint(opened, prints, orientation=planned.orientation)
+    write_json(out / "fingerprint.json", found)
     write_plan(planned, out / PLAN_FILE)
+    write_fingerprint_page(
+        found,
+        out / PAGE_FILE,
+        failures=sorted(failed),
+        class_weights=planned.class_weights,
+        why=planned.reasons["class_weights"],
+        **signature(),
+    )
     return Batch(tuple(found.id for found in prints), (), tuple(sorted(failed)))
 
 

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.stages.signature import own_version
 from pipeline.train.balance import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
@@ -206,13 +207,9 @@ def _remove_training(home: Path) -> None:
 
 
 def _provenance(device: torch.device) -> dict[str, str]:
-    try:
-        own = version("volseg")
-    except PackageNotFoundError:
-        own = "source"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "volseg": own,
+        "volseg": own_version(),
         "torch": torch.__version__,
         "monai": version("monai"),
         "python": platform.python_version(),

@@ -123,7 +123,11 @@ def test_a_dataset_can_be_planned_without_preparing_it(dataset: Path, prepared: 
     assert (len(batch.done), batch.failed) == (6, ())
     assert read_plan(tmp_path / "plan" / "plan.yaml") == read_plan(prepared / "plan.yaml")
     assert sorted(json.loads((tmp_path / "plan" / "fingerprint.json").read_text())["cases"]) == list(batch.done)
-    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["fingerprint.json", "plan.yaml"]
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == [
+        "fingerprint.html",
+        "fingerprint.json",
+        "plan.yaml",
+    ]
 
 
 def test_an_edited_plan_is_followed(dataset: Path, prepared: Path, tmp_path: Path) -> None:
