@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.core.orientation import axis_codes, check_orientation, reorient_affine, steps
 
-__all__ = ["GRID_TOLERANCE_MM", "Grid"]
+__all__ = ["GRID_TOLERANCE_MM", "Grid", "corner_distance_mm", "straightened"]
 
 GRID_TOLERANCE_MM = 1e-3
 """Two grids are the same if no voxel centre moves by more than this."""
 
 _SHEAR_TOLERANCE = 1e-3  # largest cosine between two voxel axes that still counts as a right angle
+_STRAIGHTENED_COSINE = 0.02  # about one degree: rounded or badly inverted matrices; a tilted gantry leaves more
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +141,7 @@ class Grid:
         """
         if self.shape != other.shape:
             return float("inf")
-        corners = np.array(list(product(*((0, n - 1) for n in self.shape))), dtype=np.float64)
-        return float(np.linalg.norm(self.to_world(corners) - other.to_world(corners), axis=1).max())
+        return corner_distance_mm(self.affine, other.affine, self.shape)
 
     def matches(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
         """Whether both grids have the same shape and no voxel centre differs by more than the tolerance."""
@@ -154,6 +154,37 @@ class Grid:
     def __hash__(self) -> int:
         """Hash of shape and affine."""
         return hash((self.shape, self.affine.tobytes()))
+
+
+def corner_distance_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """Largest distance in mm between the places of a corner voxel under two affines (4, 4); no voxel moves further."""
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in shape))])
+    return float(np.linalg.norm(corners @ (one - other).T[:, :3], axis=1).max())
+
+
+def straightened(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    """The nearest affine with right angles between the voxel axes, where an affine is only slightly sheared.
+
+    Args:
+        affine: (4, 4), voxel to world in mm.
+        shape: Voxels along i, j, k; the middle of the volume stays in place.
+
+    Returns:
+        (4, 4) with the same spacing; the affine itself if its angles are right, or off by more than about one degree.
+    """
+    matrix = affine[:3, :3]
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not np.isfinite(affine).all() or lengths.min() < 1e-6:
+        return affine
+    shear = np.abs((matrix / lengths).T @ (matrix / lengths) - np.eye(3)).max()
+    if not _SHEAR_TOLERANCE < shear <= _STRAIGHTENED_COSINE:
+        return affine
+    left, _, right = np.linalg.svd(matrix / lengths)
+    straight = affine.copy()
+    straight[:3, :3] = (left @ right) * lengths  # the orthogonal factor of the polar decomposition is the nearest one
+    middle = (np.array(shape) - 1) / 2
+    straight[:3, 3] += (matrix - straight[:3, :3]) @ middle
+    return straight
 
 
 def _affine_problem(affine: NDArray[np.float64]) -> str:

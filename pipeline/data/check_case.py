@@ -127,10 +127,14 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
 
 
 def _check_header(volume: VolumeFile, found: _Findings) -> None:
-    """Report missing form codes and oblique axes."""
+    """Report missing or contradicting forms and oblique axes."""
     if volume.form_codes == (0, 0):
         got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
         found.say("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
+    if volume.forms_apart_mm > min(volume.grid.spacing_mm) / 2:
+        rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
+        advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
+        found.say("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())
     if degrees > _OBLIQUE_DEGREES:

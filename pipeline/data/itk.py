@@ -1,6 +1,5 @@
 """NRRD, MetaImage, PNG and TIFF through SimpleITK.
 
-The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
 A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
 file says otherwise, slice thickness 1 mm. A colour picture is three volumes, red, green and blue.
 """
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.core import Grid, VolsegError, flip_world
 from pipeline.core.files import atomic_path
 from pipeline.data.detached import detached_files
+from pipeline.data.itk_image import itk_affine, itk_image
 from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
     VolumeError,
@@ -43,12 +43,13 @@ _NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and
 _ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
 
 
-def open_itk(path: Path, *, case: str | None = None) -> VolumeFile:
+def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
     """Read and check the header of a file that SimpleITK reads.
 
     Args:
         path: ``.nrrd``, ``.mha``, ``.mhd``, ``.png`` or ``.tif``.
         case: Case id for messages.
+        straighten: Take a slight shear out of the affine instead of refusing it.
 
     Returns:
         The opened volume; ``volumes`` is more than 1 for a 4D file and 3 for a colour picture, whose opacity must be
@@ -78,7 +79,7 @@ def open_itk(path: Path, *, case: str | None = None) -> VolumeFile:
         bits = re.search(r"\d+", kind)
         available, compressed = _stored(path, case)
         checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
-    grid = checked_grid(shape, _affine(reader), path, case)
+    grid = checked_grid(shape, itk_affine(reader), path, case, straighten)
     if colour:
         return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case))
     return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
@@ -98,15 +99,7 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
         VolsegError: If the file cannot be written.
     """
     suffix = volume_suffix(path)
-    if suffix in PICTURE_SUFFIXES:
-        image = _picture(array, grid, path)
-    else:
-        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-        affine = flip_world(grid.affine)
-        spacing = np.asarray(grid.spacing_mm)
-        image.SetSpacing(spacing.tolist())
-        image.SetOrigin(affine[:3, 3].tolist())
-        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image = _picture(array, grid, path) if suffix in PICTURE_SUFFIXES else itk_image(array, grid)
     if suffix == ".mhd":
         _write_pair(image, path)
         return
@@ -135,17 +128,6 @@ def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
     """
     with atomic_path(path) as temporary:
         _write(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), temporary)
-
-
-def _affine(reader: Any) -> NDArray[np.float64]:
-    """Voxel to RAS+ affine (4, 4) of a 2D, 3D or 4D header."""
-    axes = reader.GetDimension()
-    spatial = min(axes, 3)
-    affine = np.eye(4)
-    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(axes, axes)[:spatial, :spatial]
-    affine[:spatial, :spatial] = direction * np.array(reader.GetSpacing()[:spatial], dtype=np.float64)
-    affine[:spatial, 3] = reader.GetOrigin()[:spatial]
-    return flip_world(affine)
 
 
 def _array(path: Path, shape: tuple[int, int, int], volumes: int, case: str | None) -> NDArray[Any]:

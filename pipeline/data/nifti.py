@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Grid
 from pipeline.core.files import atomic_path
+from pipeline.core.grid import corner_distance_mm
 from pipeline.data.volume_file import (
     VolumeError,
     VolumeFile,
@@ -60,13 +61,14 @@ def load_nifti(path: Path, *, case: str | None = None) -> Any:
     return image
 
 
-def open_nifti(path: Path, *, case: str | None = None, image: Any = None) -> VolumeFile:
+def open_nifti(path: Path, *, case: str | None = None, image: Any = None, straighten: bool = False) -> VolumeFile:
     """Read and check a NIfTI header.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         case: Case id for messages.
         image: What :func:`load_nifti` returned for the path, if it is at hand.
+        straighten: Take a slight shear out of the affine instead of refusing it.
 
     Returns:
         The opened volume.
@@ -82,9 +84,10 @@ def open_nifti(path: Path, *, case: str | None = None, image: Any = None) -> Vol
     compressed = volume_suffix(path) == ".nii.gz"
     available = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
     checked_size(image.shape, dtype.itemsize, available, compressed, path, case)
-    grid = checked_grid(shape, image.affine, path, case)
+    grid = checked_grid(shape, image.affine, path, case, straighten)
     codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
-    return VolumeFile(path, grid, volumes, codes, lambda: nifti_array(image, path, case=case))
+    apart_mm = _forms_apart_mm(image, shape) if min(codes) > 0 else 0.0
+    return VolumeFile(path, grid, volumes, codes, lambda: nifti_array(image, path, case=case), apart_mm)
 
 
 def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[Any]:
@@ -138,6 +141,13 @@ def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | Non
             return
         with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
             image.to_stream(packed)
+
+
+def _forms_apart_mm(image: Any, shape: tuple[int, int, int]) -> float:
+    try:
+        return corner_distance_mm(image.header.get_sform(), image.header.get_qform(), shape)
+    except (HeaderDataError, ValueError):  # no rotation has such a quaternion
+        return float("inf")
 
 
 def _header_of(like: Path | None) -> tuple[int, int, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import DataError, Grid, sentence
+from pipeline.core.grid import straightened
 
 __all__ = [
     "COLOURS",
@@ -72,6 +73,8 @@ class VolumeFile:
         form_codes: NIfTI's (sform_code, qform_code), None for other formats.
         load: Reads the voxels as stored (scaled if the header says so): (I, J, K), or (I, J, K, volumes) if there are
             several. Raises VolumeError if they cannot be read.
+        forms_apart_mm: How far NIfTI's qform moves a voxel from where the sform, which counts, puts it; 0 if only one
+            of them is given, infinite if the qform is damaged.
     """
 
     path: Path
@@ -79,6 +82,7 @@ class VolumeFile:
     volumes: int
     form_codes: tuple[int, int] | None
     load: Callable[[], NDArray[Any]]
+    forms_apart_mm: float = 0.0
 
     @property
     def is_colour(self) -> bool:
@@ -215,13 +219,15 @@ def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
         raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
 
 
-def checked_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], path: Path, case: str | None) -> Grid:
-    """Grid of a header.
+def checked_grid(
+    shape: tuple[int, int, int], affine: NDArray[np.float64], path: Path, case: str | None, straighten: bool = False
+) -> Grid:
+    """Grid of a header; if asked for, a slight shear is taken out (:func:`pipeline.core.grid.straightened`).
 
     Raises:
         VolumeError: If the affine is not finite, not invertible or sheared.
     """
     try:
-        return Grid(shape, affine)
+        return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
         raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None

@@ -38,6 +38,7 @@ __all__ = [
     "volume_stem",
     "write_image",
     "write_label_map",
+    "write_voxels",
 ]
 
 _NIFTI = (".nii", ".nii.gz")
@@ -45,14 +46,20 @@ _ADVICE_4D = "Split it into one 3D file per channel or time point"
 _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
 
-def open_header(path: Path | str, *, case: str | None = None) -> VolumeFile:
+def open_header(path: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
     """Read and check the header of a file, which may be 4D.
+
+    Args:
+        path: The file.
+        case: Case id for messages.
+        straighten: Take a slight shear out of the affine instead of refusing it.
 
     Raises:
         VolumeError: As :func:`open_volume`, except for 4D files.
     """
     path = Path(path)
-    return open_nifti(path, case=case) if volume_suffix(path) in _NIFTI else open_itk(path, case=case)
+    opener = open_nifti if volume_suffix(path) in _NIFTI else open_itk
+    return opener(path, case=case, straighten=straighten)
 
 
 def open_volume(source: Path | str, *, case: str | None = None) -> VolumeFile:
@@ -180,7 +187,7 @@ def write_label_map(label_map: LabelMap, path: Path | str, *, like: Path | str |
     path = Path(path)
     labels = label_array(label_map.array, path)
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    _write(labels, label_map.grid, path, None if like is None else split_source(like)[0])
+    write_voxels(labels, label_map.grid, path, like=like)
 
 
 def write_image(image: Image, path: Path | str) -> None:
@@ -198,15 +205,27 @@ def write_image(image: Image, path: Path | str) -> None:
     if image.channels != 1:
         advice = "Write every channel to its own file"
         raise refuse("dimensions", "image", "one channel", image.channels, advice, case=None, file=path)
-    _write(image.array[0].astype(np.float32, copy=False), image.grid, path, None)
+    write_voxels(image.array[0].astype(np.float32, copy=False), image.grid, path)
 
 
-def _write(array: NDArray[Any], grid: Grid, path: Path, like: Path | None) -> None:
+def write_voxels(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | str | None = None) -> None:
+    """Write voxels (I, J, K) atomically, in the type they have.
+
+    Args:
+        array: Integers or floats.
+        grid: Their grid.
+        path: File to write; one of VOLUME_SUFFIXES.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+
+    Raises:
+        VolumeError: If the suffix is unknown, or a picture cannot hold array or grid.
+        VolsegError: If the file cannot be written.
+    """
     suffix = volume_suffix(path)
     if not suffix:
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
         raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
     if suffix in _NIFTI:
-        write_nifti(array, grid, path, like=like)
+        write_nifti(array, grid, path, like=None if like is None else split_source(like)[0])
     else:
         write_itk(array, grid, path)

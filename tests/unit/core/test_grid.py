@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Grid, corner_distance_mm, straightened
 
 LPS_AFFINE = np.array([[-2.0, 0, 0, 10], [0, -3.0, 0, 20], [0, 0, 4.0, -30], [0, 0, 0, 1]])
 
@@ -173,3 +173,27 @@ def test_affines_that_are_no_grid_are_refused(affine: np.ndarray, rule: str) -> 
 
 def test_shear_below_the_rounding_of_headers_is_accepted() -> None:
     assert Grid((2, 2, 2), changed(0, 1, 5e-4)).orientation == "RAS"
+
+
+def test_a_slight_shear_is_straightened_around_the_middle() -> None:
+    sheared = np.diag([1.0, 2.0, 3.0, 1.0])
+    sheared[0, 1] = 0.02  # cosine 0.01 between i and j
+    straight = straightened(sheared, (11, 21, 31))
+    Grid((11, 21, 31), straight)  # is a grid, which the sheared affine is not
+    np.testing.assert_allclose(np.linalg.norm(straight[:3, :3], axis=0), np.linalg.norm(sheared[:3, :3], axis=0))
+    np.testing.assert_allclose(straight @ [5, 10, 15, 1], sheared @ [5, 10, 15, 1])
+    # both axes give way by half the angle, 0.005: at the corner 10 voxels of 2 mm or 5 of 1 mm away
+    assert corner_distance_mm(straight, sheared, (11, 21, 31)) == pytest.approx(0.005 * np.hypot(20, 5), rel=1e-2)
+
+
+@pytest.mark.parametrize("cosine", [0.0, 5e-4, 0.03, np.nan])
+def test_right_angles_and_large_shears_stay(cosine: float) -> None:
+    affine = np.eye(4)
+    affine[0, 1] = cosine
+    assert straightened(affine, (4, 4, 4)) is affine
+
+
+def test_corner_distance() -> None:
+    moved = np.diag([1.0, 1.0, 1.5, 1.0])
+    moved[1, 3] = 3.0
+    assert corner_distance_mm(np.eye(4), moved, (2, 2, 9)) == 5.0  # 4 mm along k, 3 mm along j

@@ -15,7 +15,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def nifti(tmp_path: Path) -> Write:
-    """Write ``tmp_path / name``: any array, any affine (also a wrong one), form codes 1 and 1."""
+    """Write ``tmp_path / name``: any array, any affine (also a wrong one), form codes 1 and 1, equal forms."""
 
     def write(
         name: str,
@@ -24,6 +24,7 @@ def nifti(tmp_path: Path) -> Write:
         *,
         codes: tuple[int, int] = (1, 1),
         scale: tuple[float, float] = (1, 0),
+        qform: Any = None,
     ) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,18 +33,22 @@ def nifti(tmp_path: Path) -> Write:
         image = nib.Nifti1Image(array, np.eye(4), dtype=array.dtype)
         image.header.set_slope_inter(*scale)
         nib.save(image, path)
-        if not np.array_equal(affine, np.eye(4)) or codes != (1, 1):
-            _patch_affine(path, affine, codes)
+        if not np.array_equal(affine, np.eye(4)) or codes != (1, 1) or qform is not None:
+            _patch_affine(path, affine, codes, affine if qform is None else qform)
         return path
 
     return write
 
 
-def _patch_affine(path: Path, affine: Any, codes: tuple[int, int]) -> None:
+def _patch_affine(path: Path, affine: Any, codes: tuple[int, int], qform: Any) -> None:
     """Put the affine into the sform behind nibabel's back, which would refuse some of them."""
     opener = nib.openers.ImageOpener
     with opener(path, "rb") as stream:
         content = bytearray(stream.read())
+    header = nib.Nifti1Header()
+    if np.isfinite(qform).all() and np.linalg.matrix_rank(qform) == 4:
+        header.set_qform(qform)
+        content[76:92], content[256:280] = header.binaryblock[76:92], header.binaryblock[256:280]
     content[252:254] = np.int16(codes[1]).tobytes()
     content[254:256] = np.int16(codes[0]).tobytes()
     content[280:328] = affine[:3].astype("<f4").tobytes()

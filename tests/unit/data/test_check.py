@@ -127,6 +127,19 @@ def test_channels(good, nifti, ramp) -> None:
     assert "grid of channel 2: expected the grid of channel 1 within 0.001 mm" in message(report, "channel_grid")
 
 
+def test_forms_that_contradict_each_other(good, nifti, ramp) -> None:
+    """Half a voxel is forgiven: a quaternion of single precision may be off by some tenths of a millimetre."""
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.4
+    forgiven = replace(good("a"), images=(nifti("f.nii", ramp + 1, qform=shifted),))
+    shifted[0, 3] = 0.6
+    report = check_dataset(dataset(forgiven, replace(good("b"), images=(nifti("s.nii", ramp, qform=shifted),))))
+    assert found(report) == {("b", "warning", "forms")}
+    assert "sform and qform: expected one position for every voxel, got positions up to 0.6 mm" in message(
+        report, "forms"
+    )
+
+
 def test_warnings_and_notes(good, nifti, ramp, blob) -> None:
     a = good("a")
     turned = np.eye(4)

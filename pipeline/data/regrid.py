@@ -1,0 +1,121 @@
+"""Bringing a label map or an image onto another grid by world coordinates, whatever lies between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  # its usual name
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from pipeline.core import Grid, LabelMap
+from pipeline.data.itk_image import itk_array, itk_image
+
+__all__ = ["covered_share", "labelled_share_inside", "regrid_image", "regrid_labels"]
+
+_TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
+_PROBES = 24  # points per axis that stand for a grid
+_EDGE = 0.5 + 1e-6  # voxels reach half a voxel beyond their centres
+
+
+def regrid_labels(label_map: LabelMap, grid: Grid) -> LabelMap:
+    """Resample a label map onto a grid that may be shifted, flipped, permuted, differently spaced or oblique.
+
+    Every label value is interpolated linearly, one at a time and only inside its bounding box; the largest vote wins.
+
+    Args:
+        label_map: Labels, 0 is background.
+        grid: The grid wanted.
+
+    Returns:
+        Labels of the same type; background outside the label map. Ties go to the lower value. Voxels that coincide keep
+        their value exactly.
+    """
+    present, position = np.unique(label_map.array, return_inverse=True)
+    boxes = find_objects(position.reshape(label_map.array.shape) + 1)  # values may be far apart: their ranks are not
+    best = np.zeros(grid.shape, dtype=np.float32)
+    total = np.zeros(grid.shape, dtype=np.float32)
+    winner = np.zeros(grid.shape, dtype=label_map.array.dtype)
+    for value, box in zip(present, boxes, strict=True):
+        if value == 0:
+            continue
+        # a voxel more on each side, so that votes fade out there instead of ending at the box
+        start, stop = _within([s.start - 1 for s in box], [s.stop + 1 for s in box], label_map.grid)
+        source = label_map.grid.cropped(start, stop)
+        mask = label_map.array[_box(start, stop)] == value
+        start, stop = _reached(source, grid)
+        if any(first >= last for first, last in zip(start, stop, strict=True)):
+            continue
+        where = _box(start, stop)
+        votes = _resampled(mask.astype(np.uint8), source, grid.cropped(start, stop), 0.0)
+        total[where] += votes
+        better = votes > best[where] + _TIE
+        best[where][better] = votes[better]
+        winner[where][better] = value
+    winner[best <= 1.0 - total + _TIE] = 0  # what the organs leave is the background's vote
+    return LabelMap(winner, grid)
+
+
+def regrid_image(array: NDArray[Any], source: Grid, grid: Grid) -> NDArray[np.float32]:
+    """Resample intensities linearly onto another grid.
+
+    Args:
+        array: (I, J, K), finite.
+        source: Its grid.
+        grid: The grid wanted.
+
+    Returns:
+        ``grid.shape``; outside the source the smallest value there is.
+    """
+    return _resampled(array.astype(np.float32), source, grid, float(array.min()))
+
+
+def covered_share(grid: Grid, other: Grid) -> float:
+    """How much of a grid's field of view lies inside another's, 0 to 1, by probes spread evenly over it."""
+    axes = [(np.arange(_PROBES) + 0.5) / _PROBES * n - 0.5 for n in grid.shape]
+    probes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    return float(_inside(grid.to_world(probes), other).mean())
+
+
+def labelled_share_inside(label_map: LabelMap, grid: Grid) -> float:
+    """Share of the labelled voxels whose centres lie inside a grid's field of view; 1 if there are none."""
+    labelled = inside = 0
+    for k in range(label_map.grid.shape[2]):  # slice by slice: positions take 24 times the memory of labels
+        i, j = np.nonzero(label_map.array[:, :, k])
+        labelled += i.size
+        world = label_map.grid.to_world(np.stack([i, j, np.full_like(i, k)], axis=-1))
+        inside += int(np.count_nonzero(_inside(world, grid)))
+    return inside / labelled if labelled else 1.0
+
+
+def _inside(world_mm: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
+    voxels = grid.to_voxel(world_mm)
+    return np.asarray(((voxels >= -_EDGE) & (voxels <= np.array(grid.shape) - 1 + _EDGE)).all(axis=-1))
+
+
+def _reached(source: Grid, grid: Grid) -> tuple[list[int], list[int]]:
+    """Start and stop of the part of a grid that another grid, voxel edges included, can reach."""
+    edges = np.array(list(product(*((-0.5, n - 0.5) for n in source.shape))))
+    voxels = grid.to_voxel(source.to_world(edges))
+    return _within(np.floor(voxels.min(axis=0)).tolist(), (np.ceil(voxels.max(axis=0)) + 1).tolist(), grid)
+
+
+def _within(start: Sequence[float], stop: Sequence[float], grid: Grid) -> tuple[list[int], list[int]]:
+    """Start and stop, kept inside a grid."""
+    bounds = zip(start, stop, grid.shape, strict=True)
+    inside = [(min(max(int(a), 0), n), min(max(int(b), 0), n)) for a, b, n in bounds]
+    return [a for a, _ in inside], [b for _, b in inside]
+
+
+def _box(start: Sequence[int], stop: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+
+
+def _resampled(array: NDArray[Any], source: Grid, grid: Grid, outside: float) -> NDArray[np.float32]:
+    """Linear interpolation; SimpleITK counts half a voxel beyond the last centres as inside."""
+    like = itk_image(np.zeros(grid.shape, dtype=np.uint8), grid)
+    image = itk_image(array, source)
+    return itk_array(sitk.Resample(image, like, sitk.Transform(), sitk.sitkLinear, outside, sitk.sitkFloat32))
