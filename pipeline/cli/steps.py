@@ -20,18 +20,46 @@ def check(
     layout: Layout = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON.")] = None,
     jobs: Jobs = None,
+    fix: Annotated[Path | None, typer.Option("--fix", help="Write a repaired copy of the dataset here.")] = None,
+    remap: Annotated[
+        list[str] | None, typer.Option("--remap", help="With --fix: 255=0, 7=liver, or a CSV or YAML file. Repeatable.")
+    ] = None,
+    image_grid: Annotated[
+        bool, typer.Option("--image-grid", help="With --fix: label maps of the image's shape lie on its grid.")
+    ] = False,
 ) -> None:
-    """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have."""
-    from pipeline.console import print_check, progress_bars
-    from pipeline.core.files import write_json
-    from pipeline.stages import prepare
+    """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
 
+    With --fix, repair what can be repaired in a copy, list every change in its fixes.csv, leave out the other cases
+    and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
+    """
+    from pipeline.console import print_check, progress_bars, say
+    from pipeline.core.files import write_json
+    from pipeline.data.repair_parts import REPAIRABLE
+    from pipeline.stages import prepare
+    from pipeline.stages.repair import repair
+
+    if fix is None and (remap or image_grid):
+        raise typer.BadParameter("--remap and --image-grid say how to repair: give --fix and a folder as well.")
     with progress_bars() as bars:
-        found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
+        if fix is None:
+            found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
+        else:
+            fixed = repair(
+                dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
+            )
+    if fix is not None:
+        for line in fixed.lines():
+            say(line)
+        if fixed.report is None:
+            raise typer.Exit(fixed.exit_code)
+        found = fixed.report
     print_check(found)
+    if fix is None and any(problem.code in REPAIRABLE for problem in found.problems):
+        say(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
     if json_file is not None:
         write_json(json_file, found.to_json())
-    raise typer.Exit(found.exit_code)
+    raise typer.Exit(found.exit_code if fix is None else fixed.exit_code)
 
 
 @steps.command()

@@ -131,7 +131,7 @@ def _check_header(volume: VolumeFile, found: _Findings) -> None:
     if volume.form_codes == (0, 0):
         got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
         found.say("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
-    if volume.forms_apart_mm > min(volume.grid.spacing_mm) / 2:
+    if volume.forms_differ:
         rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
         advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
         found.say("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)

@@ -18,16 +18,20 @@ MAX_LABEL = 2**32 - 1
 _SHOWN = 5  # fractional values quoted in a message
 
 
-def label_array(array: NDArray[Any], path: Path, *, case: str | None = None) -> NDArray[np.integer[Any]]:
+def label_array(
+    array: NDArray[Any], path: Path, *, case: str | None = None, signed: bool = False
+) -> NDArray[np.integer[Any]]:
     """Check that voxels are labels, and cast whole numbers stored as floats.
 
     Args:
         array: Voxels, any shape.
         path: Their file, for messages.
         case: Case id for messages.
+        signed: Allow negative values, which are to be replaced.
 
     Returns:
-        The array itself if it is of an integer type, otherwise of the smallest unsigned type.
+        The array itself if it is of an integer type, otherwise of the smallest type, unsigned unless a value is
+        negative.
 
     Raises:
         VolumeError: If a value is fractional, negative, NaN, infinite or above MAX_LABEL.
@@ -44,9 +48,9 @@ def label_array(array: NDArray[Any], path: Path, *, case: str | None = None) -> 
             got = f"{first}{' …' if fractional.size > _SHOWN else ''} ({fractional.size} fractional values)"
             raise refuse("labels", what, "whole numbers", got, advice, case=case, file=path)
     lowest, highest = array.min(), array.max()
-    if lowest < 0 or highest > MAX_LABEL:
+    if lowest < (-MAX_LABEL if signed else 0) or highest > MAX_LABEL:
         rule, got = f"values from 0 to {MAX_LABEL}", f"{int(lowest)} to {int(highest)}"
         raise refuse("labels", what, rule, got, "Renumber the labels", case=case, file=path)
     if array.dtype.kind == "f":
-        return array.astype(np.min_scalar_type(int(highest)))
+        return array.astype(np.int64 if lowest < 0 else np.min_scalar_type(int(highest)))
     return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.core import LabelMap, require_same_grid
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.volume_file import refuse
-from pipeline.data.volumes import open_header, read_label_map
+from pipeline.data.volumes import read_label_map
 
 __all__ = ["merge_organs", "read_reference"]
 
@@ -31,7 +31,11 @@ def read_reference(files: CaseFiles) -> LabelMap:
 
 
 def merge_organs(
-    organs: Sequence[tuple[int, Path]], *, soft: bool = False, case: str | None = None
+    organs: Sequence[tuple[int, Path]],
+    *,
+    soft: bool = False,
+    case: str | None = None,
+    read: Callable[..., LabelMap] = read_label_map,
 ) -> tuple[LabelMap, int]:
     """Merge organ masks to a label map.
 
@@ -40,6 +44,7 @@ def merge_organs(
         soft: The masks are soft maps instead: shares of agreement, the largest value of the type (255 of 8 bits)
             being all of it. The organ is where at least half agree.
         case: Case id for messages.
+        read: Reads a mask file, as :func:`~pipeline.data.volumes.read_label_map` does.
 
     Returns:
         The label map and the number of voxels that more than one organ claims; the organ listed later gets them.
@@ -52,10 +57,11 @@ def merge_organs(
     if not organs:
         advice = "Add a label map or leave the case to prediction"
         raise refuse("missing", "reference", "a label map or organ masks", "none", advice, case=case, file="reference")
-    grid, shared = open_header(organs[0][1], case=case).grid, 0
+    first = read(organs[0][1], case=case)
+    grid, shared = first.grid, 0
     merged = np.zeros(grid.shape, dtype=np.min_scalar_type(max(value for value, _ in organs)))
-    for value, path in organs:
-        mask = read_label_map(path, case=case)
+    for number, (value, path) in enumerate(organs):
+        mask = read(path, case=case) if number else first
         rule = f"the grid of {organs[0][1].name}"
         require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
         inside = _majority(mask, path, case) if soft else _organ(mask, path, case)

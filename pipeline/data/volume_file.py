@@ -89,6 +89,11 @@ class VolumeFile:
         """Whether the volumes are the colours of a picture."""
         return self.volumes > 1 and volume_suffix(self.path) in PICTURE_SUFFIXES
 
+    @property
+    def forms_differ(self) -> bool:
+        """Whether sform and qform put a voxel more than half a voxel apart; rounded quaternions stay below."""
+        return self.forms_apart_mm > min(self.grid.spacing_mm) / 2
+
 
 def volume_suffix(path: Path | str) -> str:
     """The ending of a volume's file name in lower case, e.g. ``.nii.gz``; empty if it is none of VOLUME_SUFFIXES."""

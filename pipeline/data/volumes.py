@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _NIFTI = (".nii", ".nii.gz")
-_ADVICE_4D = "Split it into one 3D file per channel or time point"
+_ADVICE_4D = "Split it into one 3D file per channel or time point, or name its channels in the dataset's description"
 _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
 
@@ -62,12 +62,13 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
     return opener(path, case=case, straighten=straighten)
 
 
-def open_volume(source: Path | str, *, case: str | None = None) -> VolumeFile:
+def open_volume(source: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
     """Read and check the header of one volume.
 
     Args:
         source: A file, or one volume of a 4D file such as ``brain.nii.gz#channel=2of4``.
         case: Case id for messages.
+        straighten: Take a slight shear out of the affine instead of refusing it.
 
     Returns:
         The opened file; :func:`read_voxels` reads its voxels.
@@ -77,7 +78,7 @@ def open_volume(source: Path | str, *, case: str | None = None) -> VolumeFile:
             says), or its affine is not finite, not invertible or sheared.
     """
     path, kind, _, total = split_source(source)
-    volume = open_header(path, case=case)
+    volume = open_header(path, case=case, straighten=straighten)
     if volume.volumes != total:
         got = "a 3D volume" if volume.volumes == 1 else f"a 4D file of {volume.volumes} volumes"
         rule, advice = "a 3D volume", _ADVICE_4D
