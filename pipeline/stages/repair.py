@@ -23,6 +23,7 @@ from pipeline.data.repair_labels import LabelRules
 from pipeline.data.repair_parts import Change
 from pipeline.engine import Run, default_jobs, open_engine
 from pipeline.stages.batch import Progress, collect, mapped, quiet
+from pipeline.stages.plan import bytes_per_case
 
 __all__ = ["Repair", "repair"]
 
@@ -104,7 +105,7 @@ def repair(
     write_json(out / _LOG, head)  # first: it marks the folder as ours
     cases = planned_cases(opened)
     tasks = [RepairTask(case, opened.channels, rules, out) for case in cases]
-    with open_engine(jobs or default_jobs(len(tasks))) as run:
+    with open_engine(jobs or default_jobs(len(tasks), bytes_per_case(opened))) as run:
         found, failed = collect(run, repair_case, tasks, [case.files.id for case in cases], progress, "repair")
         done = [found[case.files.id] for case in cases if case.files.id in found]
         rows = [case.entry for case in done]
