@@ -24,6 +24,8 @@ class ModelSettings(Section):
     initialization: Literal["he", "pytorch"] = "he"
     """First weights. he: N(0, sqrt(2 / inputs)). pytorch: what its layers begin with, 2.4 times smaller, which behind a
     batch norm makes the first steps of a small learning rate as much larger."""
+    foreground_prior: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Probability that sigmoids of regions begin with, about the share of the image that they fill; by default 0.5."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the network, e.g. {features: [16, 32, 64, 128], norm: batch}; by default the plan's."""
 

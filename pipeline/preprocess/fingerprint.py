@@ -70,7 +70,9 @@ def foreground_box(array: NDArray[np.floating[Any]]) -> tuple[tuple[int, int, in
     Returns:
         First voxel and one past the last, along i, j, k; the whole volume if everything is 0.
     """
-    occupied = np.any(array != 0, axis=0)
+    occupied = array[0] != 0
+    for channel in array[1:]:
+        occupied |= channel != 0
     start, stop = [0, 0, 0], list(occupied.shape)
     if occupied.any():
         for axis in range(3):

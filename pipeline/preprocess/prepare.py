@@ -154,16 +154,9 @@ def run_transforms(
         raise _cause(error) from None
     source: Grid = result["source_grid"]
     reoriented = source.reoriented(plan.orientation)
-    start = result.get("foreground_start_coord", (0, 0, 0))
-    stop = result.get("foreground_end_coord", reoriented.shape)
+    start, stop = result.get("crop_box", ((0, 0, 0), reoriented.shape))
     try:
-        trace = Trace(
-            source,
-            plan.orientation,
-            (int(start[0]), int(start[1]), int(start[2])),
-            (int(stop[0]), int(stop[1]), int(stop[2])),
-            grid_of(result["image"]),
-        )
+        trace = Trace(source, plan.orientation, start, stop, grid_of(result["image"]))
     except ValueError as error:  # a further transform of the user moved the field of view
         raise DataError(f"case {data['id']}: {error}") from None
     return result, trace

@@ -1,7 +1,7 @@
 """The MONAI transforms that turn a case's files into arrays on the prepared grid.
 
 :func:`prepare_transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
-``Orientationd`` → ``CropForegroundd`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
+``Orientationd`` → ``CropNonzerod`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
 appended.
 """
 
@@ -15,7 +15,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
-    CropForegroundd,
     EnsureChannelFirstd,
     Identityd,
     LoadImaged,
@@ -29,11 +28,11 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.reader import VolumeReader
-from pipeline.preprocess.fingerprint import require_finite
+from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
-__all__ = ["CheckGridd", "LabelIndexd", "Normalized", "grid_of", "prepare_transforms"]
+__all__ = ["CheckGridd", "CropNonzerod", "LabelIndexd", "Normalized", "grid_of", "prepare_transforms"]
 
 
 def grid_of(volume: MetaTensor) -> Grid:
@@ -61,6 +60,27 @@ class CheckGridd(MapTransform):  # type: ignore[misc]
                 require_same_grid(grid, grid_of(data[key]), f"{key} grid", "the image grid", case=case)
         require_finite(data[self.keys[0]].numpy(), case)
         return {**data, "source_grid": grid}
+
+
+class CropNonzerod(MapTransform):  # type: ignore[misc]
+    """Crop to the smallest box that holds every voxel in which some channel is not 0; nothing if all are.
+
+    Args:
+        keys: Keys of volumes on one grid, the image first. They become views, whose affine says where the box lies.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Crop, and note the box under ``crop_box``: first voxels and one past the last, along i, j, k."""
+        result = dict(data)
+        start, stop = foreground_box(result[self.keys[0]].as_tensor().numpy())
+        box = (slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))
+        for key in self.key_iterator(result):
+            volume = result[key]
+            shift = np.eye(4)
+            shift[:3, 3] = start
+            affine = np.asarray(volume.affine, dtype=np.float64) @ shift
+            result[key] = MetaTensor(volume.as_tensor()[box], affine=torch.from_numpy(affine))
+        return {**result, "crop_box": (start, stop)}
 
 
 class LabelIndexd(MapTransform):  # type: ignore[misc]
@@ -133,12 +153,6 @@ def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | N
     return scaled if mask is None else scaled.mul_(mask)
 
 
-def occupied(image: torch.Tensor) -> torch.Tensor:
-    """Voxels that are not 0; all of them if the whole image is 0, so that nothing is cropped."""
-    mask = image != 0
-    return mask if bool(mask.any()) else torch.ones_like(mask)
-
-
 def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra: Sequence[Any] = ()) -> Compose:
     """The chain from ``{"id", "image", "label"}`` to arrays on the prepared grid.
 
@@ -165,7 +179,7 @@ def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra
     if with_label:
         chain.append(LabelIndexd(["label"], plan.label_table))
     if plan.crop == "nonzero":
-        chain.append(CropForegroundd(keys, source_key="image", select_fn=occupied, allow_smaller=True))
+        chain.append(CropNonzerod(keys))
     chain += [
         Normalized(["image"], plan.normalization),
         Resampled(

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Settings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import text_hash, write_json
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.infer.predictor import check_inference
-from pipeline.model.base import SegmentationNetwork
+from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, fold_folder, read_card, trained_folds, write_card
@@ -88,7 +88,7 @@ def train(
     require_identity(home, identity)
     _keep_card(out, card)
     validation = make_validation(prepared, split.validation, spec, plan, settings, place)
-    network = spec.build(settings.train.seed, settings.model.initialization)
+    network = _first_network(spec, plan, settings)
     say(_description(spec, source, network))
     for note in _notes(plan, card.settings):
         say(note)
@@ -164,12 +164,23 @@ def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
     )
 
 
+def _first_network(spec: NetworkSpec, plan: Plan, settings: Settings) -> SegmentationNetwork:
+    """The network with its first weights."""
+    network = spec.build(settings.train.seed, settings.model.initialization)
+    if settings.model.foreground_prior is not None:
+        if not plan.label_table.regions:
+            rule, advice = "null where organs share a softmax", "Leave it out, or describe the organs as regions"
+            raise ConfigError([sentence("model.foreground_prior", rule, settings.model.foreground_prior, advice)])
+        start_outputs_at(network, settings.model.foreground_prior)
+    return network
+
+
 def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) -> str:
     """Hash of what must not change while a training goes on; how long it lasts may."""
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
-    sample["initialization"] = settings.model.initialization
+    sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})
     drawn = sampling_weights(settings.sample, plan)
     if drawn is not None:
         sample["class_weights"] = sorted(drawn.items())

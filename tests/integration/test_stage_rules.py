@@ -302,3 +302,11 @@ def test_a_prediction_interrupted_at_its_first_case_goes_on(
         with pytest.raises(KeyboardInterrupt):
             predict(model, [dataset / "images"], tmp_path / "masks", device="cpu")
     assert predict(model, [dataset / "images"], tmp_path / "masks", device="cpu").done == ("toy_0",)
+
+
+def test_a_prior_of_organs_that_share_a_softmax_is_refused(prepared: Path, tmp_path: Path) -> None:
+    settings = changed(toy_settings(), model={"foreground_prior": 0.1})
+    with pytest.raises(
+        ConfigError, match=r"model\.foreground_prior: expected null where organs share a softmax, got 0\.1"
+    ):
+        train(prepared, tmp_path / "m", settings, device="cpu")

@@ -7,6 +7,7 @@ import torch
 from networks import MEMBERS, TINY, batch, silent_parameters, tiny
 
 from pipeline.model import list_networks
+from pipeline.model.base import start_outputs_at
 
 SUPERVISED = [
     (info.name, dims) for info in list_networks() if "deep_supervision" in info.defaults for dims in info.dims
@@ -41,6 +42,22 @@ def test_a_batch_of_two_is_two_batches_of_one(name, dims) -> None:
 def test_a_gradient_reaches_every_parameter(name, dims) -> None:
     network = tiny(name, dims)
     assert silent_parameters(network, batch(network, at_least=9)) == []
+
+
+@pytest.mark.parametrize(("name", "dims"), MEMBERS)
+def test_outputs_start_at_a_probability(name, dims) -> None:
+    network = tiny(name, dims, 1, 3).eval()
+    before = {part: value.clone() for part, value in network.named_parameters()}
+    start_outputs_at(network, 0.2)
+    changed = [part for part, value in network.named_parameters() if not torch.equal(value, before[part])]
+    assert changed
+    assert all(part.endswith("bias") for part in changed)
+    with torch.no_grad():  # of logits that are nothing but these biases
+        for part, value in network.named_parameters():
+            if part not in changed:
+                value.zero_()
+        logits = network(batch(network))
+    torch.testing.assert_close(logits.sigmoid(), torch.full_like(logits, 0.2))
 
 
 @pytest.mark.parametrize(("name", "dims"), SUPERVISED)
