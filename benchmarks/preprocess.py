@@ -1,0 +1,157 @@
+"""Fingerprint, plan and preprocess a dataset with nnU-Net and with volseg, one after the other; compare the results.
+
+    python benchmarks/preprocess.py /data/Task04_Hippocampus --nnunet /opt/nnunet/bin --work /tmp/preprocess
+
+nnU-Net (``nnunetv2``) may live in an environment of its own, whose ``bin`` is given. Both get the same number of worker
+processes and plan for 8 GB; nnU-Net prepares 3d_fullres only. Memory is that of all processes together, what they share
+counted once. Times are of this machine; the ratios carry over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+
+from pipeline.data.store import open_prepared, prepared_ids, read_info
+from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.preprocess.trace import Trace
+
+NAME = "Dataset900_benchmark"
+EVERY_S = 0.2  # between two looks at the memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took, its child processes included."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def measured(command: list[str], environment: dict[str, str]) -> Cost:
+    """Run a command in a session of its own; the script ends with its output if it fails."""
+    began, before = time.monotonic(), os.times()
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    peak = [0.0]
+    watcher = threading.Thread(target=watch, args=(process, peak), daemon=True)
+    watcher.start()
+    output, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{output}")
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(time.monotonic() - began, cpu_s, peak[0])
+
+
+def watch(process: subprocess.Popen[str], peak: list[float]) -> None:
+    """Keep the largest sum of the proportional set sizes of a session's processes, in MB."""
+    while process.poll() is None:
+        total = 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getsid(int(folder.name)) == process.pid:
+                    lines = (folder / "smaps_rollup").read_text().splitlines()
+                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            except (OSError, ValueError):  # it has just ended
+                continue
+        peak[0] = max(peak[0], total / 1024)
+        time.sleep(EVERY_S)
+
+
+def with_their_statistics(ours: Path, preprocessed: Path) -> Path | None:
+    """Our plan with nnU-Net's CT statistics, as both tools look at randomly chosen voxels; None if there is no CT."""
+    plan = read_plan(ours / "plan.yaml")
+    if all(entry.scheme != "ct" for entry in plan.normalization):
+        return None
+    found = json.loads((preprocessed / "nnUNetPlans.json").read_text())["foreground_intensity_properties_per_channel"]
+    chosen = []
+    for channel, entry in enumerate(plan.normalization):
+        names = {"mean": "mean", "sd": "std", "low": "percentile_00_5", "high": "percentile_99_5"}
+        values = {name: found[str(channel)][theirs] for name, theirs in names.items()}
+        chosen.append(entry.model_copy(update=values) if entry.scheme == "ct" else entry)
+    path = ours.with_name("same_plan.yaml")
+    write_plan(plan.model_copy(update={"normalization": tuple(chosen)}), path)
+    return path
+
+
+def differences(preprocessed: Path, ours: Path) -> str:
+    """The largest difference of the images and the share of equal labels over all cases, as a sentence."""
+    back = np.argsort(json.loads((preprocessed / "nnUNetPlans.json").read_text())["transpose_forward"])
+    worst, beyond, equal, voxels, unequal_shapes = 0.0, 0, 0, 0, 0
+    for case in prepared_ids(ours):
+        image, label = open_prepared(ours, case)
+        turns = io_orientation(Trace.from_json(read_info(ours, case)["trace"]).source.affine)
+        files = (preprocessed / "nnUNetPlans_3d_fullres" / f"{case}{end}.b2nd" for end in ("", "_seg"))
+        their_image, their_label = (
+            np.stack([apply_orientation(part.transpose(back).T, turns) for part in stored(path)]) for path in files
+        )
+        if their_image.shape != image.shape:
+            unequal_shapes += 1
+            continue
+        difference = np.abs(image[...] - their_image)
+        worst, beyond = max(worst, float(difference.max())), beyond + int((difference > 1e-3).sum())
+        equal += int((label[...] == np.maximum(their_label[0], 0)).sum())  # theirs marks the border it masks with -1
+        voxels += their_label.size
+    return (
+        f"images differ by at most {worst:.1e}, {beyond} values by more than 1e-3; {equal / voxels:.4%} of labels are "
+        f"equal; {unequal_shapes} cases differ in shape"
+    )
+
+
+def stored(path: Path) -> np.ndarray:
+    """An array of nnU-Net's store, its first axis the channel."""
+    return np.asarray(blosc2.open(str(path), mode="r")[...])
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--nnunet", type=Path, default=Path(sys.executable).parent, help="folder of its commands")
+    parser.add_argument("--work", type=Path, default=Path("preprocess_benchmark"))
+    parser.add_argument("--jobs", type=int, default=2)
+    chosen = parser.parse_args()
+    work = chosen.work.resolve()
+    folders = {f"nnUNet_{part}": str(work / part) for part in ("raw", "preprocessed", "results")}
+    volseg = [sys.executable, "-m", "pipeline"]
+    environment = {**os.environ, **folders}
+    for folder in (*folders.values(), work / "ours"):
+        shutil.rmtree(folder, ignore_errors=True)
+    raw = work / "raw" / NAME
+    measured([*volseg, "convert", str(chosen.dataset), "-o", str(raw), "--to", "nnunet"], environment)
+    command = [str(chosen.nnunet / "nnUNetv2_plan_and_preprocess"), "-d", NAME[7:10], "-c", "3d_fullres"]
+    theirs = measured([*command, "-np", str(chosen.jobs)], environment)
+    command = [*volseg, "preprocess", str(raw), "-o", str(work / "ours"), "--jobs", str(chosen.jobs)]
+    ours = measured([*command, "--set", "preprocess.memory_gb=8"], environment)
+    print(f"{chosen.dataset.name}, {len(prepared_ids(work / 'ours'))} cases, {chosen.jobs} processes")
+    print("| tool | wall s | CPU s | peak MB |\n|---|---|---|---|")
+    for name, cost in (("nnU-Net", theirs), ("volseg", ours)):
+        print(f"| {name} | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.peak_mb:.0f} |")
+    ratios = [theirs.wall_s / ours.wall_s, theirs.cpu_s / ours.cpu_s, theirs.peak_mb / ours.peak_mb]
+    print("| ratio | " + " | ".join(f"{ratio:.1f}" for ratio in ratios) + " |")
+    preprocessed, compared = work / "preprocessed" / NAME, work / "ours"
+    plan = with_their_statistics(compared, preprocessed)
+    if plan is not None:
+        compared = work / "same_plan"
+        shutil.rmtree(compared, ignore_errors=True)
+        measured([*volseg, "preprocess", str(raw), "-o", str(compared), "--plan", str(plan)], environment)
+    print(differences(preprocessed, compared))
+
+
+if __name__ == "__main__":
+    main()
