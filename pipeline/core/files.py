@@ -16,21 +16,19 @@ from uuid import uuid4
 from pipeline.core.errors import VolsegError
 
 __all__ = [
-    "TEMPORARY_FILES",
     "atomic_path",
     "copy_file",
     "file_hash",
     "read_json",
+    "remove_leftovers",
     "text_hash",
     "write_bytes",
     "write_json",
     "write_text",
 ]
 
-TEMPORARY_FILES = f".{'[0-9a-f]' * 8}.part.*"
-"""Pattern of the names that :func:`atomic_path` gives out; a killed process may leave such files."""
-
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
+_MARK = 8  # characters that tell temporary names of the same file apart
 
 
 @contextmanager
@@ -49,7 +47,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         VolsegError: If the disk is full or the folder cannot be written to.
     """
     target = Path(target)
-    temporary = target.with_name(f".{uuid4().hex[:8]}.part.{target.name}")
+    temporary = target.with_name(f".{uuid4().hex[:_MARK]}.part.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -60,6 +58,20 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # an unreachable folder must not hide the error that is already on its way
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
+    """Remove the temporary files that a killed run left in a folder; only for folders to which one run writes.
+
+    What cannot be removed is left: the next write into the folder says why.
+
+    Args:
+        folder: The folder; it need not exist.
+        deep: Also in the folders below it.
+    """
+    for path in (folder.rglob if deep else folder.glob)(f".{'[0-9a-f]' * _MARK}.part.*"):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -97,12 +109,14 @@ def write_text(path: Path | str, content: str) -> None:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write JSON atomically: two-space indent, NaN and infinity refused.
+    """Write JSON atomically, piece by piece: two-space indent, NaN and infinity refused.
 
     Raises:
         ValueError: If the content holds NaN or infinity, which JSON does not know.
     """
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
+        stream.write("\n")
 
 
 def read_json(path: Path | str, missing: str = "Check the path.") -> Any:

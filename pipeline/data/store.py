@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, write_bytes, write_json
+from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
 from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
 
 __all__ = [
@@ -78,8 +78,9 @@ def class_voxels(
     return found
 
 
-def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> None:
-    """Write a case; ``case.json`` comes last and makes it visible.
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
+from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
 
     Args:
         folder: Folder of the prepared dataset.
@@ -91,8 +92,9 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
     """
     home = _home(folder, case.id)
     (home / "case.json").unlink(missing_ok=True)
-    write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
-    write_bytes(home / "label.b2nd", packed(case.label))
+from pipeline.core.errors import VolsegError
+from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
+from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
     stream = io.BytesIO()
     np.savez_compressed(stream, **{str(value): where for value, where in case.class_voxels.items()})  # type: ignore[arg-type]
     write_bytes(home / "voxels.npz", stream.getvalue())

@@ -129,10 +129,11 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
     Returns:
         The file, the kind or an empty string, the number (0 without one), the total (1 without one).
     """
-    match = _SOURCE.search(str(source))
+    text = str(source)
+    match = _SOURCE.search(text) if "#" in text else None
     if match is None:
-        return Path(source), "", 0, 1
-    return Path(str(source)[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
+        return source if isinstance(source, Path) else Path(source), "", 0, 1
+    return Path(text[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
 
 
 def refuse(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import TEMPORARY_FILES, read_json, write_json
+from pipeline.core.files import read_json, remove_leftovers, write_json
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
 from pipeline.data.dataset_size import largest_voxels
@@ -144,8 +144,7 @@ def _remove_stale(out: Path, target: Dataset, earlier: Mapping[str, Any], entrie
     Also temporary files of a run that was killed: nnU-Net would take them for cases.
     """
     description_file(target).unlink(missing_ok=True)
-    for left_over in out.rglob(TEMPORARY_FILES):
-        left_over.unlink(missing_ok=True)
+    remove_leftovers(out, deep=True)
     current = {name for entry in entries.values() for name in entry["files"]}
     for name in {name for entry in earlier.values() for name in entry["files"]} - current:
         path = out / name
