@@ -1,22 +1,24 @@
 """How independent cases are spread over workers: in this process, or over local processes.
 
 A case that fails becomes an outcome with a message, never the end of the batch. Workers are spawned, so that the same
-code runs on Linux, macOS and Windows. A worker that dies takes with it only the few cases in flight: these are tried
-again one at a time in one process, which shows whose fault it was, while all others go on in parallel.
+code runs on Linux, macOS and Windows. Cases are begun one after another, no more at once than there are workers and
+than their estimated memory allows: small ones run side by side, one that is larger than the budget runs alone. A worker
+that dies takes with it only the few cases in flight: these are tried again one at a time in one process, which shows
+whose fault it was, while all others go on in parallel.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
-from typing import Generic, Protocol, TypeVar
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
@@ -56,51 +58,65 @@ class Outcome(Generic[R]):
 class Run(Protocol):
     """Apply a function to every item; outcomes come as they are ready, in no fixed order."""
 
-    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcome[R]]:
-        """Run the function, which must be importable and its arguments picklable."""
+    def __call__(
+        self, function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
+    ) -> Iterator[Outcome[R]]:
+        """Run the function, which must be importable and its arguments picklable.
+
+        Args:
+            function: Applied to each item.
+            items: The items, begun in their order.
+            bytes_of: Estimates, in this process and shortly before an item is begun, the memory that work on it takes.
+                Items run at once only while their estimates together fit; by default nothing bounds them. What goes
+                wrong here counts as 0: it shows when the item is worked on.
+        """
 
 
-def default_jobs(items: int, bytes_per_item: int = 0) -> int:
-    """As many workers as pay: no more than processors, one for every eight items (a worker starts slowly), or memory.
+class _Flight(NamedTuple):
+    """An item that was handed to a worker, or is the next to be: its position and how many bytes it takes."""
 
-    Args:
-        items: Number of items.
-        bytes_per_item: Memory that one worker takes at its peak, its libraries included; 0 if unknown, then memory
-            sets no limit.
+    item: int
+    size: int
 
-    Returns:
-        At least 1.
-    """
-    jobs = min(processors(), items // 8)
-    memory = available_bytes() if bytes_per_item > 0 else None
-    if memory is not None:
-        jobs = min(jobs, memory // bytes_per_item)
-    return max(1, jobs)
+
+def default_jobs(items: int) -> int:
+    """As many workers as pay: at most one per processor, and one for every eight items because it starts slowly."""
+    return max(1, min(processors(), items // 8))
 
 
 @contextmanager
-def open_engine(jobs: int) -> Iterator[Run]:
+def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
     """Start workers and hand out the function that uses them; they live until the block ends.
 
     Args:
-        jobs: Number of local processes; 1 or less means this process.
+        jobs: Number of local processes at most; 1 or less means this process.
+        worker_bytes: Memory that a worker takes before it has begun an item; 0 if unknown. Workers get at most half the
+            machine's memory; what they leave is the budget for the items that run at once.
 
     Yields:
         The function that runs a batch.
     """
+    memory = available_bytes()
+    if memory is not None and worker_bytes > 0:
+        jobs = min(jobs, memory // (2 * worker_bytes))
     if jobs <= 1:
         yield _run_here
         return
+    budget = None if memory is None else memory - jobs * worker_bytes
     pool = [_pool(jobs)]
 
-    def run(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcome[R]]:
-        waiting = iter(range(len(items)))
-        flying: dict[Future[R], int] = {}
+    def run(
+        function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
+    ) -> Iterator[Outcome[R]]:
+        waiting = (_Flight(index, _size(bytes_of, item)) for index, item in enumerate(items))
+        following = next(waiting, None)
+        flying: dict[Future[R], _Flight] = {}
         lost: list[int] = []
         while True:
             # few at a time, one of them queued: only these can be lost with a worker
-            for index in islice(waiting, jobs + 1 - len(flying)):
-                flying[_submit(pool[0], function, items[index])] = index
+            while following and len(flying) <= jobs and _fits(following, flying.values(), budget):
+                flying[_submit(pool[0], function, items[following.item])] = following
+                following = next(waiting, None)
             if not flying:
                 break
             ready = wait(flying, _ROUND_S, FIRST_COMPLETED).done
@@ -110,7 +126,7 @@ def open_engine(jobs: int) -> Iterator[Run]:
                 ready = wait(flying).done  # the pool is broken: nothing in it is running any more
                 pool[0].shutdown()
                 pool[0] = _pool(jobs)
-            done = [(flying.pop(future), future) for future in ready]
+            done = [(flying.pop(future).item, future) for future in ready]
             lost += [index for index, future in done if _is_lost(future)]
             yield from (_outcome(index, future.result) for index, future in done if not _is_lost(future))
         yield from _run_alone(function, items, sorted(lost))
@@ -121,7 +137,23 @@ def open_engine(jobs: int) -> Iterator[Run]:
         pool[0].shutdown(wait=True, cancel_futures=True)
 
 
-def _run_here(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Outcome[R]]:
+def _size(bytes_of: Callable[[T], int] | None, item: T) -> int:
+    try:
+        return 0 if bytes_of is None else bytes_of(item)
+    except Exception:  # a file that cannot be read, say: the item's own turn reports it
+        return 0
+
+
+def _fits(following: _Flight, flying: Iterable[_Flight], budget: int | None) -> bool:
+    """Whether an item may begin beside others; alone it always may."""
+    sizes = [flight.size for flight in flying]
+    return budget is None or not sizes or following.size + sum(sizes) <= budget
+
+
+def _run_here(
+    function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
+) -> Iterator[Outcome[R]]:
+    """One item at a time, whatever its size."""
     for index, item in enumerate(items):
         yield _outcome(index, lambda item=item: function(item))  # type: ignore[misc]
 
@@ -166,6 +198,15 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
+    Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End this worker when its parent was killed; it would wait for items for ever, holding its memory."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _nothing(_: None) -> None:

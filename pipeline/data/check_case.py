@@ -15,7 +15,7 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeError, VolumeFile
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels
 
-__all__ = ["CaseFacts", "Problem", "Severity", "check_case"]
+__all__ = ["CaseFacts", "Problem", "Severity", "check_case", "lost_case"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -71,6 +71,11 @@ class _Findings:
 
     def say(self, severity: Severity, code: str, what: str, expected: str, got: object, advice: str) -> None:
         self.add(severity, code, sentence(what, expected, got, advice, case=self.case))
+
+
+def lost_case(files: CaseFiles, error: str) -> CaseFacts:
+    """What is known of a case that ended the worker that checked it, or met an error that is not foreseen."""
+    return CaseFacts(files.id, (Problem(files.id, "error", "failed", f"case {files.id}: {error}"),))
 
 
 def check_case(files: CaseFiles, labels: LabelTable, channels: int) -> CaseFacts:

@@ -78,9 +78,8 @@ def class_voxels(
     return found
 
 
-from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
-from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
+def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> None:
+    """Write a case; ``case.json`` comes last and makes it visible. What a killed run left of it is removed.
 
     Args:
         folder: Folder of the prepared dataset.
@@ -92,9 +91,9 @@ from pipeline.data.prepared_array import PreparedArray, damaged, open_array, pac
     """
     home = _home(folder, case.id)
     (home / "case.json").unlink(missing_ok=True)
-from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
-from pipeline.data.prepared_array import PreparedArray, damaged, open_array, packed, step_of
+    remove_leftovers(home)
+    write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
+    write_bytes(home / "label.b2nd", packed(case.label))
     stream = io.BytesIO()
     np.savez_compressed(stream, **{str(value): where for value, where in case.class_voxels.items()})  # type: ignore[arg-type]
     write_bytes(home / "voxels.npz", stream.getvalue())

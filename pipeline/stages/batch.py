@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.core.errors import VolsegError
-from pipeline.engine import Run
+from pipeline.engine import Outcome, Run
 
 __all__ = ["Batch", "Progress", "collect", "mapped", "quiet"]
 
@@ -53,6 +52,7 @@ def collect(
     names: Sequence[str],
     progress: Progress = quiet,
     what: str = "",
+    bytes_of: Callable[[T], int] | None = None,
 ) -> tuple[dict[str, R], list[tuple[str, str]]]:
     """Apply a function to every case.
 
@@ -63,13 +63,14 @@ def collect(
         names: Case ids, in the same order.
         progress: Told after every case.
         what: What is being done, for the progress.
+        bytes_of: Estimates the memory that an item takes, so that no more run at once than fit.
 
     Returns:
         Results by case id, and (case id, sentence) of those that failed.
     """
     results: dict[str, R] = {}
     failed: list[tuple[str, str]] = []
-    for done, outcome in enumerate(run(function, items), start=1):
+    for done, outcome in enumerate(run(function, items, bytes_of), start=1):
         name = names[outcome.index]
         if outcome.error is None:
             results[name] = outcome.value  # type: ignore[assignment]  # None only where R allows it
@@ -79,20 +80,36 @@ def collect(
     return results, failed
 
 
-def mapped(run: Run, progress: Progress, what: str) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
-    """The engine as a function that works like ``map``, in the items' order, for steps whose own function never fails.
+def mapped(
+    run: Run,
+    progress: Progress,
+    what: str,
+    bytes_of: Callable[[Any], int] | None = None,
+    failed: Callable[[Any, str], Any] | None = None,
+) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
+    """The engine as a function that works like ``map``: results in the items' order, each as soon as its turn comes.
 
-    Raises:
-        VolsegError: On iteration, if a worker died twice over an item.
+    Args:
+        run: The engine's function.
+        progress: Told after every item.
+        what: What is being done, for the progress.
+        bytes_of: As in :func:`collect`.
+        failed: Makes a result of an item and the sentence that says why its function failed; by default the item is
+            left out.
     """
 
     def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        outcomes = []
-        for done, outcome in enumerate(run(function, items), start=1):
-            if outcome.error is not None:
-                raise VolsegError(outcome.error)
-            outcomes.append(outcome)
+        early: dict[int, Outcome[Any]] = {}
+        turn = 0
+        for done, outcome in enumerate(run(function, items, bytes_of), start=1):
+            early[outcome.index] = outcome
             progress(done, len(items), what)
-        yield from (outcome.value for outcome in sorted(outcomes, key=lambda outcome: outcome.index))
+            while turn in early:
+                ready = early.pop(turn)
+                if ready.error is None:
+                    yield ready.value
+                elif failed is not None:
+                    yield failed(items[turn], ready.error)
+                turn += 1
 
     return apply

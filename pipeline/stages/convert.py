@@ -15,21 +15,19 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_json
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
-from pipeline.data.dataset_size import largest_voxels
 from pipeline.data.layout_targets import Target, target_dataset
 from pipeline.data.layout_writers import description_file, write_description
 from pipeline.data.layouts import Dataset, open_dataset
 from pipeline.engine import Outcome, Run, default_jobs, open_engine
 from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.batch import Batch, Progress, collect, quiet
+from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
 __all__ = ["RECORD_FILE", "convert"]
 
 RECORD_FILE = "conversion.json"
 """What was converted from where; it marks a folder as an earlier conversion."""
 
-_LIBRARIES_BYTES = 250 * 2**20  # NumPy, nibabel and SimpleITK in memory
-_COPIES_BYTES = 24  # per voxel: stored, scaled and compared copies of a volume at the peak
 _RECORD_S = 5.0  # seconds between two writes of the record while cases are converted
 _NNUNET_NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -83,11 +81,12 @@ def convert(
         ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
         for old, new in zip(sources, targets, strict=True)
     ]
-    bytes_per_case = _LIBRARIES_BYTES + _COPIES_BYTES * largest_voxels(opened)
     ids = [files.id for files in targets]
-    with open_engine(jobs or default_jobs(len(tasks), bytes_per_case)) as run:
+    with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         recorded = _recording(run, ids, record, out / RECORD_FILE)
-        results, failed = collect(recorded, convert_case, tasks, ids, progress, "convert")
+        results, failed = collect(
+            recorded, convert_case, tasks, ids, progress, "convert", lambda task: rewrite_bytes(task.source)
+        )
     _remove_empty_folders(out)
     write_json(out / RECORD_FILE, record)
     notes = (*target.notes, *_case_notes(results), *_describe(opened, target, results))
@@ -162,9 +161,11 @@ def _remove_empty_folders(out: Path) -> None:
 def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path) -> Run:
     """The engine's function, which also enters every outcome in the record and writes it now and then."""
 
-    def recorded(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Outcome[Any]]:
+    def recorded(
+        function: Callable[[Any], Any], items: Sequence[Any], bytes_of: Callable[[Any], int] | None = None
+    ) -> Iterator[Outcome[Any]]:
         written = time.monotonic()
-        for outcome in run(function, items):
+        for outcome in run(function, items, bytes_of):
             record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.digest
             if time.monotonic() - written > _RECORD_S:
                 write_json(path, record)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import write_json
-from pipeline.data.dataset_size import largest_voxels
+from pipeline.core.files import remove_leftovers, write_json
 from pipeline.data.layouts import Dataset, open_dataset
 from pipeline.engine import Run, default_jobs, open_engine
 from pipeline.export.fingerprint_page import write_fingerprint_page
@@ -19,15 +19,13 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
 from pipeline.stages.batch import Batch, Progress, collect, quiet
+from pipeline.stages.memory import READING_WORKER_BYTES, fingerprint_bytes
 from pipeline.stages.signature import signature
 
-__all__ = ["PAGE_FILE", "bytes_per_case", "fresh_plan", "given_plan", "kept_patches", "plan", "require_fitting"]
+__all__ = ["PAGE_FILE", "fresh_plan", "given_plan", "kept_patches", "plan", "require_fitting"]
 
 PAGE_FILE = "fingerprint.html"
 """The page that shows what was measured."""
-
-_LIBRARIES_BYTES = 700 * 2**20  # torch and monai in memory
-_COPIES = 8  # read, oriented, cropped, normalized and resampled volumes, with what the operations hold meanwhile
 
 
 def plan(
@@ -59,7 +57,7 @@ def plan(
     """
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
-    with open_engine(jobs or default_jobs(len(opened.cases), bytes_per_case(opened))) as run:
+    with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
         planned, prints, failed = fresh_plan(opened, settings, run, progress)
     found = dataset_fingerprint(opened, prints, orientation=planned.orientation)
     write_json(out / "fingerprint.json", found)
@@ -93,7 +91,7 @@ def fresh_plan(
         samples=samples_per_case(len(dataset.cases)),
     )
     names = [files.id for files in dataset.cases]
-    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint")
+    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint", fingerprint_bytes)
     if not prints:
         first = failed[0][1]
         raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
@@ -127,20 +125,18 @@ def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tup
 
 
 def require_fitting(dataset: Dataset, out: Path) -> None:
-    """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written."""
-    ids = [files.id for files in dataset.cases]
-    twice = sorted({case for case in ids if ids.count(case) > 1}) if len(set(ids)) < len(ids) else []
+    """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written.
+
+    What a killed run left in the folder is removed.
+    """
+    twice = sorted(case for case, number in Counter(files.id for files in dataset.cases).items() if number > 1)
     if twice:
         raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
     try:
         there = read_plan(out / PLAN_FILE).dataset
     except VolsegError:  # none, or a damaged one: written anew
-        return
+        there = dataset.name
     if there != dataset.name:
         rule = f"a new folder or one of dataset {dataset.name}"
         raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
-
-
-def bytes_per_case(dataset: Dataset) -> int:
-    """Memory a worker needs for the largest case: its libraries, and some float32 copies of every channel."""
-    return _LIBRARIES_BYTES + _COPIES * 4 * largest_voxels(dataset)
+    remove_leftovers(out)

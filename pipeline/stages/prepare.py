@@ -9,13 +9,15 @@ from typing import Any
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.check import CheckReport, check_dataset
+from pipeline.data.check_case import lost_case
 from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.engine import default_jobs, open_engine
 from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
 from pipeline.preprocess.prepare import PrepareTask, prepare_case
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
-from pipeline.stages.plan import bytes_per_case, fresh_plan, given_plan, kept_patches, require_fitting
+from pipeline.stages.memory import READING_WORKER_BYTES, TORCH_WORKER_BYTES, check_bytes, prepare_bytes
+from pipeline.stages.plan import fresh_plan, given_plan, kept_patches, require_fitting
 
 __all__ = ["check", "preprocess"]
 
@@ -35,8 +37,8 @@ def check(
         VolsegError: If there is no dataset at this path.
     """
     opened = open_dataset(dataset, layout)
-    with open_engine(jobs or default_jobs(len(opened.cases))) as run:
-        return check_dataset(opened, map_cases=mapped(run, progress, "check"))
+    with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
+        return check_dataset(opened, map_cases=mapped(run, progress, "check", check_bytes, lost_case))
 
 
 def preprocess(
@@ -71,7 +73,7 @@ def preprocess(
     require_fitting(opened, out)
     names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(plan, opened)
-    with open_engine(jobs or default_jobs(len(opened.cases), bytes_per_case(opened))) as run:
+    with open_engine(jobs or default_jobs(len(opened.cases)), TORCH_WORKER_BYTES) as run:
         if given is None:
             fresh, _, failed = fresh_plan(opened, settings, run, progress)
             chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
@@ -81,7 +83,9 @@ def preprocess(
         bad = {case for case, _ in failed}
         tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
         ids = [task.files.id for task in tasks]
-        written, more = collect(run, prepare_case, tasks, ids, progress, "prepare")
+        written, more = collect(
+            run, prepare_case, tasks, ids, progress, "prepare", lambda task: prepare_bytes(task.files, task.plan)
+        )
     notes += _write_folds(out / "splits.json", opened, written, settings)
     return Batch(
         tuple(case for case, new in sorted(written.items()) if new),

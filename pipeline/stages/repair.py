@@ -14,7 +14,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.data.case_files import CaseFiles, Dataset
 from pipeline.data.check import CheckReport, check_dataset
-from pipeline.data.check_case import CaseFacts
+from pipeline.data.check_case import CaseFacts, lost_case
 from pipeline.data.layouts import open_dataset
 from pipeline.data.remap import read_remap
 from pipeline.data.repair import RepairedCase, RepairTask, repair_case
@@ -23,7 +23,7 @@ from pipeline.data.repair_labels import LabelRules
 from pipeline.data.repair_parts import Change
 from pipeline.engine import Run, default_jobs, open_engine
 from pipeline.stages.batch import Progress, collect, mapped, quiet
-from pipeline.stages.plan import bytes_per_case
+from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
 __all__ = ["Repair", "repair"]
 
@@ -105,8 +105,11 @@ def repair(
     write_json(out / _LOG, head)  # first: it marks the folder as ours
     cases = planned_cases(opened)
     tasks = [RepairTask(case, opened.channels, rules, out) for case in cases]
-    with open_engine(jobs or default_jobs(len(tasks), bytes_per_case(opened))) as run:
-        found, failed = collect(run, repair_case, tasks, [case.files.id for case in cases], progress, "repair")
+    ids = [case.files.id for case in cases]
+    with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
+        found, failed = collect(
+            run, repair_case, tasks, ids, progress, "repair", lambda task: rewrite_bytes(task.case.files)
+        )
         done = [found[case.files.id] for case in cases if case.files.id in found]
         rows = [case.entry for case in done]
         names = {"name": opened.name, "channels": list(opened.channels), "labels": opened.labels.to_json()}
@@ -129,7 +132,7 @@ def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callab
 
     def apply(check: Callable[[CaseFiles], CaseFacts], files: Sequence[CaseFiles]) -> list[CaseFacts]:
         missing = [case for case in files if case.id not in facts]
-        checked = mapped(run, progress, "check")(check, missing)
+        checked = mapped(run, progress, "check", check_bytes, lost_case)(check, missing)
         more = {case.id: fact for case, fact in zip(missing, checked, strict=True)}
         return [(facts | more)[case.id] for case in files]
 

@@ -1,7 +1,10 @@
 """The engine: in this process and over spawned workers."""
 
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,12 +124,112 @@ def test_few_items_start_no_workers() -> None:
     assert 1 <= default_jobs(10_000) <= (os.cpu_count() or 1)
 
 
-def test_workers_are_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_a_worker_per_processor_and_eight_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "processors", lambda: 16)
-    monkeypatch.setattr(engine, "available_bytes", lambda: 10 * GIB)
     assert default_jobs(10_000) == 16
-    assert default_jobs(10_000, 3 * GIB) == 3
-    assert default_jobs(10_000, 11 * GIB) == 1
-    assert default_jobs(16, 3 * GIB) == 2
-    monkeypatch.setattr(engine, "available_bytes", lambda: None)
-    assert default_jobs(10_000, 3 * GIB) == 16
+    assert default_jobs(24) == 3
+
+
+def crowds(marker: str) -> list[list[str]]:
+    """Names of the items at work, this one included, at 25 moments of half a second."""
+    path = Path(marker)
+    path.touch()
+    found = []
+    for _ in range(25):
+        found.append(sorted(other.name for other in path.parent.iterdir()))
+        time.sleep(0.02)
+    path.unlink()
+    return found
+
+
+def size_of(marker: str) -> int:
+    return int(Path(marker).name.split("_")[1])
+
+
+def test_no_more_run_at_once_than_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "available_bytes", lambda: 10 + 3)
+    names = ["a_4", "b_5", "c_99", "d_6", "e_5", "f_3", "g_1"]  # 99 is more than there is
+    with open_engine(3, worker_bytes=1) as run:  # three workers take 3 of the 13 bytes
+        outcomes = {n.index: n.value or [] for n in run(crowds, [str(tmp_path / name) for name in names], size_of)}
+    assert sorted(outcomes) == list(range(7))
+    assert all(crowd == ["c_99"] for crowd in outcomes[2])
+    others = [crowd for index, found in outcomes.items() if index != 2 for crowd in found]
+    assert all(len(crowd) <= 3 and sum(map(size_of, crowd)) <= 10 for crowd in others)
+    assert max(map(len, others)) >= 2  # small ones do run side by side
+
+
+def test_sizes_are_asked_for_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "available_bytes", lambda: 10)
+    asked: list[int] = []
+
+    def size(number: int) -> int:
+        asked.append(number)
+        if number % 2:
+            raise DataError("no header")
+        return 1
+
+    with open_engine(2) as run:
+        outcomes = run(double, range(100, 200), size)
+        next(outcomes)
+        assert len(asked) == 4  # two at work, one queued, one that waits to be
+        assert len(list(outcomes)) == 99
+    assert asked == list(range(100, 200))
+
+
+def test_workers_get_at_most_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "available_bytes", lambda: 6 * GIB)
+    with open_engine(16, worker_bytes=4 * GIB) as run:  # not even one: in this process
+        assert [outcome.value for outcome in run(own_process, [1, 2])] == [os.getpid()] * 2
+    with open_engine(16, worker_bytes=1 * GIB) as run:
+        workers = {outcome.value for outcome in run(slow_process, range(12))}
+    assert 1 <= len(workers) <= 3
+    assert os.getpid() not in workers
+
+
+def slow_process(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def start_and_wait(marker: str) -> None:
+    Path(marker).write_text(str(os.getpid()))
+    time.sleep(3600)
+
+
+def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
+    marker = tmp_path / "worker"
+    code = (
+        "from test_engine import start_and_wait\nfrom pipeline.engine import open_engine\nif __name__ == '__main__':\n"
+        f"    with open_engine(2) as run:\n        list(run(start_and_wait, [{str(marker)!r}]))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(engine.__file__).parents[1])))
+    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        assert within(60, lambda: marker.exists() and marker.read_text() != "")
+        worker = int(marker.read_text())
+        assert alive(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert within(30, lambda: not alive(worker))
+
+
+def within(seconds: float, happened: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.05)
+    return happened()
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    stat = Path(f"/proc/{process}/stat")
+    if Path("/proc/self").exists():
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True

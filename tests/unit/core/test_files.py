@@ -144,8 +144,45 @@ def test_file_hash_is_blake2b_of_the_content(tmp_path: Path) -> None:
     assert file_hash(tmp_path / "x.bin") == hashlib.blake2b(b"volume" * 100_000, digest_size=16).hexdigest()
 
 
-    atomic_path,
-    copy_file,
-    file_hash,
-    read_json,
-    remove_leftovers,
+def test_a_copy_is_a_file_of_its_own_and_a_link_is_not(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.bin", tmp_path / "sub" / "b.bin"
+    source.write_bytes(b"volume")
+    source.chmod(0o444)
+    for link in (False, True, True, False):  # each onto what the one before left
+        copy_file(source, target, link=link)
+        assert target.read_bytes() == b"volume"
+        assert target.samefile(source) == link
+        assert [path.name for path in target.parent.iterdir()] == ["b.bin"]
+
+
+def test_without_hard_links_a_copy_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"volume")
+    monkeypatch.setattr("os.link", fail_with(errno.EXDEV))
+    copy_file(tmp_path / "a.bin", tmp_path / "b.bin", link=True)
+    assert (tmp_path / "b.bin").read_bytes() == b"volume"
+
+
+def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"volume")
+    (tmp_path / "s.bin").symlink_to(tmp_path / "a.bin")
+    for link in (False, True):
+        copy_file(tmp_path / "s.bin", tmp_path / "b.bin", link=link)
+        assert not (tmp_path / "b.bin").is_symlink()
+        assert (tmp_path / "b.bin").read_bytes() == b"volume"
+
+
+def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    below = "sub/.0123abcd.part.label.b2nd"
+    kept = [".0.part.json", ".hidden", "0123abcd.part.plan.yaml", "plan.yaml"]
+    for name in [*kept, below, ".0123abcd.part.plan.yaml", ".4567cdef.part.mask.nii.gz"]:
+        (tmp_path / name).write_text("half")
+
+    def there() -> list[str]:
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+
+    remove_leftovers(tmp_path)
+    assert there() == sorted([*kept, below])
+    remove_leftovers(tmp_path, deep=True)
+    assert there() == sorted(kept)
+    remove_leftovers(tmp_path / "missing")

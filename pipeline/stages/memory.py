@@ -1,0 +1,68 @@
+"""How much memory work on a case takes, estimated from a header, so that no more cases run at once than fit."""
+
+from __future__ import annotations
+
+from math import prod
+
+from pipeline.data.case_files import CaseFiles
+from pipeline.data.volumes import read_grid
+from pipeline.preprocess.plan import Plan
+
+__all__ = [
+    "READING_WORKER_BYTES",
+    "TORCH_WORKER_BYTES",
+    "check_bytes",
+    "fingerprint_bytes",
+    "prepare_bytes",
+    "rewrite_bytes",
+]
+
+READING_WORKER_BYTES = 250 * 2**20
+"""A worker that reads volumes, before its first case: its libraries."""
+
+TORCH_WORKER_BYTES = 700 * 2**20
+"""The same with torch and monai."""
+
+# Bytes per voxel, for every channel and once for the reference. Peaks measured with one channel and with three: 2 and 1
+# to check integers (6 for floats), 7 and 4 for a fingerprint (more foreground, up to 11), 11 and 13 to prepare.
+# Converting and repairing hold the stored, the scaled and the compared volume at once.
+_CHECK, _FINGERPRINT, _PREPARE, _REWRITE = 8, 12, 16, 24
+
+
+def check_bytes(files: CaseFiles) -> int:
+    """Memory to check a case.
+
+    Args:
+        files: The case; the header of its first channel is read.
+
+    Returns:
+        Bytes at the peak, rather too many than too few.
+
+    Raises:
+        VolumeError: If that file cannot be used.
+    """
+    return _CHECK * _volumes(files) * read_grid(files.images[0]).voxels
+
+
+def fingerprint_bytes(files: CaseFiles) -> int:
+    """Memory to take a case's fingerprint; as :func:`check_bytes`."""
+    return _FINGERPRINT * _volumes(files) * read_grid(files.images[0]).voxels
+
+
+def prepare_bytes(files: CaseFiles, plan: Plan) -> int:
+    """Memory to prepare a case, as it is or as the plan resamples it, whichever is larger; as :func:`check_bytes`."""
+    grid = read_grid(files.images[0]).reoriented(plan.orientation)
+    stretched = prod(
+        n * mm / target for n, mm, target in zip(grid.shape, grid.spacing_mm, plan.spacing_mm, strict=True)
+    )
+    resampled = prod(plan.shape) if plan.shape else int(stretched)
+    return _PREPARE * _volumes(files) * max(grid.voxels, resampled)
+
+
+def rewrite_bytes(files: CaseFiles) -> int:
+    """Memory to convert or repair a case; as :func:`check_bytes`."""
+    return _REWRITE * _volumes(files) * read_grid(files.images[0]).voxels
+
+
+def _volumes(files: CaseFiles) -> int:
+    return len(files.images) + 1
