@@ -1,21 +1,26 @@
-"""Memory that a command's own process takes for every further case of a dataset."""
+"""Many cases: the memory that a command's own process takes for each, and one of them that ends its worker."""
 
 from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from pipeline.config import Settings
+from pipeline.engine import Outcome, Run
+from pipeline.stages import prepare
 from pipeline.stages.plan import plan
 from pipeline.stages.prepare import check
 
-FEW, MANY = 50, 450
+FEW, MANY = 50, 250
 MOST_BYTES = 4_500  # for each further case, at the peak: 90 MB of 20,000
 EDGE = 8
 
@@ -59,3 +64,26 @@ def test_a_further_case_takes_little_memory(datasets: dict[int, Path], tmp_path:
     run(FEW)  # what is imported and kept once
     few, many = (peak_bytes(lambda cases=cases: run(cases)) for cases in (FEW, MANY))  # type: ignore[misc]
     assert (many - few) / (MANY - FEW) < MOST_BYTES
+
+
+def test_a_case_that_ends_its_worker_is_a_problem_of_the_check(
+    datasets: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = prepare.open_engine
+
+    @contextmanager
+    def engine(jobs: int, worker_bytes: int) -> Iterator[Run]:
+        with real(jobs, worker_bytes) as run:
+
+            def loses_one(*batch: Any) -> Iterator[Outcome[Any]]:
+                for outcome in run(*batch):
+                    yield replace(outcome, value=None, error="worker: killed.") if outcome.index == 7 else outcome
+
+            yield loses_one
+
+    monkeypatch.setattr(prepare, "open_engine", engine)
+    report = check(datasets[FEW], jobs=1)
+    assert [(problem.case, problem.severity, problem.message) for problem in report.problems] == [
+        ("case_00007", "error", "case case_00007: worker: killed.")
+    ]
+    assert (len(report.cases), report.failed, report.exit_code) == (FEW, ("case_00007",), 2)
