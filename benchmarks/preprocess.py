@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import blosc2
@@ -29,7 +29,7 @@ from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.preprocess.trace import Trace
 
 NAME = "Dataset900_benchmark"
-EVERY_S = 0.2  # between two looks at the memory
+EVERY_S = 0.1  # between two looks at the memory
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,29 @@ class Cost:
 
 def measured(command: list[str], environment: dict[str, str]) -> Cost:
     """Run a command in a session of its own; the script ends with its output if it fails."""
-    began, before = time.monotonic(), os.times()
+    began = time.monotonic()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    peak = [0.0]
-    watcher = threading.Thread(target=watch, args=(process, peak), daemon=True)
-    watcher.start()
+    seen = Seen()
+    threading.Thread(target=watch, args=(process, seen), daemon=True).start()
     output, _ = process.communicate()
     if process.returncode:
         sys.exit(f"{' '.join(command)}\n{output}")
-    after = os.times()
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    return Cost(time.monotonic() - began, cpu_s, peak[0])
+    return Cost(time.monotonic() - began, sum(seen.cpu_s.values()), seen.peak_mb)
 
 
-def watch(process: subprocess.Popen[str], peak: list[float]) -> None:
-    """Keep the largest sum of the proportional set sizes of a session's processes, in MB."""
+@dataclass
+class Seen:
+    """What was seen of the processes of a session: the largest sum of memory, and the CPU seconds of each."""
+
+    peak_mb: float = 0.0
+    cpu_s: dict[int, float] = field(default_factory=dict)
+
+
+def watch(process: subprocess.Popen[str], seen: Seen) -> None:
+    """Look at a session's processes until the first has ended: proportional set sizes, user and system time."""
+    ticks = os.sysconf("SC_CLK_TCK")
     while process.poll() is None:
         total = 0
         for folder in Path("/proc").glob("[0-9]*"):
@@ -67,9 +73,11 @@ def watch(process: subprocess.Popen[str], peak: list[float]) -> None:
                 if os.getsid(int(folder.name)) == process.pid:
                     lines = (folder / "smaps_rollup").read_text().splitlines()
                     total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                    times = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+                    seen.cpu_s[int(folder.name)] = sum(map(int, times)) / ticks
             except (OSError, ValueError):  # it has just ended
                 continue
-        peak[0] = max(peak[0], total / 1024)
+        seen.peak_mb = max(seen.peak_mb, total / 1024)
         time.sleep(EVERY_S)
 
 

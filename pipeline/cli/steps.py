@@ -98,6 +98,9 @@ def preprocess(
     plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
 ) -> None:
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
+    from pipeline.engine import warm_up
+
+    warm_up(jobs, "pipeline.preprocess.prepare")  # beside the imports of this process, which take as long
     from pipeline.config import load_settings
     from pipeline.console import print_batch, print_plan, progress_bars
     from pipeline.stages import prepare

@@ -38,8 +38,7 @@ class CaseFingerprint:
         shape: Voxels of the whole volume.
         cropped_shape: Voxels after cropping.
         spacing_mm: Spacing along the axes.
-        intensities: (C, N) float32, intensities of foreground voxels: a random choice, or all of them repeated; N is 0
-            without any foreground, else the same for every case.
+        intensities: (C, N) float32, intensities of randomly chosen foreground voxels; N may be 0.
         class_voxels: Number of voxels per class index, background first.
     """
 
@@ -122,9 +121,8 @@ def fingerprint_case(
         raise DataError(f"case {files.id}: {error}") from None
     generator = np.random.default_rng(len(files.id) + image.grid.voxels)  # the same voxels in every run
     where = np.flatnonzero(index > 0)
-    if len(where):  # repeated where there are few, so that every case weighs the same
-        repeats, rest = divmod(samples, len(where))
-        where = np.concatenate([np.tile(where, repeats), generator.choice(where, rest, replace=False)])
+    if len(where) > samples:
+        where = generator.choice(where, samples, replace=False)
     flat = image.array.reshape(image.channels, -1)
     return CaseFingerprint(
         files.id,
@@ -167,7 +165,7 @@ def require_finite(array: NDArray[np.floating[Any]], case: str | None) -> None:
 
 
 def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[ChannelStatistics, ...]:
-    """Foreground statistics of every channel over all cases.
+    """Foreground statistics of every channel over all cases, in which every case with foreground weighs the same.
 
     Args:
         fingerprints: At least one.
@@ -178,8 +176,16 @@ def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[Channel
     pooled = np.concatenate([fingerprint.intensities for fingerprint in fingerprints], axis=1)
     if pooled.shape[1] == 0:
         return tuple(ChannelStatistics(0.0, 1.0, -np.inf, np.inf) for _ in range(pooled.shape[0]))
-    low, high = np.percentile(pooled, [0.5, 99.5], axis=1)
-    return tuple(
-        ChannelStatistics(float(channel.mean()), float(channel.std()) or 1.0, float(a), float(b))
-        for channel, a, b in zip(pooled.astype(np.float64), low, high, strict=True)
-    )
+    sizes = [fingerprint.intensities.shape[1] for fingerprint in fingerprints]
+    weights = np.repeat([1.0 / max(size, 1) for size in sizes], sizes)
+    return tuple(_statistics(channel, weights / weights.sum()) for channel in pooled)
+
+
+def _statistics(values: NDArray[np.float32], weights: NDArray[np.float64]) -> ChannelStatistics:
+    mean = float(np.dot(values, weights))
+    sd = float(np.dot(np.square(values - mean), weights)) ** 0.5
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    places = np.searchsorted(reached, [0.005, 0.995]).clip(max=len(order) - 1)
+    low, high = values[order[places]].tolist()
+    return ChannelStatistics(mean, sd or 1.0, low, high)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import engine
 from pipeline.core.errors import DataError
-from pipeline.engine import default_jobs, open_engine
+from pipeline.engine import default_jobs, local, open_engine
 
 GIB = 2**30
+PATHS = os.pathsep.join((str(Path(__file__).parent), str(Path(local.__file__).parents[2])))  # of this file, of pipeline
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
@@ -73,7 +73,7 @@ def die_with_another_and_once_alone(marker: str) -> str:
 
 
 def test_who_was_lost_with_another_may_still_die_once_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_ROUND_S", 0.5)  # one time in four the pool overlooks the killer's death at first
+    monkeypatch.setattr(local, "_ROUND_S", 0.5)  # one time in four the pool overlooks the killer's death at first
     items = [str(tmp_path / "item"), str(tmp_path / "killer")]
     with open_engine(2) as run:
         outcomes = {outcome.index: outcome for outcome in run(die_with_another_and_once_alone, items)}
@@ -108,15 +108,21 @@ def test_one_killer_among_thirty_does_not_cost_the_others_a_process_each(killer:
     assert len({outcome.value for outcome in outcomes if outcome.value}) <= 6
 
 
-def test_workers_begin_with_one_thread_and_the_parent_keeps_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in THREADS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MKL_NUM_THREADS", "3")  # the user's own choice stands
-    before = dict(os.environ)
-    with open_engine(2) as run:
-        found = {THREADS[outcome.index]: outcome.value for outcome in run(first_environment, THREADS)}
-        assert dict(os.environ) == before
-    assert found == dict(zip(THREADS, ("1", "3", "1", "PASSIVE"), strict=True))
+def test_workers_begin_with_one_thread_and_the_parent_keeps_its_environment(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom test_engine import THREADS, first_environment\nfrom pipeline.engine import open_engine\n"
+        "if __name__ == '__main__':\n"
+        "    before = dict(os.environ)\n"
+        "    with open_engine(2) as run:\n"
+        "        found = {THREADS[outcome.index]: outcome.value for outcome in run(first_environment, THREADS)}\n"
+        "        assert dict(os.environ) == before\n"
+        "    print([found[name] for name in THREADS])\n"
+    )
+    own = {name: value for name, value in os.environ.items() if name not in THREADS}
+    environment = {**own, "PYTHONPATH": PATHS, "MKL_NUM_THREADS": "3"}  # the user's own choice stands
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "['1', '3', '1', 'PASSIVE']\n", done.stderr
 
 
 def test_few_items_start_no_workers() -> None:
@@ -124,10 +130,10 @@ def test_few_items_start_no_workers() -> None:
     assert 1 <= default_jobs(10_000) <= (os.cpu_count() or 1)
 
 
-def test_there_is_a_worker_per_processor_and_eight_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "processors", lambda: 16)
+def test_there_is_a_worker_per_processor_and_four_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "processors", lambda: 16)
     assert default_jobs(10_000) == 16
-    assert default_jobs(24) == 3
+    assert default_jobs(24) == 6
 
 
 def crowds(marker: str) -> list[list[str]]:
@@ -147,7 +153,7 @@ def size_of(marker: str) -> int:
 
 
 def test_no_more_run_at_once_than_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "available_bytes", lambda: 10 + 3)
+    monkeypatch.setattr(local, "available_bytes", lambda: 10 + 3)
     names = ["a_4", "b_5", "c_99", "d_6", "e_5", "f_3", "g_1"]  # 99 is more than there is
     with open_engine(3, worker_bytes=1) as run:  # three workers take 3 of the 13 bytes
         outcomes = {n.index: n.value or [] for n in run(crowds, [str(tmp_path / name) for name in names], size_of)}
@@ -159,7 +165,7 @@ def test_no_more_run_at_once_than_fit_in_memory(tmp_path: Path, monkeypatch: pyt
 
 
 def test_sizes_are_asked_for_when_their_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "available_bytes", lambda: 10)
+    monkeypatch.setattr(local, "available_bytes", lambda: 10)
     asked: list[int] = []
 
     def size(number: int) -> int:
@@ -177,7 +183,7 @@ def test_sizes_are_asked_for_when_their_turn_comes(monkeypatch: pytest.MonkeyPat
 
 
 def test_workers_get_at_most_half_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "available_bytes", lambda: 6 * GIB)
+    monkeypatch.setattr(local, "available_bytes", lambda: 6 * GIB)
     with open_engine(16, worker_bytes=4 * GIB) as run:  # not even one: in this process
         assert [outcome.value for outcome in run(own_process, [1, 2])] == [os.getpid()] * 2
     with open_engine(16, worker_bytes=1 * GIB) as run:
@@ -204,8 +210,7 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(engine.__file__).parents[1])))
-    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": paths})
+    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": PATHS})
     try:
         assert within(60, lambda: marker.exists() and marker.read_text() != "")
         worker = int(marker.read_text())

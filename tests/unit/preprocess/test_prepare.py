@@ -51,7 +51,7 @@ def dataset(folder: Path, *cases: CaseFiles, channel: str = "MR") -> Dataset:
 
 def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
     section = PreprocessSettings()
-    found = fingerprint_case(files, LABELS, section.orientation, section.crop, samples=370)  # each voxel ten times
+    found = fingerprint_case(files, LABELS, section.orientation, section.crop)
     return make_plan(dataset(folder, files, channel=channel), [found], section, 8)
 
 
@@ -73,7 +73,7 @@ def test_fingerprint_is_taken_along_the_target_axes(tmp_path: Path, orientation:
 
 
 def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
-    found = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=370)  # each of 37 voxels ten times
+    found = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero")
     (statistics,) = channel_statistics([found, found])
     assert statistics.mean == pytest.approx((36 * 100 + 200) / 37)
     assert statistics.percentile_00_5 == 100
@@ -82,11 +82,14 @@ def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
 
 
 def test_every_case_weighs_the_same_in_the_channel_statistics(tmp_path: Path) -> None:
-    large = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=100)
-    assert large.intensities.shape == (1, 100)
-    assert sorted(set(large.intensities.ravel().tolist())) == [100.0, 200.0]
-    few = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero", samples=5)
-    assert few.intensities.shape == (1, 5)
+    large = fingerprint_case(case(tmp_path), LABELS, "RAS", "nonzero")
+    few = replace(large, intensities=np.array([[0.0, 10.0, 20.0]], np.float32))
+    (statistics,) = channel_statistics([large, few, replace(large, intensities=np.zeros((1, 0), np.float32))])
+    mean = ((36 * 100 + 200) / 37 + 10) / 2
+    assert statistics.mean == pytest.approx(mean)
+    squares = (36 * (100 - mean) ** 2 + (200 - mean) ** 2) / 37 + sum((x - mean) ** 2 for x in (0, 10, 20)) / 3
+    assert statistics.sd == pytest.approx((squares / 2) ** 0.5)
+    assert (statistics.percentile_00_5, statistics.percentile_99_5) == (0, 200)  # 200 has 1 / 74 of the weight
 
 
 def test_the_plan_follows_the_fingerprint_and_comes_back_from_its_file(tmp_path: Path) -> None:

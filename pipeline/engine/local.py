@@ -1,7 +1,8 @@
 """How independent cases are spread over workers: in this process, or over local processes.
 
 A case that fails becomes an outcome with a message, never the end of the batch. Workers are spawned, so that the same
-code runs on Linux, macOS and Windows. Cases are begun one after another, no more at once than there are workers and
+code runs on Linux, macOS and Windows; on Linux they are forked from a server that has done nothing but import the
+libraries, once for all of them. Cases are begun one after another, no more at once than there are workers and
 than their estimated memory allows: small ones run side by side, one that is larger than the budget runs alone. A worker
 that dies takes with it only the few cases in flight: these are tried again one at a time in one process, which shows
 whose fault it was, while all others go on in parallel.
@@ -9,33 +10,22 @@ whose fault it was, while all others go on in parallel.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from threading import Thread
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
+from pipeline.engine.workers import starting_workers, worker_pool
 
 __all__ = ["Outcome", "Run", "default_jobs", "open_engine"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""One thread per worker, because the workers share the processors. What the user has set stands."""
 _ROUND_S = 10.0
 """Seconds without a result after which the pool is asked whether all its workers live."""
 
@@ -80,8 +70,8 @@ class _Flight(NamedTuple):
 
 
 def default_jobs(items: int) -> int:
-    """As many workers as pay: at most one per processor, and one for every eight items because it starts slowly."""
-    return max(1, min(processors(), items // 8))
+    """As many workers as pay: at most one per processor, and one for every four items, because it starts slowly."""
+    return max(1, min(processors(), items // 4))
 
 
 @contextmanager
@@ -103,7 +93,7 @@ def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
         yield _run_here
         return
     budget = None if memory is None else memory - jobs * worker_bytes
-    pool = [_pool(jobs)]
+    pool = [worker_pool(jobs)]
 
     def run(
         function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
@@ -125,7 +115,7 @@ def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
             if any(_is_lost(future) for future in ready):
                 ready = wait(flying).done  # the pool is broken: nothing in it is running any more
                 pool[0].shutdown()
-                pool[0] = _pool(jobs)
+                pool[0] = worker_pool(jobs)
             done = [(flying.pop(future).item, future) for future in ready]
             lost += [index for index, future in done if _is_lost(future)]
             yield from (_outcome(index, future.result) for index, future in done if not _is_lost(future))
@@ -167,7 +157,7 @@ def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[in
     try:
         for index in lost:
             for _ in range(2):
-                pool = pool or _pool(1)
+                pool = pool or worker_pool(1)
                 future = _submit(pool, function, items[index])
                 wait([future])
                 if not _is_lost(future):
@@ -192,23 +182,6 @@ def _outcome(index: int, call: Callable[[], R]) -> Outcome[R]:
         return Outcome(index, None, f"unexpected {type(error).__name__}: {error}")
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
-    Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent was killed; it would wait for items for ever, holding its memory."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def _nothing(_: None) -> None:
     """Work that only stirs the pool."""
 
@@ -216,24 +189,12 @@ def _nothing(_: None) -> None:
 def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
     """Submit an item; a pool that broke while it was idle loses it like one that breaks later."""
     try:
-        with _worker_environment():
+        with starting_workers():
             return pool.submit(function, item)
     except BrokenProcessPool as error:
         future: Future[R] = Future()
         future.set_exception(error)
         return future
-
-
-@contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Set what a worker must find when it begins: libraries read it as they are imported, before any initializer."""
-    missing = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            os.environ.pop(name, None)
 
 
 def _is_lost(future: Future[R]) -> bool:

@@ -1,0 +1,96 @@
+"""Worker processes: how they begin, what they find when they do, and how they end with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import forkserver, get_context, parent_process
+from threading import Thread
+
+from pipeline.core.machine import processors
+
+__all__ = ["starting_workers", "warm_up", "worker_pool"]
+
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""One thread per worker, because the workers share the processors. What the user has set stands."""
+_FORKS = sys.platform == "linux"
+"""Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork."""
+
+
+def warm_up(jobs: int | None, module: str) -> None:
+    """Let a module be imported for workers to come while this process goes on with its own start.
+
+    Args:
+        jobs: Worker processes that were asked for; nothing happens for 1.
+        module: What their work is in.
+    """
+    if not _FORKS or jobs == 1 or processors() == 1:
+        return
+    forkserver.set_forkserver_preload([module])
+    with starting_workers():
+        forkserver.ensure_running()
+
+
+def worker_pool(jobs: int) -> ProcessPoolExecutor:
+    """A pool whose workers leave Ctrl-C to this process and end when it is killed."""
+    context = get_context("forkserver" if _FORKS else "spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
+    Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End this worker when its parent was killed; it would wait for items for ever, holding its memory."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """What workers that are started within this block find: their environment, and no Ctrl-C.
+
+    The environment has to be there before they begin, because libraries read it as they are imported. Ctrl-C comes to
+    this process when the block ends.
+    """
+    with _worker_environment(), _interrupts_held():
+        yield
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C comes when the block ends; processes started in it never see any, so that they end without a traceback."""
+    if not _FORKS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Set what a worker must find when it begins: libraries read it as they are imported, before any initializer."""
+    missing = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
