@@ -1,6 +1,7 @@
 """Fingerprint, plan and preprocess a dataset with nnU-Net and with volseg, one after the other; compare the results.
 
     python benchmarks/preprocess.py /data/Task04_Hippocampus --nnunet /opt/nnunet/bin --work /tmp/preprocess
+    python benchmarks/preprocess.py /tmp/ct --phantoms 12 --nnunet /opt/nnunet/bin --work /tmp/preprocess
 
 nnU-Net (``nnunetv2``) may live in an environment of its own, whose ``bin`` is given. Both get the same number of worker
 processes and plan for 8 GB; nnU-Net prepares 3d_fullres only. Memory is that of all processes together, what they share
@@ -18,17 +19,22 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import blosc2
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
+from pipeline.core.volume import LabelMap
 from pipeline.data.store import open_prepared, prepared_ids, read_info
+from pipeline.data.volumes import write_label_map, write_voxels
+from pipeline.phantom import phantom_case, phantom_labels
 from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.preprocess.trace import Trace
 
 NAME = "Dataset900_benchmark"
+SLICES = 150  # of a phantom
 EVERY_S = 0.1  # between two looks at the memory
 
 
@@ -79,6 +85,30 @@ def watch(process: subprocess.Popen[str], seen: Seen) -> None:
                 continue
         seen.peak_mb = max(seen.peak_mb, total / 1024)
         time.sleep(EVERY_S)
+
+
+def write_phantoms(folder: Path, cases: int) -> None:
+    """CT phantoms of 512 x 512 x 150 voxels, turned to RAS because nnU-Net leaves axes as they lie."""
+    there = sorted((folder / "labelsTr").glob("*.nii.gz"))
+    written = len(there)
+    for index in count(int(there[-1].name[3:6]) + 1 if there else 0):
+        if written >= cases:
+            break
+        case = phantom_case(index, size="full")
+        image, label = case.image.reoriented("RAS"), case.reference.reoriented("RAS")
+        shape, start = image.grid.shape, (image.grid.shape[2] - SLICES) // 2
+        if start < 0:
+            continue
+        grid = image.grid.cropped((0, 0, start), (*shape[:2], start + SLICES))
+        part = slice(start, start + SLICES)
+        voxels = image.array[0, ..., part].astype(np.int16)  # as scanners store them
+        write_voxels(voxels, grid, folder / "imagesTr" / f"ct_{index:03d}_0000.nii.gz")
+        write_label_map(LabelMap(label.array[..., part], grid), folder / "labelsTr" / f"ct_{index:03d}.nii.gz")
+        written += 1
+    names = phantom_labels().names
+    labels = {"background": 0, **{name: value for value, name in names.items()}}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def with_their_statistics(ours: Path, preprocessed: Path) -> Path | None:
@@ -132,9 +162,12 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--nnunet", type=Path, default=Path(sys.executable).parent, help="folder of its commands")
     parser.add_argument("--work", type=Path, default=Path("preprocess_benchmark"))
+    parser.add_argument("--phantoms", type=int, default=0, help="first write so many CT phantoms as the dataset")
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
     work = chosen.work.resolve()
+    if chosen.phantoms:
+        write_phantoms(chosen.dataset, chosen.phantoms)
     folders = {f"nnUNet_{part}": str(work / part) for part in ("raw", "preprocessed", "results")}
     volseg = [sys.executable, "-m", "pipeline"]
     environment = {**os.environ, **folders}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.data.volumes import write_label_map as write_label_map
     from pipeline.infer.predictor import Predictor as Predictor
     from pipeline.model.factory import build_network as build_network
+    from pipeline.preprocess.resample import resample as resample
+    from pipeline.preprocess.resample_labels import resample_labels as resample_labels
 
 _HOMES = {
     "Grid": "pipeline.core.grid",
@@ -41,6 +43,8 @@ _HOMES = {
     "open_dataset": "pipeline.data.layouts",
     "read_image": "pipeline.data.volumes",
     "read_label_map": "pipeline.data.volumes",
+    "resample": "pipeline.preprocess.resample",
+    "resample_labels": "pipeline.preprocess.resample_labels",
     "write_label_map": "pipeline.data.volumes",
 }
 

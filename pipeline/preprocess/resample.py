@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from pipeline.core.grid import Grid
-from pipeline.preprocess.operators import Order, apply_operators, band, resize_operator, resize_operators
+from pipeline.preprocess.operators import Order, apply_operators, resize_operator, resize_operators
+from pipeline.preprocess.resample_labels import resample_labels
 
-__all__ = ["Resampled", "coarse_axis", "resample", "resample_labels", "resize_operator"]
-
-_Integer = TypeVar("_Integer", bound=np.integer[Any])
+__all__ = ["Resampled", "coarse_axis", "resample", "resize_operator"]
 
 _ANISOTROPIC = 3.0
-_TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
 
 
 @overload
@@ -74,59 +71,6 @@ def resample(
         result = result.clamp_(low.float(), high.float())
     result = apply_operators(result, [None if spline > 1 else op for op, spline in zip(operators, orders, strict=True)])
     return result if array.ndim == 4 else result[0]
-
-
-def resample_labels(
-    label: NDArray[_Integer], shape: Sequence[int], orders: Sequence[Literal[0, 1]] = (1, 1, 1)
-) -> NDArray[_Integer]:
-    """Resize a label map over the same field of view: every value is interpolated linearly, the largest vote wins.
-
-    Only one value is interpolated at a time, and only inside its bounding box.
-
-    Args:
-        label: (I, J, K), integers of any sign.
-        shape: Voxels wanted along i, j, k.
-        orders: Spline order along each axis; 0 takes the nearest slice.
-
-    Returns:
-        ``shape``, same type; ties go to the lower value. The input itself if the shapes agree.
-
-    Raises:
-        ValueError: If a size is below 1.
-    """
-    target = (int(shape[0]), int(shape[1]), int(shape[2]))
-    if label.shape == target:
-        return label
-    lowest = int(label.min())
-    boxes: Sequence[tuple[slice, ...] | None] = find_objects(label.astype(np.int32) - np.int32(lowest - 1))
-    best = np.zeros(target, dtype=np.float32)
-    winner = np.full(target, lowest, dtype=label.dtype)
-    for value, box in enumerate(boxes, start=lowest):
-        if box is None:
-            continue
-        where, votes = _votes(label[box] == value, box, label.shape, target, orders)
-        better = votes > best[where] + _TIE
-        best[where][better] = votes[better]
-        winner[where][better] = value
-    return winner
-
-
-def _votes(
-    mask: NDArray[np.bool_],
-    box: Sequence[slice],
-    shape: Sequence[int],
-    target: Sequence[int],
-    orders: Sequence[Literal[0, 1]],
-) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """Linear interpolation of a mask known inside a box: the part of the target it reaches, and its values there."""
-    where, operators = [], []
-    for part, n_in, n_out, order in zip(box, shape, target, orders, strict=True):
-        columns = resize_operator(n_in, n_out, order)[:, part]
-        start, stop = band(columns.T)
-        where.append(slice(start, stop))
-        operators.append(columns[start:stop])
-    votes = apply_operators(torch.from_numpy(mask)[None], operators)
-    return tuple(where), votes[0].numpy()
 
 
 class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
@@ -224,5 +168,4 @@ def _resample_label_tensor(
     whole = label.to(torch.int32) if label.is_floating_point() else label
     if not torch.equal(whole.to(label.dtype), label):
         raise ValueError(f"{key}: expected whole numbers, got fractions. Give label maps under label_keys only.")
-    channels = [resample_labels(channel, shape, orders) for channel in whole.cpu().numpy()]
-    return torch.from_numpy(np.stack(channels)).to(label.device, label.dtype)
+    return torch.stack([resample_labels(channel, shape, orders) for channel in whole]).to(label.dtype)

@@ -11,6 +11,8 @@ from toy import toy_case, toy_settings
 
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import load_weights
+from pipeline.preprocess.resample import resample
+from pipeline.preprocess.resample_labels import resample_labels
 from pipeline.stages.train import train
 
 pytestmark = pytest.mark.gpu
@@ -38,3 +40,15 @@ def test_a_checkpoint_continues_on_the_gpu(prepared: Path, tmp_path: Path) -> No
     assert len(result.progress.records) == 4
     weights = load_weights(tmp_path / "m" / "fold_0" / "model.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point())
+
+
+def test_resampling_is_the_same_on_both_devices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, label = (
+        torch.randn(2, 20, 30, 25, generator=generator),
+        torch.randint(-1, 5, (20, 30, 25), generator=generator),
+    )
+    torch.testing.assert_close(resample(image.cuda(), (30, 20, 40), 3).cpu(), resample(image, (30, 20, 40), 3))
+    moved = resample_labels(label.cuda(), (30, 20, 40))
+    assert moved.device.type == "cuda"
+    assert float((moved.cpu() != resample_labels(label, (30, 20, 40))).float().mean()) < 1e-4

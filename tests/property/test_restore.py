@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pipeline.core.grid import Grid
 from pipeline.core.orientation import ORIENTATIONS, reorient_array
 from pipeline.infer.restore import restore_labels
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.resample import resample
+from pipeline.preprocess.resample_labels import resample_labels
 from pipeline.preprocess.trace import Trace
 
 _shapes = st.tuples(*[st.integers(1, 12)] * 3)

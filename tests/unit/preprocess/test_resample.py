@@ -7,7 +7,8 @@ from skimage.transform import resize
 
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import Resampled, coarse_axis, resample, resample_labels
+from pipeline.preprocess.resample import Resampled, coarse_axis, resample
+from pipeline.preprocess.resample_labels import _boxes, _boxes_on_device, resample_labels
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):
@@ -124,6 +125,20 @@ def test_labels_are_the_argmax_of_linear_votes(shape):
     result = resample_labels(label, shape)
     assert result.dtype == np.int16
     np.testing.assert_array_equal(result, _votes_of_all_values(label, shape))
+
+
+def test_labels_as_a_tensor_come_back_as_one():
+    label = np.random.default_rng(3).integers(-1, 4, (9, 10, 11)).astype(np.int8)
+    result = resample_labels(torch.from_numpy(label), (17, 8, 20))
+    assert result.dtype == torch.int8
+    np.testing.assert_array_equal(result.numpy(), resample_labels(label, (17, 8, 20)))
+
+
+def test_boxes_are_the_same_without_scipy():
+    label = torch.zeros((6, 7, 8), dtype=torch.int32)
+    label[1:3, 2, 4:8], label[5, 0, 0], label[2, 2, 2] = 3, -1, 9
+    assert list(_boxes_on_device(label)) == list(_boxes(label))
+    assert dict(_boxes(label))[3] == (slice(1, 3), slice(2, 3), slice(4, 8))
 
 
 def test_label_ties_go_to_the_lower_value():
