@@ -35,7 +35,7 @@ from pipeline.preprocess.trace import Trace
 
 NAME = "Dataset900_benchmark"
 SLICES = 150  # of a phantom
-EVERY_S = 0.1  # between two looks at the memory
+EVERY_S = 0.5  # between two looks at the memory
 
 
 @dataclass(frozen=True)

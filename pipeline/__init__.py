@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import Settings as Settings
     from pipeline.config import load_settings as load_settings
     from pipeline.core.grid import Grid as Grid
     from pipeline.core.labels import LabelTable as LabelTable
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.infer.predictor import Predictor as Predictor
     from pipeline.model.factory import build_network as build_network
     from pipeline.preprocess.resample import resample as resample
-    from pipeline.preprocess.resample_labels import resample_labels as resample_labels
 
 _HOMES = {
     "Grid": "pipeline.core.grid",
@@ -37,14 +35,12 @@ _HOMES = {
     "LabelMap": "pipeline.core.volume",
     "LabelTable": "pipeline.core.labels",
     "Predictor": "pipeline.infer.predictor",
-    "Settings": "pipeline.config",
     "build_network": "pipeline.model.factory",
     "load_settings": "pipeline.config",
     "open_dataset": "pipeline.data.layouts",
     "read_image": "pipeline.data.volumes",
     "read_label_map": "pipeline.data.volumes",
     "resample": "pipeline.preprocess.resample",
-    "resample_labels": "pipeline.preprocess.resample_labels",
     "write_label_map": "pipeline.data.volumes",
 }
 

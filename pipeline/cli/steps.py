@@ -70,18 +70,27 @@ def plan(
     overrides: Set = None,
     layout: Layout = None,
     jobs: Jobs = None,
+    trial: Annotated[bool, typer.Option("--trial", help="Also train three steps: time and memory.")] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With a trial: how many steps fit, e.g. into 8h.")
+    ] = None,
+    device: Device = None,
 ) -> None:
     """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
     from pipeline.config import load_settings
     from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars, say
     from pipeline.stages.plan import PAGE_FILE
     from pipeline.stages.plan import plan as run
+    from pipeline.stages.trial import trial as measure
 
-    settings = load_settings(config, overrides or ())
+    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     with progress_bars() as bars:
         batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
+    if trial or budget:
+        for line in measure(out, settings, device).lines():
+            say(line)
     say(f"Look at {out / PAGE_FILE}")
     print_batch(batch, "measured", out)
     raise typer.Exit(batch.exit_code)

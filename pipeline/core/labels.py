@@ -193,7 +193,7 @@ class LabelTable:
             keys, position = np.unique(array, return_inverse=True)
         dtype = np.int8 if self.classes <= 127 else np.int16
         lookup = np.array([classes.get(int(value), _UNKNOWN) for value in keys], dtype=dtype)
-        index: NDArray[np.signedinteger[Any]] = np.take(lookup, position).reshape(array.shape)
+        index: NDArray[np.signedinteger[Any]] = lookup[position].reshape(array.shape)
         if (index == _UNKNOWN).any():
             raise ValueError(
                 f"label values: expected only 0 and those of the label table ({listed(self.values)}), "

@@ -23,6 +23,7 @@ _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """One thread per worker, because the workers share the processors. What the user has set stands."""
+_SERVER = "pipeline.engine.server"
 _FORKS = sys.platform == "linux"
 """Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork."""
 
@@ -36,13 +37,15 @@ def warm_up(jobs: int | None, module: str) -> None:
     """
     if not _FORKS or jobs == 1 or processors() == 1:
         return
-    forkserver.set_forkserver_preload([module])
+    forkserver.set_forkserver_preload([_SERVER, module])
     with starting_workers():
         forkserver.ensure_running()
 
 
 def worker_pool(jobs: int) -> ProcessPoolExecutor:
     """A pool whose workers leave Ctrl-C to this process and end when it is killed."""
+    if _FORKS:
+        forkserver.set_forkserver_preload([_SERVER])  # of no effect where it runs already
     context = get_context("forkserver" if _FORKS else "spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
 
