@@ -193,7 +193,8 @@ def _affine_problem(affine: NDArray[np.float64]) -> str:
         return f"a (4, 4) matrix, got shape {affine.shape}"
     if not np.isfinite(affine).all():
         return f"finite numbers, got {affine.tolist()}"
-    if not np.allclose(affine[3], [0, 0, 0, 1]):
+    *zeros, one = affine[3].tolist()
+    if max(map(abs, zeros)) > 1e-8 or abs(one - 1) > 1e-5:
         return f"a last row of (0, 0, 0, 1), got {affine[3].tolist()}"
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (lengths < 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / np.maximum(lengths, 1e-12))) < 1e-6:

@@ -1,10 +1,13 @@
-"""What the server of workers imports first: it makes the server end at once.
+"""What the server of workers imports first: it makes the server start sooner and end at once.
 
-Tearing down an interpreter that has imported torch takes seconds, for which the command would seem to hang: whoever
-reads its output waits until the server has closed it too.
+Looking for garbage takes a quarter of the time of importing torch and MONAI, and finds none. Tearing down an
+interpreter that has imported them takes seconds, for which the command would seem to hang: whoever reads its output
+waits until the server has closed it too.
 """
 
 import atexit
+import gc
 import os
 
+gc.disable()  # workers enable it again
 atexit.register(os._exit, 0)  # registered first, so it runs after every other; workers end without such functions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ def worker_pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
+    gc.enable()
+    gc.freeze()  # what the server has imported stays, and stays shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
     Thread(target=_follow_parent, daemon=True).start()
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,33 +21,17 @@ from pipeline.data.case_files import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
 from pipeline.preprocess.identity import identity
 from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.prepare_task import PrepareTask
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
 
-__all__ = ["PrepareTask", "case_hash", "prepare_case", "prepare_image", "run_transforms"]
+__all__ = ["case_hash", "prepare_case", "prepare_image", "run_transforms"]
 
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
 
 _RECIPE = "2"
 """Raised when the transforms change, so that prepared cases of an older version are made again."""
-
-
-@dataclass(frozen=True)
-class PrepareTask:
-    """One case to prepare, as it travels to a worker.
-
-    Args:
-        files: Where the case is; it has a reference.
-        plan: The dataset's plan.
-        out: Folder of the prepared dataset.
-        extra: Further MONAI dictionary transforms, run last.
-    """
-
-    files: CaseFiles
-    plan: Plan
-    out: Path
-    extra: tuple[Any, ...] = ()
 
 
 def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:

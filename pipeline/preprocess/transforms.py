@@ -1,7 +1,7 @@
 """The MONAI transforms that turn a case's files into arrays on the prepared grid.
 
 :func:`prepare_transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
-``Orientationd`` → ``CropNonzerod`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
+``Turned`` → ``CropNonzerod`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
 appended.
 """
 
@@ -19,20 +19,20 @@ from monai.transforms import (
     Identityd,
     LoadImaged,
     MapTransform,
-    Orientationd,
 )
 from scipy.ndimage import binary_fill_holes
 
 from pipeline.core.errors import DataError
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
+from pipeline.core.orientation import steps
 from pipeline.core.volume import require_same_grid
 from pipeline.data.reader import VolumeReader
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
-__all__ = ["CheckGridd", "CropNonzerod", "LabelIndexd", "Normalized", "grid_of", "prepare_transforms"]
+__all__ = ["CheckGridd", "CropNonzerod", "LabelIndexd", "Normalized", "Turned", "grid_of", "prepare_transforms"]
 
 
 def grid_of(volume: MetaTensor) -> Grid:
@@ -60,6 +60,33 @@ class CheckGridd(MapTransform):  # type: ignore[misc]
                 require_same_grid(grid, grid_of(data[key]), f"{key} grid", "the image grid", case=case)
         require_finite(data[self.keys[0]].numpy(), case)
         return {**data, "source_grid": grid}
+
+
+class Turned(MapTransform):  # type: ignore[misc]
+    """Turn volumes to an orientation: permute and flip their axes.
+
+    Args:
+        keys: Keys of volumes (C, I, J, K).
+        orientation: Axis codes wanted, e.g. RAS. Which axes a volume has is decided as :class:`Grid` does.
+    """
+
+    def __init__(self, keys: Sequence[str], orientation: str) -> None:
+        super().__init__(keys)
+        self.orientation = orientation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the volumes that lie otherwise."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            volume, grid = result[key], grid_of(result[key])
+            if grid.orientation == self.orientation:
+                continue
+            order, flips = steps(grid.orientation, self.orientation)
+            turned = volume.as_tensor().permute(0, *(axis + 1 for axis in order))
+            turned = turned.flip([axis + 1 for axis, flipped in enumerate(flips) if flipped])
+            affine = torch.from_numpy(grid.reoriented(self.orientation).affine.copy())
+            result[key] = MetaTensor(turned.contiguous(), affine=affine)
+        return result
 
 
 class CropNonzerod(MapTransform):  # type: ignore[misc]
@@ -174,7 +201,7 @@ def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra
     chain += [
         CheckGridd(keys),
         EnsureChannelFirstd(keys) if load else Identityd(keys),
-        Orientationd(keys, axcodes=plan.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+        Turned(keys, plan.orientation),
     ]
     if with_label:
         chain.append(LabelIndexd(["label"], plan.label_table))

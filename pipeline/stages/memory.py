@@ -6,6 +6,7 @@ from math import prod
 
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.volumes import read_grid
+from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.plan import Plan
 
 __all__ = [
@@ -49,14 +50,20 @@ def fingerprint_bytes(files: CaseFiles) -> int:
     return _FINGERPRINT * _volumes(files) * read_grid(files.images[0]).voxels
 
 
-def prepare_bytes(files: CaseFiles, plan: Plan) -> int:
-    """Memory to prepare a case, as it is or as the plan resamples it, whichever is larger; as :func:`check_bytes`."""
-    grid = read_grid(files.images[0]).reoriented(plan.orientation)
+def prepare_bytes(files: CaseFiles, plan: Plan, known: CaseFingerprint | None = None) -> int:
+    """Memory to prepare a case, as it is or as the plan resamples it, whichever is larger; as :func:`check_bytes`.
+
+    Args:
+        files: The case.
+        plan: How it is prepared.
+        known: Its fingerprint, along the plan's axes, where there is one; then no header is read.
+    """
+    grid = known or read_grid(files.images[0]).reoriented(plan.orientation)
     stretched = prod(
         n * mm / target for n, mm, target in zip(grid.shape, grid.spacing_mm, plan.spacing_mm, strict=True)
     )
     resampled = prod(plan.shape) if plan.shape else int(stretched)
-    return _PREPARE * _volumes(files) * max(grid.voxels, resampled)
+    return _PREPARE * _volumes(files) * max(prod(grid.shape), resampled)
 
 
 def rewrite_bytes(files: CaseFiles) -> int:

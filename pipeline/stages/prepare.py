@@ -12,12 +12,13 @@ from pipeline.data.check import CheckReport, check_dataset
 from pipeline.data.check_case import lost_case
 from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
 from pipeline.engine import default_jobs, open_engine
+from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
-from pipeline.preprocess.prepare import PrepareTask, prepare_case
+from pipeline.preprocess.prepare_task import PrepareTask
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES, TORCH_WORKER_BYTES, check_bytes, prepare_bytes
-from pipeline.stages.plan import fresh_plan, given_plan, kept_patches, require_fitting
+from pipeline.stages.plan_choice import fresh_plan, given_plan, kept_patches, require_fitting
 
 __all__ = ["check", "preprocess"]
 
@@ -74,8 +75,9 @@ def preprocess(
     names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(plan, opened)
     with open_engine(jobs or default_jobs(len(opened.cases)), TORCH_WORKER_BYTES) as run:
+        prints: list[CaseFingerprint] = []
         if given is None:
-            fresh, _, failed = fresh_plan(opened, settings, run, progress)
+            fresh, prints, failed = fresh_plan(opened, settings, run, progress)
             chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
         else:
             chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
@@ -83,9 +85,12 @@ def preprocess(
         bad = {case for case, _ in failed}
         tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
         ids = [task.files.id for task in tasks]
-        written, more = collect(
-            run, prepare_case, tasks, ids, progress, "prepare", lambda task: prepare_bytes(task.files, task.plan)
-        )
+        known = {found.id: found for found in prints}
+
+        def size_of(task: PrepareTask) -> int:
+            return prepare_bytes(task.files, task.plan, known.get(task.files.id))
+
+        written, more = collect(run, _prepare, tasks, ids, progress, "prepare", size_of)
     notes += _write_folds(out / "splits.json", opened, written, settings)
     return Batch(
         tuple(case for case, new in sorted(written.items()) if new),
@@ -93,6 +98,13 @@ def preprocess(
         tuple(sorted((*failed, *more))),
         notes,
     )
+
+
+def _prepare(task: PrepareTask) -> bool:
+    """In a worker: only there are torch and MONAI needed, which take seconds to import."""
+    from pipeline.preprocess.prepare import prepare_case
+
+    return prepare_case(task)
 
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sample import CaseInfo, balanced_patches, cut, make_folds, sliding_patches
+from pipeline.sample.cut import cut
+from pipeline.sample.folds import make_folds
+from pipeline.sample.patches import CaseInfo, balanced_patches, sliding_patches
 
 lengths = st.integers(1, 24)
 triples = st.tuples(lengths, lengths, lengths)

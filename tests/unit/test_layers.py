@@ -15,6 +15,7 @@ LIGHT_MODULES = (
     "pipeline.evaluate",
     "pipeline.export",
     "pipeline.cli",
+    "pipeline.stages.prepare",
 )
 
 

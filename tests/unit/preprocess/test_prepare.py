@@ -23,7 +23,8 @@ from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.prepare import PrepareTask, case_hash, prepare_case, prepare_image
+from pipeline.preprocess.prepare import case_hash, prepare_case, prepare_image
+from pipeline.preprocess.prepare_task import PrepareTask
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import Normalized
 

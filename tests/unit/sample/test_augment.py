@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.config import AugmentSettings
-from pipeline.sample import augment, directions
+from pipeline.sample.augment import augment, directions
 
 OFF = {name: 0.0 for name in AugmentSettings.model_fields if name.endswith("_p")}
 EVERYTHING = AugmentSettings(**dict.fromkeys(OFF, 1.0))

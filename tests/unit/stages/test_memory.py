@@ -12,7 +12,7 @@ from pipeline.core import DataError, Grid, Image, LabelMap, LabelTable
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.check_case import check_case
 from pipeline.data.volumes import write_image, write_label_map
-from pipeline.preprocess.fingerprint import fingerprint_case
+from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case
 from pipeline.preprocess.plan import Normalization, PatchPlan, Plan
 from pipeline.stages.memory import check_bytes, fingerprint_bytes, prepare_bytes
 
@@ -67,6 +67,12 @@ def test_preparing_counts_the_larger_of_both_grids(case: CaseFiles) -> None:
     assert size(spacing_mm=(1.0, 0.5, 1.0)) == 4 * 16 * 2 * VOXELS
     assert size(spacing_mm=(8.0, 8.0, 8.0)) == 16 * 2 * VOXELS
     assert size(shape=(100, 100, 100)) == 16 * 2 * 10**6
+
+
+def test_a_case_whose_fingerprint_is_known_is_not_read_again() -> None:
+    known = CaseFingerprint("a", (10, 20, 30), (5, 5, 5), (1.0, 1.0, 2.0), np.zeros((1, 0), np.float32), (6000,))
+    missing = CaseFiles("a", (Path("missing.nii.gz"),))
+    assert prepare_bytes(missing, plan(spacing_mm=(1.0, 1.0, 1.0)), known) == 16 * 2 * 2 * 6000
 
 
 def test_what_cannot_be_read_raises(tmp_path: Path) -> None:
