@@ -121,7 +121,7 @@ def packed(array: NDArray[Any], step: float | None = None) -> bytes:
         np.ascontiguousarray(array),
         chunks=[*lead, *(min(n, _CHUNK) for n in array.shape[-3:])],
         blocks=[*lead, *(min(n, _BLOCK) for n in array.shape[-3:])],
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},  # reads patches 10 times faster than Zstandard
+        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},  # patches in half the time of Zstandard
         meta=None if step is None else {_STEP: step},
     )
     return bytes(compressed.to_cframe())

@@ -8,6 +8,16 @@ waits until the server has closed it too.
 import atexit
 import gc
 import os
+import sys
+from types import TracebackType
 
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As ever, except of a worker that was asked for by a process that has ended since: it finds nothing any more."""
+    if not issubclass(kind, (FileNotFoundError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report
 gc.disable()  # workers enable it again
 atexit.register(os._exit, 0)  # registered first, so it runs after every other; workers end without such functions

@@ -1,6 +1,7 @@
 """The engine: in this process and over spawned workers."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -219,6 +220,32 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     assert within(30, lambda: not alive(worker))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+@pytest.mark.parametrize("delay_s", [0.2, 0.7, 1.5])
+def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, delay_s: float) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\nfrom pipeline.engine import warm_up\nif __name__ == '__main__':\n"
+        "    try:\n        warm_up(2, 'pipeline.preprocess.prepare')\n        print('ready', flush=True)\n"
+        "        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    process = subprocess.Popen(
+        [sys.executable, script],
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=-1,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay_s)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == ("", 0)
 
 
 def within(seconds: float, happened: Callable[[], bool]) -> bool:
