@@ -47,18 +47,27 @@ class Cost:
     peak_mb: float
 
 
-def measured(command: list[str], environment: dict[str, str]) -> Cost:
+def measured(command: list[str], environment: dict[str, str], result: Path) -> Cost:
+    """Run a command twice, from the start: once for its time, once looked at for its processors and memory."""
+    wall_s, _ = run(command, environment, result, watched=False)
+    _, seen = run(command, environment, result, watched=True)
+    return Cost(wall_s, sum(seen.cpu_s.values()), seen.peak_mb)
+
+
+def run(command: list[str], environment: dict[str, str], result: Path, *, watched: bool) -> tuple[float, Seen]:
     """Run a command in a session of its own; the script ends with its output if it fails."""
+    shutil.rmtree(result, ignore_errors=True)
     began = time.monotonic()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     seen = Seen()
-    threading.Thread(target=watch, args=(process, seen), daemon=True).start()
+    if watched:
+        threading.Thread(target=watch, args=(process, seen), daemon=True).start()
     output, _ = process.communicate()
     if process.returncode:
         sys.exit(f"{' '.join(command)}\n{output}")
-    return Cost(time.monotonic() - began, sum(seen.cpu_s.values()), seen.peak_mb)
+    return time.monotonic() - began, seen
 
 
 @dataclass
@@ -171,27 +180,25 @@ def main() -> None:
     folders = {f"nnUNet_{part}": str(work / part) for part in ("raw", "preprocessed", "results")}
     volseg = [sys.executable, "-m", "pipeline"]
     environment = {**os.environ, **folders}
-    for folder in (*folders.values(), work / "ours"):
-        shutil.rmtree(folder, ignore_errors=True)
-    raw = work / "raw" / NAME
-    measured([*volseg, "convert", str(chosen.dataset), "-o", str(raw), "--to", "nnunet"], environment)
+    for folder in folders.values():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    raw, preprocessed, ours = work / "raw" / NAME, work / "preprocessed" / NAME, work / "ours"
+    run([*volseg, "convert", str(chosen.dataset), "-o", str(raw), "--to", "nnunet"], environment, raw, watched=False)
     command = [str(chosen.nnunet / "nnUNetv2_plan_and_preprocess"), "-d", NAME[7:10], "-c", "3d_fullres"]
-    theirs = measured([*command, "-np", str(chosen.jobs)], environment)
-    command = [*volseg, "preprocess", str(raw), "-o", str(work / "ours"), "--jobs", str(chosen.jobs)]
-    ours = measured([*command, "--set", "preprocess.memory_gb=8"], environment)
-    print(f"{chosen.dataset.name}, {len(prepared_ids(work / 'ours'))} cases, {chosen.jobs} processes")
+    theirs = measured([*command, "-np", str(chosen.jobs)], environment, preprocessed)
+    command = [*volseg, "preprocess", str(raw), "-o", str(ours), "--jobs", str(chosen.jobs)]
+    mine = measured([*command, "--set", "preprocess.memory_gb=8"], environment, ours)
+    print(f"{chosen.dataset.name}, {len(prepared_ids(ours))} cases, {chosen.jobs} processes")
     print("| tool | wall s | CPU s | peak MB |\n|---|---|---|---|")
-    for name, cost in (("nnU-Net", theirs), ("volseg", ours)):
+    for name, cost in (("nnU-Net", theirs), ("volseg", mine)):
         print(f"| {name} | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.peak_mb:.0f} |")
-    ratios = [theirs.wall_s / ours.wall_s, theirs.cpu_s / ours.cpu_s, theirs.peak_mb / ours.peak_mb]
+    ratios = [theirs.wall_s / mine.wall_s, theirs.cpu_s / mine.cpu_s, theirs.peak_mb / mine.peak_mb]
     print("| ratio | " + " | ".join(f"{ratio:.1f}" for ratio in ratios) + " |")
-    preprocessed, compared = work / "preprocessed" / NAME, work / "ours"
-    plan = with_their_statistics(compared, preprocessed)
+    plan = with_their_statistics(ours, preprocessed)
     if plan is not None:
-        compared = work / "same_plan"
-        shutil.rmtree(compared, ignore_errors=True)
-        measured([*volseg, "preprocess", str(raw), "-o", str(compared), "--plan", str(plan)], environment)
-    print(differences(preprocessed, compared))
+        ours = work / "same_plan"
+        run([*volseg, "preprocess", str(raw), "-o", str(ours), "--plan", str(plan)], environment, ours, watched=False)
+    print(differences(preprocessed, ours))
 
 
 if __name__ == "__main__":

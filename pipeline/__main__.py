@@ -6,9 +6,6 @@ import os
 import sys
 from typing import Any
 
-import typer
-
-from pipeline.cli import app
 from pipeline.core.errors import VolsegError
 
 __all__ = ["main"]
@@ -30,6 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
+    import typer  # here, because workers import this module too and need no command line
+
+    from pipeline.cli import app
+
     usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
     try:
         code = app(args=arguments, standalone_mode=False)

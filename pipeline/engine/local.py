@@ -75,13 +75,14 @@ def default_jobs(items: int) -> int:
 
 
 @contextmanager
-def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
+def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Iterator[Run]:
     """Start workers and hand out the function that uses them; they live until the block ends.
 
     Args:
         jobs: Number of local processes at most; 1 or less means this process.
         worker_bytes: Memory that a worker takes before it has begun an item; 0 if unknown. Workers get at most half the
             machine's memory; what they leave is the budget for the items that run at once.
+        light: The work needs neither torch nor MONAI: workers begin at once, while a server may still import these.
 
     Yields:
         The function that runs a batch.
@@ -93,7 +94,7 @@ def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
         yield _run_here
         return
     budget = None if memory is None else memory - jobs * worker_bytes
-    pool = [worker_pool(jobs)]
+    pool = [worker_pool(jobs, light=light)]
 
     def run(
         function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
@@ -115,7 +116,7 @@ def open_engine(jobs: int, worker_bytes: int = 0) -> Iterator[Run]:
             if any(_is_lost(future) for future in ready):
                 ready = wait(flying).done  # the pool is broken: nothing in it is running any more
                 pool[0].shutdown()
-                pool[0] = worker_pool(jobs)
+                pool[0] = worker_pool(jobs, light=light)
             done = [(flying.pop(future).item, future) for future in ready]
             lost += [index for index, future in done if _is_lost(future)]
             yield from (_outcome(index, future.result) for index, future in done if not _is_lost(future))

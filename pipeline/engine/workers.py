@@ -43,11 +43,17 @@ def warm_up(jobs: int | None, module: str) -> None:
         forkserver.ensure_running()
 
 
-def worker_pool(jobs: int) -> ProcessPoolExecutor:
-    """A pool whose workers leave Ctrl-C to this process and end when it is killed."""
-    if _FORKS:
+def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
+    """A pool whose workers leave Ctrl-C to this process and end when it is killed.
+
+    Args:
+        jobs: Number of workers at most.
+        light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's.
+    """
+    forked = _FORKS and not light
+    if forked:
         forkserver.set_forkserver_preload([_SERVER])  # of no effect where it runs already
-    context = get_context("forkserver" if _FORKS else "spawn")
+    context = get_context("forkserver" if forked else "spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
 
 

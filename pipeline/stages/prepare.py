@@ -74,14 +74,16 @@ def preprocess(
     require_fitting(opened, out)
     names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(plan, opened)
-    with open_engine(jobs or default_jobs(len(opened.cases)), TORCH_WORKER_BYTES) as run:
-        prints: list[CaseFingerprint] = []
-        if given is None:
+    workers = jobs or default_jobs(len(opened.cases))
+    prints: list[CaseFingerprint] = []
+    if given is None:
+        with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
             fresh, prints, failed = fresh_plan(opened, settings, run, progress)
-            chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
-        else:
-            chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
-        write_plan(chosen, out / PLAN_FILE)
+        chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
+    else:
+        chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
+    write_plan(chosen, out / PLAN_FILE)
+    with open_engine(workers, TORCH_WORKER_BYTES) as run:
         bad = {case for case, _ in failed}
         tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
         ids = [task.files.id for task in tasks]
