@@ -152,16 +152,8 @@ def print_plan(prepared: Path) -> None:
     """Print the plan's choices and where to read why."""
     from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 
-    plan = read_plan(prepared / PLAN_FILE)
-    spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing_mm)
-    schemes = ", ".join(entry.scheme for entry in plan.normalization)
-    say(f"plan  spacing {spacing} mm, normalization {schemes}")
-    for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
-        say(f"plan  {name} patch {' x '.join(map(str, patch.patch_size))}, batch {patch.batch_size}")
-    if plan.low_resolution is not None:
-        spacing = " x ".join(f"{mm:.3g}" for mm in plan.low_resolution.spacing_mm)
-        say(f"plan  low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
-    say(f"plan  the reasons: {prepared / PLAN_FILE}")
+    for line in (*read_plan(prepared / PLAN_FILE).lines(), f"the reasons: {prepared / PLAN_FILE}"):
+        say(f"plan  {line}")
 
 
 def print_training(result: TrainResult, out: Path, fold: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -130,6 +130,21 @@ class Plan(_Value):
         """Hash of what prepared cases depend on: everything but name, patches, batches, weights and reasons."""
         return text_hash(json.dumps(self.model_dump(mode="json", exclude=_PASSIVE)))
 
+    def lines(self) -> tuple[str, ...]:
+        """The choices for reading: spacing, normalization, patches and batches."""
+        schemes = ", ".join(entry.scheme for entry in self.normalization)
+        lines = [f"spacing {_times(self.spacing_mm)} mm, normalization {schemes}"]
+        for name, patch in (("3D", self.patch_3d), ("2D", self.patch_2d)):
+            lines.append(f"{name} patch {_times(patch.patch_size)}, batch {patch.batch_size}")
+        if self.low_resolution is not None:
+            spacing = _times(self.low_resolution.spacing_mm)
+            lines.append(f"low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
+        return tuple(lines)
+
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""
         return (0, 1, 2) if dims == 3 else tuple(axis for axis in range(3) if axis != self.slice_axis)
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return " x ".join(str(number) if isinstance(number, int) else f"{number:.3g}" for number in numbers)

@@ -67,3 +67,13 @@ def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
     assert make_plan(dataset, prints, PreprocessSettings(), 8.0).low_resolution is None
     with pytest.raises(VolsegError, match=r"preprocess\.resolution: expected full, .* got low"):
         make_plan(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
+
+
+def test_a_plan_in_lines() -> None:
+    dataset, prints = made_up((1300, 1200, 400))
+    lines = make_plan(dataset, prints, PreprocessSettings(), 8.0).lines()
+    assert lines[0] == "spacing 1 x 1 x 1 mm, normalization zscore"
+    assert lines[1] == "3D patch 192 x 192 x 64, batch 2"  # in the proportions of the median case
+    assert lines[2].startswith("2D patch ")
+    assert "e+" not in lines[2]
+    assert lines[3].startswith("low resolution for more context: ")
