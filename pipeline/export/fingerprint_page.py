@@ -28,11 +28,11 @@ from pipeline.export.fingerprint_plots import (
     volume_boxes,
 )
 from pipeline.export.page import both_themes, compact, render_page
+from pipeline.preprocess.patch_rules import ANISOTROPIC
 
 __all__ = ["anisotropy_sentence", "write_fingerprint_page"]
 
 _CASES_SHOWN = 30
-_ANISOTROPIC = 3.0  # nnU-Net's threshold, from which planning and resampling treat the coarse axis apart
 
 
 def write_fingerprint_page(
@@ -96,7 +96,7 @@ def anisotropy_sentence(fingerprint: Mapping[str, Any]) -> str:
         return "The median voxel is a cube."
     axis = axis_names(fingerprint["orientation"])[coarsest]
     sentence = f"The median voxel is {compact(ratio)} times as long along {axis} as along its finest axis."
-    if ratio <= _ANISOTROPIC:
+    if ratio <= ANISOTROPIC:
         return f"{sentence} That is below 3: all axes are resampled alike."
     return f"{sentence} That is above 3: slices are thick, and resampled one by one if they stay so in the plan."
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from pipeline.preprocess.topology import Topology, feature_map_values, topology
 
-__all__ = ["batch_size", "coarsest_axis", "low_resolution_spacing", "plan_patch", "target_spacing"]
+__all__ = ["ANISOTROPIC", "batch_size", "coarsest_axis", "low_resolution_spacing", "plan_patch", "target_spacing"]
 
-_ANISOTROPIC = 3.0  # an axis this many times coarser than the others counts as anisotropic
+ANISOTROPIC = 3.0
+"""An axis this many times coarser than the others counts as anisotropic."""
 _DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
 _MIN_BATCH = 2
 _LEAST_COVER = 0.25  # of the median case; patches that see less are joined by a low resolution, which sees that much
@@ -48,7 +49,7 @@ def target_spacing(
     voxels = np.median(np.array(shapes, dtype=np.float64), axis=0)
     worst = coarsest_axis(target.tolist())
     others = [axis for axis in range(3) if axis != worst]
-    if target[worst] > _ANISOTROPIC * target[others].max() and voxels[worst] * _ANISOTROPIC < voxels[others].min():
+    if target[worst] > ANISOTROPIC * target[others].max() and voxels[worst] * ANISOTROPIC < voxels[others].min():
         target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
     i, j, k = (float(round(value, 6)) for value in target)
     return i, j, k

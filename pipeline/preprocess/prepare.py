@@ -132,8 +132,10 @@ def run_transforms(
         DataError: If the case cannot be used.
     """
     with_label = "label" in data
-    chain = prepare_transforms(plan, with_label=with_label, load=load, extra=extra) if extra else None
-    chain = chain or _chain(plan.model_dump_json(), with_label, load)
+    if extra:
+        chain = prepare_transforms(plan, with_label=with_label, load=load, extra=extra)
+    else:
+        chain = _chain(plan.model_dump_json(), with_label, load)
     try:
         result: dict[str, Any] = chain(dict(data))
     except RuntimeError as error:  # MONAI wraps what its transforms raise

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.preprocess.operators import Order, apply_operators, resize_operator, resize_operators
+from pipeline.preprocess.patch_rules import ANISOTROPIC
 from pipeline.preprocess.resample_labels import resample_labels
 
 __all__ = ["Resampled", "coarse_axis", "resample", "resize_operator"]
-
-_ANISOTROPIC = 3.0
 
 
 @overload
@@ -155,7 +154,7 @@ def coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int 
     """
     for spacing in (spacing_mm, target_mm):
         most = max(spacing)
-        if most / min(spacing) > _ANISOTROPIC:
+        if most / min(spacing) > ANISOTROPIC:
             axes = [axis for axis, mm in enumerate(spacing) if mm == most]
             return axes[0] if len(axes) == 1 else None
     return None
