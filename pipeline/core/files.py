@@ -108,14 +108,23 @@ def write_text(path: Path | str, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_json(path: Path | str, content: Any) -> None:
-    """Write JSON atomically, piece by piece: two-space indent, NaN and infinity refused.
+def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON atomically: NaN and infinity refused.
+
+    Args:
+        path: The file.
+        content: Anything that JSON knows.
+        indent: Spaces per level, written piece by piece; None writes one line, many times faster, for small files that
+            there are many of.
 
     Raises:
         ValueError: If the content holds NaN or infinity, which JSON does not know.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
+        if indent is None:
+            stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        else:
+            json.dump(content, stream, indent=indent, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
 
 

@@ -6,6 +6,7 @@ naming the direction in which the voxel index grows: ``"RAS"`` means i → Right
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,13 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
     Args:
         affine: (4, 4) voxel to RAS+ mm, invertible.
     """
-    columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return _axis_codes(np.asarray(affine, dtype=np.float64)[:3, :3].tobytes())
+
+
+@lru_cache(maxsize=256)
+def _axis_codes(matrix: bytes) -> str:
+    """Of the (3, 3) float64 matrix with these bytes: the volumes of a dataset share a few."""
+    columns = np.frombuffer(matrix).reshape(3, 3)
     cosines = columns / np.linalg.norm(columns, axis=0)
     left, _, right = np.linalg.svd(cosines)
     rotation = left @ right  # the nearest orthogonal matrix: shear does not tip the choice

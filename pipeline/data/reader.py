@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data.image_reader import NibabelReader
+from monai.data.image_reader import ImageReader
 from monai.utils.enums import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from pipeline.core import Grid, require_same_grid
-from pipeline.data.label_values import label_array
-from pipeline.data.nifti import load_nifti, nifti_array, open_nifti
+from pipeline.core import Grid
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import refuse, split_source, volume_suffix
-from pipeline.data.volumes import open_volume, read_image, read_label_map
+from pipeline.data.volumes import read_image, read_label_map
 
 __all__ = ["VolumeReader"]
 
-_NIFTI = (".nii", ".nii.gz")
 _INT32_MAX = 2**31 - 1
 
 FileNames = Sequence[str | PathLike[str]] | str | PathLike[str]
 
 
-class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
-    """Reads NIfTI through MONAI's nibabel reader, other formats through SimpleITK, all with our checks.
+class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
+    """Reads every format that :mod:`pipeline.data.volumes` reads, with its checks.
 
     A list of files is a list of channels: they must be on one grid and are stacked first. A label key takes
     ``CaseFiles.label_sources``: a label map file, or a tuple of organ masks ``liver.nii.gz#label=5``, which are
@@ -53,7 +49,6 @@ class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
     def __init__(self, labels: bool = False) -> None:
         super().__init__()
         self.labels = labels
-        self.affine = np.eye(4)
 
     def verify_suffix(self, filename: FileNames) -> bool:
         """Whether every file has an ending that can be read."""
@@ -82,52 +77,20 @@ class VolumeReader(NibabelReader):  # type: ignore[misc]  # MONAI has no types
         if self.labels and len(sources) != 1:
             advice = "Give organ masks as file#label=value"
             raise refuse("labels", "label", "one file", len(sources), advice, case=None, file=sources[0])
-        if all(volume_suffix(path) in _NIFTI and not split_source(path)[1] for path in sources):
-            return self._nifti(sources)
         if self.labels:
             label_map = read_label_map(sources[0])
             return _packed(_torch_integers(label_map.array), label_map.grid)
         image = read_image(sources)
         return _packed(image.array if len(sources) > 1 else image.array[0], image.grid)
 
-    def _nifti(self, paths: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Several channels or one through MONAI, on a copy of this reader, because MONAI's keeps file names in it."""
-        images = [load_nifti(path) for path in paths]
-        grids = [_only_volume(path, image) for path, image in zip(paths, images, strict=True)]
-        for number, (path, grid) in enumerate(zip(paths[1:], grids[1:], strict=True), start=2):
-            require_same_grid(grids[0], grid, f"grid of channel {number}", "the grid of channel 1", file=str(path))
-        reader = copy.copy(self)
-        reader.filenames, reader.affine = paths, grids[0].affine
-        array, meta = super(VolumeReader, reader).get_data(images)
-        return array, meta
-
     def _organs(self, sources: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
         organs = [(number, path) for path, _, number, _ in map(split_source, sources)]
         label_map, _ = merge_organs(organs, soft=split_source(sources[0])[1] == "soft")
         return _packed(_torch_integers(label_map.array), label_map.grid)
 
-    def _get_array_data(self, img: Any, filename: Path) -> NDArray[Any]:
-        """Voxels (I, J, K) of a nibabel image (called by MONAI)."""
-        array = nifti_array(img, filename)
-        return _torch_integers(label_array(array, filename)) if self.labels else array
-
-    def _get_affine(self, img: Any) -> NDArray[np.float64]:
-        """The first channel's affine (called by MONAI, which wants them equal to the last digit)."""
-        return self.affine.copy()
-
-    def _get_spatial_shape(self, img: Any) -> NDArray[Any]:
-        """I, J, K of a nibabel image (called by MONAI)."""
-        return np.asarray((*img.shape, 1)[:3])
-
 
 def _listed(names: FileNames) -> tuple[Path, ...]:
     return (Path(names),) if isinstance(names, (str, PathLike)) else tuple(Path(name) for name in names)
-
-
-def _only_volume(path: Path, image: Any) -> Grid:
-    """Grid of a NIfTI image that must be 3D."""
-    volume = open_nifti(path, image=image)
-    return volume.grid if volume.volumes == 1 else open_volume(path).grid  # which refuses 4D
 
 
 def _torch_integers(array: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:

@@ -1,13 +1,13 @@
 """The prepared-case store: one folder per case, compressed in chunks, read whole or patch by patch.
 
-``cases/<id>/image.b2nd`` (C, I, J, K), ``label.b2nd`` (I, J, K) class indices, ``voxels.npz`` (positions of some voxels
-of every class), and ``case.json``, written last: a case without it is not there.
+``cases/<id>/image.b2nd`` (C, I, J, K), ``label.b2nd`` (I, J, K) class indices, ``voxels.npy.gz`` (positions of some
+voxels of every class), and ``case.json``, written last: a case without it is not there.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ __all__ = [
     "stored_hash",
     "write_prepared",
 ]
+
+_VOXELS = "voxels.npy.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +96,8 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
     remove_leftovers(home)
     write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
     write_bytes(home / "label.b2nd", packed(case.label))
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **{str(value): where for value, where in case.class_voxels.items()})  # type: ignore[arg-type]
-    write_bytes(home / "voxels.npz", stream.getvalue())
-    write_json(home / "case.json", {"id": case.id, "shape": list(case.label.shape), **case.info})
+    write_bytes(home / _VOXELS, _packed_voxels(case.class_voxels))
+    write_json(home / "case.json", {"id": case.id, "shape": list(case.label.shape), **case.info}, indent=None)
 
 
 def prepared_ids(folder: Path) -> tuple[str, ...]:
@@ -161,12 +161,22 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path = _home(folder, case) / "voxels.npz"
+    path = _home(folder, case) / _VOXELS
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {int(name): archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        columns = np.load(io.BytesIO(gzip.decompress(path.read_bytes())), allow_pickle=False)
+        return {int(value): columns[1:, columns[0] == value].T.copy() for value in np.unique(columns[0])}
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise damaged(path, "stored voxel positions", error) from None
+
+
+def _packed_voxels(class_voxels: Mapping[int, NDArray[np.int32]]) -> bytes:
+    """Columns of class, i, j, k, as a compressed NumPy file: it holds a checksum, and neighbours differ by little."""
+    columns = np.zeros((4, sum(map(len, class_voxels.values()))), np.int32)
+    columns[0] = np.repeat(list(class_voxels), [len(where) for where in class_voxels.values()])
+    columns[1:] = np.concatenate([np.zeros((0, 3), np.int32), *class_voxels.values()]).T
+    stream = io.BytesIO()
+    np.save(stream, columns)
+    return gzip.compress(stream.getvalue(), 3, mtime=0)
 
 
 def _home(folder: Path, case: str) -> Path:

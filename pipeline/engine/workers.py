@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from threading import Thread
+from threading import Event, Thread
 
 from pipeline.core.machine import processors
 
@@ -27,6 +27,10 @@ _WORKER_ENVIRONMENT = {
 _SERVER = "pipeline.engine.server"
 _FORKS = sys.platform == "linux"
 """Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork."""
+_YIELDING = 5
+"""Niceness of light workers beside the server's imports: with equal shares of the processors these end a third later,
+and all work that follows waits for them."""
+_warming = Event()
 
 
 def warm_up(jobs: int | None, module: str) -> None:
@@ -39,6 +43,7 @@ def warm_up(jobs: int | None, module: str) -> None:
     if not _FORKS or jobs == 1 or processors() == 1:
         return
     forkserver.set_forkserver_preload([_SERVER, module])
+    _warming.set()
     with starting_workers():
         forkserver.ensure_running()
 
@@ -48,16 +53,22 @@ def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
 
     Args:
         jobs: Number of workers at most.
-        light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's.
+        light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's imports,
+            which come first where the processors are busy.
     """
     forked = _FORKS and not light
     if forked:
         forkserver.set_forkserver_preload([_SERVER])  # of no effect where it runs already
     context = get_context("forkserver" if forked else "spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+    niceness = _YIELDING if light and _warming.is_set() else 0
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(niceness,))
 
 
-def _start_worker() -> None:
+def _start_worker(niceness: int) -> None:
+    if niceness:
+        os.nice(niceness)
+    if sys.modules.get("matplotlib", gc) is None:  # the server hid it
+        del sys.modules["matplotlib"]
     gc.enable()
     gc.freeze()  # what the server has imported stays, and stays shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order

@@ -30,7 +30,7 @@ __all__ = ["case_hash", "prepare_case", "prepare_image", "run_transforms"]
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
 
-_RECIPE = "2"
+_RECIPE = "3"
 """Raised when the transforms change, so that prepared cases of an older version are made again."""
 
 

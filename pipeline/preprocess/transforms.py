@@ -100,6 +100,8 @@ class CropNonzerod(MapTransform):  # type: ignore[misc]
         """Crop, and note the box under ``crop_box``: first voxels and one past the last, along i, j, k."""
         result = dict(data)
         start, stop = foreground_box(result[self.keys[0]].as_tensor().numpy())
+        if (start, stop) == ((0, 0, 0), tuple(result[self.keys[0]].shape[1:])):
+            return {**result, "crop_box": (start, stop)}
         box = (slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))
         for key in self.key_iterator(result):
             volume = result[key]

@@ -13,7 +13,7 @@ from pipeline.preprocess.dataset_fingerprint import dataset_fingerprint
 from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
 from pipeline.stages.batch import Batch, Progress, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES
-from pipeline.stages.plan_choice import fresh_plan, require_fitting
+from pipeline.stages.plan_choice import fresh_plan, reading_jobs, require_fitting, take_fingerprints
 from pipeline.stages.signature import signature
 
 __all__ = ["PAGE_FILE", "plan"]
@@ -51,8 +51,10 @@ def plan(
     """
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
-    with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
-        planned, prints, failed = fresh_plan(opened, settings, run, progress)
+    workers = reading_jobs(opened, jobs or default_jobs(len(opened.cases)))
+    with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
+        prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
+        planned = fresh_plan(opened, prints, settings.preprocess, run)
     found = dataset_fingerprint(opened, prints, orientation=planned.orientation)
     write_json(out / "fingerprint.json", found)
     write_plan(planned, out / PLAN_FILE)

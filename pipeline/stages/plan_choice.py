@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Settings
+from pipeline.config import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import remove_leftovers
 from pipeline.data.case_files import Dataset
+from pipeline.data.volumes import read_grid
 from pipeline.engine import Run
 from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case, samples_per_case
 from pipeline.preprocess.plan import Plan
@@ -18,18 +21,30 @@ from pipeline.preprocess.planning import make_plan
 from pipeline.stages.batch import Progress, collect
 from pipeline.stages.memory import fingerprint_bytes
 
-__all__ = ["fresh_plan", "given_plan", "kept_patches", "require_fitting"]
+__all__ = ["fresh_plan", "given_plan", "kept_patches", "reading_jobs", "require_fitting", "take_fingerprints"]
+
+_CASE_S, _VOXEL_S, _START_S = 2e-3, 2e-8, 1.0
+"""Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start."""
 
 
-def fresh_plan(
-    dataset: Dataset, settings: Settings, run: Run, progress: Progress
-) -> tuple[Plan, list[CaseFingerprint], list[tuple[str, str]]]:
-    """A plan from the fingerprints of all usable cases; these, by id; and what became of the other cases.
+def reading_jobs(dataset: Dataset, jobs: int) -> int:
+    """No more than the workers asked for, and none where one process has read all cases before others would begin."""
+    first = dataset.cases[0]
+    with suppress(VolsegError):  # its own turn reports it
+        voxels = read_grid(first.images[0]).voxels * (len(first.images) + 1)
+        if len(dataset.cases) * (_CASE_S + voxels * _VOXEL_S) < _START_S:
+            return 1
+    return jobs
+
+
+def take_fingerprints(
+    dataset: Dataset, section: PreprocessSettings, run: Run, progress: Progress
+) -> tuple[list[CaseFingerprint], list[tuple[str, str]]]:
+    """The fingerprints of all usable cases, by id, and what became of the other cases.
 
     Raises:
         VolsegError: If no case is usable.
     """
-    section = settings.preprocess
     measure = partial(
         fingerprint_case,
         labels=dataset.labels,
@@ -43,12 +58,23 @@ def fresh_plan(
     if not prints:
         first = failed[0][1]
         raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
-    found = [prints[case] for case in sorted(prints)]
-    return make_plan(dataset, found, section, section.memory_gb or _memory_gb()), found, failed
+    return [prints[case] for case in sorted(prints)], failed
 
 
-def _memory_gb() -> float:
-    """What this machine has; torch, which knows, takes a second to import, while workers could already be at work."""
+def fresh_plan(dataset: Dataset, prints: Sequence[CaseFingerprint], section: PreprocessSettings, run: Run) -> Plan:
+    """A plan from fingerprints, for this machine's memory unless the settings name another."""
+    return make_plan(dataset, prints, section, section.memory_gb or _memory_gb(run))
+
+
+def _memory_gb(run: Run) -> float:
+    """What this machine has: torch knows, and a worker may have imported it already, which takes seconds."""
+    for outcome in run(_planning_memory_gb, [None]):
+        if outcome.value is not None:
+            return outcome.value
+    return _planning_memory_gb(None)
+
+
+def _planning_memory_gb(_: None) -> float:
     from pipeline.model.device import planning_memory_gb
 
     return planning_memory_gb()

@@ -18,7 +18,14 @@ from pipeline.preprocess.prepare_task import PrepareTask
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.batch import Batch, Progress, collect, mapped, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES, TORCH_WORKER_BYTES, check_bytes, prepare_bytes
-from pipeline.stages.plan_choice import fresh_plan, given_plan, kept_patches, require_fitting
+from pipeline.stages.plan_choice import (
+    fresh_plan,
+    given_plan,
+    kept_patches,
+    reading_jobs,
+    require_fitting,
+    take_fingerprints,
+)
 
 __all__ = ["check", "preprocess"]
 
@@ -76,14 +83,15 @@ def preprocess(
     given = None if plan is None else given_plan(plan, opened)
     workers = jobs or default_jobs(len(opened.cases))
     prints: list[CaseFingerprint] = []
+    failed: list[tuple[str, str]] = []
     if given is None:
-        with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
-            fresh, prints, failed = fresh_plan(opened, settings, run, progress)
-        chosen, notes = kept_patches(out / PLAN_FILE, fresh.model_copy(update={"extra": names}), settings)
-    else:
-        chosen, notes, failed = given.model_copy(update={"extra": names}), (), []
-    write_plan(chosen, out / PLAN_FILE)
+        with open_engine(reading_jobs(opened, workers), READING_WORKER_BYTES, light=True) as run:
+            prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
     with open_engine(workers, TORCH_WORKER_BYTES) as run:
+        chosen = given or fresh_plan(opened, prints, settings.preprocess, run)
+        chosen = chosen.model_copy(update={"extra": names})
+        chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
+        write_plan(chosen, out / PLAN_FILE)
         bad = {case for case, _ in failed}
         tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
         ids = [task.files.id for task in tasks]

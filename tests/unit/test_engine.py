@@ -223,6 +223,26 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(
+        "import os\ndef niceness(_):\n    return os.nice(0)\ndef plots(_):\n    import matplotlib\n"
+        "    return matplotlib.__name__\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipeline.engine import open_engine, warm_up\nfrom work import niceness, plots\n"
+        "def first(function, **how):\n    with open_engine(2, **how) as run:\n"
+        "        return next(iter(run(function, [0, 0]))).value\n"
+        "if __name__ == '__main__':\n    before = first(niceness, light=True)\n"
+        "    warm_up(2, 'pipeline.preprocess.prepare')\n"
+        "    print(first(niceness, light=True) - before, first(niceness) - before, first(plots))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": PATHS + os.pathsep + str(tmp_path)}
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.stderr) == ("5 0 matplotlib\n", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
 @pytest.mark.parametrize("delay_s", [0.2, 0.7, 1.5])
 def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, delay_s: float) -> None:
     script = tmp_path / "script.py"

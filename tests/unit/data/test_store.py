@@ -70,7 +70,7 @@ def test_a_case_without_its_last_file_is_not_there(tmp_path: Path, case: Prepare
     assert prepared_ids(tmp_path) == ()
 
 
-@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "voxels.npz"])
+@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "voxels.npy.gz"])
 @pytest.mark.parametrize("kept", [None, 0, 40, -30])
 def test_a_missing_or_truncated_file_is_named(tmp_path: Path, case: PreparedCase, name: str, kept: int | None) -> None:
     write_prepared(tmp_path, case)
@@ -79,7 +79,7 @@ def test_a_missing_or_truncated_file_is_named(tmp_path: Path, case: PreparedCase
     path.unlink()
     if kept is not None:
         path.write_bytes(content[:kept])
-    rule = "stored voxel positions" if name == "voxels.npz" else "a blosc2 array"
+    rule = "stored voxel positions" if name == "voxels.npy.gz" else "a blosc2 array"
     with pytest.raises(DataError) as caught:
         read_prepared(tmp_path, "case 1")
     assert str(caught.value).startswith(f"{path}: expected {rule}, got ")
@@ -106,10 +106,10 @@ def test_damage_inside_a_chunk_is_named_when_it_is_read(tmp_path: Path, case: Pr
 
 def test_damaged_voxels_inside_the_archive_are_named(tmp_path: Path, case: PreparedCase) -> None:
     write_prepared(tmp_path, case)
-    path = tmp_path / "cases" / "case 1" / "voxels.npz"
+    path = tmp_path / "cases" / "case 1" / "voxels.npy.gz"
     content = path.read_bytes()
     path.write_bytes(content[:60] + bytes(20) + content[80:])
-    with pytest.raises(DataError, match=r"voxels.npz: expected stored voxel positions, got .* `volseg preprocess`"):
+    with pytest.raises(DataError, match=r"voxels.npy.gz: expected stored voxel positions, got .* `volseg preprocess`"):
         read_class_voxels(tmp_path, "case 1")
 
 
