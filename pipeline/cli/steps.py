@@ -81,7 +81,6 @@ def plan(
     from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars, say
     from pipeline.stages.plan import PAGE_FILE
     from pipeline.stages.plan import plan as run
-    from pipeline.stages.trial import trial as measure
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     with progress_bars() as bars:
@@ -89,6 +88,8 @@ def plan(
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
     if trial or budget:
+        from pipeline.stages.trial import trial as measure
+
         for line in measure(out, settings, device).lines():
             say(line)
     say(f"Look at {out / PAGE_FILE}")

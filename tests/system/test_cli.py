@@ -48,6 +48,18 @@ def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
     assert done.stdout.rstrip().endswith("heavy:")
 
 
+@pytest.mark.parametrize("words", [["check"], ["plan", "-o", "planned", "--set", "preprocess.memory_gb=8"]])
+def test_looking_at_a_dataset_loads_neither_torch_nor_monai(tmp_path: Path, words: list[str]) -> None:
+    write_toy(tmp_path / "data", 2)
+    code = (
+        "import sys\nfrom pipeline.__main__ import main\n"
+        f"try:\n    main({[words[0], 'data', *words[1:]]})\n"
+        "finally:\n    print('heavy:', *sorted({'torch', 'monai'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("heavy:")
+
+
 def test_python_m_pipeline_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "pipeline", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("volseg 0.")
