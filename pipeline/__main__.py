@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import Stopped, VolsegError
 
 __all__ = ["main"]
 
@@ -42,9 +42,9 @@ def _run(arguments: list[str] | None) -> int:
     except VolsegError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         return _USAGE
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, Stopped, typer.Abort) as error:
         typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
-        return _INTERRUPTED
+        return 128 + error.signal if isinstance(error, Stopped) else _INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

@@ -97,6 +97,8 @@ class TrainSettings(Section):
     """Batches per epoch with balanced patches (sliding: as many as the windows need)."""
     budget: str | None = None
     """Wall-clock time of the whole training, e.g. 10m or 1h30m; the step time is measured and the epochs are fitted."""
+    accumulate: Size = 1
+    """Batches whose gradients are averaged for one update: as one batch so many times larger, in the memory of one."""
     gradient_clip: Positive | None = 12.0
     """Largest gradient norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -109,7 +111,11 @@ class TrainSettings(Section):
     """Validate on the first so many cases only; the final validation always takes all."""
     patience: Size | None = None
     """Stop after so many validations without a better mean Dice."""
-    seed: int = 0
+    checkpoint_minutes: Positive = 10.0
+    """A checkpoint is written after every epoch, and within long ones whenever so much time has passed."""
+    keep_checkpoints: Size = 1
+    """Number of checkpoints to keep, the last one included."""
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, sampling and augmentation."""
 
     @field_validator("budget", mode="before")

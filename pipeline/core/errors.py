@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["ConfigError", "DataError", "VolsegError", "listed", "sentence"]
+__all__ = ["ConfigError", "DataError", "Stopped", "VolsegError", "listed", "sentence"]
 
 
 class VolsegError(Exception):
@@ -37,6 +37,18 @@ class ConfigError(VolsegError, ValueError):
 
 class DataError(VolsegError, ValueError):
     """A case or file cannot be used. ``str(error)`` is one sentence that says what to do."""
+
+
+class Stopped(BaseException):
+    """Work that a signal other than Ctrl-C ended, after saving what can be continued.
+
+    Args:
+        signal: Number of the signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+        super().__init__(signal)
 
 
 def listed(values: Iterable[int]) -> str:

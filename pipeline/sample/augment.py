@@ -1,7 +1,6 @@
 """Augmentation of a training batch on its own device: geometry, then intensities, then mirroring.
 
-Which samples change and how much is drawn on the generator's device, normally the CPU, so that a seed gives the same
-changes on every device and a GPU never has to wait for a decision. Samples that a step did not draw are not touched.
+Samples that a step did not draw are not touched.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pipeline.config.settings import AugmentSettings
 from pipeline.sample import intensity, spatial
+from pipeline.sample.randomness import BatchRandom
 
 __all__ = ["Direction", "augment", "directions"]
 
@@ -40,7 +40,7 @@ def augment(
     images: Tensor,
     labels: Tensor,
     settings: AugmentSettings,
-    generator: torch.Generator,
+    random: BatchRandom,
     *,
     directions: Sequence[Direction],
     side_pairs: Sequence[tuple[int, int]] = (),
@@ -56,7 +56,7 @@ def augment(
         images: (B, C, *S), float32, S of 2 or 3 axes. Not modified.
         labels: (B, *S), integer class indices, -1 where ignored. Not modified.
         settings: Probabilities and ranges.
-        generator: Source of all draws.
+        random: Source of all draws, one per sample.
         directions: Anatomical direction of each axis of S, see :func:`directions`.
         side_pairs: (left, right) class indices that swap when a patch is mirrored along ``"LR"``.
         spacing_mm: Spacing along the axes of S; by default the same for all.
@@ -77,11 +77,11 @@ def augment(
     images, labels = images.clone(), labels.clone()  # from here on changed in place
     fixed = spatial.coarse_axis(size, spacing)
     with torch.autocast(images.device.type, enabled=False):
-        _move(images, labels, settings, generator, spacing, fixed)
-        _recolor(images, settings, generator, [axis for axis in range(len(size)) if axis != fixed])
+        _move(images, labels, settings, random, spacing, fixed)
+        _recolor(images, settings, random, [axis for axis in range(len(size)) if axis != fixed])
         for axis, direction in enumerate(directions):
             if direction in settings.flip_axes:
-                _mirror(images, labels, axis, side_pairs if direction == "LR" else (), generator)
+                _mirror(images, labels, axis, side_pairs if direction == "LR" else (), random)
     return images, labels
 
 
@@ -103,18 +103,15 @@ def _move(
     images: Tensor,
     labels: Tensor,
     settings: AugmentSettings,
-    generator: torch.Generator,
+    random: BatchRandom,
     spacing: Sequence[float],
     fixed: int | None,
 ) -> None:
-    count, size = len(images), images.shape[2:]
+    size = images.shape[2:]
     limit = math.radians(settings.rotate_degrees)
-    angles = _uniform((count, 3 if len(size) == 3 else 1), (-limit, limit), generator)
-    zoom = _uniform((count,), settings.scale, generator)
-    rotated, zoomed, bent = (
-        _drawn(count, probability, generator)
-        for probability in (settings.rotate_p, settings.scale_p, settings.elastic_p)
-    )
+    angles = random.uniform((3 if len(size) == 3 else 1,), (-limit, limit))
+    zoom = random.uniform((), settings.scale)
+    rotated, zoomed, bent = (random.chosen(p) for p in (settings.rotate_p, settings.scale_p, settings.elastic_p))
     touched = (rotated | zoomed | bent).nonzero().flatten()
     if len(touched) == 0:
         return
@@ -125,44 +122,39 @@ def _move(
     if bool(bent.any()):
         sigma = settings.elastic_sigma_voxels * bent[touched].float()
         displacement = spatial.elastic_displacement(
-            sigma, size, settings.elastic_grid_voxels, spacing, generator, fixed, images.device
+            sigma, size, settings.elastic_grid_voxels, spacing, random.of(touched.tolist()), fixed, images.device
         )
     grid = spatial.sampling_grid(matrices, size, displacement)
     images[index], labels[index] = spatial.warp(images[index], labels[index], grid)
 
 
-def _recolor(images: Tensor, settings: AugmentSettings, generator: torch.Generator, axes: Sequence[int]) -> None:
-    steps: tuple[tuple[float, tuple[float, float], Callable[[Tensor, Tensor], Tensor]], ...] = (
-        (settings.noise_p, settings.noise_variance, lambda x, drawn: intensity.noise(x, drawn, generator)),
-        (settings.blur_p, settings.blur_sigma_voxels, intensity.blur),
-        (settings.brightness_p, settings.brightness, intensity.brightness),
-        (settings.contrast_p, settings.contrast, intensity.contrast),
-        (settings.low_resolution_p, settings.low_resolution, lambda x, drawn: intensity.low_resolution(x, drawn, axes)),
-        (settings.gamma_invert_p, settings.gamma, lambda x, drawn: intensity.gamma(x, drawn, invert=True)),
-        (settings.gamma_p, settings.gamma, intensity.gamma),
+def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axes: Sequence[int]) -> None:
+    steps: tuple[tuple[float, tuple[float, float], Callable[[Tensor, Tensor, BatchRandom], Tensor]], ...] = (
+        (settings.noise_p, settings.noise_variance, intensity.noise),
+        (settings.blur_p, settings.blur_sigma_voxels, lambda x, drawn, _: intensity.blur(x, drawn)),
+        (settings.brightness_p, settings.brightness, lambda x, drawn, _: intensity.brightness(x, drawn)),
+        (settings.contrast_p, settings.contrast, lambda x, drawn, _: intensity.contrast(x, drawn)),
+        (
+            settings.low_resolution_p,
+            settings.low_resolution,
+            lambda x, drawn, _: intensity.low_resolution(x, drawn, axes),
+        ),
+        (settings.gamma_invert_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn, invert=True)),
+        (settings.gamma_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn)),
     )
     for probability, limits, change in steps:
-        chosen = _drawn(len(images), probability, generator).nonzero().flatten()
-        strength = _uniform(images.shape[:2], limits, generator)
+        chosen = random.chosen(probability).nonzero().flatten()
+        strength = random.uniform((images.shape[1],), limits)
         if len(chosen):
-            index = chosen.to(images.device)
-            images[index] = change(images[index], strength[chosen].to(images.device))
+            index, drawn = chosen.to(images.device), strength[chosen].to(images.device)
+            images[index] = change(images[index], drawn, random.of(chosen.tolist()))
 
 
 def _mirror(
-    images: Tensor, labels: Tensor, axis: int, side_pairs: Sequence[tuple[int, int]], generator: torch.Generator
+    images: Tensor, labels: Tensor, axis: int, side_pairs: Sequence[tuple[int, int]], random: BatchRandom
 ) -> None:
-    chosen = _drawn(len(images), 0.5, generator).nonzero().flatten()
+    chosen = random.chosen(0.5).nonzero().flatten()
     if len(chosen):
         index = chosen.to(images.device)
         images[index] = images[index].flip(axis + 2)
         labels[index] = spatial.swap_sides(labels[index].flip(axis + 1), side_pairs)
-
-
-def _drawn(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, device=generator.device) < probability
-
-
-def _uniform(shape: Sequence[int], limits: tuple[float, float], generator: torch.Generator) -> Tensor:
-    low, high = limits
-    return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low

@@ -8,28 +8,25 @@ import torch
 from torch import Tensor
 
 from pipeline.sample.operators import along_axis, blur_operator, low_resolution_operator
+from pipeline.sample.randomness import BatchRandom
 
 __all__ = ["blur", "brightness", "contrast", "gamma", "low_resolution", "noise"]
 
 _TINY = 1e-7
 
 
-def noise(images: Tensor, variance: Tensor, generator: torch.Generator) -> Tensor:
+def noise(images: Tensor, variance: Tensor, random: BatchRandom) -> Tensor:
     """Add Gaussian noise.
 
     Args:
         images: (N, C, *S).
         variance: (N, C), at least 0, in squared units of the images.
-        generator: Source of the noise; if it lives on another device than the images, it seeds one there.
+        random: Source of the noise.
 
     Returns:
         (N, C, *S).
     """
-    if generator.device != images.device:
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-        generator = torch.Generator(images.device).manual_seed(int(seed))
-    normal = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    return images + normal * _spread(variance.sqrt(), images)
+    return images + random.normal(images.shape[1:], images.device) * _spread(variance.sqrt(), images)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:

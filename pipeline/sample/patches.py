@@ -57,6 +57,7 @@ def balanced_patches(
     foreground_share: float,
     rng: np.random.Generator,
     class_weights: Mapping[int, float] | None = None,
+    first: int = 0,
 ) -> list[Patch]:
     """Draw random patches of which a fixed share is centred on foreground.
 
@@ -75,6 +76,7 @@ def balanced_patches(
         rng: Source of all draws.
         class_weights: Class index → weight with which the class is drawn among those present, 1 for classes left out;
             None for the uniform choice.
+        first: Number of the first batch, where these are not the first ones of a training.
 
     Returns:
         ``batches * batch_size`` patches, batch after batch. Without foreground in any case all lie anywhere.
@@ -88,7 +90,7 @@ def balanced_patches(
         raise ValueError("cases: expected at least one to draw patches from, got none. Check the training split.")
     with_foreground = [case for case in cases if _present(case)]
     patches = []
-    for forced in _forced_counts(batch_size, batches, foreground_share):
+    for forced in _forced_counts(batch_size, batches, foreground_share, first):
         for place in range(batch_size):
             if place >= batch_size - forced and with_foreground:
                 case = with_foreground[int(rng.integers(len(with_foreground)))]
@@ -104,7 +106,6 @@ def sliding_patches(
     overlap: float = 0.0,
     *,
     label_map: Callable[[str], NDArray[np.integer[Any]]] | None = None,
-    rng: np.random.Generator | None = None,
 ) -> list[Patch]:
     """Lay a regular grid of windows over every volume.
 
@@ -117,10 +118,9 @@ def sliding_patches(
         overlap: Fraction of the window shared with its neighbour, in [0, 1).
         label_map: Case id → its class indices (I, J, K). Given, windows without any foreground class are left out;
             the whole label map is looked at, because ``class_voxels`` is only a subsample. Called once per case.
-        rng: Shuffles the windows of all cases; None keeps the order of cases and of the axes, k fastest.
 
     Returns:
-        The patches.
+        The patches in the order of the cases and of the axes, k fastest.
 
     Raises:
         ValueError: If the overlap is not in [0, 1), or a label map has another shape than its case.
@@ -138,19 +138,19 @@ def sliding_patches(
                 )
             starts = [start for start in starts if foreground[_inside(start, size)].any()]
         patches += [Patch(case.id, start) for start in starts]
-    return patches if rng is None else [patches[place] for place in rng.permutation(len(patches))]
+    return patches
 
 
 def _present(case: CaseInfo) -> list[int]:
     return [label for label, voxels in sorted(case.class_voxels.items()) if len(voxels)]
 
 
-def _forced_counts(batch_size: int, batches: int, share: float) -> list[int]:
+def _forced_counts(batch_size: int, batches: int, share: float, first: int) -> list[int]:
     each = int(share * batch_size + 0.5)
     if each:
         return [each] * batches
     # So small a share that no batch would get one: 1 in every 1 / (share * batch_size) batches.
-    reached = np.floor(share * batch_size * np.arange(batches + 1) + 0.5).astype(int)
+    reached = np.floor(share * batch_size * np.arange(first, first + batches + 1) + 0.5).astype(int)
     return [int(count) for count in np.diff(reached)]
 
 

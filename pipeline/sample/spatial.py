@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.sample.operators import along_axis, spline_operator
+from pipeline.sample.randomness import BatchRandom
 
 __all__ = ["affine_matrices", "coarse_axis", "elastic_displacement", "sampling_grid", "swap_sides", "warp"]
 
@@ -73,7 +74,7 @@ def elastic_displacement(
     size: Sequence[int],
     distance_voxels: float,
     spacing_mm: Sequence[float],
-    generator: torch.Generator,
+    random: BatchRandom,
     fixed: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
@@ -86,7 +87,7 @@ def elastic_displacement(
         size: Patch voxels along the D spatial axes.
         distance_voxels: Distance of control points.
         spacing_mm: Spacing along the same axes.
-        generator: Source of the draws.
+        random: Source of the draws, one per field.
         fixed: Axis along which nothing moves.
         device: Where to build the fields.
 
@@ -100,12 +101,11 @@ def elastic_displacement(
         for length, spacing in zip(size, spacing_mm, strict=True)
     ]
     points = [operator.shape[2] for operator in operators]
-    shape = (len(sigma_voxels), len(size), *points)
     amplitude = torch.tensor(
         [0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)], device=device
     )
     amplitude = sigma_voxels.to(device)[:, None] * amplitude[None, :]
-    control = torch.randn(shape, generator=generator, device=generator.device).to(device)
+    control = random.normal((len(size), *points), torch.device("cpu")).to(device)
     field = (control * amplitude.reshape(*amplitude.shape, *(1,) * len(size))).flatten(0, 1)
     for axis, operator in enumerate(operators):
         field = along_axis(field, operator, axis)

@@ -131,6 +131,8 @@ def _patch_source(
         squeeze_axis=plan.slice_axis if spec.dims == 2 else None,
         margin=(margin[0], margin[1], margin[2]),
         class_weights=sampling_weights(settings.sample, plan),
+        seed=settings.train.seed,
+        parts=settings.train.accumulate,
     )
 
 
@@ -178,6 +180,7 @@ def _first_network(spec: NetworkSpec, plan: Plan, settings: Settings) -> Segment
 def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) -> str:
     """Hash of what must not change while a training goes on; how long it lasts may."""
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
+    length |= {"checkpoint_minutes", "keep_checkpoints"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
     sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})
@@ -211,8 +214,9 @@ def _keep_card(out: Path, card: ModelCard) -> None:
 
 
 def _remove_training(home: Path) -> None:
-    for name in ("last.safetensors", "best.safetensors", "model.safetensors", "validation.json", "history.csv"):
-        (home / name).unlink(missing_ok=True)
+    for pattern in ("*.safetensors", "validation.json", "history.csv"):
+        for path in home.glob(pattern):
+            path.unlink()
     for events in (home / "events").glob("events.*"):
         events.unlink()
 

@@ -8,19 +8,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.core.errors import VolsegError
+from pipeline.core.files import copy_file
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.history import EpochRecord
 
-__all__ = ["Progress", "TrainState", "load_checkpoint", "require_identity", "save_checkpoint"]
+__all__ = ["EpochPart", "Progress", "TrainState", "load_checkpoint", "require_identity", "save_checkpoint"]
 
 _FILE = "last.safetensors"
+_NUMBERED = "step_"
+
+
+@dataclass(frozen=True)
+class EpochPart:
+    """The steps that an epoch has had so far.
+
+    Args:
+        loss: Sum of their losses.
+        steps: Their number.
+        patches: Patches trained on.
+        seconds: Time spent.
+        waited_s: Time spent on waiting for batches.
+        ended: Whether no further step belongs to it; its validation may still be to come.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+    patches: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,8 @@ class Progress:
         validation_s: Duration of the last validation.
         finished: Whether the training has ended.
         length: What it was told about its length; another length may continue a finished training.
-        records: All epochs.
+        records: All finished epochs.
+        part: The epoch that has begun.
     """
 
     elapsed_s: float = 0.0
@@ -46,6 +69,7 @@ class Progress:
     finished: bool = False
     length: str = ""
     records: Sequence[EpochRecord] = field(default_factory=tuple)
+    part: EpochPart = EpochPart()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +81,15 @@ class TrainState:
         average: Moving average of weights and buffers; empty if there is none.
         optimizer: Its moments.
         scaler: Loss scale of fp16.
-        sampling: Randomness of patches.
-        augmentation: Randomness of augmentation.
     """
 
     network: SegmentationNetwork
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    sampling: np.random.Generator
-    augmentation: torch.Generator
 
 
-def save_checkpoint(folder: Path, progress: Progress, identity: str, state: TrainState) -> None:
+def save_checkpoint(folder: Path, progress: Progress, identity: str, state: TrainState, keep: int = 1) -> None:
     """Write ``last.safetensors``: tensors, and everything else as JSON in the file's metadata, in one atomic step.
 
     Args:
@@ -77,20 +97,27 @@ def save_checkpoint(folder: Path, progress: Progress, identity: str, state: Trai
         progress: Where the training stands.
         identity: Hash of everything that must not change before continuing.
         state: What to save.
+        keep: How many checkpoints to keep; of more than one each is also there under its step's number.
     """
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in entries.items() if isinstance(value, Tensor)}
-    tensors["random.augmentation"] = state.augmentation.get_state()
     tensors |= {f"random.{name}": value for name, value in _dropout_state(state).items()}
     content = {
         "identity": identity,
-        "progress": {**vars(progress), "records": [record.to_json() for record in progress.records]},
-        "sampling": state.sampling.bit_generator.state,
+        "progress": {
+            **vars(progress),
+            "records": [record.to_json() for record in progress.records],
+            "part": vars(progress.part),
+        },
         "scaler": state.scaler.state_dict(),
     }
     save_weights(folder / _FILE, tensors, {"state": json.dumps(content)})
+    if keep > 1:
+        copy_file(folder / _FILE, folder / f"{_NUMBERED}{progress.iteration:08d}.safetensors", link=True)
+        for old in sorted(folder.glob(f"{_NUMBERED}*.safetensors"))[:-keep]:
+            old.unlink(missing_ok=True)
 
 
 def require_identity(folder: Path, identity: str) -> None:
@@ -136,11 +163,10 @@ def load_checkpoint(folder: Path, identity: str, state: TrainState) -> Progress:
     _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
     if content["scaler"]:  # empty where another device trained without a loss scale
         state.scaler.load_state_dict(content["scaler"])
-    state.augmentation.set_state(parts["random"].pop("augmentation"))
     _set_dropout_state(state, parts["random"])
-    state.sampling.bit_generator.state = content["sampling"]
-    records = tuple(EpochRecord(**record) for record in content["progress"].pop("records"))
-    return Progress(**content["progress"], records=records)
+    progress = content["progress"]
+    records = tuple(EpochRecord(**record) for record in progress.pop("records"))
+    return Progress(**{**progress, "part": EpochPart(**progress["part"])}, records=records)
 
 
 def _content(path: Path) -> Any:

@@ -15,9 +15,11 @@ from pipeline.core.errors import VolsegError
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import out_of_memory
 from pipeline.model.folder import load_weights, save_weights
+from pipeline.train.batches import TrainingBatches
 from pipeline.train.checkpoint import Progress
 from pipeline.train.history import EpochRecord, log_epoch, plot_history
 from pipeline.train.source import PatchSource
+from pipeline.train.stop import STOPS, StopRequest, stoppable
 from pipeline.train.trainer import Trainer
 from pipeline.train.values import Frame, Validation, ValidationScores
 
@@ -50,9 +52,9 @@ def train_fold(
 ) -> TrainResult:
     """Train one fold to its end, or continue where an earlier run stopped.
 
-    The folder receives ``last.safetensors`` every epoch, ``best.safetensors`` at every better validation,
-    ``history.csv``, ``curves.png``, TensorBoard events, and at the end ``model.safetensors``, the best weights. Torch's
-    global random state, which dropout uses, is seeded for the training and given back as it was.
+    The folder receives ``last.safetensors`` every epoch and every few minutes, ``best.safetensors`` at every better
+    validation, ``history.csv``, ``curves.png``, TensorBoard events, and at the end ``model.safetensors``, the best
+    weights. Torch's global random state, which dropout uses, is seeded for the training and given back as it was.
 
     Args:
         network: With its initial weights.
@@ -70,15 +72,21 @@ def train_fold(
 
     Raises:
         ConfigError: If there are more or fewer class weights than outputs of the network.
-        VolsegError: If the loss is not finite, the memory too small, or the folder holds another training.
+        VolsegError: If the training diverges, the memory is too small, or the folder holds another training.
+        KeyboardInterrupt, Stopped: If Ctrl-C or SIGTERM asked for it; what was done is saved.
     """
     began = time.monotonic() if began is None else began
-    with torch.random.fork_rng([source.device] if source.device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng([source.device] if source.device.type == "cuda" else []),
+        stoppable() as stop,
+        TrainingBatches(source, frame, settings.augment) as batches,
+    ):
         torch.manual_seed(settings.train.seed)
-        trainer = Trainer(network, source, frame, validation, settings, folder, identity, began)
+        trainer = Trainer(network, batches, validation, settings, folder, identity, began)
         try:
-            _run(trainer, on_epoch)
-            return _finish(trainer)
+            _run(trainer, on_epoch, stop)
+            with stop.at_once():
+                return _finish(trainer)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -88,19 +96,35 @@ def train_fold(
             ) from None
 
 
-def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None]) -> None:
-    """Epochs until the training is finished."""
+def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None], stop: StopRequest) -> None:
+    """Epochs until the training is finished.
+
+    Raises:
+        KeyboardInterrupt, Stopped: If a signal asked for it; the checkpoint is written.
+    """
     with SummaryWriter(str(trainer.folder / "events")) as writer:
         while not trainer.progress.finished:
-            record = trainer.epoch()
+            record = trainer.epoch(stop)
+            if record is None:
+                stop.stop()
             if trainer.validation_is_due(record.epoch):
-                record = trainer.note_validation(record)
+                record = _validated(trainer, record, stop)
             trainer.note_epoch(record)
             log_epoch(writer, record)
             if record.mean_dice is not None:
                 plot_history(trainer.progress.records, trainer.folder / "curves.png")
             epochs = trainer.budget.epochs(record.epoch, record.progress, trainer.settings.train.epochs)
             on_epoch(record, epochs)
+
+
+def _validated(trainer: Trainer, record: EpochRecord, stop: StopRequest) -> EpochRecord:
+    """Validate; a signal that comes meanwhile leaves a checkpoint from which the validation begins again."""
+    try:
+        with stop.at_once():
+            return trainer.note_validation(record)
+    except STOPS:
+        trainer.save()
+        raise
 
 
 def _finish(trainer: Trainer) -> TrainResult:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.store import open_prepared, read_class_voxels
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
+from pipeline.sample.randomness import seeded
 
 __all__ = ["PatchSource"]
 
@@ -36,6 +37,9 @@ class PatchSource:
             patches are placed as ever; around them lies the image as it is, beyond its border mirrored and ignored.
         class_weights: Class index → weight with which balanced patches choose among the classes present; by default
             all weigh the same.
+        seed: Of all draws.
+        parts: Into how many parts of ``batch_size`` patches every batch is divided, among processes or one after the
+            other.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -52,12 +56,14 @@ class PatchSource:
         squeeze_axis: int | None = None,
         margin: tuple[int, int, int] = (0, 0, 0),
         class_weights: Mapping[int, float] | None = None,
+        seed: int = 0,
+        parts: int = 1,
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
         self.patch_size, self.batch_size = patch_size, batch_size
         self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
-        self.class_weights = class_weights
+        self.class_weights, self.seed, self.parts = class_weights, seed, parts
         i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
         self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
@@ -83,39 +89,48 @@ class PatchSource:
         """
         if self.settings.strategy == "balanced":
             return balanced
-        windows = len(self._sliding(None))
-        if not windows:
+        if not self.windows:
             raise DataError("sliding patches: expected some with foreground, got none. Set sample.skip_empty to false.")
-        return -(-windows // self.batch_size)
+        return -(-len(self.windows) // (self.batch_size * self.parts))
 
-    def epoch(self, batches: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw one epoch.
+    def batch(self, number: int, part: int = 0) -> tuple[Tensor, Tensor, range]:
+        """A batch of the training, or a part of it, whichever were made before.
 
         Args:
-            batches: Number of batches, as :meth:`batches_per_epoch` gave it.
-            generator: Source of all draws.
+            number: Of the batch, from 0 over the whole training.
+            part: Which of its parts.
 
-        Yields:
-            Images (B, C, *S) float32 and class indices (B, *S) int64, on the device. The last sliding batch may be
-            smaller.
+        Returns:
+            Images (B, C, *S) float32 and class indices (B, *S) int64, on the device, and the places of these patches in
+            the whole batch. The last batch of sliding patches of an epoch may be smaller.
         """
-        if self.settings.strategy == "balanced":
-            share = self.settings.foreground_share
-            patches = balanced_patches(
-                self.infos, self.target_size, self.batch_size, batches, share, generator, self.class_weights
-            )
-        else:
-            patches = self._sliding(generator)
-        for first in range(0, len(patches), self.batch_size):
-            batch = patches[first : first + self.batch_size]
-            images, labels = cut_batch(self.volumes, batch, self.patch_size, margin=self.margin, device=self.device)
-            if self.squeeze_axis is not None:
-                images, labels = images.squeeze(self.squeeze_axis + 2), labels.squeeze(self.squeeze_axis + 1)
-            yield images, labels
+        patches = self.patches(number)
+        places = range(part, len(patches), self.parts)
+        chosen, size, margin = [patches[place] for place in places], self.patch_size, self.margin
+        images, labels = cut_batch(self.volumes, chosen, size, margin=margin, device=self.device)
+        if self.squeeze_axis is not None:
+            images, labels = images.squeeze(self.squeeze_axis + 2), labels.squeeze(self.squeeze_axis + 1)
+        return images, labels, places
 
-    def _sliding(self, generator: np.random.Generator | None) -> list[Patch]:
+    def patches(self, number: int) -> list[Patch]:
+        """Where the patches of a whole batch lie; number as in :meth:`batch`."""
+        size = self.batch_size * self.parts
+        if self.settings.strategy == "balanced":
+            generator, share = seeded(self.seed, number), self.settings.foreground_share
+            return balanced_patches(
+                self.infos, self.target_size, size, 1, share, generator, self.class_weights, first=number
+            )
+        epoch, place = divmod(number, self.batches_per_epoch(0))
+        order = seeded(self.seed, epoch).permutation(len(self.windows))
+        chosen = order[place * size : (place + 1) * size].tolist()
+        missing = max(0, self.parts - len(chosen))  # every part has at least one
+        return [self.windows[n] for n in [*chosen, *order[:missing].tolist()]]
+
+    @cached_property
+    def windows(self) -> list[Patch]:
+        """Every sliding window of all cases."""
         skip = self._label_map if self.settings.skip_empty else None
-        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip, rng=generator)
+        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip)
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]

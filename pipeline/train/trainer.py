@@ -1,36 +1,36 @@
-"""One training in progress: steps, epochs, validations, and where it stands."""
+"""One training in progress: epochs of steps, validations, checkpoints, and where it stands."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from pipeline.config import Settings
-from pipeline.core.errors import VolsegError
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import autocast, choose_dtype, to_device
+from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import save_weights
-from pipeline.sample.augment import augment
 from pipeline.train.balance import class_weights
-from pipeline.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from pipeline.train.batches import TrainingBatches
+from pipeline.train.checkpoint import EpochPart, TrainState, load_checkpoint, save_checkpoint
+from pipeline.train.divergence import diverged, has_exploded
 from pipeline.train.history import EpochRecord, write_history
 from pipeline.train.loss import supervised_loss
 from pipeline.train.schedule import build_optimizer, learning_rate, make_budget
-from pipeline.train.source import PatchSource
-from pipeline.train.values import Frame, Validation, ValidationScores
+from pipeline.train.step import update, update_average, without_margin
+from pipeline.train.stop import StopRequest
+from pipeline.train.values import Validation, ValidationScores
 
 __all__ = ["Trainer"]
 
 _RESERVE = 1.1  # validations take a little longer now and then
 _FIRST_VALIDATION = 0.1  # with a time budget, the first comes after this share at the latest: its duration is needed
+_LOOK_EVERY = 50  # steps between looks at the losses on a GPU, which each wait for it
 
 
 class Trainer:
@@ -38,8 +38,7 @@ class Trainer:
 
     Args:
         network: With its initial weights.
-        source: Training patches.
-        frame: Axes, left/right pairs and regions.
+        batches: What it trains on.
         validation: Full-volume validation.
         settings: All settings.
         folder: Folder of the fold; a checkpoint there is continued.
@@ -54,19 +53,19 @@ class Trainer:
     def __init__(
         self,
         network: SegmentationNetwork,
-        source: PatchSource,
-        frame: Frame,
+        batches: TrainingBatches,
         validation: Validation,
         settings: Settings,
         folder: Path,
         identity: str,
         began: float,
     ) -> None:
-        self.settings, self.source, self.frame, self.validation = settings, source, frame, validation
+        self.settings, self.batches, self.validation = settings, batches, validation
+        source, regions = batches.source, batches.frame.regions
         self.folder, self.identity, self.device = folder, identity, source.device
         self.dtype = choose_dtype(self.device, settings.train.precision)
         labels = (label for _, label in source.volumes.values())
-        weights = class_weights(settings.loss, network.out_channels, labels, regions=frame.regions)
+        weights = class_weights(settings.loss, network.out_channels, labels, regions=regions)
         self.class_weights = None if weights is None else weights.to(self.device)
         to_device(network, self.device)
         keeps_average = settings.train.ema_decay > 0
@@ -75,17 +74,18 @@ class Trainer:
             {name: tensor.detach().clone() for name, tensor in network.state_dict().items()} if keeps_average else {},
             build_optimizer(network, settings.train),
             torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16),
-            np.random.default_rng(settings.train.seed),
-            torch.Generator().manual_seed(settings.train.seed),
         )
-        self.batches = source.batches_per_epoch(settings.train.iterations_per_epoch)
-        self.budget = make_budget(settings.train, self.batches)
+        self.steps = source.batches_per_epoch(settings.train.iterations_per_epoch)  # of an epoch
+        self.budget = make_budget(settings.train, self.steps)
         self.progress = load_checkpoint(folder, identity, self.state)
         self.best_scores: ValidationScores | None = None  # of all cases, if every validation takes all
         self.began = began - self.progress.elapsed_s
         length = f"{self.budget}, patience {settings.train.patience}"
         finished = self.progress.finished and (self.progress.length == length or self.share >= 1.0)
         self.progress = replace(self.progress, finished=finished, length=length)
+        self.losses = torch.tensor(self.progress.part.loss, device=self.device)  # sum of the epoch that has begun
+        self.first_bad = torch.tensor(-1, device=self.device)  # step whose loss was not finite
+        self.saved = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
@@ -100,34 +100,35 @@ class Trainer:
         reserve_s = _RESERVE * self.progress.validation_s * rounds
         return self.budget.progress(self.progress.iteration, self.elapsed_s, reserve_s)
 
-    def epoch(self) -> EpochRecord:
-        """Train one epoch; with a time budget it may end early.
+    def epoch(self, stop: StopRequest) -> EpochRecord | None:
+        """Train to the end of the epoch, from wherever it stands; with a time budget it may end early.
+
+        Args:
+            stop: Asked after every step.
+
+        Returns:
+            The epoch's record; None if the training was asked to stop, and the checkpoint is written.
 
         Raises:
-            VolsegError: If the loss is not finite.
+            VolsegError: If the loss is not finite, or many times that of earlier epochs.
         """
-        began, waited, patches, steps = time.monotonic(), 0.0, 0, 0
-        losses = torch.zeros((), device=self.device)
+        part = self.progress.part
+        began = time.monotonic() - part.seconds
         self.state.network.train()
-        for images, labels, wait_s in self._batches():
-            losses += self._step(images, labels)
-            waited, patches, steps = waited + wait_s, patches + images.shape[0], steps + 1
+        while part.steps < self.steps and not part.ended:
+            patches, wait_s = self._step()
+            part = replace(part, steps=part.steps + 1, patches=part.patches + patches, waited_s=part.waited_s + wait_s)
             self.progress = replace(self.progress, iteration=self.progress.iteration + 1)
-            if self.budget.seconds is not None and self.share >= 1.0:
-                break
-        loss = float(losses) / max(steps, 1)  # waits for the device, so that the seconds are true
-        seconds = max(time.monotonic() - began, 1e-9)
-        number = len(self.progress.records) + 1
-        if not math.isfinite(loss):
-            raise VolsegError(
-                f"training loss: expected a finite number, got {loss} in epoch {number}. "
-                "Lower train.learning_rate; the checkpoint of the epoch before is kept."
-            )
-        rate = learning_rate(self.share, self.settings.train)
-        share = min(self.share, 1.0)
-        return EpochRecord(
-            number, self.progress.iteration, loss, rate, seconds, patches / seconds, waited / seconds, share
-        )
+            part = replace(part, ended=self.budget.seconds is not None and self.share >= 1.0)
+            self.progress = replace(self.progress, part=part)
+            if self.device.type == "cpu" or part.steps % _LOOK_EVERY == 0:
+                self._require_finite()
+            if stop.signal or time.monotonic() - self.saved > self.settings.train.checkpoint_minutes * 60:
+                self.save(time.monotonic() - began)
+            if stop.signal:
+                return None
+        self._require_finite()  # waits for the device, so that the seconds are true
+        return self._record(part, max(time.monotonic() - began, 1e-9))
 
     def validation_is_due(self, epoch: int) -> bool:
         """Whether to validate after this epoch: every few, at the end, and early enough to know how long it takes."""
@@ -169,69 +170,67 @@ class Trainer:
         validated = record.validation_s > 0  # the last weights are always scored
         finished = validated and (self.share >= 1.0 or (patience is not None and self.progress.stale >= patience))
         records = (*self.progress.records, record)
-        self.progress = replace(self.progress, records=records, finished=finished, elapsed_s=self.elapsed_s)
-        save_checkpoint(self.folder, self.progress, self.identity, self.state)
+        self.progress = replace(self.progress, records=records, finished=finished, part=EpochPart())
+        self.losses.zero_()
+        self.save()
         write_history(records, self.folder / "history.csv")
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Augmented batches of one epoch and the seconds each took to make."""
-        batches = self.source.epoch(self.batches, self.state.sampling)
-        while True:
-            began = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            images, labels = augment(
-                *batch,
-                self.settings.augment,
-                self.state.augmentation,
-                side_pairs=self.frame.side_pairs,
-                directions=self.frame.directions,
-                spacing_mm=self.frame.spacing_mm,
-            )
-            yield images, labels, time.monotonic() - began
+    def save(self, seconds: float | None = None) -> None:
+        """Write the checkpoint; ``seconds`` is how long the epoch that has begun has taken, None where that is known.
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        state, train = self.state, self.settings.train
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(self.share, train)
-        state.optimizer.zero_grad(set_to_none=True)
-        if self.device.type != "mps":
-            images = images.contiguous(memory_format=(torch.channels_last, torch.channels_last_3d)[images.ndim - 4])
-        with autocast(self.device, self.dtype):
-            heads = state.network(images)
-        loss = supervised_loss(
+        Raises:
+            VolsegError: If the loss is not finite: the checkpoint before it is kept.
+        """
+        self._require_finite()
+        part = replace(self.progress.part, loss=float(self.losses))
+        part = part if seconds is None else replace(part, seconds=seconds)
+        self.progress = replace(self.progress, elapsed_s=self.elapsed_s, part=part)
+        keep = self.settings.train.keep_checkpoints
+        save_checkpoint(self.folder, self.progress, self.identity, self.state, keep)
+        self.saved = time.monotonic()
+
+    def _step(self) -> tuple[int, float]:
+        """Update the weights once; returns the patches it saw and the seconds it waited for them."""
+        parts, wait_s = self.batches.step(self.progress.iteration)
+        train = self.settings.train
+        loss = update(self.state, parts, self._objective, train, self.dtype, learning_rate(self.share, train))
+        self.losses += loss
+        first_bad = torch.where(loss.isfinite(), -1, self.progress.iteration)
+        self.first_bad = torch.where(self.first_bad < 0, first_bad, self.first_bad)
+        update_average(self.state, train.ema_decay, self.progress.iteration + 1)
+        return sum(len(images) for images, _ in parts), wait_s
+
+    def _objective(self, heads: Tensor | Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        return supervised_loss(
             heads,
-            _without_margin(labels, state.network.margin),
+            without_margin(labels, self.state.network.margin),
             self.settings.loss,
-            regions=self.frame.regions,
+            regions=self.batches.frame.regions,
             class_weights=self.class_weights,
         )
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if train.gradient_clip is not None:
-            state.scaler.unscale_(state.optimizer)
-            clip_grad_norm_(state.network.parameters(), train.gradient_clip)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        self._update_average()
-        return loss.detach()
 
-    def _update_average(self) -> None:
-        average = self.state.average
-        if not average:
-            return
-        # the bias of the first steps is avoided by a shorter memory: after n steps at most n/(n+10)
-        steps = self.progress.iteration + 1
-        decay = min(self.settings.train.ema_decay, steps / (steps + 10))
-        current = self.state.network.state_dict()
-        with torch.no_grad():
-            floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
-            torch._foreach_lerp_([average[n] for n in floating], [current[n] for n in floating], 1 - decay)
-            for name in average.keys() - set(floating):
-                average[name].copy_(current[name])
+    def _require_finite(self) -> None:
+        step = int(self.first_bad)
+        if step >= 0:
+            raise self._diverged(math.nan, step)
 
+    def _diverged(self, loss: float, step: int) -> Exception:
+        batch, cases = self.batches.again(step)
+        return diverged(self.folder, loss, step + 1, batch, cases, self.settings.train)
 
-def _without_margin(labels: Tensor, margin: Sequence[int]) -> Tensor:
-    """The part of labels of the input's size that the logits of valid convolutions cover."""
-    inner = (slice(lost, n - lost) for n, lost in zip(labels.shape[1:], margin, strict=True))
-    return labels[(slice(None), *inner)]
+    def _record(self, part: EpochPart, seconds: float) -> EpochRecord:
+        """The epoch that ends here; its part becomes what a checkpoint before the validation needs."""
+        loss = float(self.losses) / max(part.steps, 1)
+        if has_exploded(loss, [record.loss for record in self.progress.records]):
+            raise self._diverged(loss, self.progress.iteration - 1)
+        self.progress = replace(self.progress, part=replace(part, ended=True, seconds=seconds))
+        return EpochRecord(
+            len(self.progress.records) + 1,
+            self.progress.iteration,
+            loss,
+            learning_rate(self.share, self.settings.train),
+            seconds,
+            part.patches / seconds,
+            part.waited_s / seconds,
+            min(self.share, 1.0),
+        )

@@ -3,6 +3,7 @@ import torch
 
 from pipeline.config import AugmentSettings
 from pipeline.sample.augment import augment, directions
+from pipeline.sample.randomness import BatchRandom
 
 OFF = {name: 0.0 for name in AugmentSettings.model_fields if name.endswith("_p")}
 EVERYTHING = AugmentSettings(**dict.fromkeys(OFF, 1.0))
@@ -24,7 +25,7 @@ def run(
     images: torch.Tensor, labels: torch.Tensor, settings: AugmentSettings, seed: int = 0, **options: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     options.setdefault("directions", directions("RAS"[: images.ndim - 2]))
-    return augment(images, labels, settings, torch.Generator().manual_seed(seed), **options)  # type: ignore[arg-type]
+    return augment(images, labels, settings, BatchRandom(seed, 0, range(len(images))), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,24 @@ def test_everything_at_once_keeps_shapes_types_and_arguments(size: tuple[int, ..
     assert set(changed_labels.unique().tolist()) <= {-1, 0, 1, 2, 3, 4}
     assert torch.equal(images, before)
     assert torch.equal(labels, before_labels)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_samples_of_a_shared_batch_change_as_in_the_whole_batch(size: tuple[int, ...]) -> None:
+    images, labels = batch(size)
+    whole, whole_labels = run(images, labels, EVERYTHING)
+    parts = [
+        augment(
+            images[a:b],
+            labels[a:b],
+            EVERYTHING,
+            BatchRandom(0, 0, range(a, b)),
+            directions=directions("RAS"[: len(size)]),
+        )
+        for a, b in ((0, 2), (2, 6))
+    ]
+    torch.testing.assert_close(torch.cat([part for part, _ in parts]), whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.cat([part for _, part in parts]), whole_labels)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -3,6 +3,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline.sample.intensity import blur, brightness, contrast, gamma, low_resolution, noise
+from pipeline.sample.randomness import BatchRandom
 
 SIZES = [(12, 14), (12, 14, 10)]
 
@@ -26,7 +27,7 @@ def test_brightness_multiplies_every_channel_by_its_factor(size: tuple[int, ...]
 
 def test_noise_has_the_variance_asked_for() -> None:
     images = torch.full((2, 2, 40, 40, 40), 5.0)
-    added = noise(images, strengths(0.0, 0.01, 0.1, 1.0), torch.Generator().manual_seed(0)) - images
+    added = noise(images, strengths(0.0, 0.01, 0.1, 1.0), BatchRandom(0, 0, range(len(images)))) - images
     assert (added[0, 0] == 0).all()
     for channel, variance in ((added[0, 1], 0.01), (added[1, 0], 0.1), (added[1, 1], 1.0)):
         assert channel.var().item() == pytest.approx(variance, rel=0.03)

@@ -139,11 +139,3 @@ def test_overhanging_windows_see_only_the_volume() -> None:
 def test_label_map_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"case a: label map: expected shape \(20, 30, 40\), got \(2, 2, 2\)"):
         sliding_patches([case()], (4, 4, 4), label_map=lambda _: np.zeros((2, 2, 2), np.int8))
-
-
-def test_shuffle_keeps_the_windows() -> None:
-    cases = [case("a"), case("b")]
-    ordered, shuffled = sliding_patches(cases, (8, 8, 8)), sliding_patches(cases, (8, 8, 8), rng=rng())
-    assert ordered != shuffled
-    assert set(ordered) == set(shuffled)
-    assert len(ordered) == len(shuffled) == 2 * 3 * 4 * 5

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from pipeline.sample.randomness import BatchRandom
 from pipeline.sample.spatial import affine_matrices, coarse_axis, elastic_displacement, sampling_grid, swap_sides, warp
 
 ONE = torch.ones(1)
@@ -118,8 +119,8 @@ def test_a_fixed_axis_keeps_its_slices() -> None:
 
 
 def elastic(sigma: float, spacing: tuple[float, ...], count: int = 300, fixed: int | None = None) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return elastic_displacement(torch.full((count,), sigma), (9, 9, 9), 4.0, spacing, generator, fixed)
+    random = BatchRandom(0, 0, range(count))
+    return elastic_displacement(torch.full((count,), sigma), (9, 9, 9), 4.0, spacing, random, fixed)
 
 
 def test_displacement_at_a_control_point_has_the_spline_s_share_of_the_sd() -> None:

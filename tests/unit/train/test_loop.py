@@ -1,8 +1,12 @@
 """The training loop on a tiny store: it learns, stops, continues bit for bit, and refuses what does not fit."""
 
 import itertools
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +14,12 @@ import torch
 from torch import nn
 
 from pipeline.config import LossSettings, Settings
-from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.core.errors import ConfigError, Stopped, VolsegError
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.factory import build_network
 from pipeline.model.folder import load_weights
+from pipeline.train import trainer
+from pipeline.train.checkpoint import Progress
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.source import PatchSource
@@ -114,7 +120,7 @@ def test_every_kind_of_loss_falls(
     loss: dict[str, float | str],
     optimizer: str,
 ) -> None:
-    options = settings(epochs=2, iterations_per_epoch=15, optimizer=optimizer)
+    options = settings(epochs=2, iterations_per_epoch=25, optimizer=optimizer)
     options = options.model_copy(update={"loss": LossSettings.model_validate(loss)})
     built = build_network(network, 3, 1, 1 if regions else 2, seed=0, features=(4, 8))
     margin = (built.margin[0], built.margin[1], built.margin[2])
@@ -164,9 +170,143 @@ def test_the_budget_ends_the_training_on_time(prepared: Path, tmp_path: Path, mo
     ]  # early, at the end
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_sentence(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(VolsegError, match=r"training loss: expected a finite number, got nan in epoch 1. Lower"):
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis_and_its_batch(prepared: Path, tmp_path: Path) -> None:
+    sentence = r"training loss: expected a finite number like those before, got nan in step 2\. .*classes 0, 1\. "
+    with pytest.raises(
+        VolsegError, match=sentence + r"Its intensities look right. Lower train.learning_rate \(1e\+30\)"
+    ):
         run(prepared, tmp_path / "m", settings(learning_rate=1e30, gradient_clip=None, optimizer="sgd"))
+    batch = load_weights(tmp_path / "m" / "diverged.safetensors")
+    assert (batch["images"].shape, batch["labels"].shape) == ((2, 1, *SIZE), (2, *SIZE))
+    assert not (tmp_path / "m" / "last.safetensors").exists()  # nothing is saved of what is broken
+
+
+def test_a_loss_that_explodes_stops_the_training(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.4, 0.3, 0.3, 0.2, 0.2, 3.0, 9.0, 9.0])  # means 0.4, 0.23 and 7
+    real = trainer.update
+
+    def update(*arguments: Any) -> torch.Tensor:
+        return real(*arguments) * 0 + next(losses)
+
+    monkeypatch.setattr(trainer, "update", update)
+    with pytest.raises(VolsegError, match=r"got 7 in step 9\. .*The checkpoint before it is kept"):
+        run(prepared, tmp_path / "m", settings())
+    assert load_weights(tmp_path / "m" / "last.safetensors")
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_a_training_that_was_asked_to_stop_continues_at_the_next_step(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    options = settings(ema_decay=0.9, accumulate=2)
+    run(prepared, tmp_path / "whole", options)
+    real, done = trainer.update, itertools.count(1)
+
+    def update(*arguments: Any) -> torch.Tensor:
+        if next(done) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "update", update)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        run(prepared, tmp_path / "cut", options)
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    result = run(prepared, tmp_path / "cut", options, dice=0.5 if step < 7 else 0.6)
+    assert result.progress.iteration == 12
+    whole, cut = (load_weights(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    losses = [
+        [line.split(",")[2] for line in (tmp_path / name / "history.csv").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_signal_during_a_validation_ends_it_and_it_is_made_again(prepared: Path, tmp_path: Path) -> None:
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, settings().sample, torch.device("cpu"))
+    asked = iter([True, False, False])
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        if next(asked, False):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return ValidationScores({"organ": 0.5}, 0.5, {})
+
+    def train() -> TrainResult:
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+        return train_fold(
+            network,
+            source,
+            FRAME,
+            Validation(validate, 1, 1),
+            settings(),
+            tmp_path / "m",
+            "i",
+            lambda record, epochs: None,
+        )
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert time.monotonic() - began < 9
+    result = train()
+    assert [record.mean_dice for record in result.progress.records] == [None, 0.5, None, 0.5]
+    assert result.progress.iteration == 12
+
+
+def test_checkpoints_are_kept_by_number_and_within_epochs(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    real = trainer.save_checkpoint
+
+    def save(folder: Path, progress: Progress, *rest: Any) -> None:
+        saved.append(progress.iteration)
+        real(folder, progress, *rest)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    run(prepared, tmp_path / "m", settings(checkpoint_minutes=1e-9, keep_checkpoints=3))
+    assert sorted(set(saved)) == list(range(1, 13))
+    names = sorted(path.name for path in (tmp_path / "m").glob("step_*"))
+    assert names == ["step_00000010.safetensors", "step_00000011.safetensors", "step_00000012.safetensors"]
+
+
+def test_accumulated_parts_update_as_one_large_batch(prepared: Path, tmp_path: Path) -> None:
+    weights = []
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        options = settings(accumulate=accumulate, optimizer="sgd", epochs=1)
+        plain = options.augment.model_copy(update={"enabled": False})  # turned patches have ignored corners, which
+        options = options.model_copy(update={"augment": plain})  # makes parts of unlike weight in the cross-entropy
+        source = PatchSource(
+            prepared, ["a", "b"], SIZE, batch_size, options.sample, torch.device("cpu"), parts=accumulate
+        )
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), norm="instance")
+        out = tmp_path / str(accumulate)
+        train_fold(network, source, FRAME, NO_VALIDATION, options, out, "i", lambda record, epochs: None)
+        weights.append(load_weights(out / "last.safetensors"))
+    for name, tensor in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_is_the_same_whenever_it_is_made(prepared: Path) -> None:
+    for strategy in ("balanced", "sliding"):
+        sample = settings().sample.model_copy(update={"strategy": strategy})
+        source, again = (
+            PatchSource(prepared, ["a", "b"], SIZE, 2, sample, torch.device("cpu"), seed=3, parts=2) for _ in range(2)
+        )
+        whole = PatchSource(prepared, ["a", "b"], SIZE, 4, sample, torch.device("cpu"), seed=3)
+        later = again.batch(5, 1)
+        made = {n: source.batch(n, 1) for n in range(6)}
+        assert torch.equal(made[5][0], later[0])
+        assert not torch.equal(made[4][0], later[0])
+        both, parts = whole.batch(5)[0], [source.batch(5, part) for part in (0, 1)]
+        for images, _, places in parts:
+            assert torch.equal(images, both[list(places)])
 
 
 def test_sliding_patches_see_every_voxel_once(prepared: Path) -> None:
@@ -174,7 +314,7 @@ def test_sliding_patches_see_every_voxel_once(prepared: Path) -> None:
     source = PatchSource(prepared, ["a", "b"], (4, 4, 4), 5, sample, torch.device("cpu"))
     batches = source.batches_per_epoch(999)
     assert batches == -(-2 * 27 // 5)
-    seen = sum(int((labels >= 0).sum()) for _, labels in source.epoch(batches, np.random.default_rng(0)))
+    seen = sum(int((labels >= 0).sum()) for _, labels, _ in map(source.batch, range(batches)))
     assert seen == 2 * 12**3
 
 
@@ -184,7 +324,7 @@ def test_uncached_cases_give_the_same_patches(prepared: Path) -> None:
         PatchSource(prepared, ["a", "b"], SIZE, 2, sample.model_copy(update={"cache_mb": mb}), torch.device("cpu"))
         for mb in (0, 64)
     ]
-    batches = [list(source.epoch(3, np.random.default_rng(7))) for source in sources]
+    batches = [[source.batch(n)[:2] for n in range(3)] for source in sources]
     for (images, labels), (others, their_labels) in zip(*batches, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, their_labels)
@@ -192,7 +332,7 @@ def test_uncached_cases_give_the_same_patches(prepared: Path) -> None:
 
 def test_a_2d_source_drops_the_slice_axis(prepared: Path) -> None:
     source = PatchSource(prepared, ["a"], (8, 1, 6), 3, settings().sample, torch.device("cpu"), squeeze_axis=1)
-    images, labels = next(source.epoch(1, np.random.default_rng(0)))
+    images, labels, _ = source.batch(0)
     assert images.shape == (3, 1, 8, 6)
     assert labels.shape == (3, 8, 6)
 
