@@ -133,6 +133,9 @@ def train(
     budget: Annotated[str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m.")] = None,
     device: Device = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of continuing.")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Model folder whose weights to begin with (all but the outputs).")
+    ] = None,
 ) -> None:
     """Train one fold, or continue it where an earlier run stopped."""
     from pipeline.config import load_settings
@@ -142,7 +145,15 @@ def train(
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     with progress_bars() as bars:
         result = run(
-            prepared, out, settings, fold=fold, device=device, restart=restart, on_epoch=bars.on_epoch, say=say
+            prepared,
+            out,
+            settings,
+            fold=fold,
+            device=device,
+            restart=restart,
+            start=start,
+            on_epoch=bars.on_epoch,
+            say=say,
         )
     print_training(result, out, fold)
 

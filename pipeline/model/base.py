@@ -15,7 +15,15 @@ from pipeline.core import DataError, sentence
 from pipeline.model.options import NetworkOptions
 from pipeline.model.sizes import SizeRule, pad_to_rule
 
-__all__ = ["Heads", "SegmentationNetwork", "forward_any_size", "initialize", "pad_to_legal", "start_outputs_at"]
+__all__ = [
+    "Heads",
+    "SegmentationNetwork",
+    "forward_any_size",
+    "initialize",
+    "is_output",
+    "pad_to_legal",
+    "start_outputs_at",
+]
 
 Heads = dict[str, Tensor]
 """Logits of every head of deep supervision by name, the head that predictions come from first."""
@@ -194,6 +202,11 @@ def initialize(network: nn.Module) -> None:
 
 
 @torch.no_grad()
+def is_output(name: str) -> bool:
+    """Whether a layer or tensor of a network, by its name, belongs to the layers that give logits."""
+    return _OUTPUT.search(name) is not None
+
+
 def start_outputs_at(network: SegmentationNetwork, probability: float) -> None:
     """Set the biases of all output layers so that sigmoids begin about at a probability instead of at 0.5, in place.
 
@@ -207,8 +220,6 @@ def start_outputs_at(network: SegmentationNetwork, probability: float) -> None:
     Reference: Lin et al. 2017 (arXiv 1708.02002), section 3.3.
     """
     for name, layer in network.named_modules():
-        output = (
-            _OUTPUT.search(name) and isinstance(layer, _CONVOLUTIONS) and layer.out_channels == network.out_channels
-        )
+        output = is_output(name) and isinstance(layer, _CONVOLUTIONS) and layer.out_channels == network.out_channels
         if output and layer.bias is not None and set(layer.kernel_size) == {1}:
             nn.init.constant_(layer.bias, math.log(probability / (1 - probability)))

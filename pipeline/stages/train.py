@@ -14,7 +14,7 @@ import torch
 
 from pipeline.config import Settings
 from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import text_hash, write_json
+from pipeline.core.files import file_hash, text_hash, write_json
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.infer.predictor import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
@@ -26,6 +26,7 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.stages.pretrained import GivenWeights, begin_with, given_weights
 from pipeline.stages.signature import own_version
 from pipeline.train.balance import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.checkpoint import require_identity
@@ -46,6 +47,7 @@ def train(
     fold: int = 0,
     device: str | None = None,
     restart: bool = False,
+    start: Path | None = None,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
@@ -60,6 +62,7 @@ def train(
         fold: Which fold validates.
         device: Name of the device; by default the best there is.
         restart: Throw away what an earlier run of this fold left.
+        start: Model folder, or a fold's folder in it, whose weights to begin with; the output layers begin anew.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
         say: Told before it begins what is trained.
 
@@ -77,9 +80,11 @@ def train(
     named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
     require_class_weights(settings.loss, named)
     place = choose_device(device)
-    card = ModelCard(network=spec, plan=plan, settings=settings, provenance=_provenance(place))
+    provenance = _provenance(place) | ({} if start is None else {"began with": str(start)})
+    card = ModelCard(network=spec, plan=plan, settings=settings, provenance=provenance)
     settings = settings.model_copy(update={"loss": planned_weights(settings.loss, plan)})
-    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split)
+    given = None if start is None else given_weights(start, fold)
+    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split, given)
     check_inference(card, settings.infer)
     _require_same_model(out, card, fold)
     source = _patch_source(prepared, split, spec, plan, settings, place)
@@ -92,6 +97,9 @@ def train(
     say(_description(spec, source, network))
     for note in _notes(plan, card.settings):
         say(note)
+    if given is not None:
+        for line in begin_with(network, given, plan):
+            say(line)
     frame = _frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
     scores = result.scores
@@ -177,7 +185,7 @@ def _first_network(spec: NetworkSpec, plan: Plan, settings: Settings) -> Segment
     return network
 
 
-def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) -> str:
+def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold, given: GivenWeights | None) -> str:
     """Hash of what must not change while a training goes on; how long it lasts may."""
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     length |= {"checkpoint_minutes", "keep_checkpoints"}
@@ -189,7 +197,8 @@ def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold) ->
         sample["class_weights"] = sorted(drawn.items())
     parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
     planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
-    return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)))
+    begun = () if given is None else (file_hash(given.path),)
+    return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun)
 
 
 def _require_same_model(out: Path, card: ModelCard, fold: int) -> None:
