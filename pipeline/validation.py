@@ -20,13 +20,20 @@ from pipeline.infer.logits import predict_logits
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
+from pipeline.train.processes import ALONE, Processes
 from pipeline.train.values import Validation, ValidationScores
 
 __all__ = ["make_validation"]
 
 
 def make_validation(
-    prepared: Path, cases: Sequence[str], spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device
+    prepared: Path,
+    cases: Sequence[str],
+    spec: NetworkSpec,
+    plan: Plan,
+    settings: Settings,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> Validation:
     """How training scores a network on full volumes.
 
@@ -40,6 +47,7 @@ def make_validation(
         plan: The dataset's plan.
         settings: Sections ``infer`` (mirroring is left out here, for speed) and ``train``.
         device: Where to compute.
+        processes: Those that train together: each scores its share of the cases, and all learn of all.
 
     Returns:
         The validation; its quick subset are the first ``train.validation_cases``.
@@ -51,7 +59,8 @@ def make_validation(
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
         rows: dict[str, dict[str, float | None]] = {}
-        for case in cases if everything else subset:
+        chosen = cases if everything else subset
+        for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
             volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
             logits = predict_logits(network, volume, spec, plan, infer, dtype)
@@ -59,7 +68,7 @@ def make_validation(
             rows[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found
             }
-        return _summary(rows, plan)
+        return _summary(processes.gathered(rows), plan)
 
     return Validation(validate, len(subset), len(cases))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -155,7 +156,8 @@ def train(
             on_epoch=bars.on_epoch,
             say=say,
         )
-    print_training(result, out, fold)
+    if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
+        print_training(result, out, fold)
 
 
 @steps.command()

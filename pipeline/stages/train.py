@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from pipeline.config import Settings
 from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import file_hash, text_hash, write_json
+from pipeline.core.files import write_json
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.infer.predictor import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
-from pipeline.model.folder import ModelCard, fold_folder, read_card, trained_folds, write_card
+from pipeline.model.folder import ModelCard, fold_folder
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
-from pipeline.stages.pretrained import GivenWeights, begin_with, given_weights
-from pipeline.stages.signature import own_version
+from pipeline.stages.model_folder import (
+    keep_card,
+    provenance,
+    remove_training,
+    require_same_model,
+    training_identity,
+)
+from pipeline.stages.pretrained import begin_with, given_weights
 from pipeline.train.balance import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
+from pipeline.train.processes import Processes, joined
 from pipeline.train.source import PatchSource
 from pipeline.train.values import Frame
 from pipeline.validation import make_validation
@@ -51,7 +54,7 @@ def train(
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
-    """Train one fold, or continue it where an earlier run stopped.
+    """Train one fold, or continue it where an earlier run stopped; one of several processes if ``torchrun`` starts it.
 
     Writes ``model.json`` and ``fold_<k>/`` with the best weights, the scores, the history and its curves.
 
@@ -73,26 +76,48 @@ def train(
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
             weights the organs, the model folder holds another model, or the training diverges.
     """
+    with joined() as processes:
+        return _train(
+            prepared, out, settings, fold, _own_device(device, processes), restart, start, on_epoch, say, processes
+        )
+
+
+def _train(
+    prepared: Path,
+    out: Path,
+    settings: Settings,
+    fold: int,
+    place: torch.device,
+    restart: bool,
+    start: Path | None,
+    on_epoch: Callable[[EpochRecord, int], None],
+    say: Callable[[str], None],
+    processes: Processes,
+) -> TrainResult:
+    """Train as one of several processes, or alone."""
     began = time.monotonic()
     plan = read_plan(prepared / PLAN_FILE)
     split = _split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
     named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
     require_class_weights(settings.loss, named)
-    place = choose_device(device)
-    provenance = _provenance(place) | ({} if start is None else {"began with": str(start)})
-    card = ModelCard(network=spec, plan=plan, settings=settings, provenance=provenance)
+    origin = provenance(place) | ({} if start is None else {"began with": str(start)})
+    card = ModelCard(network=spec, plan=plan, settings=settings, provenance=origin)
     settings = settings.model_copy(update={"loss": planned_weights(settings.loss, plan)})
     given = None if start is None else given_weights(start, fold)
-    home, identity = fold_folder(out, fold), _identity(spec, plan, settings, split, given)
+    home, identity = fold_folder(out, fold), training_identity(spec, plan, settings, split, given)
     check_inference(card, settings.infer)
-    _require_same_model(out, card, fold)
-    source = _patch_source(prepared, split, spec, plan, settings, place)
-    if restart:
-        _remove_training(home)
+    require_same_model(out, card, fold)
+    source = _patch_source(prepared, split, spec, plan, settings, place, processes.count)
+    if restart and processes.first:
+        remove_training(home)
+    processes.wait()
     require_identity(home, identity)
-    _keep_card(out, card)
-    validation = make_validation(prepared, split.validation, spec, plan, settings, place)
+    if processes.first:
+        keep_card(out, card)
+    else:  # the first one talks and writes
+        say, on_epoch = (lambda sentence: None), (lambda record, epochs: None)
+    validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
     network = _first_network(spec, plan, settings)
     say(_description(spec, source, network))
     for note in _notes(plan, card.settings):
@@ -101,11 +126,22 @@ def train(
         for line in begin_with(network, given, plan):
             say(line)
     frame = _frame(spec, plan)
-    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began)
+    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began, processes)
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
-    write_json(home / "validation.json", {"grid": "prepared", "weights": "best", **content})
+    if processes.first:
+        write_json(home / "validation.json", {"grid": "prepared", "weights": "best", **content})
     return result
+
+
+def _own_device(device: str | None, processes: Processes) -> torch.device:
+    """The device of one process: of several on GPUs, each has its own."""
+    chosen = choose_device(device)
+    if processes.count == 1 or chosen.type != "cuda":
+        return chosen
+    own = torch.device("cuda", processes.local)
+    torch.cuda.set_device(own)
+    return own
 
 
 def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
@@ -124,7 +160,7 @@ def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
 
 
 def _patch_source(
-    prepared: Path, split: Fold, spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device
+    prepared: Path, split: Fold, spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device, processes: int
 ) -> PatchSource:
     size, margin = [1, 1, 1], [0, 0, 0]
     for axis, length, lost in zip(plan.axes(spec.dims), spec.patch_size, spec.sizes().margin, strict=True):
@@ -140,7 +176,7 @@ def _patch_source(
         margin=(margin[0], margin[1], margin[2]),
         class_weights=sampling_weights(settings.sample, plan),
         seed=settings.train.seed,
-        parts=settings.train.accumulate,
+        parts=settings.train.accumulate * processes,
     )
 
 
@@ -183,60 +219,3 @@ def _first_network(spec: NetworkSpec, plan: Plan, settings: Settings) -> Segment
             raise ConfigError([sentence("model.foreground_prior", rule, settings.model.foreground_prior, advice)])
         start_outputs_at(network, settings.model.foreground_prior)
     return network
-
-
-def _identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold, given: GivenWeights | None) -> str:
-    """Hash of what must not change while a training goes on; how long it lasts may."""
-    length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
-    length |= {"checkpoint_minutes", "keep_checkpoints"}
-    train = settings.train.model_dump(mode="json", exclude=length)
-    sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
-    sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})
-    drawn = sampling_weights(settings.sample, plan)
-    if drawn is not None:
-        sample["class_weights"] = sorted(drawn.items())
-    parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
-    planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
-    begun = () if given is None else (file_hash(given.path),)
-    return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun)
-
-
-def _require_same_model(out: Path, card: ModelCard, fold: int) -> None:
-    """Refuse a folder in which other folds were trained with another network or plan."""
-    if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
-        return
-    passive = {"plan": {"reasons", "class_weights"}}
-    there, here = (value.model_dump(mode="json", exclude=passive) for value in (read_card(out), card))
-    if (there["network"], there["plan"]) != (here["network"], here["plan"]):
-        raise VolsegError(
-            f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."
-        )
-
-
-def _keep_card(out: Path, card: ModelCard) -> None:
-    """Write ``model.json``, unless it says the same already, whenever and wherever that was written."""
-    if (out / "model.json").is_file():
-        there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (read_card(out), card))
-        if there == here:
-            return
-    write_card(out, card)
-
-
-def _remove_training(home: Path) -> None:
-    for pattern in ("*.safetensors", "validation.json", "history.csv"):
-        for path in home.glob(pattern):
-            path.unlink()
-    for events in (home / "events").glob("events.*"):
-        events.unlink()
-
-
-def _provenance(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "volseg": own_version(),
-        "torch": torch.__version__,
-        "monai": version("monai"),
-        "python": platform.python_version(),
-        "device": f"{device.type} ({name})",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +13,14 @@ from torch import Tensor
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import copy_file
-from pipeline.model.base import SegmentationNetwork
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.history import EpochRecord
+from pipeline.train.state import EpochPart, Progress, TrainState
 
-__all__ = ["EpochPart", "Progress", "TrainState", "load_checkpoint", "require_identity", "save_checkpoint"]
+__all__ = ["load_checkpoint", "require_identity", "save_checkpoint"]
 
 _FILE = "last.safetensors"
 _NUMBERED = "step_"
-
-
-@dataclass(frozen=True)
-class EpochPart:
-    """The steps that an epoch has had so far.
-
-    Args:
-        loss: Sum of their losses.
-        steps: Their number.
-        patches: Patches trained on.
-        seconds: Time spent.
-        waited_s: Time spent on waiting for batches.
-        ended: Whether no further step belongs to it; its validation may still be to come.
-    """
-
-    loss: float = 0.0
-    steps: int = 0
-    patches: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    ended: bool = False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands.
-
-    Args:
-        elapsed_s: Time spent, over all sittings.
-        iteration: Iterations done.
-        best_dice: Best validation mean Dice so far, or None.
-        stale: Validations since the best one.
-        validation_s: Duration of the last validation.
-        finished: Whether the training has ended.
-        length: What it was told about its length; another length may continue a finished training.
-        records: All finished epochs.
-        part: The epoch that has begun.
-    """
-
-    elapsed_s: float = 0.0
-    iteration: int = 0
-    best_dice: float | None = None
-    stale: int = 0
-    validation_s: float = 0.0
-    finished: bool = False
-    length: str = ""
-    records: Sequence[EpochRecord] = field(default_factory=tuple)
-    part: EpochPart = EpochPart()
-
-
-@dataclass(frozen=True, eq=False)
-class TrainState:
-    """The mutable parts of a training; a checkpoint holds all of them, and the random state of dropout.
-
-    Args:
-        network: Its weights and buffers, on the device that trains.
-        average: Moving average of weights and buffers; empty if there is none.
-        optimizer: Its moments.
-        scaler: Loss scale of fp16.
-    """
-
-    network: SegmentationNetwork
-    average: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
 
 
 def save_checkpoint(folder: Path, progress: Progress, identity: str, state: TrainState, keep: int = 1) -> None:

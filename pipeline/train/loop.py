@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import out_of_memory
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.batches import TrainingBatches
-from pipeline.train.checkpoint import Progress
 from pipeline.train.history import EpochRecord, log_epoch, plot_history
+from pipeline.train.processes import ALONE, Processes
 from pipeline.train.source import PatchSource
+from pipeline.train.state import Progress
 from pipeline.train.stop import STOPS, StopRequest, stoppable
 from pipeline.train.trainer import Trainer
 from pipeline.train.values import Frame, Validation, ValidationScores
@@ -49,6 +51,7 @@ def train_fold(
     identity: str,
     on_epoch: Callable[[EpochRecord, int], None],
     began: float | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Train one fold to its end, or continue where an earlier run stopped.
 
@@ -66,6 +69,7 @@ def train_fold(
         identity: Hash of everything that must not change before continuing.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
         began: ``time.monotonic()`` when this sitting started, if loading should count towards the budget.
+        processes: Those that train together, each on its parts of the source's batches.
 
     Returns:
         Scores of the best weights on all validation cases, and the history.
@@ -79,10 +83,12 @@ def train_fold(
     with (
         torch.random.fork_rng([source.device] if source.device.type == "cuda" else []),
         stoppable() as stop,
-        TrainingBatches(source, frame, settings.augment) as batches,
+        TrainingBatches(
+            source, frame, settings.augment, range(processes.rank, source.parts, processes.count)
+        ) as batches,
     ):
         torch.manual_seed(settings.train.seed)
-        trainer = Trainer(network, batches, validation, settings, folder, identity, began)
+        trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes)
         try:
             _run(trainer, on_epoch, stop)
             with stop.at_once():
@@ -102,7 +108,8 @@ def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None], stop: S
     Raises:
         KeyboardInterrupt, Stopped: If a signal asked for it; the checkpoint is written.
     """
-    with SummaryWriter(str(trainer.folder / "events")) as writer:
+    first = trainer.processes.first
+    with SummaryWriter(str(trainer.folder / "events")) if first else nullcontext() as writer:
         while not trainer.progress.finished:
             record = trainer.epoch(stop)
             if record is None:
@@ -110,6 +117,8 @@ def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None], stop: S
             if trainer.validation_is_due(record.epoch):
                 record = _validated(trainer, record, stop)
             trainer.note_epoch(record)
+            if writer is None:
+                continue
             log_epoch(writer, record)
             if record.mean_dice is not None:
                 plot_history(trainer.progress.records, trainer.folder / "curves.png")
@@ -129,7 +138,9 @@ def _validated(trainer: Trainer, record: EpochRecord, stop: StopRequest) -> Epoc
 
 def _finish(trainer: Trainer) -> TrainResult:
     """Score the best weights on all validation cases and make them the model."""
+    trainer.processes.wait()  # until the first one has written
     best = load_weights(trainer.folder / "best.safetensors")
     scores = trainer.best_scores or trainer.validate(True, best)
-    save_weights(trainer.folder / "model.safetensors", best)
+    if trainer.processes.first:
+        save_weights(trainer.folder / "model.safetensors", best)
     return TrainResult(scores, trainer.progress)

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.config import LossSettings
 from pipeline.train.border import border_map
+from pipeline.train.processes import ALONE, Processes
 from pipeline.train.terms import Regions, focal_cross_entropy, region_terms, softmax_terms, tversky_index
 
 __all__ = ["head_weights", "supervised_loss"]
@@ -38,6 +39,7 @@ def supervised_loss(
     *,
     regions: Regions = (),
     class_weights: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Loss of a network's output: one tensor, or the weighted mean of several heads of deep supervision.
 
@@ -51,6 +53,7 @@ def supervised_loss(
         settings: Section ``loss``.
         regions: Class indices of each of L regions, which have a sigmoid each; empty for a softmax over L classes.
         class_weights: (L,) weights in the cross-entropy, one per class or region, on the labels' device.
+        processes: Those that share the batch: the mean of their losses, and of their gradients, is that of the whole.
 
     Returns:
         Scalar float32. If every voxel is ignored, 0 with a gradient of 0.
@@ -66,7 +69,9 @@ def supervised_loss(
     for logits, share in zip(outputs, head_weights(len(outputs), settings.head_weights), strict=True):
         size = logits.shape[2:]
         added = None if border is None else _at_size(border, size)
-        total = total + share * _head_loss(logits, _at_size(labels, size), settings, regions, class_weights, added)
+        total = total + share * _head_loss(
+            logits, _at_size(labels, size), settings, regions, class_weights, added, processes
+        )
     return total
 
 
@@ -77,6 +82,7 @@ def _head_loss(
     regions: Regions,
     class_weights: Tensor | None,
     border: Tensor | None,
+    processes: Processes,
 ) -> Tensor:
     """Loss of one head against labels of its size; ``border`` (B, *S) is added to the weights of its voxels."""
     scores, index = logits.float().flatten(2), labels.flatten(1).long()
@@ -84,7 +90,8 @@ def _head_loss(
     loss = scores.new_zeros(())
     if settings.ce_weight > 0:
         weights = terms.weights(class_weights, None if border is None else border.flatten(1))
-        loss = loss + settings.ce_weight * focal_cross_entropy(terms.log_truth, weights, settings.focal_gamma)
+        cross_entropy = focal_cross_entropy(terms.log_truth, weights, settings.focal_gamma, processes)
+        loss = loss + settings.ce_weight * cross_entropy
     if settings.dice_weight > 0 and (regions or logits.shape[1] > 1):
         index_per_organ = tversky_index(
             *terms.sums(),
@@ -92,6 +99,7 @@ def _head_loss(
             beta=settings.tversky_beta,
             smooth=settings.smooth,
             batch=settings.batch_dice,
+            processes=processes,
         )
         loss = loss + settings.dice_weight * (1 - index_per_organ.mean())
     return loss

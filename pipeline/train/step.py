@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from pipeline.config import TrainSettings
 from pipeline.model.device import autocast
-from pipeline.train.checkpoint import TrainState
+from pipeline.train.state import TrainState
 
-__all__ = ["as_trained", "update", "update_average", "without_margin"]
+__all__ = ["as_trained", "other_weights", "update", "update_average", "without_margin"]
 
 Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
 """The loss of a network's output and labels of the input's size."""
@@ -20,6 +23,7 @@ Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
 
 def update(
     state: TrainState,
+    model: nn.Module,
     parts: Sequence[tuple[Tensor, Tensor]],
     objective: Objective,
     settings: TrainSettings,
@@ -30,6 +34,7 @@ def update(
 
     Args:
         state: What is trained, changed in place.
+        model: The network, wrapped where several processes train it.
         parts: Images (B, C, *S) and labels (B, *S), taken one pair after the other.
         objective: The loss; the gradients of the parts are averaged.
         settings: Section ``train``.
@@ -43,11 +48,13 @@ def update(
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     total: Tensor | float = 0.0
-    for images, labels in parts:
-        with autocast(images.device, dtype):
-            heads = state.network(as_trained(images))
-        loss = objective(heads, labels) / len(parts)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    for number, (images, labels) in enumerate(parts, start=1):
+        later = isinstance(model, DistributedDataParallel) and number < len(parts)
+        with cast(DistributedDataParallel, model).no_sync() if later else nullcontext():  # gradients are exchanged once
+            with autocast(images.device, dtype):
+                heads = model(as_trained(images))
+            loss = objective(heads, labels) / len(parts)
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     if settings.gradient_clip is not None:
         state.scaler.unscale_(state.optimizer)
@@ -76,6 +83,18 @@ def update_average(state: TrainState, decay: float, steps: int) -> None:
         torch._foreach_lerp_([average[n] for n in floating], [current[n] for n in floating], 1 - decay)
         for name in average.keys() - set(floating):
             average[name].copy_(current[name])
+
+
+@contextmanager
+def other_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """The network in evaluation mode for the length of a block, with other weights, none meaning its own."""
+    kept = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(dict(weights) or kept)
+    network.eval()
+    try:
+        yield network
+    finally:
+        network.load_state_dict(kept)
 
 
 def as_trained(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from pipeline.core.labels import IGNORE_INDEX
+from pipeline.train.processes import ALONE, Processes
 
 __all__ = ["Regions", "Terms", "focal_cross_entropy", "region_terms", "softmax_terms", "tversky_index"]
 
@@ -98,7 +99,7 @@ def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
     return Terms(logsigmoid(torch.where(truth, scores, -scores)), scores, truth, _valid(index))
 
 
-def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0) -> Tensor:
+def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = ALONE) -> Tensor:
     """Weighted mean of -(1 - p)^gamma · log p; with gamma 0 the ordinary cross-entropy.
 
     The sum is divided by the sum of the weights, not by the number of voxels, so that a few heavy voxels change what a
@@ -108,6 +109,7 @@ def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0) 
         log_truth: log p of the truth, any shape.
         weights: Same shape, at least 0.
         gamma: At least 0.
+        processes: Those that share the batch: the mean of their results is the loss of the whole batch.
 
     Returns:
         Scalar; 0 if all weights are 0.
@@ -117,7 +119,7 @@ def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0) 
     loss = -log_truth
     if gamma > 0:
         loss = loss * (-torch.expm1(log_truth)).clamp(min=_TINY) ** gamma
-    return (loss * weights).sum() / weights.sum().clamp(min=_TINY)
+    return (loss * weights).sum() * processes.count / processes.summed(weights.sum()).clamp(min=_TINY)
 
 
 def tversky_index(
@@ -129,6 +131,7 @@ def tversky_index(
     beta: float = 0.5,
     smooth: float = 0.0,
     batch: bool = False,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Soft Tversky index (2·TP + s) / (2·TP + 2·alpha·FP + 2·beta·FN + s); with 0.5 and 0.5 the soft Dice.
 
@@ -140,6 +143,7 @@ def tversky_index(
         beta: Weight of false negatives.
         smooth: s.
         batch: Whether to pool the volumes over the batch first.
+        processes: Those that share the batch.
 
     Returns:
         (B, K), or (1, K) if pooled; 1 where reference and prediction are both empty.
@@ -147,7 +151,8 @@ def tversky_index(
     Reference: Salehi et al. 2017 (arXiv 1706.05721), eq. 4.
     """
     if batch:
-        intersection, reference, predicted = (x.sum(0, keepdim=True) for x in (intersection, reference, predicted))
+        pooled = torch.stack([intersection, reference, predicted]).sum(1, keepdim=True)
+        intersection, reference, predicted = processes.summed(pooled)
     smooth = max(smooth, _TINY)
     overlap = 2 * (1 - alpha - beta) * intersection + 2 * beta * reference + 2 * alpha * predicted
     return (2 * intersection + smooth) / (overlap + smooth)

@@ -15,14 +15,17 @@ from pipeline.config import Settings
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import save_weights
+from pipeline.sample.randomness import seeded
 from pipeline.train.balance import class_weights
 from pipeline.train.batches import TrainingBatches
-from pipeline.train.checkpoint import EpochPart, TrainState, load_checkpoint, save_checkpoint
+from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.train.divergence import diverged, has_exploded
 from pipeline.train.history import EpochRecord, write_history
 from pipeline.train.loss import supervised_loss
-from pipeline.train.schedule import build_optimizer, learning_rate, make_budget
-from pipeline.train.step import update, update_average, without_margin
+from pipeline.train.processes import ALONE, Orders, Processes
+from pipeline.train.schedule import learning_rate, make_budget
+from pipeline.train.state import EpochPart, first_state
+from pipeline.train.step import other_weights, update, update_average, without_margin
 from pipeline.train.stop import StopRequest
 from pipeline.train.values import Validation, ValidationScores
 
@@ -44,6 +47,7 @@ class Trainer:
         folder: Folder of the fold; a checkpoint there is continued.
         identity: Hash of everything that must not change before continuing.
         began: ``time.monotonic()`` at the start of this sitting, loading included.
+        processes: Those that train together; the first one writes.
 
     Raises:
         ConfigError: If there are more or fewer class weights than outputs of the network.
@@ -59,8 +63,9 @@ class Trainer:
         folder: Path,
         identity: str,
         began: float,
+        processes: Processes = ALONE,
     ) -> None:
-        self.settings, self.batches, self.validation = settings, batches, validation
+        self.settings, self.batches, self.validation, self.processes = settings, batches, validation, processes
         source, regions = batches.source, batches.frame.regions
         self.folder, self.identity, self.device = folder, identity, source.device
         self.dtype = choose_dtype(self.device, settings.train.precision)
@@ -68,16 +73,13 @@ class Trainer:
         weights = class_weights(settings.loss, network.out_channels, labels, regions=regions)
         self.class_weights = None if weights is None else weights.to(self.device)
         to_device(network, self.device)
-        keeps_average = settings.train.ema_decay > 0
-        self.state = TrainState(
-            network,
-            {name: tensor.detach().clone() for name, tensor in network.state_dict().items()} if keeps_average else {},
-            build_optimizer(network, settings.train),
-            torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16),
-        )
+        self.model = processes.wrapped(network)
+        self.state = first_state(network, settings.train, self.dtype)
         self.steps = source.batches_per_epoch(settings.train.iterations_per_epoch)  # of an epoch
         self.budget = make_budget(settings.train, self.steps)
         self.progress = load_checkpoint(folder, identity, self.state)
+        if not processes.first:  # dropout of its own; the first one's is in the checkpoint
+            torch.manual_seed(int(seeded(settings.train.seed, self.progress.iteration, processes.rank).integers(2**62)))
         self.best_scores: ValidationScores | None = None  # of all cases, if every validation takes all
         self.began = began - self.progress.elapsed_s
         length = f"{self.budget}, patience {settings.train.patience}"
@@ -86,6 +88,7 @@ class Trainer:
         self.losses = torch.tensor(self.progress.part.loss, device=self.device)  # sum of the epoch that has begun
         self.first_bad = torch.tensor(-1, device=self.device)  # step whose loss was not finite
         self.saved = time.monotonic()
+        self.orders = Orders(self.share, 0, False)
 
     @property
     def elapsed_s(self) -> float:
@@ -115,36 +118,41 @@ class Trainer:
         part = self.progress.part
         began = time.monotonic() - part.seconds
         self.state.network.train()
+        self.agree(stop)
         while part.steps < self.steps and not part.ended:
             patches, wait_s = self._step()
             part = replace(part, steps=part.steps + 1, patches=part.patches + patches, waited_s=part.waited_s + wait_s)
             self.progress = replace(self.progress, iteration=self.progress.iteration + 1)
-            part = replace(part, ended=self.budget.seconds is not None and self.share >= 1.0)
+            self.agree(stop)
+            part = replace(part, ended=self.budget.seconds is not None and self.orders.share >= 1.0)
             self.progress = replace(self.progress, part=part)
             if self.device.type == "cpu" or part.steps % _LOOK_EVERY == 0:
                 self._require_finite()
-            if stop.signal or time.monotonic() - self.saved > self.settings.train.checkpoint_minutes * 60:
+            if stop.signal or self.orders.save:
                 self.save(time.monotonic() - began)
             if stop.signal:
                 return None
         self._require_finite()  # waits for the device, so that the seconds are true
         return self._record(part, max(time.monotonic() - began, 1e-9))
 
+    def agree(self, stop: StopRequest | None = None) -> None:
+        """Settle with the other processes how far the training is, and whether to stop or to save."""
+        due = time.monotonic() - self.saved > self.settings.train.checkpoint_minutes * 60
+        self.orders = self.processes.agree(Orders(self.share, stop.signal if stop else 0, due))
+        if stop is not None:
+            stop.signal = self.orders.signal
+
     def validation_is_due(self, epoch: int) -> bool:
         """Whether to validate after this epoch: every few, at the end, and early enough to know how long it takes."""
-        first = self.budget.seconds is not None and not self.progress.validation_s and self.share > _FIRST_VALIDATION
-        return first or self.share >= 1.0 or epoch % self.settings.train.validate_every == 0
+        first = (
+            self.budget.seconds is not None and not self.progress.validation_s and self.orders.share > _FIRST_VALIDATION
+        )
+        return first or self.orders.share >= 1.0 or epoch % self.settings.train.validate_every == 0
 
     def validate(self, everything: bool, weights: Mapping[str, Tensor]) -> ValidationScores:
         """Scores of the given weights (none: the current ones); the training weights are put back afterwards."""
-        network = self.state.network
-        kept = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        network.load_state_dict(dict(weights) or kept)
-        network.eval()
-        try:
+        with other_weights(self.state.network, weights) as network:
             return self.validation.score(network, everything)
-        finally:
-            network.load_state_dict(kept)
 
     def note_validation(self, record: EpochRecord) -> EpochRecord:
         """Validate, keep the weights if they are the best so far, and complete the epoch's record."""
@@ -153,8 +161,9 @@ class Trainer:
         seconds = time.monotonic() - began
         best, dice = self.progress.best_dice, scores.mean_dice
         better = best is None or (dice is not None and dice > best)
-        if better:
+        if better and self.processes.first:
             save_weights(self.folder / "best.safetensors", self.state.average or self.state.network.state_dict())
+        if better:
             self.best_scores = scores if self.validation.quick == self.validation.all else None
         self.progress = replace(
             self.progress,
@@ -168,12 +177,16 @@ class Trainer:
         """Add the record, decide whether this was the last epoch, and write the checkpoint."""
         patience = self.settings.train.patience
         validated = record.validation_s > 0  # the last weights are always scored
-        finished = validated and (self.share >= 1.0 or (patience is not None and self.progress.stale >= patience))
+        self.agree()
+        finished = validated and (
+            self.orders.share >= 1.0 or (patience is not None and self.progress.stale >= patience)
+        )
         records = (*self.progress.records, record)
         self.progress = replace(self.progress, records=records, finished=finished, part=EpochPart())
         self.losses.zero_()
         self.save()
-        write_history(records, self.folder / "history.csv")
+        if self.processes.first:
+            write_history(records, self.folder / "history.csv")
 
     def save(self, seconds: float | None = None) -> None:
         """Write the checkpoint; ``seconds`` is how long the epoch that has begun has taken, None where that is known.
@@ -185,15 +198,17 @@ class Trainer:
         part = replace(self.progress.part, loss=float(self.losses))
         part = part if seconds is None else replace(part, seconds=seconds)
         self.progress = replace(self.progress, elapsed_s=self.elapsed_s, part=part)
-        keep = self.settings.train.keep_checkpoints
-        save_checkpoint(self.folder, self.progress, self.identity, self.state, keep)
+        if self.processes.first:
+            keep = self.settings.train.keep_checkpoints
+            save_checkpoint(self.folder, self.progress, self.identity, self.state, keep)
         self.saved = time.monotonic()
 
     def _step(self) -> tuple[int, float]:
         """Update the weights once; returns the patches it saw and the seconds it waited for them."""
         parts, wait_s = self.batches.step(self.progress.iteration)
         train = self.settings.train
-        loss = update(self.state, parts, self._objective, train, self.dtype, learning_rate(self.share, train))
+        rate = learning_rate(self.orders.share, train)
+        loss = update(self.state, self.model, parts, self._objective, train, self.dtype, rate)
         self.losses += loss
         first_bad = torch.where(loss.isfinite(), -1, self.progress.iteration)
         self.first_bad = torch.where(self.first_bad < 0, first_bad, self.first_bad)
@@ -207,6 +222,7 @@ class Trainer:
             self.settings.loss,
             regions=self.batches.frame.regions,
             class_weights=self.class_weights,
+            processes=self.processes,
         )
 
     def _require_finite(self) -> None:
@@ -220,17 +236,12 @@ class Trainer:
 
     def _record(self, part: EpochPart, seconds: float) -> EpochRecord:
         """The epoch that ends here; its part becomes what a checkpoint before the validation needs."""
-        loss = float(self.losses) / max(part.steps, 1)
+        found = self.processes.gathered({str(self.processes.rank): float(self.losses)})
+        loss = sum(found.values()) / len(found) / max(part.steps, 1)
         if has_exploded(loss, [record.loss for record in self.progress.records]):
             raise self._diverged(loss, self.progress.iteration - 1)
         self.progress = replace(self.progress, part=replace(part, ended=True, seconds=seconds))
-        return EpochRecord(
-            len(self.progress.records) + 1,
-            self.progress.iteration,
-            loss,
-            learning_rate(self.share, self.settings.train),
-            seconds,
-            part.patches / seconds,
-            part.waited_s / seconds,
-            min(self.share, 1.0),
-        )
+        rate, share = learning_rate(self.orders.share, self.settings.train), min(self.orders.share, 1.0)
+        speed = part.patches * self.processes.count / seconds
+        number = len(self.progress.records) + 1
+        return EpochRecord(number, self.progress.iteration, loss, rate, seconds, speed, part.waited_s / seconds, share)

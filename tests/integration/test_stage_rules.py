@@ -278,7 +278,7 @@ def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeyp
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pipeline.train.trainer.augment", refuse)
+    monkeypatch.setattr("pipeline.train.batches.augment", refuse)
     with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower sample.batch_size"):
         train(prepared, tmp_path / "m", toy_settings(), device="cpu")
 

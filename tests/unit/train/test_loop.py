@@ -19,10 +19,10 @@ from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.factory import build_network
 from pipeline.model.folder import load_weights
 from pipeline.train import trainer
-from pipeline.train.checkpoint import Progress
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.source import PatchSource
+from pipeline.train.state import Progress
 from pipeline.train.values import Frame, Validation, ValidationScores
 
 SIZE = (8, 8, 8)

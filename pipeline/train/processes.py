@@ -1,0 +1,129 @@
+"""Training in several processes, one per GPU, which ``torchrun`` starts: who is who, and what they tell each other.
+
+Every process trains on its part of each batch; gradients, and the sums that the loss is made of, are those of the whole
+batch. The first process alone writes. Decisions that hang on a clock or a signal are the first one's or anyone's, told
+to all before every step, so that no process waits for one that has left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.core.errors import VolsegError
+
+__all__ = ["ALONE", "Orders", "Processes", "joined"]
+
+_PATIENCE = timedelta(hours=2)  # the others wait while one validates a large volume
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What all processes do before the next step.
+
+    Args:
+        share: Share of the training that is done, by the first process's clock.
+        signal: Number of a signal that asked any of them to stop, else 0.
+        save: Whether the first one writes a checkpoint.
+    """
+
+    share: float
+    signal: int
+    save: bool
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, as seen by one of them; by default it is alone.
+
+    Args:
+        rank: Its number.
+        count: How many there are.
+        local: Its number on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes files and talks."""
+        return self.rank == 0
+
+    def wrapped(self, network: nn.Module) -> nn.Module:
+        """The network to train: its gradients are averaged over the processes, its batch norms see all of them."""
+        if self.count == 1:
+            return network
+        device = next(network.parameters()).device
+        if device.type == "cpu":
+            return DistributedDataParallel(network)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(network, device_ids=[device])
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes; gradients flow back to every one."""
+        if self.count == 1:
+            return values
+        total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+        return total
+
+    def agree(self, mine: Orders) -> Orders:
+        """The orders that hold for all."""
+        if self.count == 1:
+            return mine
+        told = torch.tensor([mine.share if self.first else 0.0, mine.signal, mine.save and self.first]).double()
+        parts = [torch.empty_like(told) for _ in range(self.count)]
+        dist.all_gather(parts, told)
+        return Orders(float(parts[0][0]), int(max(part[1] for part in parts)), bool(parts[0][2]))
+
+    def gathered(self, mine: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of all processes, sorted by key, the same in every one."""
+        if self.count == 1:
+            return dict(mine)
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, dict(mine))
+        return dict(sorted(entry for part in parts for entry in part.items()))
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the other processes if ``torchrun`` started this one; without it the training is this one's alone.
+
+    Raises:
+        VolsegError: If there are more processes than GPUs on this machine.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if 0 < gpus <= local:
+        raise VolsegError(
+            f"torchrun: expected at most one process per GPU ({gpus} here), got process {local + 1}. "
+            f"Start it with --nproc-per-node {gpus}."
+        )
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(rank, count, local)
+    finally:
+        dist.destroy_process_group()
