@@ -137,6 +137,9 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", help="Model folder whose weights to begin with (all but the outputs).")
     ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="Measure which way to compute is fastest here (once per machine).")
+    ] = False,
 ) -> None:
     """Train one fold, or continue it where an earlier run stopped."""
     from pipeline.config import load_settings
@@ -153,6 +156,7 @@ def train(
             device=device,
             restart=restart,
             start=start,
+            tune=autotune,
             on_epoch=bars.on_epoch,
             say=say,
         )

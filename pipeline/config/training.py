@@ -99,6 +99,8 @@ class TrainSettings(Section):
     """Wall-clock time of the whole training, e.g. 10m or 1h30m; the step time is measured and the epochs are fitted."""
     accumulate: Size = 1
     """Batches whose gradients are averaged for one update: as one batch so many times larger, in the memory of one."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     gradient_clip: Positive | None = 12.0
     """Largest gradient norm."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

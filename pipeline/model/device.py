@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -12,7 +13,15 @@ from torch import nn
 from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes
 
-__all__ = ["autocast", "choose_device", "choose_dtype", "out_of_memory", "planning_memory_gb", "to_device"]
+__all__ = [
+    "autocast",
+    "choose_device",
+    "choose_dtype",
+    "device_name",
+    "out_of_memory",
+    "planning_memory_gb",
+    "to_device",
+]
 
 _MOST_PLANNED_GB = (
     24  # nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556)
@@ -51,6 +60,13 @@ def planning_memory_gb() -> float:
     return float(_CPU_GB if free is None else max(1, min(_CPU_GB, free >> 31)))
 
 
+def device_name(device: torch.device) -> str:
+    """Name of the GPU or the processor."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return platform.processor() or platform.machine()
+
+
 def choose_dtype(device: torch.device, precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto") -> torch.dtype:
     """Type of the network's arithmetic.
 
@@ -80,9 +96,9 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, its convolutions channels-last where that is faster (CPUs and CUDA)."""
-    if device.type == "mps":
+def to_device(network: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+    """Move a network to a device, its convolutions channels-last where that is possible (CPUs and CUDA)."""
+    if device.type == "mps" or not channels_last:
         return network.to(device)
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):

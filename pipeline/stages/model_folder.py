@@ -13,6 +13,7 @@ import torch
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import file_hash, text_hash
+from pipeline.model.device import device_name
 from pipeline.model.folder import ModelCard, read_card, trained_folds, write_card
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -74,12 +75,11 @@ def remove_training(home: Path) -> None:
 
 def provenance(device: torch.device) -> dict[str, str]:
     """Versions, device and date, for ``model.json``."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "volseg": own_version(),
         "torch": torch.__version__,
         "monai": version("monai"),
         "python": platform.python_version(),
-        "device": f"{device.type} ({name})",
+        "device": f"{device.type} ({device_name(device)})",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -16,12 +16,14 @@ from pipeline.infer.predictor import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
+from pipeline.model.execution import PLAIN
 from pipeline.model.folder import ModelCard, fold_folder
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.stages.autotune import autotune
 from pipeline.stages.model_folder import (
     keep_card,
     provenance,
@@ -51,6 +53,7 @@ def train(
     device: str | None = None,
     restart: bool = False,
     start: Path | None = None,
+    tune: bool = False,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
@@ -66,6 +69,7 @@ def train(
         device: Name of the device; by default the best there is.
         restart: Throw away what an earlier run of this fold left.
         start: Model folder, or a fold's folder in it, whose weights to begin with; the output layers begin anew.
+        tune: Measure first which way of executing the network is fastest here, once per machine.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
         say: Told before it begins what is trained.
 
@@ -78,7 +82,17 @@ def train(
     """
     with joined() as processes:
         return _train(
-            prepared, out, settings, fold, _own_device(device, processes), restart, start, on_epoch, say, processes
+            prepared,
+            out,
+            settings,
+            fold,
+            _own_device(device, processes),
+            restart,
+            start,
+            tune,
+            on_epoch,
+            say,
+            processes,
         )
 
 
@@ -90,6 +104,7 @@ def _train(
     place: torch.device,
     restart: bool,
     start: Path | None,
+    tune: bool,
     on_epoch: Callable[[EpochRecord, int], None],
     say: Callable[[str], None],
     processes: Processes,
@@ -125,8 +140,10 @@ def _train(
     if given is not None:
         for line in begin_with(network, given, plan):
             say(line)
+    mine = autotune(spec, plan, settings, place, say) if tune else PLAIN
+    how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
     frame = _frame(spec, plan)
-    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began, processes)
+    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began, processes, how)
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     if processes.first:

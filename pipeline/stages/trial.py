@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import Settings, parse_duration_s
 from pipeline.core.errors import VolsegError
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import count_parameters
-from pipeline.model.device import autocast, choose_device, choose_dtype, out_of_memory, to_device
+from pipeline.model.device import choose_device, out_of_memory
+from pipeline.model.execution import PLAIN
 from pipeline.model.memory import watch_memory
 from pipeline.model.spec import design_network, patches_per_batch
+from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.train.loss import supervised_loss
-from pipeline.train.schedule import build_optimizer
+from pipeline.train.tuning import measure_step
 
-__all__ = ["Trial", "trial"]
-
-_STEPS = 3  # the first chooses algorithms and reserves memory; the fastest of the others counts
+__all__ = ["Trial", "noise_batch", "trial"]
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,12 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
     spec = design_network(plan, settings.model, settings.sample)
     batch = patches_per_batch(plan, spec, settings.sample)
     network = spec.build(settings.train.seed, settings.model.initialization)
-    parameters, generator = count_parameters(network), torch.Generator().manual_seed(settings.train.seed)
-    images = torch.randn((batch, len(plan.channels), *spec.patch_size), generator=generator)
-    labels = torch.randint(
-        plan.label_table.classes, (batch, *network.output_size(spec.patch_size)), generator=generator
-    )
-    loss = partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
+    parameters = count_parameters(network)
     try:
         with watch_memory(place) as peak:
-            step_s = _fastest_step(network, images, labels, loss, settings, place)
+            images, labels = noise_batch(network, plan, spec.patch_size, batch, place)
+            loss = partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
+            step_s = measure_step(network, (images, labels), loss, settings.train, PLAIN)
             most = peak()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -97,26 +93,11 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
     return Trial(name, parameters, tuple(spec.patch_size), batch, str(place), step_s, most, budget_s)
 
 
-def _fastest_step(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    loss_of: Callable[[Any, Tensor], Tensor],
-    settings: Settings,
-    place: torch.device,
-) -> float:
-    to_device(network, place).train()
-    images, labels = images.to(place), labels.to(place)
-    optimizer, dtype = build_optimizer(network, settings.train), choose_dtype(place, settings.train.precision)
-    seconds = []
-    for _ in range(_STEPS):
-        began = time.monotonic()
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(place, dtype):
-            heads = network(images)
-        loss = loss_of(heads, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        float(loss.detach())  # waits for the device
-        seconds.append(time.monotonic() - began)
-    return min(seconds[1:])
+def noise_batch(
+    network: SegmentationNetwork, plan: Plan, patch_size: Sequence[int], batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, *S) of noise, and labels of the size of the network's output, to measure with."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((batch_size, len(plan.channels), *patch_size), generator=generator)
+    size = (batch_size, *network.output_size(patch_size))
+    return images.to(device), torch.randint(plan.label_table.classes, size, generator=generator).to(device)

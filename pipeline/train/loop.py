@@ -15,6 +15,7 @@ from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import out_of_memory
+from pipeline.model.execution import PLAIN, Execution
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.batches import TrainingBatches
 from pipeline.train.history import EpochRecord, log_epoch, plot_history
@@ -52,6 +53,7 @@ def train_fold(
     on_epoch: Callable[[EpochRecord, int], None],
     began: float | None = None,
     processes: Processes = ALONE,
+    how: Execution = PLAIN,
 ) -> TrainResult:
     """Train one fold to its end, or continue where an earlier run stopped.
 
@@ -70,6 +72,7 @@ def train_fold(
         on_epoch: Called after every epoch with its record and the expected number of epochs.
         began: ``time.monotonic()`` when this sitting started, if loading should count towards the budget.
         processes: Those that train together, each on its parts of the source's batches.
+        how: How the network is executed.
 
     Returns:
         Scores of the best weights on all validation cases, and the history.
@@ -88,7 +91,7 @@ def train_fold(
         ) as batches,
     ):
         torch.manual_seed(settings.train.seed)
-        trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes)
+        trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes, how)
         try:
             _run(trainer, on_epoch, stop)
             with stop.at_once():

@@ -13,9 +13,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipeline.config import TrainSettings
 from pipeline.model.device import autocast
+from pipeline.model.execution import PLAIN, Execution
 from pipeline.train.state import TrainState
 
-__all__ = ["as_trained", "other_weights", "update", "update_average", "without_margin"]
+__all__ = ["other_weights", "update", "update_average", "without_margin"]
 
 Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
 """The loss of a network's output and labels of the input's size."""
@@ -29,6 +30,7 @@ def update(
     settings: TrainSettings,
     dtype: torch.dtype,
     rate: float,
+    how: Execution = PLAIN,
 ) -> Tensor:
     """Update the weights once.
 
@@ -40,6 +42,7 @@ def update(
         settings: Section ``train``.
         dtype: Type of the network's arithmetic.
         rate: Learning rate.
+        how: How the network is executed.
 
     Returns:
         Mean loss of the parts, on the device.
@@ -52,7 +55,7 @@ def update(
         later = isinstance(model, DistributedDataParallel) and number < len(parts)
         with cast(DistributedDataParallel, model).no_sync() if later else nullcontext():  # gradients are exchanged once
             with autocast(images.device, dtype):
-                heads = model(as_trained(images))
+                heads = model(how.images(images))
             loss = objective(heads, labels) / len(parts)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
@@ -95,13 +98,6 @@ def other_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator
         yield network
     finally:
         network.load_state_dict(kept)
-
-
-def as_trained(images: Tensor) -> Tensor:
-    """Images (B, C, *S) with the channels last in memory, which is faster wherever it is supported."""
-    if images.device.type == "mps":
-        return images
-    return images.contiguous(memory_format=(torch.channels_last, torch.channels_last_3d)[images.ndim - 4])
 
 
 def without_margin(labels: Tensor, margin: Sequence[int]) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import choose_dtype, to_device
+from pipeline.model.device import choose_dtype
+from pipeline.model.execution import PLAIN, Execution, execute, recompute_activations
 from pipeline.model.folder import save_weights
 from pipeline.sample.randomness import seeded
 from pipeline.train.balance import class_weights
@@ -32,7 +33,7 @@ from pipeline.train.values import Validation, ValidationScores
 __all__ = ["Trainer"]
 
 _RESERVE = 1.1  # validations take a little longer now and then
-_FIRST_VALIDATION = 0.1  # with a time budget, the first comes after this share at the latest: its duration is needed
+_FIRST_VALIDATION = 0.1  # with a time budget, the first comes after this share: its duration is needed
 _LOOK_EVERY = 50  # steps between looks at the losses on a GPU, which each wait for it
 
 
@@ -48,6 +49,7 @@ class Trainer:
         identity: Hash of everything that must not change before continuing.
         began: ``time.monotonic()`` at the start of this sitting, loading included.
         processes: Those that train together; the first one writes.
+        how: How the network is executed.
 
     Raises:
         ConfigError: If there are more or fewer class weights than outputs of the network.
@@ -64,6 +66,7 @@ class Trainer:
         identity: str,
         began: float,
         processes: Processes = ALONE,
+        how: Execution = PLAIN,
     ) -> None:
         self.settings, self.batches, self.validation, self.processes = settings, batches, validation, processes
         source, regions = batches.source, batches.frame.regions
@@ -72,8 +75,10 @@ class Trainer:
         labels = (label for _, label in source.volumes.values())
         weights = class_weights(settings.loss, network.out_channels, labels, regions=regions)
         self.class_weights = None if weights is None else weights.to(self.device)
-        to_device(network, self.device)
-        self.model = processes.wrapped(network)
+        execute(network, self.device, how)
+        if settings.train.recompute:
+            recompute_activations(network)
+        self.model, self.how = processes.wrapped(network), how
         self.state = first_state(network, settings.train, self.dtype)
         self.steps = source.batches_per_epoch(settings.train.iterations_per_epoch)  # of an epoch
         self.budget = make_budget(settings.train, self.steps)
@@ -158,20 +163,18 @@ class Trainer:
         """Validate, keep the weights if they are the best so far, and complete the epoch's record."""
         began = time.monotonic()
         scores = self.validate(False, self.state.average)
-        seconds = time.monotonic() - began
         best, dice = self.progress.best_dice, scores.mean_dice
         better = best is None or (dice is not None and dice > best)
         if better and self.processes.first:
             save_weights(self.folder / "best.safetensors", self.state.average or self.state.network.state_dict())
-        if better:
-            self.best_scores = scores if self.validation.quick == self.validation.all else None
+        self.best_scores = self.best_scores if not better else scores if self.validation.complete else None
         self.progress = replace(
             self.progress,
             best_dice=dice if better else best,
             stale=0 if better else self.progress.stale + 1,
-            validation_s=seconds,
+            validation_s=time.monotonic() - began,
         )
-        return replace(record, validation_s=seconds, dice=scores.dice, mean_dice=dice)
+        return replace(record, validation_s=self.progress.validation_s, dice=scores.dice, mean_dice=dice)
 
     def note_epoch(self, record: EpochRecord) -> None:
         """Add the record, decide whether this was the last epoch, and write the checkpoint."""
@@ -196,7 +199,7 @@ class Trainer:
         """
         self._require_finite()
         part = replace(self.progress.part, loss=float(self.losses))
-        part = part if seconds is None else replace(part, seconds=seconds)
+        part = replace(part, seconds=part.seconds if seconds is None else seconds)
         self.progress = replace(self.progress, elapsed_s=self.elapsed_s, part=part)
         if self.processes.first:
             keep = self.settings.train.keep_checkpoints
@@ -208,7 +211,7 @@ class Trainer:
         parts, wait_s = self.batches.step(self.progress.iteration)
         train = self.settings.train
         rate = learning_rate(self.orders.share, train)
-        loss = update(self.state, self.model, parts, self._objective, train, self.dtype, rate)
+        loss = update(self.state, self.model, parts, self._objective, train, self.dtype, rate, self.how)
         self.losses += loss
         first_bad = torch.where(loss.isfinite(), -1, self.progress.iteration)
         self.first_bad = torch.where(self.first_bad < 0, first_bad, self.first_bad)

@@ -41,6 +41,11 @@ class Validation:
     quick: int
     all: int
 
+    @property
+    def complete(self) -> bool:
+        """Whether the quick subset is all cases."""
+        return self.quick == self.all
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -43,7 +43,7 @@ def test_too_little_memory_is_said(planned: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> float:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "_fastest_step", full)
+    monkeypatch.setattr(module, "measure_step", full)
     with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower preprocess\.memory_gb\."):
         trial(planned, toy_settings(), "cpu")
 
