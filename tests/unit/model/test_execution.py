@@ -1,5 +1,8 @@
 """Ways of executing a network differ in speed and memory, not in what comes out."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +58,7 @@ def test_recomputing_keeps_less() -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 def test_compiled_networks_give_the_same_logits_and_predict_any_size() -> None:
     options = {"features": (4, 8), "norm": "instance", "deep_supervision": False}
     plain, fused = (build_network("unet", 2, 1, 2, seed=0, **options) for _ in range(2))
