@@ -69,6 +69,29 @@ def phantom(
 
 
 @tools.command()
+def preview(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("preview.png"),
+    config: Config = None,
+    overrides: Set = None,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="Whose training cases.")] = 0,
+    patches: Annotated[int, typer.Option("--patches", min=1, max=50, help="How many to draw.")] = 6,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="By default train.seed, as training.")] = None,
+    channel: Annotated[str | None, typer.Option("--channel", help="Channel to show; by default the first.")] = None,
+) -> None:
+    """Draw the patches that training would see, augmented, and every augmentation alone at its strongest."""
+    from pipeline.config import load_settings
+    from pipeline.console import say
+    from pipeline.stages.preview import preview as run
+
+    settings = load_settings(config, overrides or ())
+    drawn = run(prepared, out, settings, fold=fold, patches=patches, seed=seed, channel=channel)
+    for text in drawn.texts:
+        say(text)
+    say(f"Look at {drawn.path}")
+
+
+@tools.command()
 def demo(
     out: OutFolder = Path("demo"),
     config: Config = None,

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from pipeline.core import Image, LabelMap, LabelTable, require_same_grid
 from pipeline.export.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN, figure_png, organ_color
+from pipeline.export.planes import Plane, draw_outline, frame_panel, plane_slice, shown_planes, write_on
 from pipeline.export.scene import CT_WINDOW_HU, Scene, build_scene, error_position
 
 __all__ = ["Overlay", "case_overlay"]
 
 _DPI = 120
 _PANEL_INCHES = 3.2
-_Horizontal = Literal["left", "center", "right"]
-_Vertical = Literal["top", "center", "bottom"]
-_Plane = tuple[str, int, int, int, str]
-_PLANES: tuple[_Plane, ...] = (("Axial", 0, 1, 2, "LRPA"), ("Coronal", 0, 2, 1, "LRIS"), ("Sagittal", 1, 2, 0, "PAIS"))
-"""Name, the RAS axes to the right and upwards, the axis cut, and the letters left, right, bottom, top."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,21 +68,21 @@ def case_overlay(
     scene = build_scene(reference, prediction, labels, image)
     position = error_position(np.isin(scene.reference, organ), np.isin(scene.prediction, organ))
     shape = scene.reference.shape
-    planes = [plane for plane in _PLANES if min(shape[plane[1]], shape[plane[2]]) > 1] or [_PLANES[0]]
+    planes = shown_planes(shape)
     figure, panels = _panels(scene, planes)
     seen: set[int] = set()
     for (above, below), plane in zip(panels, planes, strict=True):
         seen |= _draw_plane(above, below, scene, plane, position, labels)
     organs = [(name, organ_color(n)) for n, (value, name) in enumerate(labels.names.items()) if value in seen]
     png = figure_png(figure, _DPI, transparent=False)
-    return Overlay(png, tuple(plane[0] for plane in planes), tuple(organs), _words(scene.window) if image else "")
+    return Overlay(png, tuple(plane.name for plane in planes), tuple(organs), _words(scene.window) if image else "")
 
 
-def _panels(scene: Scene, planes: Sequence[_Plane]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+def _panels(scene: Scene, planes: Sequence[Plane]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """Black figure with an upper and a lower panel per plane, all at the same scale."""
     shape, spacing_mm = scene.reference.shape, scene.spacing_mm
-    widths = [shape[plane[1]] * spacing_mm[plane[1]] for plane in planes]
-    heights = [shape[plane[2]] * spacing_mm[plane[2]] for plane in planes]
+    widths = [shape[plane.right] * spacing_mm[plane.right] for plane in planes]
+    heights = [shape[plane.up] * spacing_mm[plane.up] for plane in planes]
     inches = _PANEL_INCHES * len(planes) / sum(widths)
     figure = Figure(figsize=(inches * sum(widths), 2 * inches * max(heights)), facecolor="black")
     grid = figure.subplots(2, len(planes), squeeze=False, gridspec_kw={"width_ratios": widths})
@@ -103,26 +98,26 @@ def _draw_plane(
     above: Axes,
     below: Axes,
     scene: Scene,
-    plane: _Plane,
+    plane: Plane,
     position: tuple[int, int, int],
     labels: LabelTable,
 ) -> set[int]:
     """Draw one plane twice; returns the label values on it."""
     name, right, up, cut, letters = plane
     reference, prediction, ignored = (
-        _slice(volume, cut, position) for volume in (scene.reference, scene.prediction, scene.ignored)
+        plane_slice(volume, cut, position[cut]) for volume in (scene.reference, scene.prediction, scene.ignored)
     )
     size_mm = (reference.shape[1] * scene.spacing_mm[right], reference.shape[0] * scene.spacing_mm[up])
-    background = np.zeros(reference.shape) if scene.image is None else _slice(scene.image, cut, position)
+    background = np.zeros(reference.shape) if scene.image is None else plane_slice(scene.image, cut, position[cut])
     extent = (0.0, size_mm[0], 0.0, size_mm[1])
     for axes in (above, below):
         low, high = scene.window
         axes.imshow(
             background, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear"
         )
-        _frame(axes, size_mm, letters)
-    _write(above, 0.02, 0.98, name, "left", "top")
-    _write(below, 0.02, 0.98, "Errors", "left", "top")
+        frame_panel(axes, size_mm, letters)
+    write_on(above, 0.02, 0.98, name, "left", "top")
+    write_on(below, 0.02, 0.98, "Errors", "left", "top")
     colors = {value: organ_color(n) for n, value in enumerate(labels.values)}
     seen = {value for value in colors if (reference == value).any() or (prediction == value).any()}
     above.imshow(
@@ -132,7 +127,7 @@ def _draw_plane(
         interpolation="nearest",
     )
     for value in sorted(seen):
-        _outline(above, reference == value, scene.spacing_mm[right], scene.spacing_mm[up], colors[value])
+        draw_outline(above, reference == value, scene.spacing_mm[right], scene.spacing_mm[up], colors[value])
     errors = _painted(_errors(reference, prediction, ignored), 0.85)
     below.imshow(errors, extent=extent, origin="lower", interpolation="nearest")
     return seen
@@ -150,12 +145,6 @@ def _errors(
     }
 
 
-def _slice(volume: NDArray[Any], cut: int, position: tuple[int, int, int]) -> NDArray[Any]:
-    """One plane, rows upwards and columns to the right."""
-    plane: NDArray[Any] = np.take(volume, position[cut], axis=cut).T
-    return plane
-
-
 def _painted(masks: dict[str, NDArray[np.bool_]], opacity: float) -> NDArray[np.float64]:
     """(rows, columns, 4) picture; where masks overlap the later one wins."""
     shape = next(iter(masks.values())).shape if masks else (1, 1)
@@ -163,34 +152,3 @@ def _painted(masks: dict[str, NDArray[np.bool_]], opacity: float) -> NDArray[np.
     for color, mask in masks.items():
         picture[mask] = (*to_rgb(color), opacity)
     return picture
-
-
-def _outline(axes: Axes, mask: NDArray[np.bool_], width_mm: float, height_mm: float, color: str) -> None:
-    if not mask.any():
-        return
-    padded = np.pad(mask, 1).astype(np.float64)
-    x = (np.arange(padded.shape[1]) - 0.5) * width_mm
-    y = (np.arange(padded.shape[0]) - 0.5) * height_mm
-    axes.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=1.3)
-
-
-def _frame(axes: Axes, size_mm: tuple[float, float], letters: str) -> None:
-    """No ticks; a letter in the middle of each edge says where the patient's sides are."""
-    axes.set(xlim=(0, size_mm[0]), ylim=(0, size_mm[1]), xticks=[], yticks=[], aspect="equal", anchor="C")
-    axes.set_facecolor("black")
-    places: tuple[tuple[float, float, _Horizontal, _Vertical], ...] = (
-        (0.015, 0.5, "left", "center"),
-        (0.985, 0.5, "right", "center"),
-        (0.5, 0.02, "center", "bottom"),
-        (0.5, 0.98, "center", "top"),
-    )
-    for letter, place in zip(letters, places, strict=True):
-        _write(axes, place[0], place[1], letter, place[2], place[3])
-
-
-def _write(axes: Axes, x: float, y: float, text: str, horizontal: _Horizontal, vertical: _Vertical) -> None:
-    """White text with a black rim, readable on air and on bone; x and y are fractions of the panel."""
-    rim = [withStroke(linewidth=2.5, foreground="black")]
-    axes.text(
-        x, y, text, color="white", fontsize=9, ha=horizontal, va=vertical, transform=axes.transAxes, path_effects=rim
-    )

@@ -9,20 +9,17 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Settings
-from pipeline.core.errors import ConfigError, VolsegError, sentence
+from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.files import write_json
-from pipeline.data.store import prepared_ids, read_info
 from pipeline.infer.predictor import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
 from pipeline.model.execution import PLAIN
 from pipeline.model.folder import ModelCard, fold_folder
-from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
+from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
-from pipeline.sample.augment import directions
-from pipeline.sample.folds import Fold, read_splits
 from pipeline.stages.autotune import autotune
 from pipeline.stages.model_folder import (
     keep_card,
@@ -32,13 +29,13 @@ from pipeline.stages.model_folder import (
     training_identity,
 )
 from pipeline.stages.pretrained import begin_with, given_weights
-from pipeline.train.balance import planned_weights, require_class_weights, sampling_weights
+from pipeline.stages.training_data import axes_frame, patch_source, training_split
+from pipeline.train.balance import planned_weights, require_class_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.processes import Processes, joined
 from pipeline.train.source import PatchSource
-from pipeline.train.values import Frame
 from pipeline.validation import make_validation
 
 __all__ = ["train"]
@@ -112,7 +109,7 @@ def _train(
     """Train as one of several processes, or alone."""
     began = time.monotonic()
     plan = read_plan(prepared / PLAN_FILE)
-    split = _split(prepared, fold, plan)
+    split = training_split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
     named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
     require_class_weights(settings.loss, named)
@@ -123,7 +120,7 @@ def _train(
     home, identity = fold_folder(out, fold), training_identity(spec, plan, settings, split, given)
     check_inference(card, settings.infer)
     require_same_model(out, card, fold)
-    source = _patch_source(prepared, split, spec, plan, settings, place, processes.count)
+    source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
     if restart and processes.first:
         remove_training(home)
     processes.wait()
@@ -142,7 +139,7 @@ def _train(
             say(line)
     mine = autotune(spec, plan, settings, place, say) if tune else PLAIN
     how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
-    frame = _frame(spec, plan)
+    frame = axes_frame(spec, plan)
     result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began, processes, how)
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
@@ -159,42 +156,6 @@ def _own_device(device: str | None, processes: Processes) -> torch.device:
     own = torch.device("cuda", processes.local)
     torch.cuda.set_device(own)
     return own
-
-
-def _split(prepared: Path, fold: int, plan: Plan) -> Fold:
-    infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
-    folds = read_splits(prepared / "splits.json", infos, groups={case: info["group"] for case, info in infos.items()})
-    used = {case for part in folds for case in (*part.train, *part.validation)}
-    other = sorted(case for case in used if infos[case].get("recipe") != plan.recipe)
-    if other:
-        raise VolsegError(
-            f"{prepared}: expected cases prepared by plan.yaml, got {len(other)} prepared otherwise, e.g. {other[0]}. "
-            "Run `volseg preprocess` again; in plan.yaml only patch and batch sizes may be edited."
-        )
-    if not 0 <= fold < len(folds):
-        raise VolsegError(f"fold: expected 0 to {len(folds) - 1}, got {fold}. splits.json has {len(folds)} folds.")
-    return folds[fold]
-
-
-def _patch_source(
-    prepared: Path, split: Fold, spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device, processes: int
-) -> PatchSource:
-    size, margin = [1, 1, 1], [0, 0, 0]
-    for axis, length, lost in zip(plan.axes(spec.dims), spec.patch_size, spec.sizes().margin, strict=True):
-        size[axis], margin[axis] = length, lost
-    return PatchSource(
-        prepared,
-        split.train,
-        (size[0], size[1], size[2]),
-        patches_per_batch(plan, spec, settings.sample),
-        settings.sample,
-        device,
-        squeeze_axis=plan.slice_axis if spec.dims == 2 else None,
-        margin=(margin[0], margin[1], margin[2]),
-        class_weights=sampling_weights(settings.sample, plan),
-        seed=settings.train.seed,
-        parts=settings.train.accumulate * processes,
-    )
 
 
 def _description(spec: NetworkSpec, source: PatchSource, network: SegmentationNetwork) -> str:
@@ -214,17 +175,6 @@ def _notes(plan: Plan, settings: Settings) -> list[str]:
     if "plan" in (settings.loss.class_weights, settings.sample.class_weights) and plan.class_weights is None:
         notes.append(f"class_weights: the plan proposes none, so all weigh the same. {PLAN_FILE} may say why.")
     return notes
-
-
-def _frame(spec: NetworkSpec, plan: Plan) -> Frame:
-    named = directions(plan.orientation)
-    axes = plan.axes(spec.dims)
-    return Frame(
-        tuple(named[axis] for axis in axes),
-        tuple(plan.spacing_mm[axis] for axis in axes),
-        plan.label_table.side_pairs(),
-        plan.label_table.region_classes(),
-    )
 
 
 def _first_network(spec: NetworkSpec, plan: Plan, settings: Settings) -> SegmentationNetwork:

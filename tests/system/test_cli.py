@@ -12,6 +12,7 @@ import pytest
 from toy import toy_settings, write_toy
 
 from pipeline.__main__ import main
+from pipeline.stages.prepare import preprocess
 
 COMMANDS = (
     "check",
@@ -25,6 +26,7 @@ COMMANDS = (
     "config",
     "networks",
     "convert",
+    "preview",
 )
 
 
@@ -196,6 +198,22 @@ def test_the_steps_on_the_command_line(capfd: pytest.CaptureFixture[str], tmp_pa
     code, out, _ = run(capfd, "report", tmp_path / "scores", "-o", tmp_path / "report.html")
     assert code == 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_patches_are_drawn(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    preprocess(write_toy(tmp_path / "toy", 3), prepared, toy_settings(), jobs=1)
+    words = ("preview", prepared, "-o", tmp_path / "p.png", "--patches", 2, "--set", "sample.patch_size=[16,16,16]")
+    code, out, _ = run(capfd, *words)
+    assert code == 0
+    assert out.count(" · toy_") == 2
+    assert "p.png" in out
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run(capfd, *words, "--set", "sample.patch_size=[16,16]")
+    assert code == 1
+    assert "sample.patch_size: expected 3 numbers for model.dims 3" in err
+    code, _, err = run(capfd, *words, "--channel", "T2")
+    assert (code, "channel: expected one of image, got T2" in err) == (1, True)
 
 
 def test_a_wrong_device_and_fold_name_the_right_ones(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
