@@ -157,6 +157,8 @@ def train(
             restart=restart,
             start=start,
             tune=autotune,
+            on_start=bars.on_start,
+            on_step=bars.on_step,
             on_epoch=bars.on_epoch,
             say=say,
         )

@@ -105,7 +105,16 @@ def demo(
 
     settings = load_settings(config or DEMO_SETTINGS, overrides or ())
     with progress_bars() as bars:
-        summary = run_demo(out, settings, device=device, say=say, progress=bars.update, on_epoch=bars.on_epoch)
+        summary = run_demo(
+            out,
+            settings,
+            device=device,
+            say=say,
+            progress=bars.update,
+            on_start=bars.on_start,
+            on_step=bars.on_step,
+            on_epoch=bars.on_epoch,
+        )
     print_demo(summary, out)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from pipeline.config import Settings
 from pipeline.core.files import write_json
@@ -33,6 +33,8 @@ def run_demo(
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = quiet,
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
+    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
 ) -> dict[str, Any]:
     """Make phantoms, prepare, train, predict the held-out ones, evaluate, write the report.
@@ -46,6 +48,8 @@ def run_demo(
         device: Name of the device; by default the best there is.
         say: Told the name of every step.
         progress: Told after every case of a step.
+        on_start: As for ``train``, and so are the next two.
+        on_step: Called after every step.
         on_epoch: Called after every epoch.
 
     Returns:
@@ -61,7 +65,7 @@ def run_demo(
     say("2/6 preprocess")
     preprocess(dataset, prepared, settings, progress=progress)
     say("3/6 train")
-    train(prepared, model, settings, device=device, on_epoch=on_epoch)
+    train(prepared, model, settings, device=device, on_start=on_start, on_step=on_step, on_epoch=on_epoch)
     say("4/6 predict")
     predict(model, [dataset / "imagesTs"], predictions, device=device, progress=progress)
     say("5/6 evaluate")

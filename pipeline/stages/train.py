@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 
@@ -51,6 +53,8 @@ def train(
     restart: bool = False,
     start: Path | None = None,
     tune: bool = False,
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
+    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
@@ -67,6 +71,8 @@ def train(
         restart: Throw away what an earlier run of this fold left.
         start: Model folder, or a fold's folder in it, whose weights to begin with; the output layers begin anew.
         tune: Measure first which way of executing the network is fastest here, once per machine.
+        on_start: Called once with the epochs of earlier runs and the expected number of epochs.
+        on_step: Called after every step with the share of the training that is done and the epoch's mean loss so far.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
         say: Told before it begins what is trained.
 
@@ -78,19 +84,19 @@ def train(
             weights the organs, the model folder holds another model, or the training diverges.
     """
     with joined() as processes:
-        return _train(
-            prepared,
-            out,
-            settings,
-            fold,
-            _own_device(device, processes),
-            restart,
-            start,
-            tune,
-            on_epoch,
-            say,
-            processes,
-        )
+        heard = _Listener(on_start, on_step, on_epoch, say) if processes.first else _Listener()
+        place = _own_device(device, processes)
+        return _train(prepared, out, settings, fold, place, restart, start, tune, heard, processes)
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Who is told; of several processes only the first one talks."""
+
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None
+    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None
+    on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None
+    say: Callable[[str], None] = lambda sentence: None
 
 
 def _train(
@@ -102,8 +108,7 @@ def _train(
     restart: bool,
     start: Path | None,
     tune: bool,
-    on_epoch: Callable[[EpochRecord, int], None],
-    say: Callable[[str], None],
+    heard: _Listener,
     processes: Processes,
 ) -> TrainResult:
     """Train as one of several processes, or alone."""
@@ -127,20 +132,32 @@ def _train(
     require_identity(home, identity)
     if processes.first:
         keep_card(out, card)
-    else:  # the first one talks and writes
-        say, on_epoch = (lambda sentence: None), (lambda record, epochs: None)
     validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
     network = _first_network(spec, plan, settings)
-    say(_description(spec, source, network))
+    heard.say(_description(spec, source, network))
     for note in _notes(plan, card.settings):
-        say(note)
+        heard.say(note)
     if given is not None:
         for line in begin_with(network, given, plan):
-            say(line)
-    mine = autotune(spec, plan, settings, place, say) if tune else PLAIN
+            heard.say(line)
+    mine = autotune(spec, plan, settings, place, heard.say) if tune else PLAIN
     how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
     frame = axes_frame(spec, plan)
-    result = train_fold(network, source, frame, validation, settings, home, identity, on_epoch, began, processes, how)
+    result = train_fold(
+        network,
+        source,
+        frame,
+        validation,
+        settings,
+        home,
+        identity,
+        heard.on_epoch,
+        began,
+        processes,
+        how,
+        on_start=heard.on_start,
+        on_step=heard.on_step,
+    )
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     if processes.first:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -54,6 +55,9 @@ def train_fold(
     began: float | None = None,
     processes: Processes = ALONE,
     how: Execution = PLAIN,
+    *,
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
+    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
 ) -> TrainResult:
     """Train one fold to its end, or continue where an earlier run stopped.
 
@@ -70,6 +74,8 @@ def train_fold(
         folder: Folder of the fold.
         identity: Hash of everything that must not change before continuing.
         on_epoch: Called after every epoch with its record and the expected number of epochs.
+        on_start: Called once with the epochs of earlier runs and the expected number of epochs.
+        on_step: Called after every step with the share of the training that is done and the epoch's mean loss so far.
         began: ``time.monotonic()`` when this sitting started, if loading should count towards the budget.
         processes: Those that train together, each on its parts of the source's batches.
         how: How the network is executed.
@@ -93,7 +99,9 @@ def train_fold(
         torch.manual_seed(settings.train.seed)
         trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes, how)
         try:
-            _run(trainer, on_epoch, stop)
+            epochs = trainer.budget.epochs(len(trainer.progress.records), trainer.share, settings.train.epochs)
+            on_start(trainer.progress.records, epochs)
+            _run(trainer, on_epoch, on_step, stop)
             with stop.at_once():
                 return _finish(trainer)
         except (RuntimeError, MemoryError) as error:
@@ -105,7 +113,12 @@ def train_fold(
             ) from None
 
 
-def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None], stop: StopRequest) -> None:
+def _run(
+    trainer: Trainer,
+    on_epoch: Callable[[EpochRecord, int], None],
+    on_step: Callable[[float, SupportsFloat], None],
+    stop: StopRequest,
+) -> None:
     """Epochs until the training is finished.
 
     Raises:
@@ -114,7 +127,7 @@ def _run(trainer: Trainer, on_epoch: Callable[[EpochRecord, int], None], stop: S
     first = trainer.processes.first
     with SummaryWriter(str(trainer.folder / "events")) if first else nullcontext() as writer:
         while not trainer.progress.finished:
-            record = trainer.epoch(stop)
+            record = trainer.epoch(stop, on_step)
             if record is None:
                 stop.stop()
             if trainer.validation_is_due(record.epoch):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -108,11 +109,14 @@ class Trainer:
         reserve_s = _RESERVE * self.progress.validation_s * rounds
         return self.budget.progress(self.progress.iteration, self.elapsed_s, reserve_s)
 
-    def epoch(self, stop: StopRequest) -> EpochRecord | None:
+    def epoch(
+        self, stop: StopRequest, on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None
+    ) -> EpochRecord | None:
         """Train to the end of the epoch, from wherever it stands; with a time budget it may end early.
 
         Args:
             stop: Asked after every step.
+            on_step: Called after every step with the share of the training that is done and the mean loss so far.
 
         Returns:
             The epoch's record; None if the training was asked to stop, and the checkpoint is written.
@@ -131,6 +135,7 @@ class Trainer:
             self.agree(stop)
             part = replace(part, ended=self.budget.seconds is not None and self.orders.share >= 1.0)
             self.progress = replace(self.progress, part=part)
+            on_step(min(self.orders.share, 1.0), self.losses / part.steps)
             if self.device.type == "cpu" or part.steps % _LOOK_EVERY == 0:
                 self._require_finite()
             if stop.signal or self.orders.save:

@@ -137,6 +137,33 @@ def test_class_weights_of_another_number_than_the_outputs_are_refused(prepared: 
         run(prepared, tmp_path / "m", options)
 
 
+def test_steps_are_told_and_what_earlier_runs_did(prepared: Path, tmp_path: Path) -> None:
+    def train(options: Settings, steps: list[tuple[float, float]], starts: list[tuple[int, int]]) -> TrainResult:
+        source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+        return train_fold(
+            network,
+            source,
+            FRAME,
+            NO_VALIDATION,
+            options,
+            tmp_path / "m",
+            "i",
+            lambda record, epochs: None,
+            on_start=lambda records, epochs: starts.append((len(records), epochs)),
+            on_step=lambda share, loss: steps.append((share, float(loss))),
+        )
+
+    steps: list[tuple[float, float]] = []
+    starts: list[tuple[int, int]] = []
+    result = train(settings(epochs=2), steps, starts)
+    assert [share for share, _ in steps] == pytest.approx([n / 6 for n in range(1, 7)])
+    assert [steps[2][1], steps[5][1]] == pytest.approx([record.loss for record in result.progress.records])
+    train(settings(epochs=3), steps, starts)
+    assert starts == [(0, 2), (2, 3)]
+    assert len(steps) == 9
+
+
 def test_a_finished_training_is_not_trained_again(prepared: Path, tmp_path: Path) -> None:
     first = run(prepared, tmp_path / "m", settings())
     second = run(prepared, tmp_path / "m", settings())

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
-from pipeline import console
 from pipeline.console import print_batch, print_check, print_demo
 from pipeline.data.check import CheckReport, Problem
 from pipeline.stages.batch import Batch
@@ -42,15 +37,3 @@ def test_organs_without_a_score_get_a_dash(capsys: pytest.CaptureFixture[str]) -
     assert "liver [/l] 0.500 0.333 spleen - - mean 0.500" in found
     print_demo({"cases": 0, "organs": {"spleen": {"dice": None, "iou": None}}, "mean_dice": None}, Path("demo"))
     assert "spleen - - mean -" in flat(capsys)
-
-
-def test_time_left_is_told_of_cases_that_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, shown = [0.0], StringIO()
-    monkeypatch.setattr(console, "_console", Console(file=shown, force_terminal=True, width=200))
-    monkeypatch.setattr(console, "Progress", partial(Progress, get_time=lambda: now[0], auto_refresh=False))
-    with console.progress_bars() as bars:
-        for done in (1, 2, 3):  # two minutes each: 7 are left
-            bars.update(done, 10, "prepare")
-            now[0] += 120.0
-    assert "3/10" in shown.getvalue()
-    assert "0:14:00" in shown.getvalue()

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from pipeline.console.bars import Bars, progress_bars
+from pipeline.console.terminal import CONSOLE, say
 from pipeline.core.files import read_json
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.export.pruning import PruningResult
     from pipeline.stages.batch import Batch
-    from pipeline.train.history import EpochRecord
     from pipeline.train.loop import TrainResult
 
 __all__ = [
@@ -45,65 +34,8 @@ __all__ = [
     "say",
 ]
 
-_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
 _UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds", "patch")
-_SPEED_S = 86_400.0  # by default only the last 30 s tell the time left, in which a large case may not even end
 _LISTED = 20  # failures printed before the rest is only counted
-
-
-def say(text: str) -> None:
-    """Print a line."""
-    _console.print(text)
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Ways to report progress while the bars are shown.
-
-    Args:
-        update: Takes how many items are done, how many there are, and what is being done.
-        on_epoch: Takes an epoch's record and the expected number of epochs.
-    """
-
-    update: Callable[[int, int, str], None]
-    on_epoch: Callable[[EpochRecord, int], None]
-
-
-@contextmanager
-def progress_bars() -> Iterator[Bars]:
-    """Show a bar per kind of work while the block runs; files and pipes get a line per validation instead.
-
-    The time left follows from the mean of the last cases, a thousand at most, because cases differ in size.
-    """
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=_console, disable=not _console.is_terminal, speed_estimate_period=_SPEED_S) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(done: int, total: int, what: str, note: str = "") -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, note="")
-            bars.update(tasks[what], completed=done, total=total, note=note)
-
-        def on_epoch(record: EpochRecord, epochs: int) -> None:
-            wait = f"data wait {record.data_share:.0%}"
-            update(
-                record.epoch, epochs, "train", f"loss {record.loss:.3f}, {record.patches_per_s:.1f} patches/s, {wait}"
-            )
-            if record.mean_dice is not None:
-                say(
-                    f"epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
-                    f"{record.patches_per_s:.1f} patches/s  {wait}  "
-                    f"validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
-                )
-
-        yield Bars(update, on_epoch)
 
 
 def print_check(report: CheckReport) -> None:
@@ -115,7 +47,7 @@ def print_check(report: CheckReport) -> None:
             table.add_row(
                 problem.severity, problem.case or "(dataset)", problem.message, style=colors[problem.severity]
             )
-        _console.print(table)
+        CONSOLE.print(table)
     count = {
         kind: sum(problem.severity == kind for problem in report.problems) for kind in ("error", "warning", "note")
     }
@@ -126,7 +58,7 @@ def print_batch(batch: Batch, verb: str, out: Path) -> None:
     """Print what became of a batch."""
     for case, error in batch.failed[:_LISTED]:
         text = error if error.startswith(f"case {case}") else f"case {case}: {error}"
-        _console.print(f"failed  {text}", style="red")
+        CONSOLE.print(f"failed  {text}", style="red")
     if len(batch.failed) > _LISTED:
         say(f"… and {len(batch.failed) - _LISTED} more")
     for note in batch.notes:
@@ -145,7 +77,7 @@ def print_fingerprint(path: Path) -> None:
         volumes = (entry["volume_ml"][key] for key in ("median", "smallest", "largest"))
         shown = ("-" if ml is None else f"{ml:,.0f}" if ml >= 100 else f"{ml:.3g}" for ml in volumes)
         table.add_row(organ, str(entry["cases"]), *shown)
-    _console.print(table)
+    CONSOLE.print(table)
 
 
 def print_plan(prepared: Path) -> None:
@@ -162,7 +94,7 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
     for organ, value in result.scores.dice.items():
         table.add_row(organ, _score(value))
     table.add_row("mean", _score(result.scores.mean_dice), style="bold")
-    _console.print(table)
+    CONSOLE.print(table)
     say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
 
@@ -174,7 +106,7 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
     """
     _print_scores(summary)
     for failure in summary["failures"]:
-        _console.print(f"failed  {failure['message']}", style="red")
+        CONSOLE.print(f"failed  {failure['message']}", style="red")
     for note in summary["notes"]:
         say(f"note  {note}")
     missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
@@ -192,7 +124,7 @@ def print_demo(scores: Mapping[str, Any], out: Path) -> None:
     for organ, entry in scores["organs"].items():
         table.add_row(organ, _score(entry["dice"]), _score(entry["iou"]))
     table.add_row("mean", _score(scores["mean_dice"]), "", style="bold")
-    _console.print(table)
+    CONSOLE.print(table)
     say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
 
 
@@ -208,7 +140,7 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
         sizes = patch if output == patch else f"{patch} to {output}"
         adds = f"{row.multiply_adds / 1e9:,.1f} G"
         table.add_row(f"{row.name} {row.dims}D", f"{row.parameters:,}", adds, sizes)
-    _console.print(table)
+    CONSOLE.print(table)
     for name, source in {row.name: row.source for row in rows}.items():  # whole lines: a column would break them
         say(f"  {name:<22}{source}")
 
@@ -218,7 +150,7 @@ def print_pruning(result: PruningResult, out: Path) -> None:
     table = _table(*result.columns, title=f"Levels of {result.source}, {result.cases} validation cases")
     for row in result.rows:
         table.add_row(*row.cells(), style="bold" if row is result.chosen else None)
-    _console.print(table)
+    CONSOLE.print(table)
     say(f"{result.verdict} Its model: {out}, the comparison: {out / 'pruning.md'}")
 
 
@@ -230,7 +162,7 @@ def _print_scores(summary: Mapping[str, Any]) -> None:
     table = _table(*(TABLE_COLUMNS[n] for n in shown), title="Dice per organ")
     for row in table_rows(dict(summary)):
         table.add_row(*(row[n] for n in shown))
-    _console.print(table)
+    CONSOLE.print(table)
 
 
 def _score(value: float | None) -> str:
