@@ -1,4 +1,4 @@
-"""What happened epoch by epoch: a CSV, TensorBoard events and a picture of the curves."""
+"""What happened epoch by epoch: a CSV and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.core.files import atomic_path, write_text
+from pipeline.core.files import write_text
 
-__all__ = ["EpochRecord", "log_epoch", "plot_history", "write_history"]
+__all__ = ["EpochRecord", "log_epoch", "write_history"]
 
 
 @dataclass(frozen=True)
@@ -80,38 +78,3 @@ def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
         if value is not None:
             writer.add_scalar(name, value, record.epoch)
     writer.flush()
-
-
-def plot_history(records: Sequence[EpochRecord], path: Path) -> None:
-    """Write a PNG: loss and learning rate on the left, Dice per organ on the right.
-
-    Args:
-        records: At least one epoch.
-        path: PNG file.
-    """
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [record.epoch for record in records]
-    left.plot(epochs, [record.loss for record in records], color="#0072B2", label="training loss")
-    left.set(xlabel="epoch", ylabel="loss", title="Loss")
-    rate = left.twinx()
-    rate.plot(
-        epochs, [record.learning_rate for record in records], color="#999999", linestyle=":", label="learning rate"
-    )
-    rate.set_ylabel("learning rate")
-    handles = [*left.get_lines(), *rate.get_lines()]
-    left.legend(handles=handles, loc="upper right", frameon=False)
-    scored = [record for record in records if record.mean_dice is not None]
-    if scored:
-        where = [record.epoch for record in scored]
-        for organ in scored[-1].dice:
-            values = [np.nan if (v := record.dice.get(organ)) is None else v for record in scored]
-            right.plot(where, values, linewidth=1, alpha=0.7, label=organ)
-        means = [np.nan if record.mean_dice is None else record.mean_dice for record in scored]
-        right.plot(where, means, color="black", linewidth=2, label="mean")
-        if len(scored[-1].dice) <= 15:
-            right.legend(loc="lower right", fontsize="small", ncols=2, frameon=False)
-    right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Full-volume validation")
-    right.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -19,7 +19,8 @@ from pipeline.model.device import out_of_memory
 from pipeline.model.execution import PLAIN, Execution
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.batches import TrainingBatches
-from pipeline.train.history import EpochRecord, log_epoch, plot_history
+from pipeline.train.curves import plot_history
+from pipeline.train.history import EpochRecord, log_epoch
 from pipeline.train.processes import ALONE, Processes
 from pipeline.train.source import PatchSource
 from pipeline.train.state import Progress
