@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -119,6 +120,8 @@ class TrainSettings(Section):
     """Number of checkpoints to keep, the last one included."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, sampling and augmentation."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server, e.g. http://localhost:5000, that settings, epochs and curves are sent to."""
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -127,4 +130,14 @@ class TrainSettings(Section):
             value = f"{value}s"
         if isinstance(value, str):
             parse_duration_s(value)
+        return value
+
+    @field_validator("mlflow")
+    @classmethod
+    def _mlflow(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or urlsplit(value).password is not None):
+            got, advice = "none", "Write for example http://localhost:5000, or null"
+            if value.strip():  # settings are written into the model folder
+                got, advice = "one with a password", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            raise ValueError(f"expected a URI without a password, got {got}. {advice}.")
         return value

@@ -21,6 +21,7 @@ from pipeline.sample.folds import Fold
 from pipeline.stages.pretrained import GivenWeights
 from pipeline.stages.signature import own_version
 from pipeline.train.balance import sampling_weights
+from pipeline.train.tracking import RUN_FILE
 
 __all__ = ["keep_card", "provenance", "remove_training", "require_same_model", "training_identity"]
 
@@ -28,9 +29,9 @@ __all__ = ["keep_card", "provenance", "remove_training", "require_same_model", "
 def training_identity(
     spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold, given: GivenWeights | None
 ) -> str:
-    """Hash of what must not change while a training goes on; how long it lasts may."""
+    """Hash of what must not change while a training goes on; how long it lasts and who is told may."""
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
-    length |= {"checkpoint_minutes", "keep_checkpoints"}
+    length |= {"checkpoint_minutes", "keep_checkpoints", "mlflow"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
     sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})
@@ -66,7 +67,7 @@ def keep_card(out: Path, card: ModelCard) -> None:
 
 def remove_training(home: Path) -> None:
     """Throw away what an earlier training of a fold left."""
-    for pattern in ("*.safetensors", "validation.json", "history.csv"):
+    for pattern in ("*.safetensors", "validation.json", "history.csv", RUN_FILE):
         for path in home.glob(pattern):
             path.unlink()
     for events in (home / "events").glob("events.*"):

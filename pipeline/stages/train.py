@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -38,6 +38,7 @@ from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.processes import Processes, joined
 from pipeline.train.source import PatchSource
+from pipeline.train.tracking import require_mlflow, tracking
 from pipeline.validation import make_validation
 
 __all__ = ["train"]
@@ -113,6 +114,7 @@ def _train(
 ) -> TrainResult:
     """Train as one of several processes, or alone."""
     began = time.monotonic()
+    require_mlflow(settings.train.mlflow)
     plan = read_plan(prepared / PLAN_FILE)
     split = training_split(prepared, fold, plan)
     spec = design_network(plan, settings.model, settings.sample)
@@ -143,26 +145,43 @@ def _train(
     mine = autotune(spec, plan, settings, place, heard.say) if tune else PLAIN
     how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
     frame = axes_frame(spec, plan)
-    result = train_fold(
-        network,
-        source,
-        frame,
-        validation,
-        settings,
-        home,
-        identity,
-        heard.on_epoch,
-        began,
-        processes,
-        how,
-        on_start=heard.on_start,
-        on_step=heard.on_step,
-    )
+    uri = settings.train.mlflow if processes.first else None
+    with tracking(uri, home, heard.say, plan.dataset, _tracked(out, fold, card)) as tracker:
+        result = train_fold(
+            network,
+            source,
+            frame,
+            validation,
+            settings,
+            home,
+            identity,
+            _both(heard.on_epoch, tracker.on_epoch),
+            began,
+            processes,
+            how,
+            on_start=_both(heard.on_start, tracker.on_start),
+            on_step=heard.on_step,
+        )
+        tracker.finish(result.scores)
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     if processes.first:
         write_json(home / "validation.json", {"grid": "prepared", "weights": "best", **content})
     return result
+
+
+def _both(first: Callable[[Any, int], None], then: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+    def call(told: Any, epochs: int) -> None:
+        first(told, epochs)
+        then(told, epochs)
+
+    return call
+
+
+def _tracked(out: Path, fold: int, card: ModelCard) -> dict[str, Any]:
+    """What describes a training beside others."""
+    settings = card.settings.model_dump(mode="json", exclude={"train": {"mlflow"}})
+    return {"run": f"{out.resolve().name} fold {fold}", "fold": fold, **settings}
 
 
 def _own_device(device: str | None, processes: Processes) -> torch.device:

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.core.files import write_text
 
-__all__ = ["EpochRecord", "log_epoch", "write_history"]
+__all__ = ["EpochRecord", "log_epoch", "scalars", "write_history"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def write_history(records: Sequence[EpochRecord], path: Path) -> None:
     write_text(path, stream.getvalue())
 
 
-def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
-    """Write one epoch to TensorBoard."""
-    scalars: dict[str, float | None] = {
+def scalars(record: EpochRecord) -> dict[str, float | None]:
+    """The numbers of an epoch by the names under which they are logged; None where there is none."""
+    return {
         "train/loss": record.loss,
         "train/learning_rate": record.learning_rate,
         "train/patches_per_s": record.patches_per_s,
@@ -74,7 +74,11 @@ def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
         "validation/mean_dice": record.mean_dice,
         **{f"validation/{organ}": value for organ, value in record.dice.items()},
     }
-    for name, value in scalars.items():
+
+
+def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
+    """Write one epoch to TensorBoard."""
+    for name, value in scalars(record).items():
         if value is not None:
             writer.add_scalar(name, value, record.epoch)
     writer.flush()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONDA_NAMES = {"blosc2": "python-blosc2", "matplotlib": "matplotlib-base", "torch": "pytorch"}
 """Distributions whose conda-forge package has another name."""
 
-EXTRAS = {"bench", "cluster", "dev", "dicom", "export"}
+EXTRAS = {"bench", "cluster", "dev", "dicom", "export", "mlflow"}
 
 
 @pytest.fixture(scope="module")
