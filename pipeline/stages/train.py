@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 
@@ -39,6 +39,7 @@ from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.processes import Processes, joined
 from pipeline.train.source import PatchSource
 from pipeline.train.tracking import require_mlflow, tracking
+from pipeline.train.values import OnStep
 from pipeline.validation import make_validation
 
 __all__ = ["train"]
@@ -55,7 +56,7 @@ def train(
     start: Path | None = None,
     tune: bool = False,
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
-    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
+    on_step: OnStep = lambda share, loss: None,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
@@ -95,7 +96,7 @@ class _Listener:
     """Who is told; of several processes only the first one talks."""
 
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None
-    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None
+    on_step: OnStep = lambda share, loss: None
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None
     say: Callable[[str], None] = lambda sentence: None
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsFloat
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +25,7 @@ from pipeline.train.source import PatchSource
 from pipeline.train.state import Progress
 from pipeline.train.stop import STOPS, StopRequest, stoppable
 from pipeline.train.trainer import Trainer
-from pipeline.train.values import Frame, Validation, ValidationScores
+from pipeline.train.values import Frame, OnStep, Validation, ValidationScores
 
 __all__ = ["TrainResult", "train_fold"]
 
@@ -58,7 +57,7 @@ def train_fold(
     how: Execution = PLAIN,
     *,
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
-    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
+    on_step: OnStep = lambda share, loss: None,
 ) -> TrainResult:
     """Train one fold to its end, or continue where an earlier run stopped.
 
@@ -117,7 +116,7 @@ def train_fold(
 def _run(
     trainer: Trainer,
     on_epoch: Callable[[EpochRecord, int], None],
-    on_step: Callable[[float, SupportsFloat], None],
+    on_step: OnStep,
     stop: StopRequest,
 ) -> None:
     """Epochs until the training is finished.

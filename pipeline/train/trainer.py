@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import EpochPart, first_state
 from pipeline.train.step import other_weights, update, update_average, without_margin
 from pipeline.train.stop import StopRequest
-from pipeline.train.values import Validation, ValidationScores
+from pipeline.train.values import OnStep, Validation, ValidationScores
 
 __all__ = ["Trainer"]
 
@@ -109,14 +108,12 @@ class Trainer:
         reserve_s = _RESERVE * self.progress.validation_s * rounds
         return self.budget.progress(self.progress.iteration, self.elapsed_s, reserve_s)
 
-    def epoch(
-        self, stop: StopRequest, on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None
-    ) -> EpochRecord | None:
+    def epoch(self, stop: StopRequest, on_step: OnStep) -> EpochRecord | None:
         """Train to the end of the epoch, from wherever it stands; with a time budget it may end early.
 
         Args:
             stop: Asked after every step.
-            on_step: Called after every step with the share of the training that is done and the mean loss so far.
+            on_step: Told of every step.
 
         Returns:
             The epoch's record; None if the training was asked to stop, and the checkpoint is written.
@@ -207,8 +204,7 @@ class Trainer:
         part = replace(part, seconds=part.seconds if seconds is None else seconds)
         self.progress = replace(self.progress, elapsed_s=self.elapsed_s, part=part)
         if self.processes.first:
-            keep = self.settings.train.keep_checkpoints
-            save_checkpoint(self.folder, self.progress, self.identity, self.state, keep)
+            save_checkpoint(self.folder, self.progress, self.identity, self.state, self.settings.train.keep_checkpoints)
         self.saved = time.monotonic()
 
     def _step(self) -> tuple[int, float]:
@@ -234,8 +230,7 @@ class Trainer:
         )
 
     def _require_finite(self) -> None:
-        step = int(self.first_bad)
-        if step >= 0:
+        if (step := int(self.first_bad)) >= 0:
             raise self._diverged(math.nan, step)
 
     def _diverged(self, loss: float, step: int) -> Exception:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 from torch import nn
 
 from pipeline.sample.augment import Direction
 
-__all__ = ["Frame", "Validation", "ValidationScores"]
+__all__ = ["Frame", "OnStep", "Validation", "ValidationScores"]
+
+OnStep = Callable[[float, SupportsFloat], None]
+"""Called after every step with the share of the training that is done and the epoch's mean loss so far."""
 
 
 @dataclass(frozen=True)
