@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.folds import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
 __all__ = ["steps"]
@@ -130,8 +131,12 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder; one folder may hold several folds.")],
     config: Config = None,
     overrides: Set = None,
-    fold: Annotated[int, typer.Option("--fold", min=0, help="Which fold of splits.json validates.")] = 0,
-    budget: Annotated[str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m.")] = None,
+    fold: Annotated[
+        str, typer.Option("--fold", help="Which fold of splits.json validates; all: every fold, one per GPU at a time.")
+    ] = "0",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m; with --fold all, each fold.")
+    ] = None,
     device: Device = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of continuing.")] = False,
     start: Annotated[
@@ -141,18 +146,26 @@ def train(
         bool, typer.Option("--autotune", help="Measure which way to compute is fastest here (once per machine).")
     ] = False,
 ) -> None:
-    """Train one fold, or continue it where an earlier run stopped."""
+    """Train one fold or all of them, or continue where an earlier run stopped.
+
+    With --fold all, exit code 2: some folds failed, 3: all failed.
+    """
+    if fold != "all" and not fold.isdecimal():
+        raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
     from pipeline.config import load_settings
     from pipeline.console import print_training, progress_bars, say
     from pipeline.stages.train import train as run
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
+    if fold == "all":
+        raise typer.Exit(train_all(prepared, out, settings, device, restart, start, autotune))
+    number = int(fold)
     with progress_bars() as bars:
         result = run(
             prepared,
             out,
             settings,
-            fold=fold,
+            fold=number,
             device=device,
             restart=restart,
             start=start,
@@ -163,7 +176,7 @@ def train(
             say=say,
         )
     if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
-        print_training(result, out, fold)
+        print_training(result, out, number)
 
 
 @steps.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.fields import Section, Size
+from pipeline.config.fields import Positive, Section, Size
 from pipeline.config.preparation import AugmentSettings, PreprocessSettings, SampleSettings
 from pipeline.config.training import LossSettings, ModelSettings, TrainSettings
 
@@ -37,6 +37,12 @@ class InferSettings(Section):
     """Average over mirrored windows (8 passes in 3D, 4 in 2D); left and right organs are swapped back."""
     keep_largest: tuple[str, ...] = ()
     """Organs of which only the largest connected component is kept."""
+    remove_small_ml: dict[str, Positive] = Field(default_factory=dict)
+    """Organs of which connected components below a volume are removed, e.g. {liver: 0.5}, in mL."""
+    fill_holes: tuple[str, ...] = ()
+    """Organs whose enclosed holes are filled; other organs in them stay."""
+    postprocessing: bool = True
+    """Also clean masks as cross-validation found to help: postprocessing.json in the model folder."""
 
 
 class Settings(Section):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.export.pruning import PruningResult
     from pipeline.stages.batch import Batch
+    from pipeline.train.history import EpochRecord
     from pipeline.train.loop import TrainResult
 
 __all__ = [
@@ -32,10 +33,21 @@ __all__ = [
     "print_training",
     "progress_bars",
     "say",
+    "say_validation",
 ]
 
 _UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds", "patch")
 _LISTED = 20  # failures printed before the rest is only counted
+
+
+def say_validation(record: EpochRecord, epochs: int, fold: str) -> None:
+    """Print a line for an epoch of a fold that ended with a validation."""
+    if record.mean_dice is not None:
+        say(
+            f"{fold}  epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
+            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}  "
+            f"validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
+        )
 
 
 def print_check(report: CheckReport) -> None:

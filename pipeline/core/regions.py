@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pipeline.core.errors import listed
 
-__all__ = ["PaintingStep", "check_regions", "left_without", "paint", "painted_values", "painting_steps"]
+__all__ = [
+    "PaintingStep",
+    "check_regions",
+    "joined_with",
+    "left_without",
+    "paint",
+    "painted_values",
+    "painting_steps",
+]
 
 PaintingStep = tuple[tuple[int, ...], int]
 """Regions (by position) and the value that is painted where all of them were found."""
@@ -145,6 +153,29 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
         painted_rest = paint(rest, steps)
         left[value] = painted_rest if painted_rest in fitting else max(fitting, key=lambda n: len(homes[n]), default=0)
     return left
+
+
+def joined_with(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
+    """What becomes of the background and of the values outside a region where it is added.
+
+    Args:
+        region: Its name.
+        regions: Checked regions, in painting order.
+        painted: What :func:`painted_values` returned.
+
+    Returns:
+        0 and values that do not lie in the region → the value that lies in it too. Those for which there is no such
+        value, because no label map can hold this region and theirs in one voxel, are left out: they stay.
+    """
+    steps = painting_steps(regions, painted)
+    added = list(regions).index(region)
+    homes = {0: (), **_homes(regions)}
+    joined = {}
+    for value, home in homes.items():
+        both = {*home, added}
+        if added not in home and both <= set(homes[found := paint(both, steps)]):
+            joined[value] = found
+    return joined
 
 
 def _homes(regions: _Regions) -> dict[int, tuple[int, ...]]:

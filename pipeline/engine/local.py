@@ -21,7 +21,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
 from pipeline.engine.workers import starting_workers, worker_pool
 
-__all__ = ["Outcome", "Run", "default_jobs", "open_engine"]
+__all__ = ["Outcome", "Run", "default_jobs", "open_engine", "outcome_of"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -119,7 +119,7 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
                 pool[0] = worker_pool(jobs, light=light)
             done = [(flying.pop(future).item, future) for future in ready]
             lost += [index for index, future in done if _is_lost(future)]
-            yield from (_outcome(index, future.result) for index, future in done if not _is_lost(future))
+            yield from (outcome_of(index, future.result) for index, future in done if not _is_lost(future))
         yield from _run_alone(function, items, sorted(lost))
 
     try:
@@ -146,7 +146,7 @@ def _run_here(
 ) -> Iterator[Outcome[R]]:
     """One item at a time, whatever its size."""
     for index, item in enumerate(items):
-        yield _outcome(index, lambda item=item: function(item))  # type: ignore[misc]
+        yield outcome_of(index, lambda item=item: function(item))  # type: ignore[misc]
 
 
 def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[int]) -> Iterator[Outcome[R]]:
@@ -162,7 +162,7 @@ def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[in
                 future = _submit(pool, function, items[index])
                 wait([future])
                 if not _is_lost(future):
-                    yield _outcome(index, future.result)
+                    yield outcome_of(index, future.result)
                     break
                 pool.shutdown()
                 pool = None
@@ -174,7 +174,8 @@ def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[in
             pool.shutdown(cancel_futures=True)
 
 
-def _outcome(index: int, call: Callable[[], R]) -> Outcome[R]:
+def outcome_of(index: int, call: Callable[[], R]) -> Outcome[R]:
+    """Call, and say in a sentence what went wrong if something did."""
     try:
         return Outcome(index, call(), None)
     except (VolsegError, MemoryError) as error:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.context import BaseContext
 from threading import Event, Thread
 
 from pipeline.core.machine import processors
 
-__all__ = ["starting_workers", "warm_up", "worker_pool"]
+__all__ = ["start_worker", "starting_workers", "warm_up", "worker_context", "worker_pool"]
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -56,15 +57,20 @@ def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
         light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's imports,
             which come first where the processors are busy.
     """
+    niceness = _YIELDING if light and _warming.is_set() else 0
+    return ProcessPoolExecutor(jobs, mp_context=worker_context(light), initializer=start_worker, initargs=(niceness,))
+
+
+def worker_context(light: bool = False) -> BaseContext:
+    """How worker processes begin: forked from the server where that can be and pays, else spawned."""
     forked = _FORKS and not light
     if forked:
         forkserver.set_forkserver_preload([_SERVER])  # of no effect where it runs already
-    context = get_context("forkserver" if forked else "spawn")
-    niceness = _YIELDING if light and _warming.is_set() else 0
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(niceness,))
+    return get_context("forkserver" if forked else "spawn")
 
 
-def _start_worker(niceness: int) -> None:
+def start_worker(niceness: int = 0) -> None:
+    """What a worker does first: leave Ctrl-C to its parent, and see to it that it ends with this parent."""
     if niceness:
         os.nice(niceness)
     if sys.modules.get("matplotlib", gc) is None:  # the server hid it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.evaluate.overlap import overlaps
 from pipeline.evaluate.pairing import FilePair, find_images, find_labels, pair_files, unpaired_predictions
 from pipeline.evaluate.rows import EvaluatedCase, Evaluation, Row, Status
 
-__all__ = ["CaseScores", "MapCases", "evaluate", "score_case", "score_without_prediction"]
+__all__ = ["CaseScores", "MapCases", "evaluate", "evaluate_pairs", "score_case", "score_without_prediction"]
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -131,14 +131,35 @@ def evaluate(
         labels = _labels_of_values(pairs, map_cases)
         notes.append("No label table found: organs are named after their label values.")
     images, image_notes = find_images(predictions, pairs)
+    return evaluate_pairs(pairs, labels, map_cases, images=images, notes=(*notes, *image_notes))
+
+
+def evaluate_pairs(
+    pairs: Sequence[FilePair],
+    labels: LabelTable,
+    map_cases: MapCases = map,
+    *,
+    images: Mapping[str, tuple[Path, ...]] | None = None,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Score predictions against references, as :func:`evaluate` does, where it is known which belong together.
+
+    Args:
+        pairs: One per case.
+        labels: The organs or regions.
+        map_cases: Applies the scoring of one case to all of them, like ``map``.
+        images: Case id → its image files, where they are known.
+        notes: Sentences a reader of the scores should know.
+    """
     results = {scores.case: scores for scores in map_cases(partial(_score_pair, labels), pairs)}
     results = {pair.case: results.get(pair.case) or CaseScores(pair.case, (), _LOST) for pair in pairs}
+    known = images or {}
     return Evaluation(
         labels=labels,
         rows=tuple(row for pair in pairs for row in results[pair.case].rows),
-        cases=tuple(EvaluatedCase(p.case, p.reference, p.prediction, images.get(p.case, ())) for p in pairs),
+        cases=tuple(EvaluatedCase(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
         failures=tuple((scores.case, scores.failure) for scores in results.values() if scores.failure),
-        notes=(*notes, *image_notes),
+        notes=tuple(notes),
     )
 
 

@@ -7,66 +7,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.config import InferSettings
-from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.core.errors import ConfigError
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
-from pipeline.infer.logits import check_window, predict_logits
-from pipeline.infer.postprocess import keep_largest
-from pipeline.infer.restore import restore_labels
-from pipeline.model.device import choose_device, choose_dtype, to_device
-from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
+from pipeline.infer.cleaning import Cleaning, read_cleaning
+from pipeline.infer.member import Member, segment
+from pipeline.model.device import choose_device
+from pipeline.model.folder import ModelCard, member_folders
 from pipeline.preprocess.prepare import prepare_image
-from pipeline.sample.augment import directions
+from pipeline.preprocess.trace import Trace
 
-__all__ = ["Predictor", "check_inference"]
+__all__ = ["Predictor"]
 
 
 class Predictor:
-    """A trained model, ready to segment.
+    """A trained model, or an ensemble of several, ready to segment.
 
     Example:
         >>> predictor = Predictor.load("model")                       # doctest: +SKIP
         >>> label_map = predictor.predict(read_image("scan.nii.gz"))  # doctest: +SKIP
 
     Args:
-        card: Description of the model.
-        networks: One per fold; their logits are averaged.
-        device: Where to compute.
-        settings: Section ``infer``; by default the one the model was trained with.
+        members: At least one, all with the same channels and labels; of several the probabilities are averaged.
         extra: The further MONAI transforms that training data went through, if any.
+        learnt: Cleaning of the masks that cross-validation found to help, beside what the settings ask for.
 
     Raises:
-        ConfigError: If the settings do not suit the model (see :func:`check_inference`), or the further transforms are
-            not those of training.
+        ConfigError: If the further transforms are not those of training.
     """
 
-    def __init__(
-        self,
-        card: ModelCard,
-        networks: Sequence[nn.Module],
-        device: torch.device | None = None,
-        settings: InferSettings | None = None,
-        extra: Sequence[Any] = (),
-    ) -> None:
-        self.card = card
-        self.device = device or choose_device()
-        self.settings = settings or card.settings.infer
+    def __init__(self, members: Sequence[Member], extra: Sequence[Any] = (), learnt: Cleaning | None = None) -> None:
+        self.members = tuple(members)
         self.extra = tuple(extra)
-        self.dtype = choose_dtype(self.device, card.settings.train.precision)
         names = tuple(type(transform).__name__ for transform in extra)
-        if names != card.plan.extra:
-            rule, got = (", ".join(found) or "none" for found in (card.plan.extra, names))
-            raise ConfigError(
-                [f"further transforms: expected those of training ({rule}), got {got}. Give them as extra=[…]."]
-            )
-        check_inference(card, self.settings)
-        self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
-        self.cleaned = tuple(self.labels.without(name) for name in self.settings.keep_largest)
-        self.networks = [to_device(network, self.device).eval() for network in networks]
+        for member in self.members:
+            if names != member.card.plan.extra:
+                rule, got = (", ".join(found) or "none" for found in (member.card.plan.extra, names))
+                raise ConfigError(
+                    [f"further transforms: expected those of training ({rule}), got {got}. Give them as extra=[…]."]
+                )
+        self.cleaning = learnt or Cleaning()
+        for member in self.members:
+            self.cleaning = Cleaning.of(member.settings) | self.cleaning
 
     @classmethod
     def load(
@@ -78,29 +64,41 @@ class Predictor:
         settings: InferSettings | None = None,
         extra: Sequence[Any] = (),
     ) -> Predictor:
-        """Load a model folder.
+        """Load a model folder, or the folder of an ensemble.
+
+        What cross-validation found to help (``postprocessing.json`` in the folder) is done to every mask, unless
+        ``settings.postprocessing`` is off.
 
         Args:
-            folder: What ``volseg train`` wrote.
+            folder: What ``volseg train`` or ``volseg choose`` wrote.
             folds: Folds to average; by default all that are trained.
             device: Name of the device; by default the best there is.
-            settings: Section ``infer``; by default the model's own.
+            settings: Section ``infer``, of an ensemble for all members; by default each model's own.
             extra: The further MONAI transforms that training data went through, if any.
 
         Raises:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
         """
-        folder = Path(folder)
-        card = read_card(folder)
-        trained = trained_folds(folder)
-        wanted = tuple(folds) if folds is not None else trained
-        missing = sorted(set(wanted) - set(trained))
-        if not wanted or missing:
-            got = ", ".join(map(str, trained)) or "none"
-            asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
-            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
-        networks = [load_network(folder, card, fold) for fold in wanted]
-        return cls(card, networks, choose_device(device), settings, extra)
+        folder, place = Path(folder), choose_device(device)
+        members = [Member.load(home, place, folds, settings) for home in member_folders(folder)]
+        wanted = all(member.settings.postprocessing for member in members)
+        learnt = read_cleaning(folder, members[0].card.plan.label_table) if wanted else None
+        return cls(members, extra, learnt)
+
+    @property
+    def card(self) -> ModelCard:
+        """Description of the model, of an ensemble that of its first member."""
+        return self.members[0].card
+
+    @property
+    def settings(self) -> InferSettings:
+        """Section ``infer``, of an ensemble that of its first member."""
+        return self.members[0].settings
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All networks."""
+        return [network for member in self.members for network in member.networks]
 
     @property
     def labels(self) -> LabelTable:
@@ -120,46 +118,9 @@ class Predictor:
         Raises:
             DataError: If the number of channels is wrong or intensities are not finite.
         """
-        card = self.card
-        array, trace = prepare_image(image, card.plan, case=case, extra=self.extra)
-        prepared = torch.from_numpy(array).to(self.device)
-        total: Tensor | None = None
-        for network in self.networks:
-            logits = predict_logits(
-                network, prepared, card.network, card.plan, self.settings, self.dtype, self.mirror_axes
-            )
-            total = logits if total is None else total.add_(logits)
-        if total is None:
-            raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
-        index = restore_labels(total, trace, painting=self.labels.painting())
-        if self.cleaned:
-            index = np.asarray(keep_largest(index, self.cleaned), dtype=index.dtype)
+        plans = {member.card.plan.recipe: member.card.plan for member in self.members}
+        found = {recipe: prepare_image(image, plan, case=case, extra=self.extra) for recipe, plan in plans.items()}
+        prepared: list[tuple[NDArray[np.float32], Trace]] = [found[member.card.plan.recipe] for member in self.members]
+        index = segment(self.members, prepared)
+        index = np.asarray(self.cleaning.apply(index, self.labels, image.grid.voxel_volume_ml), dtype=index.dtype)
         return LabelMap(self.labels.from_index(index), image.grid)
-
-
-def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
-    """Volume axes that training mirrored: the network knows no other mirror images."""
-    flips = card.settings.augment.flip_axes if card.settings.augment.enabled else ()
-    named = directions(card.plan.orientation)
-    return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
-
-
-def check_inference(card: ModelCard, settings: InferSettings) -> None:
-    """Refuse settings of inference that a model cannot follow; training asks before it begins.
-
-    Args:
-        card: Description of the model.
-        settings: Section ``infer``.
-
-    Raises:
-        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ to clean is not known, or
-            the window is none the network can tile volumes with.
-    """
-    known = card.plan.label_table.targets
-    unknown = [name for name in settings.keep_largest if name not in known]
-    if unknown:
-        got = ", ".join(unknown)
-        raise ConfigError([f"infer.keep_largest: expected some of {', '.join(known)}, got {got}. Correct it."])
-    if settings.mirror and not _mirror_axes(card):
-        raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
-    check_window(card.network, settings)

@@ -15,7 +15,7 @@ from pipeline.infer.decode import decode
 from pipeline.preprocess.operators import Operator, apply_operators, band, resize_operators
 from pipeline.preprocess.trace import Trace
 
-__all__ = ["restore_labels"]
+__all__ = ["restore_average", "restore_labels"]
 
 _SLAB_BYTES = 16 * 2**20  # float32 logits at full size held at once; at least one plane
 
@@ -52,8 +52,7 @@ def restore_labels(
     )
     _check(values, trace)
     classes = 1 + max(painted for _, painted in painting) if painting else len(values)
-    labels = np.zeros(trace.source.shape, dtype=np.uint8 if classes <= 256 else np.uint16)
-    turned = reorient_array(labels, trace.source.orientation, trace.orientation)  # views: writing here fills `labels`
+    labels, turned = _empty(trace, classes)
     crop = turned[tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))]
     operators = resize_operators(trace.prepared.shape, crop.shape, order=1)
     plane_bytes = 4 * len(values) * crop.shape[1] * crop.shape[2]
@@ -62,6 +61,72 @@ def restore_labels(
         slab = _slab(values, operators, first, min(first + planes, crop.shape[0]))
         crop[first : first + planes] = decode(slab, painting).cpu().numpy()
     return labels
+
+
+def restore_average(
+    parts: Sequence[tuple[torch.Tensor, Trace]],
+    slab_bytes: int = _SLAB_BYTES,
+    *,
+    painting: Sequence[PaintingStep] = (),
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Average the probabilities of several models on the input's grid and decide for the class of every voxel.
+
+    The models may have prepared the input on different grids: it is on its own grid that their logits meet, slab by
+    slab. They become probabilities before they are averaged, because logits of different networks differ in scale.
+
+    Args:
+        parts: For each model its logits (L, i, j, k) on ``trace.prepared``, finite, all on one device; and the trace.
+        slab_bytes: Memory for full-size probabilities of one model; one plane of voxels is the least that is taken.
+        painting: As for :func:`restore_labels`.
+
+    Returns:
+        As :func:`restore_labels`. A model that cropped a voxel away is sure that it is background.
+
+    Raises:
+        ValueError: If logits do not fit their trace or are not finite, or the traces are not of one source and
+            orientation.
+    """
+    trace = parts[0][1]
+    for values, other in parts:
+        _check(values, other)
+        if (other.source.shape, other.orientation, len(values)) != (
+            trace.source.shape,
+            trace.orientation,
+            len(parts[0][0]),
+        ):
+            raise ValueError("models: expected one image, orientation and label table, got several. Choose others.")
+    classes = 1 + max(painted for _, painted in painting) if painting else len(parts[0][0])
+    labels, turned = _empty(trace, classes)
+    shape = turned.shape
+    planes = max(1, slab_bytes // (4 * len(parts[0][0]) * shape[1] * shape[2]))
+    for first in range(0, shape[0], planes):
+        last = min(first + planes, shape[0])
+        mean = sum(_probabilities(values, other, (first, last), not painting) for values, other in parts)
+        mean = torch.as_tensor(mean).div_(len(parts))
+        turned[first:last] = decode(mean.sub_(0.5) if painting else mean, painting).cpu().numpy()
+    return labels
+
+
+def _probabilities(values: torch.Tensor, trace: Trace, planes: tuple[int, int], shared: bool) -> torch.Tensor:
+    """Probabilities (L, last - first, J, K) of some planes of the turned source; ``shared``: by a softmax."""
+    (first, last), shape = planes, trace.reoriented.shape
+    result = values.new_zeros((len(values), last - first, *shape[1:]), dtype=torch.float32)
+    if shared:
+        result[0] = 1.0
+    (start, *low), (stop, *high) = trace.crop_start, trace.crop_stop
+    begin, end = max(first, start), min(last, stop)
+    if begin < end:
+        operators = resize_operators(trace.prepared.shape, trace.cropped.shape, order=1)
+        slab = _slab(values, operators, begin - start, end - start)
+        inside = (slice(begin - first, end - first), *(slice(a, b) for a, b in zip(low, high, strict=True)))
+        result[(slice(None), *inside)] = torch.softmax(slab, dim=0) if shared else torch.sigmoid(slab)
+    return result
+
+
+def _empty(trace: Trace, classes: int) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.unsignedinteger[Any]]]:
+    """Background on the source's grid, and a view of it in the orientation of the trace: writing there fills it."""
+    labels = np.zeros(trace.source.shape, dtype=np.uint8 if classes <= 256 else np.uint16)
+    return labels, reorient_array(labels, trace.source.orientation, trace.orientation)
 
 
 def _slab(values: torch.Tensor, operators: list[Operator | None], first: int, last: int) -> torch.Tensor:

@@ -22,15 +22,21 @@ from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 
 __all__ = [
+    "ENSEMBLE_FILE",
     "ModelCard",
+    "ensemble_members",
     "fold_folder",
     "load_network",
     "load_weights",
+    "member_folders",
     "read_card",
     "save_weights",
     "trained_folds",
     "write_card",
 ]
+
+ENSEMBLE_FILE = "ensemble.json"
+"""Names the members of an ensemble, model folders beside it."""
 
 
 class ModelCard(BaseModel):
@@ -67,6 +73,41 @@ def read_card(folder: Path) -> ModelCard:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise VolsegError(f"{path}: {where}: {first['msg']}. Use the volseg version that wrote the model.") from None
+
+
+def member_folders(folder: Path) -> tuple[Path, ...]:
+    """The model folders in a folder: those that ``ensemble.json`` names, else the folder itself.
+
+    Raises:
+        VolsegError: If ``ensemble.json`` is damaged, or was not finished.
+    """
+    if not (folder / ENSEMBLE_FILE).is_file():
+        return (folder,)
+    names = ensemble_members(folder)
+    if not names:
+        advice = "Let `volseg choose` finish"
+        raise VolsegError(sentence("ensemble", "at least one member", "none", advice, file=folder / ENSEMBLE_FILE))
+    return tuple(folder / name for name in names)
+
+
+def ensemble_members(folder: Path) -> tuple[str, ...]:
+    """Names of the folders of an ensemble's members; none while it is made.
+
+    Raises:
+        VolsegError: If ``ensemble.json`` is missing or damaged, or names anything but folders beside it.
+    """
+    path = folder / ENSEMBLE_FILE
+    content = read_json(path)
+    names = content.get("members") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
+        advice = "Write it again with `volseg choose`"
+        raise VolsegError(sentence("ensemble", "a list of members", repr(names), advice, file=path))
+    return tuple(names)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name leads nowhere but to a folder beside the file that it is in."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:")
 
 
 def fold_folder(folder: Path, fold: int) -> Path:

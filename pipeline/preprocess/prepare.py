@@ -30,8 +30,8 @@ __all__ = ["case_hash", "prepare_case", "prepare_image", "run_transforms"]
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
 
-_RECIPE = "3"
-"""Raised when the transforms change, so that prepared cases of an older version are made again."""
+_RECIPE = "4"
+"""Raised when the transforms or what is noted change, so that prepared cases of an older version are made again."""
 
 
 def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
@@ -76,7 +76,8 @@ def prepare_case(task: PrepareTask) -> bool:
                 "hash": digest,
                 "recipe": task.plan.recipe,
                 "group": files.group,
-                "images": [str(path) for path in files.images],
+                "images": [str(path.absolute()) for path in files.images],
+                "labels": [str(path.absolute()) for path in files.label_sources],
                 "trace": trace.to_json(),
             },
         ),

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import InferSettings, load_settings
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.core.files import file_hash, read_json, text_hash, write_json
+from pipeline.core.files import file_hash, text_hash, write_json
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.layouts import find_inputs
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import read_image, write_label_map
 from pipeline.infer.predictor import Predictor
-from pipeline.model.device import out_of_memory
-from pipeline.model.folder import fold_folder, read_card, trained_folds
+from pipeline.model.folder import fold_folder, member_folders, read_card, trained_folds
 from pipeline.stages.batch import Batch, Progress, quiet
+from pipeline.stages.predictions import earlier_entries, note_prediction, prediction_entry, why_failed
 
 __all__ = ["infer_settings", "predict"]
 
 
 def infer_settings(model: Path, overrides: Sequence[str] = ()) -> InferSettings:
-    """Section ``infer`` that the model was trained with, some keys overridden.
+    """Section ``infer`` that the model (of an ensemble, its first member) was trained with, some keys overridden.
 
     Args:
         model: Model folder.
@@ -31,7 +32,7 @@ def infer_settings(model: Path, overrides: Sequence[str] = ()) -> InferSettings:
     Raises:
         ConfigError: If a key or value is wrong, or is not of this section.
     """
-    own = read_card(model).settings.infer
+    own = read_card(member_folders(model)[0]).settings.infer
     changed = load_settings(None, overrides)
     problems = [
         f"--set {text}: expected infer.key=value, got another section. Only these can change after training."
@@ -57,7 +58,7 @@ def predict(
     """Segment files or folders; every mask keeps its input's name.
 
     Beside the masks stand ``labels.json`` (what the values mean) and ``predictions.json`` (which image each came
-    from). A mask made from the same image by the same model is kept.
+    from, and how it was cleaned). A mask made from the same image by the same model is kept.
 
     Args:
         model: Model folder.
@@ -74,11 +75,12 @@ def predict(
     predictor = Predictor.load(model, folds=folds, device=device, settings=settings)
     cases = find_inputs(inputs, len(predictor.card.plan.channels))
     targets = _targets(cases, out)
-    identity = _model_hash(model, folds, predictor.settings)
-    entries = _earlier_entries(out)
+    identity = _model_hash(model, folds, predictor)
+    entries = earlier_entries(out)
     _require_own_files(out, targets.values(), entries)
     write_json(out / "predictions.json", {"cases": list(entries.values())})  # first: it marks the folder as ours
     write_json(out / "labels.json", predictor.labels.to_json())
+    cleaning = predictor.cleaning.to_json() if predictor.cleaning else None
     done: list[str] = []
     kept: list[str] = []
     failed: list[tuple[str, str]] = []
@@ -90,12 +92,13 @@ def predict(
                 kept.append(files.id)
             else:
                 label_map = predictor.predict(read_image(files.images, case=files.id), files.id)
-                _note(out, entries, files, target.name, "")  # first, so that a killed run knows its own file
+                entry = prediction_entry(files, target.name, cleaning)
+                note_prediction(out, entries, entry)  # first, so that a killed run knows its own file
                 write_label_map(label_map, target, like=files.images[0])
-                _note(out, entries, files, target.name, digest)
+                note_prediction(out, entries, {**entry, "hash": digest})
                 done.append(files.id)
         except Exception as error:  # one bad case never ends a batch
-            failed.append((files.id, _explain(files.id, error)))
+            failed.append((files.id, why_failed(files.id, error)))
         progress(number, len(cases), "predict")
     return Batch(tuple(done), tuple(kept), tuple(failed))
 
@@ -116,13 +119,6 @@ def _targets(cases: Sequence[CaseFiles], out: Path) -> dict[str, str]:
     return names
 
 
-def _note(out: Path, entries: dict[str, dict[str, Any]], files: CaseFiles, name: str, digest: str) -> None:
-    """Enter a mask in ``predictions.json``; without a hash it counts as not done."""
-    images = [str(path.resolve()) for path in files.images]
-    entries[name] = {"case": files.id, "images": images, "prediction": name, "hash": digest}
-    write_json(out / "predictions.json", {"cases": list(entries.values())})
-
-
 def _require_own_files(out: Path, names: Iterable[str], entries: Mapping[str, Any]) -> None:
     """Refuse to overwrite what no earlier prediction wrote: reference label maps, or a dataset's label table."""
     strangers = [name for name in names if name not in entries and (out / name).exists()]
@@ -135,24 +131,10 @@ def _require_own_files(out: Path, names: Iterable[str], entries: Mapping[str, An
         )
 
 
-def _model_hash(model: Path, folds: Sequence[int] | None, settings: InferSettings) -> str:
-    wanted = folds if folds is not None else trained_folds(model)
-    weights = [file_hash(fold_folder(model, fold) / "model.safetensors") for fold in wanted]
-    return text_hash(file_hash(model / "model.json"), *weights, settings.model_dump_json())
-
-
-def _earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``predictions.json`` by file name; a damaged file counts as none, and is written anew."""
-    try:
-        content = read_json(out / "predictions.json")
-        return {entry["prediction"]: entry for entry in content["cases"]}
-    except (VolsegError, KeyError, TypeError):
-        return {}
-
-
-def _explain(case: str, error: BaseException) -> str:
-    if isinstance(error, VolsegError):
-        return str(error)
-    if out_of_memory(error):
-        return f"case {case}: memory: expected enough, got too little. Lower infer.batch_size, or use --device cpu."
-    return f"case {case}: expected a prediction, got {type(error).__name__}: {error}. Check the file and the device."
+def _model_hash(model: Path, folds: Sequence[int] | None, predictor: Predictor) -> str:
+    parts = [json.dumps(predictor.cleaning.to_json())]
+    for home, member in zip(member_folders(model), predictor.members, strict=True):
+        wanted = folds if folds is not None else trained_folds(home)
+        weights = [file_hash(fold_folder(home, fold) / "model.safetensors") for fold in wanted]
+        parts += [file_hash(home / "model.json"), *weights, member.settings.model_dump_json()]
+    return text_hash(*parts)

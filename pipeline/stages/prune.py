@@ -11,14 +11,13 @@ import torch
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import read_json, text_hash, write_bytes, write_json, write_text
-from pipeline.data.store import prepared_ids, read_info
 from pipeline.export.pruning import LevelRow, PruningResult, pruning_csv, pruning_markdown, pruning_plot
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, fold_folder, read_card, save_weights, trained_folds, write_card
 from pipeline.model.memory import MEMORY_MEANS
-from pipeline.sample.folds import read_splits
 from pipeline.stages.batch import Progress, quiet
 from pipeline.stages.levels import LevelTask, MeasuredLevel, load_level, mean_scores, measure_levels, supervised
+from pipeline.stages.validation_cases import validation_cases, wanted_folds
 
 __all__ = ["prune", "smallest_level"]
 
@@ -62,7 +61,7 @@ def prune(
         raise ConfigError([sentence("tolerance", "0 or more Dice points", tolerance_points, "Try 0.5")], "pruning")
     identity = text_hash(card.model_dump_json())
     _require_own_folder(out, model, identity)
-    splits = _validation_cases(model, card, prepared, _wanted(model, folds))
+    splits = validation_cases(model, card, prepared, wanted_folds(model, folds))
     place = choose_device(device)
     if not (out / "pruning.json").is_file():  # marks the folder as ours, and shows now whether it can be written to
         write_json(out / "pruning.json", {"model": identity})
@@ -126,49 +125,9 @@ def _require_own_folder(out: Path, model: Path, identity: str) -> None:
         raise VolsegError(sentence("output folder", rule, got, "Choose another one with --out", file=out))
 
 
-def _scored(validation: Any) -> set[str] | None:
-    """Cases of a ``validation.json``; None if it is no such file."""
-    return set(validation.get("cases", ())) if isinstance(validation, dict) else None
-
-
 def _model_of(pruning: Any) -> Any:
     """The model that a ``pruning.json`` names; None if it is no such file."""
     return pruning.get("model") if isinstance(pruning, dict) else None
-
-
-def _wanted(model: Path, folds: Sequence[int] | None) -> tuple[int, ...]:
-    trained = trained_folds(model)
-    wanted = tuple(sorted(set(folds))) if folds else trained
-    missing = sorted(set(wanted) - set(trained))
-    if missing or not wanted:
-        asked = f"fold {', '.join(map(str, missing))} to be trained" if missing else "a trained fold"
-        got = ", ".join(map(str, trained)) or "none"
-        raise VolsegError(sentence("folds", asked, got, "Let `volseg train` finish, or choose --fold", file=model))
-    return wanted
-
-
-def _validation_cases(
-    model: Path, card: ModelCard, prepared: Path, wanted: Sequence[int]
-) -> dict[int, tuple[str, ...]]:
-    """Fold → its validation cases, which must be those that it was validated on when it was trained."""
-    infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
-    if not infos:
-        advice = "Give the folder that `volseg preprocess` wrote as --prepared"
-        raise VolsegError(sentence("prepared dataset", "prepared cases", "none", advice, file=prepared))
-    folds = read_splits(prepared / "splits.json", infos)
-    advice = "Give the prepared dataset that the model was trained on"
-    found = {}
-    for fold in wanted:
-        cases = folds[fold].validation if fold < len(folds) else ()
-        note = fold_folder(model, fold) / "validation.json"
-        if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
-            rule = f"the validation cases of fold {fold} as they were in training"
-            raise VolsegError(sentence("splits.json", rule, "others", advice, file=prepared))
-        other = [case for case in cases if infos[case].get("recipe") != card.plan.recipe]
-        if other:
-            raise VolsegError(sentence("plan", "that of the model", "another", advice, case=other[0], file=prepared))
-        found[fold] = cases
-    return found
 
 
 def _write_folds(model: Path, card: ModelCard, out: Path, measured: MeasuredLevel) -> None:

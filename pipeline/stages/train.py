@@ -13,7 +13,7 @@ import torch
 from pipeline.config import Settings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.files import write_json
-from pipeline.infer.predictor import check_inference
+from pipeline.infer.member import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import choose_device
@@ -23,15 +23,10 @@ from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.autotune import autotune
-from pipeline.stages.model_folder import (
-    keep_card,
-    provenance,
-    remove_training,
-    require_same_model,
-    training_identity,
-)
 from pipeline.stages.pretrained import begin_with, given_weights
-from pipeline.stages.training_data import axes_frame, patch_source, training_split
+from pipeline.stages.training_data import axes_frame, patch_source, training_folds, training_split
+from pipeline.stages.training_folder import keep_card, remove_training, require_same_model
+from pipeline.stages.training_identity import provenance, training_identity, with_length
 from pipeline.train.balance import planned_weights, require_class_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
@@ -42,7 +37,7 @@ from pipeline.train.tracking import require_mlflow, tracking
 from pipeline.train.values import OnStep
 from pipeline.validation import make_validation
 
-__all__ = ["train"]
+__all__ = ["train", "training_hashes"]
 
 
 def train(
@@ -118,15 +113,12 @@ def _train(
     require_mlflow(settings.train.mlflow)
     plan = read_plan(prepared / PLAN_FILE)
     split = training_split(prepared, fold, plan)
-    spec = design_network(plan, settings.model, settings.sample)
-    named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
-    require_class_weights(settings.loss, named)
+    spec = _checked_network(plan, settings)
     origin = provenance(place) | ({} if start is None else {"began with": str(start)})
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance=origin)
     settings = settings.model_copy(update={"loss": planned_weights(settings.loss, plan)})
     given = None if start is None else given_weights(start, fold)
     home, identity = fold_folder(out, fold), training_identity(spec, plan, settings, split, given)
-    check_inference(card, settings.infer)
     require_same_model(out, card, fold)
     source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
     if restart and processes.first:
@@ -167,8 +159,39 @@ def _train(
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     if processes.first:
-        write_json(home / "validation.json", {"grid": "prepared", "weights": "best", **content})
+        training = with_length(identity, settings)
+        write_json(home / "validation.json", {"grid": "prepared", "weights": "best", "training": training, **content})
     return result
+
+
+def training_hashes(prepared: Path, settings: Settings, start: Path | None = None) -> tuple[str, ...]:
+    """Hash of everything that the training of each fold depends on; ``validation.json`` of a finished one holds it.
+
+    Args:
+        prepared: Folder that ``preprocess`` wrote.
+        settings: As for :func:`train`.
+        start: As for :func:`train`.
+
+    Raises:
+        VolsegError: If there is no prepared dataset, or the settings are none that any fold could be trained with.
+    """
+    plan = read_plan(prepared / PLAN_FILE)
+    spec = _checked_network(plan, settings)
+    used = settings.model_copy(update={"loss": planned_weights(settings.loss, plan)})
+    hashes = []
+    for fold, split in enumerate(training_folds(prepared, plan)):
+        given = None if start is None else given_weights(start, fold)
+        hashes.append(with_length(training_identity(spec, plan, used, split, given), used))
+    return tuple(hashes)
+
+
+def _checked_network(plan: Plan, settings: Settings) -> NetworkSpec:
+    """The network of the settings; what in them cannot be right for this plan is refused."""
+    spec = design_network(plan, settings.model, settings.sample)
+    named = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
+    require_class_weights(settings.loss, named)
+    check_inference(ModelCard(network=spec, plan=plan, settings=settings, provenance={}), settings.infer)
+    return spec
 
 
 def _both(first: Callable[[Any, int], None], then: Callable[[Any, int], None]) -> Callable[[Any, int], None]:

@@ -17,7 +17,7 @@ from pipeline.train.balance import sampling_weights
 from pipeline.train.source import PatchSource
 from pipeline.train.values import Frame
 
-__all__ = ["axes_frame", "patch_source", "training_split"]
+__all__ = ["axes_frame", "patch_source", "training_folds", "training_split"]
 
 
 def training_split(prepared: Path, fold: int, plan: Plan) -> Fold:
@@ -31,6 +31,14 @@ def training_split(prepared: Path, fold: int, plan: Plan) -> Fold:
     Raises:
         VolsegError: If there is no such fold, or cases were prepared by another plan.
     """
+    folds = training_folds(prepared, plan)
+    if not 0 <= fold < len(folds):
+        raise VolsegError(f"fold: expected 0 to {len(folds) - 1}, got {fold}. splits.json has {len(folds)} folds.")
+    return folds[fold]
+
+
+def training_folds(prepared: Path, plan: Plan) -> tuple[Fold, ...]:
+    """All folds of ``splits.json``; arguments and errors as above."""
     infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
     folds = read_splits(prepared / "splits.json", infos, groups={case: info["group"] for case, info in infos.items()})
     used = {case for part in folds for case in (*part.train, *part.validation)}
@@ -40,9 +48,7 @@ def training_split(prepared: Path, fold: int, plan: Plan) -> Fold:
             f"{prepared}: expected cases prepared by plan.yaml, got {len(other)} prepared otherwise, e.g. {other[0]}. "
             "Run `volseg preprocess` again; in plan.yaml only patch and batch sizes may be edited."
         )
-    if not 0 <= fold < len(folds):
-        raise VolsegError(f"fold: expected 0 to {len(folds) - 1}, got {fold}. splits.json has {len(folds)} folds.")
-    return folds[fold]
+    return tuple(folds)
 
 
 def patch_source(

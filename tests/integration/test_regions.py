@@ -15,6 +15,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.data.check import check_dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_label_map
+from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
 from pipeline.stages.evaluate import evaluate, report
@@ -77,7 +78,7 @@ def test_predictions_are_scored_by_region(model: Path, tmp_path: Path) -> None:
 
 def test_a_region_is_cleaned_by_its_name(model: Path) -> None:
     predictor = Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("both",)))
-    assert predictor.cleaned == ((0, 0, 0),)
+    assert predictor.cleaning == Cleaning(keep_largest=("both",))
     image, _ = toy_case(7)
     cleaned, plain = predictor.predict(image).array, Predictor.load(model, device="cpu").predict(image).array
     assert 0 < (cleaned > 0).sum() <= (plain > 0).sum()

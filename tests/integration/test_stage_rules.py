@@ -13,6 +13,7 @@ from toy import toy_settings, write_toy
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.store import open_prepared, read_info
+from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
@@ -61,6 +62,8 @@ def test_refused_settings_leave_the_model_as_it_was(prepared: Path, model: Path,
     ("infer", "message"),
     [
         ({"keep_largest": ("livr",)}, "infer.keep_largest: expected some of box_left, box_small, got livr"),
+        ({"fill_holes": ("livr",)}, "infer.fill_holes: expected some of box_left, box_small, got livr"),
+        ({"remove_small_ml": {"livr": 1.0}}, "infer.remove_small_ml: expected some of box_left, box_small, got livr"),
         ({"window_size": (3, 3, 3)}, "infer.window_size: expected a size unet can tile volumes with"),
         ({"mirror": True}, "infer.mirror: expected a model trained with flips, got one without"),
     ],
@@ -191,14 +194,14 @@ def test_mirroring_keeps_to_the_axes_training_mirrored(prepared: Path, model: Pa
     settings = changed(toy_settings(), augment={"flip_axes": ["SI"]}, train={"epochs": 1, "iterations_per_epoch": 1})
     train(prepared, tmp_path / "m", settings, device="cpu")
     predictor = Predictor.load(tmp_path / "m", device="cpu", settings=InferSettings(mirror=True))
-    assert predictor.mirror_axes == (2,)
+    assert predictor.members[0].mirror_axes == (2,)
 
 
 def test_an_unknown_organ_to_clean_is_named_before_any_work(model: Path) -> None:
     with pytest.raises(ConfigError, match=r"infer.keep_largest: expected some of box_left, box_small, got livr"):
         Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("livr",)))
     predictor = Predictor.load(model, device="cpu", settings=InferSettings(keep_largest=("box_small",)))
-    assert predictor.cleaned == ((0, 1, 0),)
+    assert predictor.cleaning == Cleaning(keep_largest=("box_small",))
 
 
 def test_a_single_case_cannot_be_split(tmp_path: Path) -> None:

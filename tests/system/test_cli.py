@@ -27,6 +27,8 @@ COMMANDS = (
     "networks",
     "convert",
     "preview",
+    "cross-validate",
+    "choose",
 )
 
 

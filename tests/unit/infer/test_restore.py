@@ -4,7 +4,8 @@ import torch
 
 from pipeline.core.grid import Grid
 from pipeline.core.orientation import ORIENTATIONS, reorient_array
-from pipeline.infer.restore import restore_labels
+from pipeline.infer.decode import decode
+from pipeline.infer.restore import restore_average, restore_labels
 from pipeline.preprocess.resample import resample
 from pipeline.preprocess.trace import Trace
 
@@ -130,3 +131,58 @@ def test_logits_on_a_gpu_give_the_labels_of_the_cpu():
     logits = torch.randn(4, 20, 30, 13, generator=torch.Generator().manual_seed(0))
     differ = restore_labels(logits.cuda(), trace) != restore_labels(logits, trace)
     assert differ.mean() < 1e-4  # rounding may decide near ties
+
+
+def _mean_probabilities(parts, shape, regions=False):
+    """The plain way: everything at full size, in the orientation of the traces."""
+    total = 0
+    for logits, trace in parts:
+        box = tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))
+        whole = torch.zeros((len(logits), *shape))
+        whole[0] = 0 if regions else 1
+        sized = torch.as_tensor(np.asarray(resample(logits, trace.cropped.shape, 1)))
+        whole[(slice(None), *box)] = torch.sigmoid(sized) if regions else torch.softmax(sized, 0)
+        total = total + whole / len(parts)
+    return total
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 3000, 2**26])
+@pytest.mark.parametrize("regions", [False, True])
+def test_probabilities_of_models_on_other_grids_are_averaged_on_the_source(slab_bytes, regions):
+    source = Grid.from_spacing((14, 12, 10), (1, 1, 2), "ILP")
+    generator = torch.Generator().manual_seed(0)
+    shape = source.reoriented("RAS").shape
+    parts = []
+    for start, stop, prepared in (((1, 0, 3), (11, 10, 12), (5, 9, 4)), ((0, 0, 0), shape, (20, 6, 8))):
+        trace = _trace(source, "RAS", start, stop, prepared)
+        parts.append((3 * torch.randn((3, *prepared), generator=generator), trace))
+    mean = _mean_probabilities(parts, shape, regions)
+    painting = (((0,), 1), ((1,), 2), ((0, 2), 3)) if regions else ()
+    expected = decode(mean - 0.5, painting) if regions else mean.argmax(0)
+    found = restore_average(parts, slab_bytes, painting=painting)
+    np.testing.assert_array_equal(reorient_array(found, "ILP", "RAS"), expected.numpy())
+    assert (found.shape, found.dtype) == (source.shape, np.uint8)
+    assert len(np.unique(found)) > 2
+
+
+def test_a_sure_model_outvotes_an_unsure_one_whatever_the_scale_of_its_logits():
+    trace = _trace(Grid((2, 1, 1), np.eye(4)))
+    unsure = torch.tensor([[0.0, 0.0], [0.2, 0.2]]).reshape(2, 2, 1, 1)  # class 1 with 0.55
+    sure = torch.tensor([[2.0, 100.0], [0.0, 0.0]]).reshape(2, 2, 1, 1)  # class 0 with 0.88 and 1
+    assert restore_average([(unsure, trace), (sure, trace)]).ravel().tolist() == [0, 0]
+    shouting = 100 * unsure  # its logits would outvote any number of others, its probability of 1 does not
+    less = torch.tensor([[2.0, 4.0], [0.0, 0.0]]).reshape(2, 2, 1, 1)
+    assert restore_average([(shouting, trace), (less, trace)]).ravel().tolist() == [1, 1]
+    assert restore_average([(shouting, trace), (less, trace), (less, trace)]).ravel().tolist() == [0, 0]
+
+
+def test_models_that_do_not_belong_together_are_refused():
+    one = Grid((4, 4, 4), np.eye(4))
+    logits = torch.zeros(2, 4, 4, 4)
+    for other in (
+        (logits, _trace(one, "LPS")),
+        (logits[:1], _trace(one)),
+        (torch.zeros(2, 5, 4, 4), _trace(Grid((5, 4, 4), np.eye(4)))),
+    ):
+        with pytest.raises(ValueError, match="models: expected one image, orientation and label table"):
+            restore_average([(logits, _trace(one)), other])

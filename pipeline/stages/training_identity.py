@@ -1,4 +1,4 @@
-"""What a model folder must agree with before a training writes to it, and what it says of its origin."""
+"""What a training depends on, as a hash, and what its model says of its origin."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from pipeline.config import Settings
-from pipeline.core.errors import VolsegError
 from pipeline.core.files import file_hash, text_hash
 from pipeline.model.device import device_name
-from pipeline.model.folder import ModelCard, read_card, trained_folds, write_card
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.folds import Fold
 from pipeline.stages.pretrained import GivenWeights
 from pipeline.stages.signature import own_version
 from pipeline.train.balance import sampling_weights
-from pipeline.train.tracking import RUN_FILE
 
-__all__ = ["keep_card", "provenance", "remove_training", "require_same_model", "training_identity"]
+__all__ = ["provenance", "training_identity", "with_length"]
 
 
 def training_identity(
@@ -44,34 +40,9 @@ def training_identity(
     return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun)
 
 
-def require_same_model(out: Path, card: ModelCard, fold: int) -> None:
-    """Refuse a folder in which other folds were trained with another network or plan."""
-    if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
-        return
-    passive = {"plan": {"reasons", "class_weights"}}
-    there, here = (value.model_dump(mode="json", exclude=passive) for value in (read_card(out), card))
-    if (there["network"], there["plan"]) != (here["network"], here["plan"]):
-        raise VolsegError(
-            f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."
-        )
-
-
-def keep_card(out: Path, card: ModelCard) -> None:
-    """Write ``model.json``, unless it says the same already, whenever and wherever that was written."""
-    if (out / "model.json").is_file():
-        there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (read_card(out), card))
-        if there == here:
-            return
-    write_card(out, card)
-
-
-def remove_training(home: Path) -> None:
-    """Throw away what an earlier training of a fold left."""
-    for pattern in ("*.safetensors", "validation.json", "history.csv", RUN_FILE):
-        for path in home.glob(pattern):
-            path.unlink()
-    for events in (home / "events").glob("events.*"):
-        events.unlink()
+def with_length(identity: str, settings: Settings) -> str:
+    """Hash of what a finished training depends on: its identity, and how long it was."""
+    return text_hash(identity, settings.train.model_dump_json())
 
 
 def provenance(device: torch.device) -> dict[str, str]:

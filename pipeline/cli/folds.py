@@ -1,0 +1,122 @@
+"""Commands of a cross-validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import Device, Jobs
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
+    from pipeline.stages.cross_validate import CrossValidation
+
+__all__ = ["folds_app", "train_all"]
+
+folds_app = typer.Typer()
+
+
+@folds_app.command("cross-validate")
+def cross_validate(
+    model: Annotated[Path, typer.Argument(help="Model folder with trained folds.")],
+    prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
+    folds: Annotated[
+        list[int] | None, typer.Option("--fold", min=0, help="Folds whose validation cases count; by default all.")
+    ] = None,
+    device: Device = None,
+    jobs: Jobs = None,
+) -> None:
+    """Predict every training case by the fold that did not train on it, score it, choose the post-processing.
+
+    Exit code 2: some cases could not be predicted or scored, 3: none could.
+    """
+    from pipeline.console import progress_bars
+    from pipeline.stages.cross_validate import cross_validate as run
+
+    with progress_bars() as bars:
+        result = run(model, prepared, folds=folds, device=device, jobs=jobs, progress=bars.update)
+    _print_cross_validation(result, model)
+    raise typer.Exit(result.exit_code)
+
+
+@folds_app.command()
+def choose(
+    models: Annotated[list[Path], typer.Argument(help="Model folders, cross-validated on the same cases.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
+    device: Device = None,
+    jobs: Jobs = None,
+) -> None:
+    """Compare models and their pairs on the cases that did not train, and write the best as a model folder.
+
+    Exit code 2: some cases could not be predicted or scored by one of them.
+    """
+    from pipeline.console import progress_bars, say
+    from pipeline.stages.choose import choose as run
+
+    with progress_bars() as bars:
+        result = run(models, out, device=device, jobs=jobs, progress=bars.update, say=say)
+    for line in ("", *result.lines()):
+        say(line)
+    say(f"Its model: {out}, the comparison: {out / 'choice.md'}")
+    raise typer.Exit(result.exit_code)
+
+
+def train_all(
+    prepared: Path, out: Path, settings: Settings, device: str | None, restart: bool, start: Path | None, tune: bool
+) -> int:
+    """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed.
+
+    Args:
+        prepared: Folder that ``volseg preprocess`` wrote.
+        out: Model folder.
+        settings: All settings.
+        device: Name of the device; by default all GPUs.
+        restart: Begin anew.
+        start: Model folder whose weights to begin with, fold by fold.
+        tune: Measure first which way of computing is fastest.
+
+    Returns:
+        Exit code.
+    """
+    from pipeline.console import progress_bars, say, say_validation
+    from pipeline.stages.cross_validate import cross_validate as run
+    from pipeline.stages.train_folds import default_devices, train_folds
+
+    devices = (device,) if device else default_devices()
+    result = train_folds(
+        prepared,
+        out,
+        settings,
+        devices=devices,
+        restart=restart,
+        start=start,
+        tune=tune,
+        on_epoch=say_validation,
+        say=say,
+    )
+    for line in ("", *result.lines()):
+        say(line)
+    if result.exit_code:
+        return result.exit_code
+    with progress_bars() as bars:
+        validated = run(out, prepared, device=devices[0], progress=bars.update)
+    say("")
+    _print_cross_validation(validated, out)
+    return validated.exit_code
+
+
+def _print_cross_validation(result: CrossValidation, model: Path) -> None:
+    from pipeline.console import print_batch, say
+
+    print_batch(result.batch, "predicted", result.out / "predictions")
+    for failure in result.summary["failures"]:
+        say(f"failed  {failure['message']}")
+    for note in result.summary["notes"]:
+        say(f"note  {note}")
+    for line in ("", *result.lines()):
+        say(line)
+    say(
+        f"Scores: {result.out / 'scores.csv'}, {result.out / 'summary.json'}; every step: {model / 'postprocessing.md'}"
+    )

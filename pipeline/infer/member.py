@@ -1,0 +1,153 @@
+"""A trained model as it takes part in a prediction: from prepared images to logits, from logits to class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import InferSettings
+from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.infer.cleaning import Cleaning
+from pipeline.infer.logits import check_window, predict_logits
+from pipeline.infer.restore import restore_average, restore_labels
+from pipeline.model.device import choose_dtype, to_device
+from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
+from pipeline.preprocess.trace import Trace
+from pipeline.sample.augment import directions
+
+__all__ = ["Member", "check_inference", "segment"]
+
+
+class Member:
+    """A trained model: one network per fold, whose logits are averaged.
+
+    Args:
+        card: Description of the model.
+        networks: One per fold, at least one.
+        device: Where to compute.
+        settings: Section ``infer``; by default the one the model was trained with.
+
+    Raises:
+        ConfigError: If there is no network, or the settings do not suit the model (see :func:`check_inference`).
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        networks: Sequence[nn.Module],
+        device: torch.device,
+        settings: InferSettings | None = None,
+    ) -> None:
+        if not networks:
+            raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
+        self.card = card
+        self.device = device
+        self.settings = settings or card.settings.infer
+        self.dtype = choose_dtype(device, card.settings.train.precision)
+        check_inference(card, self.settings)
+        self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
+        self.networks = [to_device(network, device).eval() for network in networks]
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: torch.device,
+        folds: Sequence[int] | None = None,
+        settings: InferSettings | None = None,
+    ) -> Member:
+        """Load a model folder.
+
+        Args:
+            folder: What ``volseg train`` wrote.
+            device: Where to compute.
+            folds: Folds to average; by default all that are trained.
+            settings: Section ``infer``; by default the model's own.
+
+        Raises:
+            VolsegError: If the folder holds no trained model, or not the folds asked for.
+        """
+        card = read_card(folder)
+        trained = trained_folds(folder)
+        wanted = tuple(folds) if folds is not None else trained
+        missing = sorted(set(wanted) - set(trained))
+        if not wanted or missing:
+            got = ", ".join(map(str, trained)) or "none"
+            asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
+            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
+        return cls(card, [load_network(folder, card, fold) for fold in wanted], device, settings)
+
+    def logits(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
+        """Logits of a prepared image, the mean over the networks.
+
+        Args:
+            prepared: (C, I, J, K) on the plan's grid.
+
+        Returns:
+            (L, I, J, K) float32 on the device.
+        """
+        image = torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(self.device)
+        total = self._logits(self.networks[0], image)
+        for network in self.networks[1:]:
+            total.add_(self._logits(network, image))
+        return total.div_(len(self.networks))
+
+    def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
+        spec, plan = self.card.network, self.card.plan
+        return predict_logits(network, image, spec, plan, self.settings, self.dtype, self.mirror_axes)
+
+
+def segment(
+    members: Sequence[Member], prepared: Sequence[tuple[NDArray[np.floating[Any]], Trace]]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Class index of every voxel of a case.
+
+    The logits of a member's folds are averaged, the probabilities of several members, which need not be on one grid.
+
+    Args:
+        members: At least one, all with the same label table.
+        prepared: For each member the image (C, I, J, K) on its grid, and how it came there.
+
+    Returns:
+        Class indices on the grid of the source, as :func:`~pipeline.infer.restore.restore_labels` gives them.
+    """
+    parts = [(member.logits(array), trace) for member, (array, trace) in zip(members, prepared, strict=True)]
+    painting = members[0].card.plan.label_table.painting()
+    if len(parts) == 1:
+        return restore_labels(*parts[0], painting=painting)
+    return restore_average(parts, painting=painting)
+
+
+def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
+    """Volume axes that training mirrored: the network knows no other mirror images."""
+    flips = card.settings.augment.flip_axes if card.settings.augment.enabled else ()
+    named = directions(card.plan.orientation)
+    return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
+
+
+def check_inference(card: ModelCard, settings: InferSettings) -> None:
+    """Refuse settings of inference that a model cannot follow; training asks before it begins.
+
+    Args:
+        card: Description of the model.
+        settings: Section ``infer``.
+
+    Raises:
+        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ to clean is not known, or
+            the window is none the network can tile volumes with.
+    """
+    known = card.plan.label_table.targets
+    for key, names in Cleaning.of(settings).to_json().items():
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            got = ", ".join(unknown)
+            raise ConfigError([f"infer.{key}: expected some of {', '.join(known)}, got {got}. Correct it."])
+    if settings.mirror and not _mirror_axes(card):
+        raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
+    check_window(card.network, settings)

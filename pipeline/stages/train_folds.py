@@ -1,0 +1,187 @@
+"""All folds of a cross-validation, one after the other or one at a time on each GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+import torch
+
+from pipeline.config import Settings
+from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.machine import processors
+from pipeline.engine import Outcome, open_engine, run_at_places
+from pipeline.model.device import choose_device
+from pipeline.stages.train import train, training_hashes
+from pipeline.stages.training_folder import finished_as, mean_dice_of
+from pipeline.train.history import EpochRecord
+
+__all__ = ["FoldOutcome", "FoldsResult", "default_devices", "train_folds"]
+
+OnEpoch = Callable[[EpochRecord, int, str], None]
+"""Told an epoch's record, the expected number of epochs, and which fold it was."""
+
+
+@dataclass(frozen=True)
+class FoldOutcome:
+    """What became of one fold.
+
+    Args:
+        fold: Its number.
+        status: ``trained`` now, ``kept`` because it was finished before, or ``failed``.
+        mean_dice: Of its validation, on the prepared grid; None if it failed or nothing could be scored.
+        error: Why it failed, one sentence, or None.
+    """
+
+    fold: int
+    status: Literal["trained", "kept", "failed"]
+    mean_dice: float | None = None
+    error: str | None = None
+
+    def line(self) -> str:
+        """One line for reading."""
+        if self.error is not None:
+            return f"fold {self.fold}: failed  {self.error}"
+        dice = "nothing to score" if self.mean_dice is None else f"validation Dice {self.mean_dice:.3f}"
+        return f"fold {self.fold}: {'trained' if self.status == 'trained' else 'finished before'}, {dice}"
+
+
+@dataclass(frozen=True)
+class FoldsResult:
+    """What became of all folds.
+
+    Args:
+        folds: One per fold of splits.json, ascending.
+    """
+
+    folds: tuple[FoldOutcome, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all fine, 2 some folds failed, 3 all failed."""
+        failed = sum(entry.status == "failed" for entry in self.folds)
+        return 0 if not failed else 2 if failed < len(self.folds) else 3
+
+    def lines(self) -> tuple[str, ...]:
+        """A line per fold, and the mean over those that were scored."""
+        dice = [entry.mean_dice for entry in self.folds if entry.mean_dice is not None]
+        mean = (f"mean of {len(dice)} folds: validation Dice {fmean(dice):.3f}",) if dice else ()
+        return (*(entry.line() for entry in self.folds), *mean)
+
+
+@dataclass(frozen=True)
+class _FoldTask:
+    """One fold to train, as it travels to a process."""
+
+    prepared: Path
+    out: Path
+    settings: Settings
+    fold: int
+    restart: bool
+    start: Path | None
+    tune: bool
+    on_epoch: OnEpoch
+    say: Callable[[str], None]
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"fold {self.fold}"
+
+
+def train_folds(
+    prepared: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    devices: Sequence[str] | None = None,
+    restart: bool = False,
+    start: Path | None = None,
+    tune: bool = False,
+    on_epoch: OnEpoch = lambda record, epochs, fold: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> FoldsResult:
+    """Train every fold of ``splits.json``, each as :func:`~pipeline.stages.train.train` does, into one model folder.
+
+    A fold that was finished with the same data and settings is kept, one that was interrupted goes on, and one that
+    fails does not stop the others.
+
+    Args:
+        prepared: Folder that ``preprocess`` wrote.
+        out: Model folder.
+        settings: As for one fold; a budget is that of each fold.
+        devices: Names of devices; on several, folds are trained at once, one on each, in processes of their own. By
+            default all GPUs, else the best device there is.
+        restart: Throw away what earlier runs left.
+        start: Model folder whose weights to begin with; a fold takes those of the same fold if there is one.
+        tune: Measure first which way of executing the network is fastest here.
+        on_epoch: Called after every epoch; with several devices it must be picklable.
+        say: Told before it begins what is trained; with several devices it must be picklable.
+
+    Returns:
+        What became of each fold.
+
+    Raises:
+        VolsegError: If there is no prepared dataset or device, or no fold could be trained with these settings.
+    """
+    _require_one_process()
+    hashes = training_hashes(prepared, settings, start)
+    places = tuple(devices) if devices else default_devices()
+    for place in places:
+        choose_device(place)
+    kept = [fold for fold, training in enumerate(hashes) if not restart and finished_as(out, fold, training)]
+    threads = max(1, processors() // len(places)) if len(places) > 1 else None
+    tasks = [
+        _FoldTask(prepared, out, settings, fold, restart, start, tune, on_epoch, say, threads)
+        for fold in range(len(hashes))
+        if fold not in kept
+    ]
+    found = {fold: FoldOutcome(fold, "kept", mean_dice_of(out, fold)) for fold in kept}
+    for outcome in _outcomes(tasks, places):
+        fold = tasks[outcome.index].fold
+        status: Literal["trained", "failed"] = "trained" if outcome.error is None else "failed"
+        found[fold] = FoldOutcome(fold, status, outcome.value, outcome.error)
+        say(found[fold].line())
+    return FoldsResult(tuple(found[fold] for fold in sorted(found)))
+
+
+def _require_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        rule, advice = "one fold", "Leave torchrun out: every GPU gets a fold of its own, or give --fold 0"
+        raise VolsegError(sentence("torchrun", rule, "all folds", advice))
+
+
+def default_devices() -> tuple[str, ...]:
+    """All GPUs; without one the best device there is."""
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or (choose_device().type,)
+
+
+def _outcomes(tasks: Sequence[_FoldTask], places: Sequence[str]) -> Iterable[Outcome[float | None]]:
+    if len(places) > 1 and tasks:
+        yield from run_at_places(_train, tasks, places)
+        return
+    with open_engine(1) as run:
+        yield from run(partial(_train, device=places[0]), tasks)
+
+
+def _train(task: _FoldTask, device: str) -> float | None:
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    result = train(
+        task.prepared,
+        task.out,
+        task.settings,
+        fold=task.fold,
+        device=device,
+        restart=task.restart,
+        start=task.start,
+        tune=task.tune,
+        on_epoch=lambda record, epochs: task.on_epoch(record, epochs, task.name),
+        say=lambda text: task.say(f"{task.name}: {text}"),
+    )
+    return result.scores.mean_dice
