@@ -129,21 +129,17 @@ def _train(
         keep_card(out, card)
     validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
     network = _first_network(spec, plan, settings)
-    heard.say(_description(spec, source, network))
-    for note in _notes(plan, card.settings):
-        heard.say(note)
-    if given is not None:
-        for line in begin_with(network, given, plan):
-            heard.say(line)
+    told = begin_with(network, given, plan) if given else []
+    for line in (_description(spec, source, network), *_notes(plan, card.settings), *told):
+        heard.say(line)
     mine = autotune(spec, plan, settings, place, heard.say) if tune else PLAIN
     how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
-    frame = axes_frame(spec, plan)
     uri = settings.train.mlflow if processes.first else None
     with tracking(uri, home, heard.say, plan.dataset, _tracked(out, fold, card)) as tracker:
         result = train_fold(
             network,
             source,
-            frame,
+            axes_frame(spec, plan),
             validation,
             settings,
             home,
@@ -156,12 +152,15 @@ def _train(
             on_step=heard.on_step,
         )
         tracker.finish(result.scores)
+    if processes.first:
+        _write_scores(home / "validation.json", result, with_length(identity, settings))
+    return result
+
+
+def _write_scores(path: Path, result: TrainResult, training: str) -> None:
     scores = result.scores
     content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
-    if processes.first:
-        training = with_length(identity, settings)
-        write_json(home / "validation.json", {"grid": "prepared", "weights": "best", "training": training, **content})
-    return result
+    write_json(path, {"grid": "prepared", "weights": "best", "training": training, **content})
 
 
 def training_hashes(prepared: Path, settings: Settings, start: Path | None = None) -> tuple[str, ...]:
