@@ -32,6 +32,9 @@ class EpochRecord:
         validation_s: Duration of the validation, 0 if there was none.
         dice: Organ → Dice over the validation cases, empty if there was no validation.
         mean_dice: Their mean, or None.
+        peak_memory_mb: Most memory in use, in MiB: on a GPU during the epoch, else of the process so far.
+        gflops: Billions of operations per second of the network's convolutions, forward and backward.
+        ceiling_gflops: What a large convolution reaches on the same device, measured when the run began.
     """
 
     epoch: int
@@ -45,6 +48,9 @@ class EpochRecord:
     validation_s: float = 0.0
     dice: Mapping[str, float | None] = field(default_factory=dict)
     mean_dice: float | None = None
+    peak_memory_mb: float | None = None
+    gflops: float | None = None
+    ceiling_gflops: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary."""
@@ -71,6 +77,9 @@ def scalars(record: EpochRecord) -> dict[str, float | None]:
         "train/learning_rate": record.learning_rate,
         "train/patches_per_s": record.patches_per_s,
         "train/data_share": record.data_share,
+        "train/peak_memory_mb": record.peak_memory_mb,
+        "train/gflops": record.gflops,
+        "train/ceiling_gflops": record.ceiling_gflops,
         "validation/mean_dice": record.mean_dice,
         **{f"validation/{organ}": value for organ, value in record.dice.items()},
     }

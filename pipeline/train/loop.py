@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import out_of_memory
+from pipeline.model.device import choose_dtype, out_of_memory
 from pipeline.model.execution import PLAIN, Execution
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.batches import TrainingBatches
@@ -25,6 +25,7 @@ from pipeline.train.source import PatchSource
 from pipeline.train.state import Progress
 from pipeline.train.stop import STOPS, StopRequest, stoppable
 from pipeline.train.trainer import Trainer
+from pipeline.train.usage import Usage
 from pipeline.train.values import Frame, OnStep, Validation, ValidationScores
 
 __all__ = ["TrainResult", "train_fold"]
@@ -97,11 +98,12 @@ def train_fold(
         ) as batches,
     ):
         torch.manual_seed(settings.train.seed)
+        usage = Usage(network, source, choose_dtype(source.device, settings.train.precision))
         trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes, how)
         try:
             epochs = trainer.budget.epochs(len(trainer.progress.records), trainer.share, settings.train.epochs)
             on_start(trainer.progress.records, epochs)
-            _run(trainer, on_epoch, on_step, stop)
+            _run(trainer, usage, on_epoch, on_step, stop)
             with stop.at_once():
                 return _finish(trainer)
         except (RuntimeError, MemoryError) as error:
@@ -115,6 +117,7 @@ def train_fold(
 
 def _run(
     trainer: Trainer,
+    usage: Usage,
     on_epoch: Callable[[EpochRecord, int], None],
     on_step: OnStep,
     stop: StopRequest,
@@ -132,6 +135,7 @@ def _run(
                 stop.stop()
             if trainer.validation_is_due(record.epoch):
                 record = _validated(trainer, record, stop)
+            record = usage.complete(record)
             trainer.note_epoch(record)
             if writer is None:
                 continue

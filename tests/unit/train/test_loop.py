@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.config import LossSettings, Settings
 from pipeline.core.errors import ConfigError, Stopped, VolsegError
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.model.cost import multiply_adds
 from pipeline.model.factory import build_network
 from pipeline.model.folder import load_weights
 from pipeline.train import trainer
@@ -88,6 +89,13 @@ def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path:
     assert len(rows) == 11
     assert (tmp_path / "m" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "m" / "events").glob("events.*"))
+    record = result.progress.records[-1]
+    operations = 6 * multiply_adds(build_network("unet", 3, 1, 2, seed=0, features=(4, 8)), SIZE, 1)
+    assert record.gflops == pytest.approx(operations * record.patches_per_s / 1e9)
+    assert record.ceiling_gflops is not None
+    assert record.ceiling_gflops > 0.1
+    assert record.peak_memory_mb is not None
+    assert record.peak_memory_mb > 100
 
 
 def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, tmp_path: Path) -> None:
