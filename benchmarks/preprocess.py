@@ -14,16 +14,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import blosc2
 import numpy as np
+from commands import measured, run
 from nibabel.orientations import apply_orientation, io_orientation
 
 from pipeline.core.volume import LabelMap
@@ -35,65 +32,6 @@ from pipeline.preprocess.trace import Trace
 
 NAME = "Dataset900_benchmark"
 SLICES = 150  # of a phantom
-EVERY_S = 0.5  # between two looks at the memory
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a command took, its child processes included."""
-
-    wall_s: float
-    cpu_s: float
-    peak_mb: float
-
-
-def measured(command: list[str], environment: dict[str, str], result: Path) -> Cost:
-    """Run a command twice, from the start: once for its time, once looked at for its processors and memory."""
-    wall_s, _ = run(command, environment, result, watched=False)
-    _, seen = run(command, environment, result, watched=True)
-    return Cost(wall_s, sum(seen.cpu_s.values()), seen.peak_mb)
-
-
-def run(command: list[str], environment: dict[str, str], result: Path, *, watched: bool) -> tuple[float, Seen]:
-    """Run a command in a session of its own; the script ends with its output if it fails."""
-    shutil.rmtree(result, ignore_errors=True)
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    seen = Seen()
-    if watched:
-        threading.Thread(target=watch, args=(process, seen), daemon=True).start()
-    output, _ = process.communicate()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{output}")
-    return time.monotonic() - began, seen
-
-
-@dataclass
-class Seen:
-    """What was seen of the processes of a session: the largest sum of memory, and the CPU seconds of each."""
-
-    peak_mb: float = 0.0
-    cpu_s: dict[int, float] = field(default_factory=dict)
-
-
-def watch(process: subprocess.Popen[str], seen: Seen) -> None:
-    """Look at a session's processes until the first has ended: proportional set sizes, user and system time."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    while process.poll() is None:
-        total = 0
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.getsid(int(folder.name)) == process.pid:
-                    lines = (folder / "smaps_rollup").read_text().splitlines()
-                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-                    times = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
-                    seen.cpu_s[int(folder.name)] = sum(map(int, times)) / ticks
-            except (OSError, ValueError):  # it has just ended
-                continue
-        seen.peak_mb = max(seen.peak_mb, total / 1024)
-        time.sleep(EVERY_S)
 
 
 def write_phantoms(folder: Path, cases: int) -> None:
@@ -183,7 +121,8 @@ def main() -> None:
     for folder in folders.values():
         Path(folder).mkdir(parents=True, exist_ok=True)
     raw, preprocessed, ours = work / "raw" / NAME, work / "preprocessed" / NAME, work / "ours"
-    run([*volseg, "convert", str(chosen.dataset), "-o", str(raw), "--to", "nnunet"], environment, raw, watched=False)
+    shutil.rmtree(raw, ignore_errors=True)
+    run([*volseg, "convert", str(chosen.dataset), "-o", str(raw), "--to", "nnunet"], environment)
     command = [str(chosen.nnunet / "nnUNetv2_plan_and_preprocess"), "-d", NAME[7:10], "-c", "3d_fullres"]
     theirs = measured([*command, "-np", str(chosen.jobs)], environment, preprocessed)
     command = [*volseg, "preprocess", str(raw), "-o", str(ours), "--jobs", str(chosen.jobs)]
@@ -197,7 +136,8 @@ def main() -> None:
     plan = with_their_statistics(ours, preprocessed)
     if plan is not None:
         ours = work / "same_plan"
-        run([*volseg, "preprocess", str(raw), "-o", str(ours), "--plan", str(plan)], environment, ours, watched=False)
+        shutil.rmtree(ours, ignore_errors=True)
+        run([*volseg, "preprocess", str(raw), "-o", str(ours), "--plan", str(plan)], environment)
     print(differences(preprocessed, ours))
 
 
