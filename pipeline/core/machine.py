@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_bytes", "processors"]
+__all__ = ["available_bytes", "processors", "total_bytes"]
 
 
 def processors() -> int:
@@ -29,6 +30,18 @@ def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
     """
     machine = _entry(proc / "meminfo", "MemAvailable:")
     found = [] if machine is None else [machine * 1024]
+    return min((*found, *(free for _, free in _groups(proc, groups))), default=None)
+
+
+def total_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Memory that this process could take if nothing else took any; arguments and None as above."""
+    machine = _entry(proc / "meminfo", "MemTotal:")
+    found = [] if machine is None else [machine * 1024]
+    return min((*found, *(limit for limit, _ in _groups(proc, groups))), default=None)
+
+
+def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """Limit and free bytes of every control group around this process that has a limit."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
@@ -41,18 +54,18 @@ def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
         for place in (folder, *folder.parents):  # a group around this one may be narrower
             if not place.is_relative_to(home):
                 break
-            free = _group_bytes(place, limit, usage)
-            found += [] if free is None else [free]
-    return min(found, default=None)
+            found = _group_bytes(place, limit, usage)
+            if found is not None:
+                yield found
 
 
-def _group_bytes(group: Path, limit: str, usage: str) -> int | None:
-    """Bytes below a control group's limit, counting file cache that can be dropped; None if it has no limit."""
+def _group_bytes(group: Path, limit: str, usage: str) -> tuple[int, int] | None:
+    """A control group's limit and the bytes below it, counting file cache that can be dropped; None without a limit."""
     most, used = _text(group / limit).strip(), _text(group / usage).strip()
     if not most.isdecimal() or not used.isdecimal():
         return None
     cache = _entry(group / "memory.stat", "total_inactive_file") or _entry(group / "memory.stat", "inactive_file") or 0
-    return max(0, int(most) - max(0, int(used) - cache))
+    return int(most), max(0, int(most) - max(0, int(used) - cache))
 
 
 def _entry(path: Path, name: str) -> int | None:

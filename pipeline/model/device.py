@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.machine import available_bytes
+from pipeline.core.machine import total_bytes
 
 __all__ = [
     "autocast",
@@ -56,8 +56,8 @@ def planning_memory_gb() -> float:
     """Memory to plan patch and batch for on this machine: its GPU's, at most 24; without one half the RAM, up to 8."""
     if torch.cuda.is_available():
         return float(min(_MOST_PLANNED_GB, torch.cuda.get_device_properties(0).total_memory >> 30))
-    free = available_bytes()
-    return float(_CPU_GB if free is None else max(1, min(_CPU_GB, free >> 31)))
+    ram = total_bytes()  # not what is free just now: the same machine gives the same plan
+    return float(_CPU_GB if ram is None else max(1, min(_CPU_GB, ram >> 31)))
 
 
 def device_name(device: torch.device) -> str:

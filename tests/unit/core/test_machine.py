@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.machine import available_bytes, processors
+from pipeline.core.machine import available_bytes, processors, total_bytes
 
 GIB = 2**30
 
@@ -34,13 +34,16 @@ def test_available_memory_is_the_smallest_of_machine_and_control_groups(tmp_path
     assert available_bytes(proc, groups) is None
     write(proc / "meminfo", f"MemTotal: {64 * 2**20} kB\nMemAvailable:   {20 * 2**20} kB\n")
     assert available_bytes(proc, groups) == 20 * GIB
+    assert total_bytes(proc, groups) == 64 * GIB
     write(proc / "self" / "cgroup", "1:cpu:/\n0::/jobs/mine\n")
     write(groups / "jobs" / "mine" / "memory.max", "max\n")
     write(groups / "jobs" / "memory.max", f"{8 * GIB}\n")  # the limit of the group around mine
     write(groups / "jobs" / "memory.current", f"{5 * GIB}\n")
     write(groups / "jobs" / "memory.stat", f"anon 1\ninactive_file {2 * GIB}\n")  # cache that can be dropped
     assert available_bytes(proc, groups) == 5 * GIB
+    assert total_bytes(proc, groups) == 8 * GIB
     write(proc / "self" / "cgroup", "4:memory:/old\n0::/\n")
     write(groups / "memory" / "old" / "memory.limit_in_bytes", f"{3 * GIB}\n")
     write(groups / "memory" / "old" / "memory.usage_in_bytes", f"{4 * GIB}\n")
     assert available_bytes(proc, groups) == 0
+    assert total_bytes(proc, groups) == 3 * GIB
