@@ -1,8 +1,5 @@
 """Ways of executing a network differ in speed and memory, not in what comes out."""
 
-import os
-import shutil
-
 import pytest
 import torch
 from torch import nn
@@ -58,8 +55,11 @@ def test_recomputing_keeps_less() -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 def test_compiled_networks_give_the_same_logits_and_predict_any_size() -> None:
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(3))
+    except Exception as error:  # no compiler, or no headers of Python
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
     options = {"features": (4, 8), "norm": "instance", "deep_supervision": False}
     plain, fused = (build_network("unet", 2, 1, 2, seed=0, **options) for _ in range(2))
     execute(plain, CPU, PLAIN)
