@@ -60,9 +60,10 @@ class TrainingBatches:
         return made, wait_s
 
     def again(self, number: int) -> tuple[Pair, list[str]]:
-        """All parts of an earlier step as one batch, made once more, and the ids of its cases."""
+        """What this process trained on in an earlier step, as one batch made once more, and the ids of its cases."""
         made = [self._part(number, part) for part in self.parts]
-        cases = [patch.case for patch in self.source.patches(number)]
+        patches, count = self.source.patches(number), self.source.parts
+        cases = [patches[place].case for part in self.parts for place in range(part, len(patches), count)]
         return (torch.cat([images for images, _ in made]), torch.cat([labels for _, labels in made])), cases
 
     def __enter__(self) -> TrainingBatches:

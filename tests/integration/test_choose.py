@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from toy import toy_settings, write_toy
 
-from pipeline.__main__ import main
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.store import open_prepared, read_info
@@ -48,14 +48,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_validate(home / name, home / f"{name}_data", device="cpu", jobs=1)
     shutil.copytree(home / "fine", home / "bare", ignore=shutil.ignore_patterns("cross_validation"))
     return home
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    return int(stop.value.code or 0), out, " ".join(err.split())
 
 
 def test_models_and_their_pair_are_compared_and_the_best_is_written(

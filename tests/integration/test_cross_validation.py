@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from toy import toy_settings, write_toy
 
-from pipeline.__main__ import main
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
@@ -49,14 +49,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(here: Path, to: Path) -> Path:
     shutil.copytree(here / "model", to)
     return to
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    return int(stop.value.code or 0), out, " ".join(err.split())
 
 
 def test_every_case_is_predicted_by_the_fold_that_did_not_train_on_it(here: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import run
 from toy import toy_settings, write_toy
 
-from pipeline.__main__ import main
 from pipeline.stages.prepare import preprocess
 
 COMMANDS = (
@@ -30,15 +30,6 @@ COMMANDS = (
     "cross-validate",
     "choose",
 )
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of one command in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    return int(stop.value.code or 0), out, " ".join(err.split())
 
 
 def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
