@@ -10,12 +10,14 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.model.instance_norm import instance_norm, takes_instance_norm
 from pipeline.model.options import Activation, LevelOptions, Stage
 from pipeline.model.options import Norm as NormName
 
 __all__ = [
+    "ConvUnit",
     "Style",
     "activation_layer",
     "conv_stage",
@@ -81,6 +83,33 @@ def activation_layer(name: Activation, *, inplace: bool = True) -> nn.Module:
     return Act[layer](**arguments)  # type: ignore[no-any-return]
 
 
+class ConvUnit(nn.Sequential):
+    """Layers one after the other, of which an instance norm and the activation behind it may be one step.
+
+    Args:
+        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, *spatial) → (B, out, *spatial / stride)."""
+        layers = list(self)
+        x = layers[0](x)
+        if len(layers) > 1 and takes_instance_norm(layers[1], x):
+            slope = _slope(layers[2]) if len(layers) > 2 else None
+            x = instance_norm(x, layers[1], 1.0 if slope is None else slope)
+            layers = layers[1:] if slope is None else layers[2:]
+        for layer in layers[1:]:
+            x = layer(x)
+        return x
+
+
+def _slope(activation: nn.Module) -> float | None:
+    """Factor of an activation below zero; None for one that is curved or learned."""
+    if isinstance(activation, nn.LeakyReLU):
+        return activation.negative_slope
+    return 0.0 if isinstance(activation, nn.ReLU) else None
+
+
 def conv_unit(
     in_channels: int,
     out_channels: int,
@@ -89,7 +118,7 @@ def conv_unit(
     stride: tuple[int, ...] | None = None,
     *,
     activate: bool = True,
-) -> nn.Sequential:
+) -> ConvUnit:
     """Convolution → normalization → activation → dropout; what the style leaves out has no layer.
 
     Args:
@@ -115,11 +144,11 @@ def conv_unit(
     if style.norm != "none":
         layers["norm"] = norm_layer(style.norm, style.dims, out_channels)
     if not activate:
-        return nn.Sequential(layers)
+        return ConvUnit(layers)
     layers["activation"] = activation_layer(style.activation)
     if style.dropout > 0:
         layers["dropout"] = Dropout[Dropout.DROPOUT, 1](style.dropout)  # single values, not whole channels
-    return nn.Sequential(layers)
+    return ConvUnit(layers)
 
 
 def conv_stage(

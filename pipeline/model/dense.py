@@ -200,7 +200,7 @@ def _dense_stage(
 def _additive_decoder(widths: list[int], dims: int, last_dropout: float) -> nn.ModuleList:
     """Units of the decoder, deepest first; the last one has dropout between convolution and normalization."""
     style = Style(dims, bias=True)
-    units = [conv_unit(given, wanted, (3,) * dims, style) for given, wanted in pairwise(widths)]
+    units: list[nn.Module] = [conv_unit(given, wanted, (3,) * dims, style) for given, wanted in pairwise(widths)]
     last = OrderedDict(units[-1].named_children())
     # Not named dropout: normalized right behind, it does not change how large the initial weights should be.
     units[-1] = nn.Sequential(OrderedDict(conv=last.pop("conv"), random=nn.Dropout(last_dropout), **last))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import torch
+
+from pipeline.core.heap import release_freed_memory
 
 __all__ = ["MEMORY_MEANS", "watch_memory"]
 
@@ -59,19 +60,21 @@ def _cuda_peak(device: torch.device) -> int:
 
 @contextmanager
 def _sampled() -> Iterator[Callable[[], int]]:
-    _release_unused()
+    release_freed_memory()
     before = _own_pages()
-    highest, stop = [before], Event()
+    highest, stop, lock = [before], Event(), Lock()  # the lock: no sample from before a question counts after it
 
     def sample() -> None:
         while not stop.wait(_PERIOD_S):
-            highest[0] = max(highest[0], _own_pages())
+            with lock:
+                highest[0] = max(highest[0], _own_pages())
 
     def peak() -> int:
-        found = max(highest[0], _own_pages()) - before
-        gc.collect()
-        _release_unused()
-        highest[0] = before
+        with lock:
+            found = max(highest[0], _own_pages()) - before
+            gc.collect()
+            release_freed_memory()
+            highest[0] = before
         return found * mmap.PAGESIZE
 
     thread = Thread(target=sample, name="memory", daemon=True)
@@ -87,9 +90,3 @@ def _own_pages() -> int:
     """Resident pages that belong to no file."""
     words = _STATM.read_text(encoding="ascii").split()
     return int(words[1]) - int(words[2])
-
-
-def _release_unused() -> None:
-    """Have the GNU C library, which keeps freed memory for a while, give it back to the system."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -13,6 +13,7 @@ import torch
 from pipeline.config import Settings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.files import write_json
+from pipeline.core.heap import keep_freed_memory
 from pipeline.infer.member import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
 from pipeline.model.cost import count_parameters
@@ -80,7 +81,7 @@ def train(
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
             weights the organs, the model folder holds another model, or the training diverges.
     """
-    with joined() as processes:
+    with keep_freed_memory(), joined() as processes:
         heard = _Listener(on_start, on_step, on_epoch, say) if processes.first else _Listener()
         place = _own_device(device, processes)
         return _train(prepared, out, settings, fold, place, restart, start, tune, heard, processes)

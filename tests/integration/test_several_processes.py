@@ -16,12 +16,12 @@ from toy import toy_settings
 from pipeline.model.folder import load_weights
 
 
-def command(prepared: Path, out: Path, processes: int, batch_size: int, steps: int = 2, **loss: object) -> list[object]:
-    """Two epochs, alone or under torchrun."""
+def command(prepared: Path, out: Path, processes: int, batch_size: int, epochs: int = 2, **loss: object) -> list[object]:
+    """Epochs of two steps, alone or under torchrun."""
     settings = toy_settings(options={"features": [4, 8], "norm": "instance"}).model_dump(mode="json")
     settings["sample"] |= {"batch_size": batch_size}
     settings["loss"] |= loss
-    settings["train"] |= {"epochs": 2, "iterations_per_epoch": steps, "optimizer": "sgd", "precision": "fp32"}
+    settings["train"] |= {"epochs": epochs, "iterations_per_epoch": 2, "optimizer": "sgd", "precision": "fp32"}
     config = out.with_suffix(".json")
     config.write_text(json.dumps(settings))
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -58,17 +58,18 @@ def test_two_processes_update_as_one_with_twice_the_batch(
 
 
 def test_a_signal_to_torchrun_ends_all_with_one_checkpoint(prepared: Path, tmp_path: Path) -> None:
-    run = [str(word) for word in command(prepared, tmp_path / "m", 2, 2, steps=100_000)]
+    run = [str(word) for word in command(prepared, tmp_path / "m", 2, 2, epochs=100_000)]
     running = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "m" / "fold_0"
     try:
         deadline = time.monotonic() + 120
-        while not list(folder.glob("events/*")) and time.monotonic() < deadline:
+        while not (folder / "last.safetensors").exists() and time.monotonic() < deadline:  # before it none is ready
             time.sleep(0.1)
-        time.sleep(2)
+        asked = time.time()
         running.send_signal(signal.SIGTERM)
         _, err = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode != 0
-    assert load_weights(folder / "last.safetensors"), err
+    assert (folder / "last.safetensors").stat().st_mtime > asked, err
+    assert load_weights(folder / "last.safetensors")

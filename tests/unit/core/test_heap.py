@@ -1,0 +1,38 @@
+"""Freed memory stays with the process for a while, and returns to the system when that is over."""
+
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import resource
+import torch
+from pipeline.core.heap import keep_freed_memory
+
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+
+large = 32 << 20  # times four bytes
+usual = faults(large)
+before = resident()
+with keep_freed_memory():
+    faults(large)
+    kept, held = faults(large), resident() - before
+print(usual, kept, held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the GNU C library can be told")
+def test_freed_memory_is_kept_for_the_block_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True)
+    usual, kept, held_mb, left_mb = map(int, done.stdout.split())
+    assert kept * 20 < usual
+    assert held_mb > 100
+    assert left_mb < 40
