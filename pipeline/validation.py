@@ -17,6 +17,7 @@ from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.decode import decode
 from pipeline.infer.logits import predict_logits
+from pipeline.infer.member import mirror_axes
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -45,16 +46,17 @@ def make_validation(
         cases: Validation cases, at least one.
         spec: The network's description.
         plan: The dataset's plan.
-        settings: Sections ``infer`` (mirroring is left out here, for speed) and ``train``.
+        settings: Sections ``infer`` (what it mirrors counts where all cases are scored, not while training, for speed)
+            and ``train``.
         device: Where to compute.
         processes: Those that train together: each scores its share of the cases, and all learn of all.
 
     Returns:
         The validation; its quick subset are the first ``train.validation_cases``.
     """
-    infer = settings.infer.model_copy(update={"mirror": False})
     dtype = choose_dtype(device, settings.train.precision)
     subset = cases[: settings.train.validation_cases]
+    axes = mirror_axes(plan, spec.dims, settings) if settings.infer.mirror else ()
     table, painting = plan.label_table.indexed(), plan.label_table.painting()
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
@@ -63,14 +65,14 @@ def make_validation(
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
             volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
-            logits = predict_logits(network, volume, spec, plan, infer, dtype)
+            logits = predict_logits(network, volume, spec, plan, settings.infer, dtype, axes if everything else ())
             found = overlaps(label[...], decode(logits, painting).cpu().numpy(), table, case=case)
             rows[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found
             }
         return _summary(processes.gathered(rows), plan)
 
-    return Validation(validate, len(subset), len(cases))
+    return Validation(validate, len(subset), len(cases), 2 ** len(axes))
 
 
 def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:

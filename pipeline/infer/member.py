@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import InferSettings
+from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import check_window, predict_logits
 from pipeline.infer.restore import restore_average, restore_labels
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
+from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.trace import Trace
 from pipeline.sample.augment import directions
 
-__all__ = ["Member", "check_inference", "segment"]
+__all__ = ["Member", "check_inference", "mirror_axes", "segment"]
 
 
 class Member:
@@ -51,7 +52,7 @@ class Member:
         self.settings = settings or card.settings.infer
         self.dtype = choose_dtype(device, card.settings.train.precision)
         check_inference(card, self.settings)
-        self.mirror_axes = _mirror_axes(card) if self.settings.mirror else ()
+        self.mirror_axes = mirror_axes(card.plan, card.network.dims, card.settings) if self.settings.mirror else ()
         self.networks = [to_device(network, device).eval() for network in networks]
 
     @classmethod
@@ -124,11 +125,17 @@ def segment(
     return restore_average(parts, painting=painting)
 
 
-def _mirror_axes(card: ModelCard) -> tuple[int, ...]:
-    """Volume axes that training mirrored: the network knows no other mirror images."""
-    flips = card.settings.augment.flip_axes if card.settings.augment.enabled else ()
-    named = directions(card.plan.orientation)
-    return tuple(axis for axis in card.plan.axes(card.network.dims) if named[axis] in flips)
+def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:
+    """Volume axes that training mirrors: the network knows no other mirror images.
+
+    Args:
+        plan: The dataset's plan.
+        dims: Spatial axes of the network.
+        settings: Section ``augment``.
+    """
+    flips = settings.augment.flip_axes if settings.augment.enabled else ()
+    named = directions(plan.orientation)
+    return tuple(axis for axis in plan.axes(dims) if named[axis] in flips)
 
 
 def check_inference(card: ModelCard, settings: InferSettings) -> None:
@@ -148,6 +155,6 @@ def check_inference(card: ModelCard, settings: InferSettings) -> None:
         if unknown:
             got = ", ".join(unknown)
             raise ConfigError([f"infer.{key}: expected some of {', '.join(known)}, got {got}. Correct it."])
-    if settings.mirror and not _mirror_axes(card):
+    if settings.mirror and not mirror_axes(card.plan, card.network.dims, card.settings):
         raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
     check_window(card.network, settings)

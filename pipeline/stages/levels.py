@@ -155,7 +155,7 @@ def _measure(
         for case in task.splits[fold]:
             validation = make_validation(task.prepared, [case], card.network, card.plan, card.settings, device)
             began = time.perf_counter()
-            scores = validation.score(network, True)
+            scores = validation.score(network, False)  # not mirrored
             found[case] = scores.cases[case], time.perf_counter() - began
             on_case()
     except (RuntimeError, MemoryError) as error:

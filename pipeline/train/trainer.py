@@ -103,8 +103,7 @@ class Trainer:
     @property
     def share(self) -> float:
         """Share of the training that is done; time for the last validations is kept back."""
-        quick, everything = self.validation.quick, self.validation.all
-        rounds = 1.0 + (everything / quick if everything > quick else 0.0)
+        rounds = 1.0 if self.validation.complete else 1.0 + self.validation.longer
         reserve_s = _RESERVE * self.progress.validation_s * rounds
         return self.budget.progress(self.progress.iteration, self.elapsed_s, reserve_s)
 

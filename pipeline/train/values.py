@@ -39,16 +39,23 @@ class Validation:
         score: Takes the network in evaluation mode and whether all cases are wanted instead of the quick subset.
         quick: Number of cases of the quick subset.
         all: Number of all cases.
+        passes: Mirror images that are averaged where all cases are wanted; the quick subset is never mirrored.
     """
 
     score: Callable[[nn.Module, bool], ValidationScores]
     quick: int
     all: int
+    passes: int = 1
 
     @property
     def complete(self) -> bool:
-        """Whether the quick subset is all cases."""
-        return self.quick == self.all
+        """Whether scoring the quick subset is scoring all cases."""
+        return self.quick == self.all and self.passes == 1
+
+    @property
+    def longer(self) -> float:
+        """How many times as long as the quick subset all cases take."""
+        return self.passes * self.all / self.quick
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from toy import toy_settings
 from pipeline.model.folder import load_weights
 
 
-def command(prepared: Path, out: Path, processes: int, batch_size: int, epochs: int = 2, **loss: object) -> list[object]:
+def command(
+    prepared: Path, out: Path, processes: int, batch_size: int, epochs: int = 2, **loss: object
+) -> list[object]:
     """Epochs of two steps, alone or under torchrun."""
     settings = toy_settings(options={"features": [4, 8], "norm": "instance"}).model_dump(mode="json")
     settings["sample"] |= {"batch_size": batch_size}
