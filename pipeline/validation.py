@@ -15,8 +15,7 @@ from torch import nn
 from pipeline.config import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.decode import decode
-from pipeline.infer.logits import predict_logits
+from pipeline.infer.logits import CaseInference
 from pipeline.infer.member import mirror_axes
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
@@ -57,7 +56,7 @@ def make_validation(
     dtype = choose_dtype(device, settings.train.precision)
     subset = cases[: settings.train.validation_cases]
     axes = mirror_axes(plan, spec.dims, settings) if settings.infer.mirror else ()
-    table, painting = plan.label_table.indexed(), plan.label_table.painting()
+    table = plan.label_table.indexed()
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
         rows: dict[str, dict[str, float | None]] = {}
@@ -65,8 +64,10 @@ def make_validation(
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
             volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
-            logits = predict_logits(network, volume, spec, plan, settings.infer, dtype, axes if everything else ())
-            found = overlaps(label[...], decode(logits, painting).cpu().numpy(), table, case=case)
+            inference = CaseInference([network], spec, plan, settings.infer, dtype, axes if everything else ())
+            axis, labels = inference.labels(volume, volume.shape[1:])
+            index = torch.cat([rows for _, rows in labels]).movedim(0, axis)
+            found = overlaps(label[...], index.cpu().numpy(), table, case=case)
             rows[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found
             }

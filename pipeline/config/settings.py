@@ -27,12 +27,14 @@ class InferSettings(Section):
 
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows as a fraction of the window."""
-    blend: Literal["gaussian", "constant"] = "gaussian"
+    blend: Literal["gaussian", "hann", "constant"] = "gaussian"
     """Weight of a window's voxels where windows overlap."""
     window_size: tuple[Size, ...] | None = None
     """2 or 3 numbers; by default the training patch, larger for networks whose output is smaller than their input."""
     batch_size: Size = 4
     """Windows per network call (2D: slices, 8 times as many)."""
+    accumulate: Literal["float32", "float16"] = "float32"
+    """Type of the sums over windows; float16 takes half the memory and rounds in the fourth digit."""
     mirror: bool = False
     """Average over mirrored windows (8 passes in 3D, 4 in 2D); left and right organs are swapped back."""
     keep_largest: tuple[str, ...] = ()

@@ -1,57 +1,72 @@
-"""Sliding-window inference: a network that sees windows gives logits of a whole volume."""
+"""Sliding-window inference in bounded memory: a network that sees windows gives logits or labels of a whole volume."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from torch import Tensor
 
-from pipeline.infer.windows import Blend, axis_overlaps, importance_map, tile_starts, window_starts
-from pipeline.sample.cut import paste
+from pipeline.core.regions import PaintingStep
+from pipeline.infer.labelling import SlabLabels
+from pipeline.infer.soft import SlabLogits
+from pipeline.infer.stream import Network, Outputs, Padding, Skip, Stream
+from pipeline.infer.tiling import Tiling
+from pipeline.infer.windows import Blend, importance_map
 
-__all__ = ["Network", "Progress", "WindowInferer"]
-
-Network = Callable[..., torch.Tensor]
-"""Takes (B, C, *window), returns logits (B, L, *window), smaller by the margin on either side if there is one."""
+__all__ = ["Network", "Progress", "StreamingInferer"]
 
 Progress = Callable[[int, int], None]
-"""Called with the windows done so far and their total number."""
+"""Called with the windows of a volume done so far and their number."""
 
-_Place = tuple[int, tuple[int, ...]]  # volume of the batch, first voxel of the logits of a window
+_SUMS = {"float32": torch.float32, "float16": torch.float16}
 
 
-class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
-    """Logits of whole volumes from overlapping windows; a drop-in for MONAI's ``SlidingWindowInferer``.
+class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
+    """Logits or labels of whole volumes from overlapping windows; a drop-in for MONAI's ``SlidingStreamingInferer``.
+
+    Windows are visited along one axis. A plane that no later window touches is finished at once, so that only as many
+    planes as a window is thick are held with all their classes. Full logits equal MONAI's; labels are those of the full
+    logits, which never exist.
 
     Networks of valid convolutions, which give logits for less than they see, tile the volume by the overlap-tile
     strategy: windows see the image around their tile of logits as it is, mirrored at the border of the volume only.
     Where normalization does not depend on the window, the result is that of the network applied once to the whole
     mirrored volume, whatever the overlap: overlapping tiles agree, so that 0 is enough.
 
-    Sums are kept in float32 (float64 if the network returns that), the input is never written to, and no gradients are
-    kept.
+    The input is never written to, and no gradients are kept. Where the memory of the device is too small for a batch of
+    windows, it goes on from there with half as many.
 
     Args:
         window: Voxels of the window along each of 2 or 3 axes, a size the network takes.
         overlap: Fraction of the window (of its logits) that neighbours share, or one per axis, each in [0, 1).
-        blend: Weight of a window's voxels where windows overlap: ``gaussian`` or ``constant``.
+        blend: Weight of a window's voxels where windows overlap: ``gaussian``, ``hann`` or ``constant``.
         batch: Windows per network call, at least 1.
-        progress: Told after every network call how many windows are done.
+        axis: Along which windows are visited; ``auto`` for the one along which the planes held are the least.
+        skip: Windows to leave out, see :data:`~pipeline.infer.stream.Skip`. Where there is no other, logits are 0 and
+            labels background.
+        accumulate: Type of the sums: ``float32`` (float64 if the network returns that), or ``float16`` for half the
+            memory and rounding in the fourth digit.
         margin: The network's margin along each axis: the voxels of a window on either side that get no logits. None
             for networks whose logits are as large as their input.
         step: The network's divisor along each axis: with a margin, tiles start at its multiples. None for 1.
+        spacing: Of the windows, see :class:`~pipeline.infer.tiling.Tiling`.
+        padding: What a window sees where the volume is smaller. With a margin, always the mirror image.
+        fill: The constant of padding.
+        progress: Told after every network call how many windows are done.
 
     Raises:
         ValueError: If an argument is outside its range.
 
     Example:
-        >>> inferer = WindowInferer((4, 4, 4), overlap=0.5)
+        >>> inferer = StreamingInferer((4, 4, 4), overlap=0.5)
         >>> inferer(torch.ones(1, 1, 9, 6, 3), network=lambda window: 2 * window).unique()
         tensor([2.])
+        >>> inferer.label_map(torch.ones(1, 1, 9, 6, 3), lambda window: torch.cat([window, 2 * window], 1)).unique()
+        tensor([1], dtype=torch.uint8)
 
     Reference: Ronneberger et al. 2015 (arXiv 1505.04597), figure 2, for the overlap-tile strategy.
     """
@@ -62,123 +77,158 @@ class WindowInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         overlap: float | Sequence[float] = 0.5,
         blend: Blend = "gaussian",
         batch: int = 1,
-        progress: Progress | None = None,
+        axis: int | Literal["auto"] = "auto",
+        skip: Skip = None,
+        accumulate: Literal["float32", "float16"] = "float32",
         *,
         margin: Sequence[int] | None = None,
         step: Sequence[int] | None = None,
+        spacing: Literal["interval", "even"] = "interval",
+        padding: Padding = "constant",
+        fill: float = 0.0,
+        progress: Progress = lambda done, number: None,
     ) -> None:
-        self.window = tuple(int(size) for size in window)
-        axes = len(self.window)
-        if axes not in (2, 3) or min(self.window) < 1:
-            raise ValueError(f"window: expected 2 or 3 sizes of at least 1 voxel, got {tuple(window)}. Correct it.")
+        self.tiling = Tiling.of(window, overlap, margin, step, spacing)
+        axes = len(self.tiling.window)
         if batch < 1:
             raise ValueError(f"window batch: expected at least 1, got {batch}. Raise it.")
-        self.overlap = axis_overlaps(overlap, axes)
-        self.batch = batch
-        self.progress = progress
-        self.margin = _per_axis("margin", margin, axes, 0)
-        self.step = _per_axis("step", step, axes, 1)
-        self.tile = tuple(size - 2 * lost for size, lost in zip(self.window, self.margin, strict=True))
-        if min(self.tile) < 1:
-            rule = f"more than twice the margin {self.margin}"
-            raise ValueError(f"window: expected {rule}, got {self.window}. Enlarge it.")
-        self._importance = importance_map(self.tile, blend)
+        if axis != "auto" and axis not in range(axes):
+            raise ValueError(f"streaming axis: expected auto or one of 0 to {axes - 1}, got {axis!r}. Correct it.")
+        if accumulate not in _SUMS:
+            raise ValueError(f"accumulate: expected one of {', '.join(_SUMS)}, got {accumulate!r}. Choose one of them.")
+        self.batch, self.axis, self.skip, self.sums = batch, axis, skip, _SUMS[accumulate]
+        self.padding, self.fill, self.progress = padding, fill, progress
+        self.importance = importance_map(self.tiling.tile, blend)
 
     @torch.no_grad()
-    def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
         """Run the network over all windows and blend what it returns.
 
         Args:
-            inputs: (B, C, *spatial) with as many spatial axes as the window. For the network, axes shorter than the
-                window are padded with 0 on both sides; with a margin, every border is continued by its mirror image.
-            network: Takes (n, C, *window), returns logits (n, L, *window), less the margin, of any floating type.
+            inputs: (B, C, *spatial) with as many spatial axes as the window.
+            network: Takes (n, C, *window), returns logits (n, L, *window), less the margin, of any floating type; or
+                several of them in a sequence or mapping.
             args: Handed to the network.
             kwargs: Handed to the network.
 
         Returns:
-            Logits (B, L, *spatial), float32 or float64, on the device of the inputs.
+            Logits (B, L, *spatial), float32 or float64, on the device of the inputs; in a tuple or a dictionary if the
+            network returns several.
 
         Raises:
             ValueError: If the inputs or the network's output do not have these shapes, or a margin leaves tiles smaller
                 than the step for a volume that needs several.
         """
         volumes = self._checked(inputs)
-        shape = volumes.shape[2:]
-        starts = list(product(*map(self._starts, range(len(shape)), shape)))
-        places = [(volume, start) for volume in range(len(volumes)) for start in starts]
-        total: torch.Tensor | None = None
-        for done, group in self._groups(places):
-            logits = self._fitting(network(self._windows(volumes, group), *args, **kwargs), len(group))
-            if total is None:
-                dtype = torch.promote_types(logits.dtype, torch.float32)
-                total = torch.zeros((len(volumes), logits.shape[1], *shape), dtype=dtype, device=volumes.device)
-                importance = self._importance.to(total)
-            for (volume, start), window_logits in zip(group, logits, strict=True):
-                seen, kept = _inside(start, self.tile, shape)
-                total[volume][:, *seen].addcmul_(window_logits[:, *kept].to(total), importance[kept])
-            del logits
-            if self.progress is not None:
-                self.progress(done, len(places))
-        assert total is not None  # there is always a window, because sizes and batch are at least 1
-        weights = total.new_zeros(shape)
-        for start in starts:
-            seen, kept = _inside(start, self.tile, shape)
-            weights[seen] += importance[kept]
-        return total.div_(weights)
+        shape, called = volumes.shape[2:], Outputs(network, args, kwargs)
+        totals: list[Tensor] = []
+        for number, volume in enumerate(volumes):
+            stream = self._stream(shape)
+            for first, heads in stream.planes(volume, called, self.progress):
+                totals = totals or [values.new_empty((len(volumes), values.shape[-1], *shape)) for values in heads]
+                for total, values in zip(totals, heads, strict=True):
+                    part = total[number].movedim(stream.axis + 1, 1)[:, first : first + len(values)]
+                    part.copy_(values.movedim(-1, 0).reshape(part.shape))
+        return called.packed(totals)
 
-    def _starts(self, axis: int, size: int) -> list[int]:
-        """First voxels, along one axis, of the logits of all windows."""
-        tile, overlap = self.tile[axis], self.overlap[axis]
-        if any(self.margin):
-            return tile_starts(size, tile, self.step[axis], overlap)
-        return window_starts(size, tile, overlap) if size > tile else [-((tile - size) // 2)]
+    @torch.no_grad()
+    def label_map(
+        self,
+        inputs: Tensor,
+        network: Network,
+        output_shape: Sequence[int] | None = None,
+        *,
+        painting: Sequence[PaintingStep] = (),
+    ) -> Tensor:
+        """Class index of every voxel; the logits of all classes never exist for more planes than a window is thick.
 
-    def _windows(self, volumes: torch.Tensor, group: list[_Place]) -> torch.Tensor:
-        """What the network sees at some places, (n, C, *window)."""
-        windows = volumes.new_empty((len(group), volumes.shape[1], *self.window))
-        fill = None if any(self.margin) else 0.0
-        for window, (volume, start) in zip(windows, group, strict=True):
-            first = [position - lost for position, lost in zip(start, self.margin, strict=True)]
-            paste(window, volumes[volume], first, fill)
-        return windows
+        Args:
+            inputs: As for calling the inferer.
+            network: As there; of several outputs the first one counts.
+            output_shape: Voxels of the labels along each axis, over the same field of view: logits are resampled
+                linearly before the decision. None for those of the inputs.
+            painting: How regions become classes, see :func:`~pipeline.infer.decode.decode`; empty for a softmax.
 
-    def _groups(self, places: list[_Place]) -> Iterator[tuple[int, list[_Place]]]:
-        """Windows of one network call each, and how many are done after it."""
-        for first in range(0, len(places), self.batch):
-            group = places[first : first + self.batch]
-            yield first + len(group), group
+        Returns:
+            (B, *output_shape): uint8 up to 256 classes, else uint16, on the device of the inputs. Of equal logits the
+            lowest class wins.
 
-    def _checked(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.ndim != len(self.window) + 2 or 0 in inputs.shape:
+        Raises:
+            ValueError: As for calling the inferer; or if logits are not finite.
+        """
+        volumes = self._checked(inputs)
+        shape = tuple(volumes.shape[2:])
+        target = shape if output_shape is None else tuple(int(n) for n in output_shape)
+        if len(target) != len(shape) or min(target) < 1:
+            raise ValueError(f"output_shape: expected {len(shape)} sizes of at least 1, got {target}. Correct it.")
+        axis, found = self._stream(shape).axis, None
+        for number, volume in enumerate(volumes):
+            for first, labels in self.labels(volume, network, target, painting=painting):
+                if found is None:
+                    found = labels.new_empty((len(volumes), *target))
+                part = found[number].movedim(axis, 0)[first : first + len(labels)]
+                part.copy_(labels.reshape(part.shape))
+        assert found is not None  # volumes are not empty
+        return found
+
+    @torch.no_grad()
+    def labels(
+        self,
+        volume: Tensor,
+        network: Network,
+        target: Sequence[int],
+        *,
+        painting: Sequence[PaintingStep] = (),
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Labels of one volume as they are finished; see :meth:`label_map`.
+
+        Args:
+            volume: (C, *spatial).
+            network: As for :meth:`label_map`.
+            target: Voxels of the labels along each axis.
+            painting: As for :meth:`label_map`.
+
+        Yields:
+            First row along :meth:`streaming_axis` of the volume, and rows of labels (n, a, b), b being 1 in images of
+            two axes.
+        """
+        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
+        slabs = SlabLabels(stream.turned(volume.shape[1:], 1), stream.turned(target, 1), painting)
+        for _, heads in stream.planes(volume, called, self.progress):
+            yield from slabs.add(heads[0])
+
+    @torch.no_grad()
+    def logit_rows(self, volume: Tensor, network: Network, target: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Resampled logits of one volume as they are finished.
+
+        Args:
+            volume: (C, *spatial).
+            network: As for :meth:`label_map`.
+            target: Voxels of the result along each axis.
+
+        Yields:
+            First row along :meth:`streaming_axis` of the volume, and logits (n, a, b, L), float32, b being 1 in images
+            of two axes; valid until the next ones are asked for.
+        """
+        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
+        slabs = SlabLogits(stream.turned(volume.shape[1:], 1), stream.turned(target, 1))
+        for _, heads in stream.planes(volume, called, self.progress):
+            yield from slabs.add(heads[0])
+
+    def streaming_axis(self, shape: Sequence[int]) -> int:
+        """The axis along which a volume of a shape is finished."""
+        return self.tiling.thinnest(shape) if self.axis == "auto" else self.axis
+
+    def _stream(self, shape: Sequence[int]) -> Stream:
+        axis = self.streaming_axis(shape)
+        return Stream(self.tiling, self.importance, self.batch, axis, self.skip, self.sums, self.padding, self.fill)
+
+    def _checked(self, inputs: Tensor) -> Tensor:
+        axes = len(self.tiling.window)
+        if inputs.ndim != axes + 2 or 0 in inputs.shape:
             raise ValueError(
-                f"inference input: expected (B, C, {len(self.window)} spatial axes), none of them empty, "
+                f"inference input: expected (B, C, {axes} spatial axes), none of them empty, "
                 f"got shape {tuple(inputs.shape)}. Add the batch and channel axes."
             )
-        plain: torch.Tensor = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        plain: Tensor = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         return plain
-
-    def _fitting(self, logits: torch.Tensor, count: int) -> torch.Tensor:
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if not isinstance(logits, torch.Tensor) or (logits.shape[0], *logits.shape[2:]) != (count, *self.tile):
-            raise ValueError(
-                f"network output: expected logits ({count}, L, {', '.join(map(str, self.tile))}), got {shape}. "
-                "Put the network in eval mode and choose a window of legal size."
-            )
-        return logits
-
-
-def _per_axis(name: str, values: Sequence[int] | None, axes: int, least: int) -> tuple[int, ...]:
-    numbers = (least,) * axes if values is None else tuple(int(value) for value in values)
-    if len(numbers) != axes or min(numbers) < least:
-        raise ValueError(f"{name}: expected {axes} numbers of at least {least}, got {values}. Take the network's.")
-    return numbers
-
-
-def _inside(
-    start: Sequence[int], tile: Sequence[int], shape: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of a volume that a tile covers, and the part of the tile that lies in the volume."""
-    low = [max(first, 0) for first in start]
-    high = [min(first + size, limit) for first, size, limit in zip(start, tile, shape, strict=True)]
-    seen = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return seen, tuple(slice(a - first, b - first) for a, b, first in zip(low, high, start, strict=True))

@@ -1,17 +1,17 @@
-"""From a prepared image to its logits: which windows a network sees, in which precision, mirrored how."""
+"""From a prepared image to logits or labels: which windows networks see, in which precision, mirrored how."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import Network, StreamingInferer
 from pipeline.infer.mirror import mirrored
 from pipeline.infer.slices import SliceNetwork
 from pipeline.model.device import autocast
@@ -19,7 +19,7 @@ from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
-__all__ = ["Sized", "check_window", "predict_logits", "prediction_window"]
+__all__ = ["CaseInference", "Sized", "averaged", "check_window", "prediction_window"]
 
 _SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
 _OWN_STATISTICS = (nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -40,52 +40,147 @@ class Sized(Protocol):
         """The smallest legal size that is at least ``size``."""
 
 
-def predict_logits(
-    network: nn.Module,
-    image: Tensor,
-    spec: NetworkSpec,
-    plan: Plan,
-    settings: InferSettings,
-    dtype: torch.dtype = torch.float32,
-    mirror_axes: Sequence[int] = (),
-) -> Tensor:
-    """Logits of a prepared image from overlapping windows; a 2D network sees every slice.
+class CaseInference:
+    """How networks of one design predict an image on the prepared grid.
 
-    Tiles of networks with a margin agree where they overlap and are therefore laid side by side, unless the network
-    normalizes every window by itself.
+    A 2D network sees every slice. Mirror images and networks are averaged window by window, so that memory does not
+    grow with them. Tiles of networks with a margin agree where they overlap and are therefore laid side by side, unless
+    the networks normalize every window by itself.
 
     Args:
-        network: In evaluation mode, on the device that computes. One without ``margin`` is taken for padded.
-        image: (C, I, J, K) on the prepared grid, on the same device.
-        spec: The network's description.
+        networks: In evaluation mode, at least one; each may be on a device of its own. One without ``margin`` is taken
+            for padded.
+        spec: The networks' description.
         plan: The dataset's plan.
         settings: Section ``infer``.
-        dtype: Type of the network's arithmetic.
+        dtype: Type of the networks' arithmetic.
         mirror_axes: Volume axes over whose mirrorings the logits are averaged.
-
-    Returns:
-        (L, I, J, K) float32 on the same device.
-
-    Raises:
-        ConfigError: If the window that the settings ask for is none the network can take.
     """
-    runner: Any = network if spec.dims == 3 else SliceNetwork(network, plan.slice_axis)
-    margin, step = getattr(runner, "margin", (0, 0, 0)), getattr(runner, "divisor", (1, 1, 1))
-    patch = window = _in_volume(spec.patch_size, plan, spec)
-    batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
-    if settings.window_size is not None:
-        window = _in_volume(settings.window_size, plan, spec)
-    elif any(margin):
-        window = prediction_window(runner, patch, image.shape[1:])
-        batch = max(1, min(batch, batch * math.prod(patch) // math.prod(window)))  # no more voxels than so many patches
-    overlap = 0.0 if any(margin) and not _normalizes_windows(network) else settings.overlap
-    if mirror_axes:
-        pairs = plan.label_table.output_side_pairs()
-        runner = mirrored(runner, mirror_axes, directions(plan.orientation).index("LR"), pairs)
-    inferer = WindowInferer(window, overlap, settings.blend, batch, margin=margin, step=step)
-    with torch.no_grad(), autocast(image.device, dtype):
-        logits: Tensor = inferer(image[None], runner)[0]
-    return logits
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        spec: NetworkSpec,
+        plan: Plan,
+        settings: InferSettings,
+        dtype: torch.dtype = torch.float32,
+        mirror_axes: Sequence[int] = (),
+    ) -> None:
+        runners: list[Any] = [n if spec.dims == 3 else SliceNetwork(n, plan.slice_axis) for n in networks]
+        self.spec, self.plan, self.settings = spec, plan, settings
+        self.first: Any = runners[0]
+        self.margin = getattr(self.first, "margin", (0, 0, 0))
+        self.agree = any(self.margin) and not _normalizes_windows(networks[0])
+        if mirror_axes:
+            sides, pairs = directions(plan.orientation).index("LR"), plan.label_table.output_side_pairs()
+            runners = [mirrored(runner, mirror_axes, sides, pairs) for runner in runners]
+        devices = [_device(network) for network in networks]
+        self.network = averaged([_in_precision(runner, dtype) for runner in runners], devices)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits (L, I, J, K), float32, of a prepared image (C, I, J, K), on its device.
+
+        Raises:
+            ConfigError: If the window that the settings ask for is none the network can take.
+        """
+        logits: Tensor = self._inferer(image.shape[1:])(image[None], self.network)[0]
+        return logits
+
+    def labels(self, image: Tensor, target: Sequence[int]) -> tuple[int, Iterator[tuple[int, Tensor]]]:
+        """Class indices, resampled, in bounded memory.
+
+        Args:
+            image: (C, I, J, K), prepared.
+            target: Voxels of the labels over the same field of view.
+
+        Returns:
+            The axis along which they come, and rows of them: first row and (n, a, b), that axis first, the others in
+            their order.
+
+        Raises:
+            ConfigError: As for :meth:`logits`.
+        """
+        shape = image.shape[1:]
+        inferer, painting = self._inferer(shape), self.plan.label_table.painting()
+        return inferer.streaming_axis(shape), inferer.labels(image, self.network, target, painting=painting)
+
+    def needed_bytes(self, shape: Sequence[int]) -> tuple[int, str]:
+        """Memory for the sums over windows and the logits of a batch of them, and what of, in words.
+
+        Args:
+            shape: Voxels of the image on the prepared grid.
+        """
+        inferer, classes = self._inferer(shape), self.spec.out_channels
+        axis, tile = inferer.streaming_axis(shape), inferer.tiling.tile
+        planes, across = min(tile[axis], shape[axis]), [n for other, n in enumerate(shape) if other != axis]
+        sums = classes * planes * math.prod(across) * inferer.sums.itemsize
+        windows = 2 * classes * math.prod(tile) * inferer.batch * torch.float32.itemsize
+        return sums + windows, f"{classes} classes x {planes} planes of {' x '.join(map(str, across))} voxels"
+
+    def streaming_axis(self, shape: Sequence[int]) -> int:
+        """The axis along which an image of a shape is finished where none is asked for."""
+        return self._inferer(shape).streaming_axis(shape)
+
+    def logit_rows(self, image: Tensor, target: Sequence[int], axis: int) -> Iterator[tuple[int, Tensor]]:
+        """Resampled logits in bounded memory.
+
+        Args:
+            image: (C, I, J, K), prepared.
+            target: Voxels of the result over the same field of view.
+            axis: Along which they come.
+
+        Yields:
+            First row and logits (n, a, b, L), float32, that axis first, the others in their order.
+        """
+        yield from self._inferer(image.shape[1:], axis).logit_rows(image, self.network, target)
+
+    def _inferer(self, shape: Sequence[int], axis: int | Literal["auto"] = "auto") -> StreamingInferer:
+        """For an image of a shape on the prepared grid."""
+        spec, plan, settings = self.spec, self.plan, self.settings
+        patch = window = _in_volume(spec.patch_size, plan, spec)
+        batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
+        if settings.window_size is not None:
+            window = _in_volume(settings.window_size, plan, spec)
+        elif any(self.margin):
+            window = prediction_window(self.first, patch, shape)
+            # no more voxels than so many patches
+            batch = max(1, min(batch, batch * math.prod(patch) // math.prod(window)))
+        return StreamingInferer(
+            window,
+            0.0 if self.agree else settings.overlap,
+            settings.blend,
+            batch,
+            axis,
+            accumulate=settings.accumulate,
+            margin=self.margin,
+            step=getattr(self.first, "divisor", (1, 1, 1)),
+            spacing="even",
+        )
+
+
+def averaged(networks: Sequence[Network], devices: Sequence[torch.device]) -> Network:
+    """Networks as one that takes windows on any device and returns their mean logits, on the device of the first.
+
+    Args:
+        networks: At least one.
+        devices: Of each network.
+    """
+
+    def mean(windows: Tensor) -> Tensor:
+        if len(networks) == 1:
+            logits: Tensor = networks[0](windows.to(devices[0]))
+            return logits
+        total: Tensor | None = None
+        for network, device in zip(networks, devices, strict=True):
+            logits = network(windows.to(device))
+            if total is None:
+                total = logits.to(torch.float32, copy=True)
+            else:
+                total += logits.to(total.device)
+        assert total is not None  # there is a network
+        return total.div_(len(networks))
+
+    return mean
 
 
 def prediction_window(network: Sized, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -139,3 +234,18 @@ def _in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int,
 def _normalizes_windows(network: nn.Module) -> bool:
     """Whether logits depend on what else is in the window, by the mean and variance of its features."""
     return any(isinstance(layer, _OWN_STATISTICS) for layer in network.modules())
+
+
+def _in_precision(network: Network, dtype: torch.dtype) -> Network:
+    """A network that computes in a type; what is done with its logits is not concerned."""
+
+    def call(windows: Tensor) -> Tensor:
+        with autocast(windows.device, dtype):
+            logits: Tensor = network(windows)
+        return logits
+
+    return call
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

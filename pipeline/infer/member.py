@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.logits import check_window, predict_logits
+from pipeline.infer.logits import CaseInference, check_window
 from pipeline.infer.restore import restore_average, restore_labels
+from pipeline.infer.room import device_with_room
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
 from pipeline.preprocess.plan import Plan
@@ -33,6 +34,7 @@ class Member:
         networks: One per fold, at least one.
         device: Where to compute.
         settings: Section ``infer``; by default the one the model was trained with.
+        most_bytes: Memory that the sums over windows may take on the CPU; by default all that is free.
 
     Raises:
         ConfigError: If there is no network, or the settings do not suit the model (see :func:`check_inference`).
@@ -44,16 +46,20 @@ class Member:
         networks: Sequence[nn.Module],
         device: torch.device,
         settings: InferSettings | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         if not networks:
             raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
-        self.card = card
+        self.card, self.most_bytes = card, most_bytes
         self.device = device
         self.settings = settings or card.settings.infer
         self.dtype = choose_dtype(device, card.settings.train.precision)
         check_inference(card, self.settings)
         self.mirror_axes = mirror_axes(card.plan, card.network.dims, card.settings) if self.settings.mirror else ()
         self.networks = [to_device(network, device).eval() for network in networks]
+        self.inference = CaseInference(
+            self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes
+        )
 
     @classmethod
     def load(
@@ -62,6 +68,7 @@ class Member:
         device: torch.device,
         folds: Sequence[int] | None = None,
         settings: InferSettings | None = None,
+        most_bytes: int | None = None,
     ) -> Member:
         """Load a model folder.
 
@@ -70,6 +77,7 @@ class Member:
             device: Where to compute.
             folds: Folds to average; by default all that are trained.
             settings: Section ``infer``; by default the model's own.
+            most_bytes: As for the class.
 
         Raises:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
@@ -82,26 +90,35 @@ class Member:
             got = ", ".join(map(str, trained)) or "none"
             asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
             raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
-        return cls(card, [load_network(folder, card, fold) for fold in wanted], device, settings)
+        return cls(card, [load_network(folder, card, fold) for fold in wanted], device, settings, most_bytes)
 
-    def logits(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
-        """Logits of a prepared image, the mean over the networks.
+    def labels(
+        self, prepared: NDArray[np.floating[Any]], target: Sequence[int]
+    ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
+        """Class indices of a prepared image, see :meth:`~pipeline.infer.logits.CaseInference.labels`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
-
-        Returns:
-            (L, I, J, K) float32 on the device.
+            target: Voxels of the labels.
         """
-        image = torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(self.device)
-        total = self._logits(self.networks[0], image)
-        for network in self.networks[1:]:
-            total.add_(self._logits(network, image))
-        return total.div_(len(self.networks))
+        return self.inference.labels(self._image(prepared), target)
 
-    def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        spec, plan = self.card.network, self.card.plan
-        return predict_logits(network, image, spec, plan, self.settings, self.dtype, self.mirror_axes)
+    def logit_rows(
+        self, prepared: NDArray[np.floating[Any]], target: Sequence[int], axis: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Resampled logits of a prepared image, see :meth:`~pipeline.infer.logits.CaseInference.logit_rows`.
+
+        Args:
+            prepared: (C, I, J, K) on the plan's grid.
+            target: Voxels of the result.
+            axis: Along which they come.
+        """
+        yield from self.inference.logit_rows(self._image(prepared), target, axis)
+
+    def _image(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
+        """The image where the sums over its windows have room."""
+        place = device_with_room(*self.inference.needed_bytes(prepared.shape[1:]), self.device, self.most_bytes)
+        return torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(place)
 
 
 def segment(
@@ -118,11 +135,17 @@ def segment(
     Returns:
         Class indices on the grid of the source, as :func:`~pipeline.infer.restore.restore_labels` gives them.
     """
-    parts = [(member.logits(array), trace) for member, (array, trace) in zip(members, prepared, strict=True)]
-    painting = members[0].card.plan.label_table.painting()
-    if len(parts) == 1:
-        return restore_labels(*parts[0], painting=painting)
-    return restore_average(parts, painting=painting)
+    if len(members) == 1:
+        array, trace = prepared[0]
+        axis, rows = members[0].labels(array, trace.cropped.shape)
+        return restore_labels(rows, axis, trace)
+    painting, shape = members[0].card.plan.label_table.painting(), prepared[0][0].shape[1:]
+    axis = members[0].inference.streaming_axis(shape)
+    parts = [
+        (member.logit_rows(array, trace.cropped.shape, axis), trace)
+        for member, (array, trace) in zip(members, prepared, strict=True)
+    ]
+    return restore_average(parts, axis, painting=painting)
 
 
 def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:

@@ -63,6 +63,7 @@ class Predictor:
         device: str | None = None,
         settings: InferSettings | None = None,
         extra: Sequence[Any] = (),
+        max_memory_gb: float | None = None,
     ) -> Predictor:
         """Load a model folder, or the folder of an ensemble.
 
@@ -75,12 +76,15 @@ class Predictor:
             device: Name of the device; by default the best there is.
             settings: Section ``infer``, of an ensemble for all members; by default each model's own.
             extra: The further MONAI transforms that training data went through, if any.
+            max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image may take; by default what is free.
+                An image that needs more is refused before the first window.
 
         Raises:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
         """
         folder, place = Path(folder), choose_device(device)
-        members = [Member.load(home, place, folds, settings) for home in member_folders(folder)]
+        most = None if max_memory_gb is None else int(max_memory_gb * 1e9)
+        members = [Member.load(home, place, folds, settings, most) for home in member_folders(folder)]
         wanted = all(member.settings.postprocessing for member in members)
         learnt = read_cleaning(folder, members[0].card.plan.label_table) if wanted else None
         return cls(members, extra, learnt)
@@ -117,6 +121,7 @@ class Predictor:
 
         Raises:
             DataError: If the number of channels is wrong or intensities are not finite.
+            VolsegError: If the memory is too small, before the first window.
         """
         plans = {member.card.plan.recipe: member.card.plan for member in self.members}
         found = {recipe: prepare_image(image, plan, case=case, extra=self.extra) for recipe, plan in plans.items()}

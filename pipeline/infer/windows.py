@@ -10,9 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["MIN_IMPORTANCE", "Blend", "axis_overlaps", "importance_map", "tile_starts", "window_starts"]
+__all__ = [
+    "MIN_IMPORTANCE",
+    "Blend",
+    "axis_overlaps",
+    "importance_map",
+    "interval_starts",
+    "tile_starts",
+    "window_starts",
+]
 
-Blend = Literal["gaussian", "constant"]
+Blend = Literal["gaussian", "hann", "constant"]
 
 MIN_IMPORTANCE = 1e-3
 """No voxel of a window weighs less than this (the centre of the Gaussian weighs 1), so that no sum of weights is 0."""
@@ -67,6 +75,24 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [(2 * index * (size - window) + gaps) // (2 * gaps) for index in range(gaps + 1)]  # rounds half up
 
 
+def interval_starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis as MONAI's sliding window has them.
+
+    They are a fixed distance apart, rounded down to whole voxels; the last one is moved back into the axis.
+
+    Args:
+        size: Voxels along the axis, at least 1.
+        window: Voxels of the window, at least 1.
+        overlap: Fraction of the window that neighbours share at least, in [0, 1).
+
+    Returns:
+        Ascending and distinct; ``[0]`` if the window is as large as the axis or larger. Every voxel is in a window.
+    """
+    distance = max(int(window * (1.0 - overlap)), 1)
+    gaps = max(0, math.ceil((size - window) / distance))
+    return [min(index * distance, size - window) for index in range(gaps + 1)] if gaps else [0]
+
+
 def tile_starts(size: int, tile: int, step: int, overlap: float = 0.0) -> list[int]:
     """First voxels of the tiles along one axis that a network of valid convolutions fills with logits.
 
@@ -103,10 +129,12 @@ def importance_map(window: Sequence[int], blend: Blend = "gaussian") -> torch.Te
 
     Args:
         window: Voxels of the window along each axis.
-        blend: ``gaussian`` (SD an eighth of the window, around its centre) or ``constant`` (1 everywhere).
+        blend: ``gaussian`` (SD an eighth of the window, around its centre), ``hann`` (a raised cosine, which falls to 0
+            just outside the window) or ``constant`` (1 everywhere).
 
     Returns:
-        float32 of the window's shape, from :data:`MIN_IMPORTANCE` to 1. Equals the map of MONAI's sliding window.
+        float32 of the window's shape, from :data:`MIN_IMPORTANCE` to 1. Gaussian and constant equal the
+        maps of MONAI's sliding window.
 
     Raises:
         ValueError: If the blend is not known.
@@ -124,8 +152,16 @@ def _gaussian(size: int) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * (distance / (_SIGMA * size)) ** 2), dtype=np.float64)
 
 
+def _hann(size: int) -> NDArray[np.float64]:
+    return np.asarray(np.sin(np.pi * (np.arange(size) + 1) / (size + 1)) ** 2, dtype=np.float64)
+
+
 def _constant(size: int) -> NDArray[np.float64]:
     return np.ones(size)
 
 
-_PROFILES: dict[str, Callable[[int], NDArray[np.float64]]] = {"gaussian": _gaussian, "constant": _constant}
+_PROFILES: dict[str, Callable[[int], NDArray[np.float64]]] = {
+    "gaussian": _gaussian,
+    "hann": _hann,
+    "constant": _constant,
+}

@@ -19,7 +19,6 @@ from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.evaluate.pairing import FilePair
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.decode import decode
 from pipeline.infer.member import Member, segment
 from pipeline.model.folder import ModelCard, fold_folder
 from pipeline.preprocess.trace import Trace
@@ -184,8 +183,8 @@ def _predict(
     if case.own_grid:
         index, grid = segment(members, prepared), trace.source
     elif len(members) == 1:
-        logits = members[0].logits(prepared[0][0])
-        index, grid = decode(logits, table.painting()).cpu().numpy().astype(np.uint16), trace.prepared
+        axis, rows = members[0].labels(prepared[0][0], trace.prepared.shape)
+        index, grid = torch.cat([part for _, part in rows]).movedim(0, axis).cpu().numpy(), trace.prepared
     else:
         rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"
         raise DataError(sentence("dataset", rule, "nothing there", advice, case=name))

@@ -38,6 +38,6 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
     assert found != asked.score(network, False).cases
     for case in cases:
         image, label = open_prepared(prepared, case)
-        index = member.logits(image[...]).argmax(0).numpy()
+        index = member.inference.logits(torch.from_numpy(image[...]).float()).argmax(0).numpy()
         expected = {row.name: row.dice for row in overlaps(label[...], index, plan.label_table.indexed(), case=case)}
         assert found[case] == pytest.approx(expected)

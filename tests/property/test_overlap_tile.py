@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from networks import tiny
 
 from pipeline.core.mirror import mirrored_index
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.windows import tile_starts
 
 NETWORKS = {
@@ -54,5 +54,5 @@ def test_tiles_equal_the_network_applied_once_to_the_whole_mirrored_volume(
         wide = wide.index_select(axis + 2, torch.from_numpy(mirrored_index(-lost, whole[axis], n)))
     with torch.no_grad():
         expected = network(wide)[(..., *(slice(n) for n in shape[:dims]))]
-    inferer = WindowInferer(window, overlap, batch=batch, margin=network.margin, step=network.divisor)
+    inferer = StreamingInferer(window, overlap, batch=batch, margin=network.margin, step=network.divisor)
     torch.testing.assert_close(inferer(image, network), expected, atol=1e-10, rtol=0)

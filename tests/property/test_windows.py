@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.windows import window_starts
 
 _overlaps = st.floats(0.0, 0.99)
@@ -44,6 +44,6 @@ def test_identity_network_returns_its_input(geometry, blend, batch, volumes, see
     shape, window, overlap = geometry
     inputs = torch.randn(volumes, 2, *shape, generator=torch.Generator().manual_seed(seed))
     before = inputs.clone()
-    result = WindowInferer(window, overlap, blend, batch)(inputs, lambda patch: patch)
+    result = StreamingInferer(window, overlap, blend, batch)(inputs, lambda patch: patch)
     torch.testing.assert_close(result, before, atol=1e-5, rtol=0)
     assert torch.equal(inputs, before)

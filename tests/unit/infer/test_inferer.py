@@ -4,7 +4,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import nn
 
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import StreamingInferer
 
 
 def _random(*shape, seed=0):
@@ -32,7 +32,7 @@ def test_logits_equal_those_of_monai(shape, window, overlap, batch, blend):
     inputs, network = _random(2, 2, *shape), _network(len(shape))
     with torch.no_grad():
         expected = sliding_window_inference(inputs, window, 4, network, overlap=overlap, mode=blend)
-    result = WindowInferer(window, overlap, blend, batch)(inputs, network)
+    result = StreamingInferer(window, overlap, blend, batch)(inputs, network)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
@@ -45,7 +45,7 @@ def test_two_windows_blend_as_computed_by_hand():
         calls.append(tuple(window.shape))
         return torch.full_like(window, float(len(calls)))
 
-    result = WindowInferer((2, 1), 0.5, "constant")(torch.zeros(1, 1, 3, 1), network)
+    result = StreamingInferer((2, 1), 0.5, "constant")(torch.zeros(1, 1, 3, 1), network)
     assert result.flatten().tolist() == [1.0, 1.5, 2.0]
     assert calls == [(1, 1, 2, 1)] * 2
 
@@ -57,7 +57,7 @@ def test_short_axes_are_padded_on_both_sides_for_the_network_only():
         seen.append(window)
         return window
 
-    result = WindowInferer((4, 2))(torch.ones(1, 1, 1, 2), network)
+    result = StreamingInferer((4, 2))(torch.ones(1, 1, 1, 2), network)
     assert seen[0][0, 0, :, 0].tolist() == [0.0, 1.0, 0.0, 0.0]
     torch.testing.assert_close(result, torch.ones(1, 1, 1, 2))
 
@@ -65,7 +65,7 @@ def test_short_axes_are_padded_on_both_sides_for_the_network_only():
 def test_input_is_never_written_to_even_by_a_network_that_works_in_place():
     inputs = _random(1, 1, 8, 8, 8)
     before = inputs.clone()
-    result = WindowInferer((8, 8, 8))(inputs, lambda window: window.mul_(3.0))
+    result = StreamingInferer((8, 8, 8))(inputs, lambda window: window.mul_(3.0))
     assert torch.equal(inputs, before)
     torch.testing.assert_close(result, 3 * before)
 
@@ -73,7 +73,7 @@ def test_input_is_never_written_to_even_by_a_network_that_works_in_place():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_are_kept_in_float32(dtype):
     inputs = _random(1, 1, 40, 24).to(dtype)
-    result = WindowInferer((8, 8), 0.75)(inputs, lambda window: window)
+    result = StreamingInferer((8, 8), 0.75)(inputs, lambda window: window)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, inputs.float(), atol=1e-5, rtol=0)  # half sums would be off by 1e-3 or more
 
@@ -88,7 +88,7 @@ def test_autocast_of_the_caller_reaches_the_network():
         return logits
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = WindowInferer((8, 8))(_random(1, 2, 12, 12), spy)
+        result = StreamingInferer((8, 8))(_random(1, 2, 12, 12), spy)
     assert set(seen) == {torch.bfloat16}
     assert result.dtype == torch.float32
 
@@ -100,21 +100,21 @@ def test_batch_progress_and_further_arguments():
         sizes.append(len(window))
         return factor * window + offset
 
-    inferer = WindowInferer((4, 4), 0.0, batch=3, progress=lambda done, count: steps.append((done, count)))
+    inferer = StreamingInferer((4, 4), 0.0, batch=3, progress=lambda done, count: steps.append((done, count)))
     inputs = _random(2, 1, 8, 8)  # four windows in each of two volumes
     torch.testing.assert_close(inferer(inputs, network, 2.0, offset=1.0), 2 * inputs + 1)
-    assert sizes == [3, 3, 2]
-    assert steps == [(3, 8), (6, 8), (8, 8)]
+    assert sizes == [3, 1, 3, 1]
+    assert steps == [(3, 4), (4, 4)] * 2
 
 
 def test_one_overlap_per_axis():
     calls = []
-    WindowInferer((4, 4), (0.5, 0.0))(torch.zeros(1, 1, 8, 8), lambda window: calls.append(1) or window)
+    StreamingInferer((4, 4), (0.5, 0.0))(torch.zeros(1, 1, 8, 8), lambda window: calls.append(1) or window)
     assert len(calls) == 3 * 2
 
 
 def test_inferer_is_one_of_monai_and_gives_plain_tensors_without_gradients():
-    inferer = WindowInferer((4, 4))
+    inferer = StreamingInferer((4, 4))
     assert isinstance(inferer, Inferer)
     result = inferer(inputs=MetaTensor(_random(1, 2, 6, 6)), network=_network(2))
     assert type(result) is torch.Tensor
@@ -133,27 +133,29 @@ def test_inferer_is_one_of_monai_and_gives_plain_tensors_without_gradients():
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        WindowInferer(**arguments)
+        StreamingInferer(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 1, 4, 4, 4), (0, 1, 4, 4), (1, 1, 0, 4)])
 def test_inputs_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"inference input: expected \(B, C, 2 spatial axes\)"):
-        WindowInferer((4, 4))(torch.zeros(shape), lambda window: window)
+        StreamingInferer((4, 4))(torch.zeros(shape), lambda window: window)
 
 
-@pytest.mark.parametrize("network", [lambda x: (x, x), lambda x: x[..., :2], lambda x: x[:, :, 0], lambda x: x[:0]])
+@pytest.mark.parametrize(
+    "network", [lambda x: (x, x[:0]), lambda x: [None], lambda x: x[..., :2], lambda x: x[:, :, 0], lambda x: x[:0]]
+)
 def test_network_outputs_of_another_shape_are_refused(network):
     with pytest.raises(ValueError, match=r"network output: expected logits \(1, L, 4, 4\), got"):
-        WindowInferer((4, 4))(torch.zeros(1, 1, 4, 4), network)
+        StreamingInferer((4, 4))(torch.zeros(1, 1, 4, 4), network)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_logits_stay_on_the_device_of_the_inputs():
     inputs = _random(1, 1, 9, 10, 11)
-    result = WindowInferer((4, 6, 8), batch=3)(inputs.cuda(), lambda window: 2 * window)
+    result = StreamingInferer((4, 6, 8), batch=3)(inputs.cuda(), lambda window: 2 * window)
     assert result.device.type == "cuda"
     torch.testing.assert_close(result.cpu(), 2 * inputs)
-    mixed = WindowInferer((4, 6, 8))(inputs, lambda window: window.cuda())
+    mixed = StreamingInferer((4, 6, 8))(inputs, lambda window: window.cuda())
     assert mixed.device.type == "cpu"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.mirror import mirrored
 
 
@@ -56,4 +56,6 @@ def test_half_precision_is_averaged_in_float32_and_nothing_of_the_callers_is_wri
 
 def test_mirrored_network_runs_in_windows():
     inputs = _random(1, 1, 9, 7)
-    torch.testing.assert_close(WindowInferer((4, 4))(inputs, mirrored(lambda window: 2 * window, (0, 1))), 2 * inputs)
+    torch.testing.assert_close(
+        StreamingInferer((4, 4))(inputs, mirrored(lambda window: 2 * window, (0, 1))), 2 * inputs
+    )

@@ -8,13 +8,17 @@ from torch import nn
 from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError
 from pipeline.core.mirror import mirrored_index
-from pipeline.infer.inferer import WindowInferer
-from pipeline.infer.logits import check_window, predict_logits, prediction_window
+from pipeline.infer.inferer import StreamingInferer
+from pipeline.infer.logits import CaseInference, check_window, prediction_window
 from pipeline.infer.mirror import mirrored
 from pipeline.infer.slices import SliceNetwork
 from pipeline.model import build_network
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
+
+
+def predict_logits(network, volume, spec, plan, settings):
+    return CaseInference([network], spec, plan, settings).logits(volume)
 
 
 def _random(*shape):
@@ -39,7 +43,7 @@ def _whole(network, inputs, run=None):
 
 def _inferer(network, window, overlap=0.0, **arguments):
     arguments = {"margin": network.margin, "step": network.divisor, **arguments}
-    return WindowInferer(window, overlap, batch=3, **arguments)
+    return StreamingInferer(window, overlap, batch=3, **arguments)
 
 
 @pytest.mark.parametrize(("name", "dims"), [("unet2015", 2), ("unet2015", 3), ("unet3d_cicek", 3)])
@@ -73,7 +77,7 @@ def test_windows_show_the_image_beyond_a_tile_and_mirror_it_beyond_the_border_al
         return windows[:, :, 2:-2]
 
     inputs = torch.arange(7.0).reshape(1, 1, 7, 1)
-    result = WindowInferer((8, 1), 0.0, margin=(2, 0), step=(4, 1))(inputs, network)
+    result = StreamingInferer((8, 1), 0.0, margin=(2, 0), step=(4, 1))(inputs, network)
     assert seen == [[2, 1, 0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 5, 4, 3]]
     torch.testing.assert_close(result, inputs)
 
@@ -119,12 +123,12 @@ def test_slices_of_a_volume_have_their_margin_in_plane(axis):
 )
 def test_wrong_margins_and_steps_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        WindowInferer((8, 8), **arguments)
+        StreamingInferer((8, 8), **arguments)
 
 
 def test_outputs_with_another_margin_are_refused():
     with pytest.raises(ValueError, match=r"network output: expected logits \(1, L, 4, 6\), got \(1, 1, 8, 8\)"):
-        WindowInferer((8, 8), margin=(2, 1))(torch.zeros(1, 1, 4, 4), lambda window: window)
+        StreamingInferer((8, 8), margin=(2, 1))(torch.zeros(1, 1, 4, 4), lambda window: window)
 
 
 @pytest.mark.parametrize(

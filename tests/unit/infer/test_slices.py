@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.infer.inferer import WindowInferer
+from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.slices import SliceNetwork
 
 
@@ -39,7 +39,7 @@ def test_whole_volumes_run_through_the_inferer(axis):
     window = [4, 4, 4]
     window[axis] = 1
     volume = torch.randn(1, 1, 6, 5, 7, generator=torch.Generator().manual_seed(1))
-    result = WindowInferer(window, 0.5, batch=8)(volume, SliceNetwork(network, axis))
+    result = StreamingInferer(window, 0.5, batch=8)(volume, SliceNetwork(network, axis))
     with torch.no_grad():
         expected = torch.stack([network(part) for part in volume.unbind(2 + axis)], dim=2 + axis)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)

@@ -79,5 +79,5 @@ def test_importance_is_gaussian_symmetric_and_never_zero():
 
 
 def test_unknown_blend_is_refused():
-    with pytest.raises(ValueError, match="blend: expected one of gaussian, constant, got 'cosine'"):
+    with pytest.raises(ValueError, match="blend: expected one of gaussian, hann, constant, got 'cosine'"):
         importance_map((4, 4), "cosine")

@@ -1,0 +1,220 @@
+"""Streaming inference beside the plain case: several outputs, skipped windows, too little memory, half sums."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from torch import nn
+
+from pipeline.infer.inferer import StreamingInferer
+from pipeline.infer.windows import interval_starts
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "overlap", "expected"),
+    [
+        (20, 8, 0.5, [0, 4, 8, 12]),
+        (21, 8, 0.5, [0, 4, 8, 12, 13]),  # the last one is moved back
+        (10, 7, 0.4, [0, 3]),  # 4.2 voxels are 4
+        (8, 8, 0.5, [0]),
+        (3, 8, 0.5, [0]),
+        (4, 1, 0.5, [0, 1, 2, 3]),
+    ],
+)
+def test_starts_of_monai(size, window, overlap, expected):
+    assert interval_starts(size, window, overlap) == expected
+
+
+def test_one_inferer_serves_several_threads_at_once():
+    inferer, network = StreamingInferer((4, 4, 4), batch=3), nn.Conv3d(1, 12, 3, padding=1).eval()
+    images = [_random(1, 1, 9, 10, 11, seed=seed) for seed in range(4)]
+    expected = [inferer.label_map(image, network, (14, 14, 14)) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: inferer.label_map(image, network, (14, 14, 14)), images * 3))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected * 3, strict=True))
+
+
+@pytest.mark.parametrize("kind", [tuple, list, dict])
+def test_several_outputs_come_as_several(kind):
+    inputs = _random(1, 1, 9, 7)
+
+    def network(x):
+        parts = {"plain": x, "double": torch.cat([x, 2 * x], 1)}
+        return parts if kind is dict else kind(parts.values())
+
+    found = StreamingInferer((4, 4))(inputs, network)
+    assert type(found) is (dict if kind is dict else tuple)
+    plain, double = found.values() if kind is dict else found
+    torch.testing.assert_close(plain, inputs)
+    torch.testing.assert_close(double, torch.cat([inputs, 2 * inputs], 1))
+
+
+def _constant_at_the_side():
+    inputs = _random(1, 2, 16, 8)
+    inputs[..., 8:, :] = -3.0
+    return inputs
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        "padding",
+        torch.arange(16)[:, None].expand(16, 8) < 8,
+        lambda window: window.shape == (2, 4, 8) and bool((window == -3).all()),
+    ],
+)
+def test_skipped_windows_cost_nothing_and_are_background(skip):
+    inputs, seen = _constant_at_the_side(), []
+
+    def network(x):
+        seen.append(len(x))
+        return x
+
+    inferer = StreamingInferer((4, 8), 0.0, batch=3, skip=skip)
+    found = inferer(inputs, network)
+    assert seen == [2]
+    torch.testing.assert_close(found[..., :8, :], inputs[..., :8, :])
+    assert not found[..., 8:, :].any()
+    labels = inferer.label_map(inputs, lambda x: torch.cat([x, x + 1], 1))
+    assert (labels[0, :8] > 0).all()
+    assert not labels[0, 8:].any()
+
+
+def test_where_all_windows_are_skipped_all_is_background():
+    inputs = torch.full((2, 1, 9, 9, 9), 7.0)
+    inferer = StreamingInferer((4, 4, 4), skip="padding")
+    assert not inferer(inputs, lambda x: torch.cat([x, x], 1)).any()
+    assert not inferer.label_map(inputs, lambda x: torch.cat([x, 2 * x], 1)).any()
+
+
+@pytest.mark.parametrize(
+    ("padding", "fill"), [("constant", -1.0), ("reflect", None), ("replicate", None), ("circular", None)]
+)
+def test_small_volumes_are_padded_as_asked(padding, fill):
+    inputs = _random(1, 1, 5, 12, 4)
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 3, padding=1).eval()
+    with torch.no_grad():
+        expected = sliding_window_inference(inputs, (8, 8, 5), 2, network, 0.5, padding_mode=padding, cval=fill)
+    found = StreamingInferer((8, 8, 5), 0.5, "constant", batch=2, padding=padding, fill=fill or 0.0)(inputs, network)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_too_little_memory_halves_the_batch_and_goes_on_from_there():
+    inputs, calls = _random(1, 1, 32, 4), []
+
+    def network(x):
+        calls.append(len(x))
+        if len(calls) > 1 and len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * x
+
+    found = StreamingInferer((4, 4), 0.0, batch=4)(inputs, network)
+    assert calls == [4, 4, 2, 1, 1, 1, 1]  # eight windows; the first four are not done again
+    torch.testing.assert_close(found, 2 * inputs)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shape mismatch"), KeyError("other")]
+)
+def test_other_errors_and_too_little_memory_for_one_window_are_not_hidden(error):
+    def network(x):
+        raise error
+
+    batch = 1 if isinstance(error, torch.OutOfMemoryError) else 4
+    with pytest.raises(type(error), match=str(error.args[0])):
+        StreamingInferer((4, 4), batch=batch)(_random(1, 1, 8, 8), network)
+
+
+def test_half_sums_decide_almost_all_voxels_alike():
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 12, 5, padding=2).eval()
+    inputs = _random(1, 1, 40, 40, 40)
+    full, half = (
+        StreamingInferer((16, 16, 16), accumulate=sums).label_map(inputs, network, (50, 50, 50))
+        for sums in ("float32", "float16")
+    )
+    assert (full == half).float().mean() > 0.999  # noise has many near ties
+
+
+def test_more_than_256_classes_take_two_bytes():
+    def network(x):
+        return torch.cat([x, *[torch.zeros_like(x)] * 299, 2 * x.abs() + 1], 1)
+
+    labels = StreamingInferer((4, 4, 4)).label_map(_random(1, 1, 6, 6, 6), network, (9, 9, 9))
+    assert labels.dtype == torch.uint16
+    assert (labels.int() == 300).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"axis": 3}, "streaming axis: expected auto or one of 0 to 2, got 3"),
+        ({"accumulate": "int8"}, "accumulate: expected one of float32, float16, got 'int8'"),
+        ({"spacing": "wide"}, "spacing: expected interval or even, got 'wide'"),
+        ({"margin": (2, 2, 2)}, "window: expected more than twice the margin"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StreamingInferer((4, 4, 4), **arguments)
+
+
+def test_a_wrong_output_shape_is_refused():
+    with pytest.raises(ValueError, match="output_shape: expected 2 sizes of at least 1"):
+        StreamingInferer((4, 4)).label_map(torch.zeros(1, 1, 8, 8), lambda x: x, (8, 8, 8))
+
+
+_PEAK = """
+import resource, sys, threading, time
+import torch
+from pipeline.infer.inferer import StreamingInferer
+torch.set_num_threads(1)
+length, classes = int(sys.argv[1]), 160
+image = torch.zeros(1, 1, 64, 64, length)
+
+def network(window):
+    logits = torch.zeros(len(window), classes, *window.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
+    logits[:, 3] = 1
+    return logits
+
+def own():
+    words = open("/proc/self/statm").read().split()
+    return (int(words[1]) - int(words[2])) * resource.getpagesize() / 2**20
+
+network(image[..., :32])
+before, peak, stop = own(), [0.0], threading.Event()
+
+def watch():
+    while not stop.wait(0.002):
+        peak[0] = max(peak[0], own() - before)
+
+thread = threading.Thread(target=watch)
+thread.start()
+found = StreamingInferer((32, 32, 32)).label_map(image, network, (64, 64, 2 * length))
+stop.set()
+thread.join()
+assert (found == 3).all()
+print(peak[0] - found.numel() / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_memory_is_that_of_the_planes_of_a_window_whatever_the_length():
+    def peak_mb(length):
+        words = [sys.executable, "-c", _PEAK, str(length)]
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is returned at once
+        return float(subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    slab_mb = 160 * 64 * 64 * 32 * 4 / 2**20  # classes times the planes of a window, 80 MB
+    short, long = peak_mb(200), peak_mb(400)
+    assert short < 1.25 * slab_mb + 150
+    assert long < 1.05 * short + 10
