@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.data.volume_file import volume_suffix
+from pipeline.data.volume_file import NRRD_SUFFIXES, volume_suffix
 
 __all__ = ["detached_files"]
 
@@ -30,14 +30,14 @@ def detached_files(path: Path) -> tuple[Path, ...]:
         In the header's order; empty if the voxels are in the file itself, or it cannot be read.
     """
     suffix = volume_suffix(path)
-    if suffix not in (".mhd", ".mha", ".nrrd"):
+    if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
         return ()
     try:
         with path.open("rb") as stream:
             header = stream.read(_HEADER_BYTES).decode("latin-1")
     except OSError:
         return ()
-    names = _nrrd_names(header) if suffix == ".nrrd" else [match[1] for match in [_META.search(header)] if match]
+    names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
     return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
 
 

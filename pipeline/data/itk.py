@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.core.files import atomic_path
 from pipeline.data.detached import detached_files
 from pipeline.data.itk_image import itk_affine, itk_image
 from pipeline.data.volume_file import (
+    NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
     VolumeError,
     VolumeFile,
@@ -85,7 +87,7 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
     return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
 
 
-def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
+def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, str] | None = None) -> None:
     """Write a volume atomically, compressed.
 
     Args:
@@ -93,6 +95,7 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
         grid: Its grid.
         path: ``.nrrd``, ``.mha``, ``.mhd`` (with a ``.zraw`` beside it), ``.png`` or ``.tif`` (one slice, unsigned
             integers of at most 16 bits).
+        fields: Further header fields, for NRRD.
 
     Raises:
         VolumeError: If a picture cannot hold the array or its grid.
@@ -100,6 +103,8 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path) -> None:
     """
     suffix = volume_suffix(path)
     image = _picture(array, grid, path) if suffix in PICTURE_SUFFIXES else itk_image(array, grid)
+    for key, text in (fields or {}).items():
+        image.SetMetaData(key, text)
     if suffix == ".mhd":
         _write_pair(image, path)
         return
@@ -160,7 +165,7 @@ def _stored(path: Path, case: str | None) -> tuple[int, bool]:
         got, advice = strange[2].strip(), "Repair the header or export the volume again"
         raise refuse("affine", f"header, {strange[1]}", "finite numbers", got, advice, case=case, file=path)
     elsewhere = detached_files(path)
-    if volume_suffix(path) == ".nrrd":
+    if volume_suffix(path) in NRRD_SUFFIXES:
         plain = re.search(r"^encoding:\s*raw\s*$", header, re.MULTILINE)
         start = re.search(r"\r?\n\r?\n", header)
         if elsewhere:

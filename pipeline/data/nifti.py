@@ -114,7 +114,9 @@ def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[A
     return _row_major(array.reshape((*shape, volumes) if volumes > 1 else shape, order="F"))
 
 
-def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | None = None) -> None:
+def write_nifti(
+    array: NDArray[Any], grid: Grid, path: Path, *, like: Path | None = None, label_table: bytes = b""
+) -> None:
     """Write a NIfTI volume atomically; equal content gives equal bytes.
 
     Sform and qform both hold the grid's affine. Their codes and the spatial unit are those of ``like``, otherwise 1
@@ -125,6 +127,7 @@ def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | Non
         grid: Grid of one volume.
         path: ``.nii`` or ``.nii.gz``.
         like: A NIfTI file whose form codes and unit are kept; ignored if it is missing or of another format.
+        label_table: Names of the label values, as Caret has them; written as two header extensions.
 
     Raises:
         VolsegError: If the file cannot be written.
@@ -135,6 +138,8 @@ def write_nifti(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | Non
     image.set_sform(grid.affine, sform_code)
     image.set_qform(grid.affine, qform_code)
     image.header.set_xyzt_units(unit)
+    for code in ("ignore", "caret") if label_table else ():  # readers of TotalSegmentator's masks want the first
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(code, label_table))
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         if volume_suffix(path) != ".nii.gz":
             image.to_stream(stream)

@@ -18,6 +18,7 @@ from pipeline.core.grid import straightened
 
 __all__ = [
     "COLOURS",
+    "NRRD_SUFFIXES",
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "VolumeError",
@@ -34,8 +35,11 @@ __all__ = [
     "volume_suffix",
 ]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
-"""File name endings that can be read and written."""
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
+"""File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
+
+NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
+"""Those of NRRD."""
 
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 """Those of pictures: one slice, grey or in colour."""

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pipeline.core import Grid, Image, LabelMap, require_same_grid
 from pipeline.data.itk import open_itk, write_itk
 from pipeline.data.label_values import label_array
+from pipeline.data.legend import LegendEntry, caret_xml, segment_fields
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
+    NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
     VolumeFile,
@@ -173,13 +175,16 @@ def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
     return LabelMap(red, picture.grid)
 
 
-def write_label_map(label_map: LabelMap, path: Path | str, *, like: Path | str | None = None) -> None:
+def write_label_map(
+    label_map: LabelMap, path: Path | str, *, like: Path | str | None = None, legend: Sequence[LegendEntry] = ()
+) -> None:
     """Write a label map atomically, as the smallest unsigned type; equal labels give equal bytes.
 
     Args:
         label_map: Labels; comes back from :func:`read_label_map` on exactly the same grid.
         path: File to write; one of VOLUME_SUFFIXES. Pictures (PNG, TIFF) hold one slice.
         like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        legend: Names and colours of the values, for the headers of NIfTI and NRRD; other formats have no place for it.
 
     Raises:
         VolumeError: If the suffix is unknown, a label is negative or too large, or a picture cannot hold the grid.
@@ -188,7 +193,7 @@ def write_label_map(label_map: LabelMap, path: Path | str, *, like: Path | str |
     path = Path(path)
     labels = label_array(label_map.array, path)
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    write_voxels(labels, label_map.grid, path, like=like)
+    write_voxels(labels, label_map.grid, path, like=like, legend=legend)
 
 
 def write_image(image: Image, path: Path | str) -> None:
@@ -209,7 +214,14 @@ def write_image(image: Image, path: Path | str) -> None:
     write_voxels(image.array[0].astype(np.float32, copy=False), image.grid, path)
 
 
-def write_voxels(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | str | None = None) -> None:
+def write_voxels(
+    array: NDArray[Any],
+    grid: Grid,
+    path: Path,
+    *,
+    like: Path | str | None = None,
+    legend: Sequence[LegendEntry] = (),
+) -> None:
     """Write voxels (I, J, K) atomically, in the type they have.
 
     Args:
@@ -217,6 +229,7 @@ def write_voxels(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | st
         grid: Their grid.
         path: File to write; one of VOLUME_SUFFIXES.
         like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        legend: Names and colours of label values, for the headers of NIfTI and NRRD.
 
     Raises:
         VolumeError: If the suffix is unknown, or a picture cannot hold array or grid.
@@ -227,6 +240,8 @@ def write_voxels(array: NDArray[Any], grid: Grid, path: Path, *, like: Path | st
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
         raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
     if suffix in _NIFTI:
-        write_nifti(array, grid, path, like=None if like is None else split_source(like)[0])
+        table = caret_xml(legend) if legend else b""
+        write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
     else:
-        write_itk(array, grid, path)
+        named = bool(legend) and suffix in NRRD_SUFFIXES
+        write_itk(array, grid, path, segment_fields(legend, grid.shape) if named else None)

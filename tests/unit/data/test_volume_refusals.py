@@ -79,7 +79,7 @@ def test_folder_and_unknown_ending(tmp_path) -> None:
     (tmp_path / "a.nii").mkdir()
     assert "file: expected a volume file, got a folder. Give a file in it." in str(refusal(tmp_path / "a.nii"))
     (tmp_path / "a.dcm").write_bytes(b"x")
-    assert "expected a name ending in .nii.gz, .nii, .nrrd" in str(refusal(tmp_path / "a.dcm"))
+    assert "expected a name ending in .nii.gz, .nii, .seg.nrrd, .nrrd" in str(refusal(tmp_path / "a.dcm"))
 
 
 def test_no_permission(nifti, ramp, monkeypatch) -> None:

@@ -30,6 +30,8 @@ from pipeline.data.volumes import (
         ("a/liver.1.nii.gz", "liver.1", ".nii.gz"),
         ("LIVER.NII", "LIVER", ".nii"),
         ("x.mha", "x", ".mha"),
+        ("x.seg.nrrd", "x", ".seg.nrrd"),
+        ("seg.nrrd", "seg", ".nrrd"),
         ("x.tiff#channel=1of2", "x", ".tiff"),
         ("x.txt", "x", ""),
         (".nii.gz", ".nii", ""),
