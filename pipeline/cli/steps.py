@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.folds import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
+from pipeline.cli.prediction import predict
 
 __all__ = ["steps"]
 
@@ -179,25 +180,7 @@ def train(
         print_training(result, out, number)
 
 
-@steps.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
-    out: OutFolder,
-    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. infer.mirror=true.")] = None,
-    device: Device = None,
-) -> None:
-    """Segment images; every mask comes back on its image's grid under its image's name."""
-    from pipeline.console import print_batch, progress_bars
-    from pipeline.stages.predict import infer_settings
-    from pipeline.stages.predict import predict as run
-
-    settings = infer_settings(model, overrides or ())
-    with progress_bars() as bars:
-        batch = run(model, inputs, out, folds=folds, device=device, settings=settings, progress=bars.update)
-    print_batch(batch, "predicted", out)
-    raise typer.Exit(batch.exit_code)
+steps.command()(predict)
 
 
 @steps.command()

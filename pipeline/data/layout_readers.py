@@ -21,6 +21,7 @@ __all__ = [
     "list_volumes",
     "read_datalist",
     "read_decathlon",
+    "read_entry",
     "read_nnunet",
     "read_organs",
     "read_pairs",
@@ -66,9 +67,9 @@ def read_decathlon(source: Description) -> Dataset:
     """
     channels = channel_names(source.content)
     count = len(channels) if channels else 1
-    cases = [_entry(entry, source, count) for entry in source.content["training"]]
-    listed = source.content.get("test") or source.content.get("testing") or []
-    return build_dataset("decathlon", source, cases, [_entry(entry, source, count) for entry in listed])
+    cases = [read_entry(entry, source, count) for entry in source.content["training"]]
+    tests = source.content.get("test") or source.content.get("testing") or []
+    return build_dataset("decathlon", source, cases, [read_entry(entry, source, count) for entry in tests])
 
 
 def read_nnunet(source: Description) -> Dataset:
@@ -78,8 +79,7 @@ def read_nnunet(source: Description) -> Dataset:
         DataError: If there is no labelled case.
     """
     channels = channel_names(source.content) or ("image",)
-    ending = source.content.get("file_ending")
-    parts = [_nnunet_part(source.root, part, len(channels), ending) for part in ("Tr", "Ts")]
+    parts = [_nnunet_part(source.root, part, len(channels), source.content.get("file_ending")) for part in ("Tr", "Ts")]
     return build_dataset("nnunet", source, *parts, channels=channels)
 
 
@@ -150,7 +150,7 @@ def read_datalist(source: Description) -> Dataset:
         if split not in ("", "test", *_SPLITS):
             advice = "Write train, val or test"
             raise DataError(sentence(f"{where}, split", "train, val or test", repr(split), advice, file=source.file))
-        case = _entry(row, source, None, where)
+        case = read_entry(row, source, None, where)
         (tests if split == "test" else cases).append(replace(case, split=_SPLITS.get(split)))
     parts = [case.split for case in cases]
     if "validation" in parts and None in parts:
@@ -160,8 +160,8 @@ def read_datalist(source: Description) -> Dataset:
     return build_dataset("datalist", source, cases, tests)
 
 
-def _entry(entry: Any, source: Description, channels: int | None, where: str = "case") -> CaseFiles:
-    """One case of a list: a file name, or an object with image, label and so on."""
+def read_entry(entry: Any, source: Description, channels: int | None, where: str = "case") -> CaseFiles:
+    """One case of a list: a file name, or an object with image, label and so on; ``where`` names it in messages."""
     row: Mapping[str, Any] = {"image": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {}
     numbered = [key for key in row if re.fullmatch(r"image_\d+", str(key)) and row[key]]
     listed = [row[key] for key in sorted(numbered, key=lambda key: int(key[6:]))] or row.get("image") or []

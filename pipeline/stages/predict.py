@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import InferSettings, load_settings
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.core.files import file_hash, text_hash, write_json
+from pipeline.core.files import file_hash, remove_leftovers, text_hash
 from pipeline.data.case_files import CaseFiles
-from pipeline.data.layouts import find_inputs
-from pipeline.data.volume_file import split_source, volume_suffix
-from pipeline.data.volumes import read_image, write_label_map
+from pipeline.data.inputs import find_inputs
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, member_folders, read_card, trained_folds
 from pipeline.stages.batch import Batch, Progress, quiet
-from pipeline.stages.predictions import earlier_entries, note_prediction, prediction_entry, why_failed
+from pipeline.stages.overlapped import overlapped
+from pipeline.stages.predict_case import CaseRead, CaseSegmented, Prediction, read_case, segment_case, write_case
+from pipeline.stages.prediction_output import Output, chosen_labels, places, require_own_files, write_labels
+from pipeline.stages.prediction_statistics import STATISTICS_FILES, earlier_statistics, write_statistics
+from pipeline.stages.predictions import earlier_entries, why_failed, write_entries
+from pipeline.train.stop import STOPS, stoppable
 
 __all__ = ["infer_settings", "predict"]
 
@@ -47,94 +50,115 @@ def infer_settings(model: Path, overrides: Sequence[str] = ()) -> InferSettings:
 
 def predict(
     model: Path,
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     out: Path,
     *,
     folds: Sequence[int] | None = None,
     device: str | None = None,
     settings: InferSettings | None = None,
+    output: Output | None = None,
     progress: Progress = quiet,
+    on_stop: Callable[[Batch], None] | None = None,
 ) -> Batch:
-    """Segment files or folders; every mask keeps its input's name.
+    """Segment files, folders, patterns and lists; every mask keeps its input's name.
 
-    Beside the masks stand ``labels.json`` (what the values mean) and ``predictions.json`` (which image each came
-    from, and how it was cleaned). A mask made from the same image by the same model is kept.
+    Beside the masks stand ``labels.json`` and ``labels.txt`` (what the values mean, and their colours) and
+    ``predictions.json``: for each mask its image, how it came about and on which grid it is. A mask made from the same
+    image by the same model is kept. The next image is read, and the last mask written, while one is computed.
 
     Args:
         model: Model folder.
-        inputs: Image files and folders; of several channels, files ending in ``_0000``, ``_0001``, ….
+        inputs: See :func:`~pipeline.data.inputs.find_inputs`.
         out: Folder for the masks.
         folds: Folds to average; by default all that are trained.
         device: Name of the device; by default the best there is.
         settings: Section ``infer``; by default the model's own.
-        progress: Told after every case.
+        output: What to write; by default a mask per case in its image's format.
+        progress: Told after every case that was computed; those that are kept do not count.
+        on_stop: Told what became of the cases when Ctrl-C or SIGTERM ends the work.
 
     Raises:
-        VolsegError: If there is no trained model or nothing to segment, or two inputs would be written to one file.
+        VolsegError: If there is no trained model or nothing to segment, two inputs would be written to one file, or a
+            file is in the way.
+        KeyboardInterrupt, Stopped: If someone ended the work. What is finished is noted, and no file half written.
     """
+    output = output or Output()
     predictor = Predictor.load(model, folds=folds, device=device, settings=settings)
-    cases = find_inputs(inputs, len(predictor.card.plan.channels))
-    targets = _targets(cases, out)
-    identity = _model_hash(model, folds, predictor)
+    labels = chosen_labels(predictor.labels, output.organs)
+    found = find_inputs(inputs, len(predictor.card.plan.channels))
     entries = earlier_entries(out)
-    _require_own_files(out, targets.values(), entries)
-    write_json(out / "predictions.json", {"cases": list(entries.values())})  # first: it marks the folder as ours
-    write_json(out / "labels.json", predictor.labels.to_json())
-    cleaning = predictor.cleaning.to_json() if predictor.cleaning else None
+    where = places(found.cases, out, output, labels.table)
+    files = ("labels.json", "labels.txt", *(STATISTICS_FILES if output.statistics else ()))
+    require_own_files(out, where.values(), files, entries, labels.table)
+    identity = _model_hash(model, folds, predictor, output.organs)
+    measured = earlier_statistics(out) if entries else {}
+    run = Prediction(predictor, model, identity, output, labels, where, out, entries, measured)
+    if found.cases:
+        remove_leftovers(out)  # of a run that was killed
+        write_entries(out, entries)  # first: it marks the folder as ours
+        write_labels(out, labels)
+    batch, stopped = _work(run, found.cases, progress)
+    batch = Batch(batch.done, batch.kept, tuple(sorted((*found.failed, *batch.failed))), (*found.notes, *batch.notes))
+    if stopped is not None:
+        if on_stop is not None:
+            on_stop(batch)
+        raise stopped
+    return batch
+
+
+def _work(run: Prediction, cases: Sequence[CaseFiles], progress: Progress) -> tuple[Batch, BaseException | None]:
+    """Take all cases through reading, segmenting and writing; also what ended it early, if something did."""
     done: list[str] = []
     kept: list[str] = []
     failed: list[tuple[str, str]] = []
-    for number, files in enumerate(cases, start=1):
-        target = out / targets[files.id]
-        try:
-            digest = text_hash(identity, *(file_hash(path) for path in files.files))
-            if target.is_file() and entries.get(target.name, {}).get("hash") == digest:
-                kept.append(files.id)
-            else:
-                label_map = predictor.predict(read_image(files.images, case=files.id), files.id)
-                entry = prediction_entry(files, target.name, cleaning)
-                note_prediction(out, entries, entry)  # first, so that a killed run knows its own file
-                write_label_map(label_map, target, like=files.images[0])
-                note_prediction(out, entries, {**entry, "hash": digest})
-                done.append(files.id)
-        except Exception as error:  # one bad case never ends a batch
-            failed.append((files.id, why_failed(files.id, error)))
-        progress(number, len(cases), "predict")
-    return Batch(tuple(done), tuple(kept), tuple(failed))
+    count = {"seen": 0, "kept": 0}
+    stopped: BaseException | None = None
+
+    def segment(read: CaseRead) -> CaseSegmented:
+        count["kept"] += read.kept
+        return segment_case(run, read)
+
+    def write(made: CaseSegmented) -> None:
+        write_case(run, made)
+        (kept if made.read.kept else done).append(made.read.files.id)
+
+    def fail(files: CaseFiles, error: Exception) -> None:
+        failed.append((files.id, why_failed(files.id, error)))
+
+    def worked() -> None:  # cases that are kept take no time, and would make the time left look short
+        count["seen"] += 1
+        progress(count["seen"] - count["kept"], len(cases) - count["kept"], "predict")
+
+    try:
+        with stoppable() as stop:
+            overlapped(cases, partial(read_case, run), segment, write, failed=fail, worked=worked, stop=stop)
+    except STOPS as error:
+        stopped = error
+    left = len(cases) - len(done) - len(kept) - len(failed)
+    notes = [f"{left} of {len(cases)} cases were not reached."] if left else []
+    try:
+        _finish_statistics(run)
+    except VolsegError as error:
+        failed.append(("statistics", str(error)))
+    return Batch(tuple(done), tuple(kept), tuple(failed), tuple(notes)), stopped
 
 
-def _targets(cases: Sequence[CaseFiles], out: Path) -> dict[str, str]:
-    """Case id → name of its mask: the input's own name, or the case's with the first channel's ending."""
-    names: dict[str, str] = {}
-    for files in cases:
-        first = files.images[0]
-        suffix = volume_suffix(first)
-        single = len(files.images) == 1 and split_source(first)[0] == first
-        name = first.name if single else files.id + suffix
-        clash = next((case for case, other in names.items() if other == name), None)
-        if clash or (out / name).resolve() == first.resolve():
-            culprit = f"case {clash}" if clash else "the input itself"
-            raise VolsegError(f"{out / name}: expected one mask per file, got {culprit} there too. Use another folder.")
-        names[files.id] = name
-    return names
+def _finish_statistics(run: Prediction) -> None:
+    """Write the statistics of all masks in the folder; those of masks that were replaced since are dropped."""
+    current = {
+        name: entry
+        for name, entry in run.statistics.items()
+        if entry.get("hash") and run.entries.get(name, {}).get("hash") == entry["hash"]
+    }
+    if run.output.statistics or current != run.statistics:
+        write_statistics(run.out, current, run.predictor.card.plan.channels)
 
 
-def _require_own_files(out: Path, names: Iterable[str], entries: Mapping[str, Any]) -> None:
-    """Refuse to overwrite what no earlier prediction wrote: reference label maps, or a dataset's label table."""
-    strangers = [name for name in names if name not in entries and (out / name).exists()]
-    if not (out / "predictions.json").exists() and (out / "labels.json").exists():
-        strangers.append("labels.json")
-    if strangers:
-        raise VolsegError(
-            f"{out / strangers[0]}: expected a free place or the mask of an earlier prediction, got another file. "
-            "Use another output folder."
-        )
-
-
-def _model_hash(model: Path, folds: Sequence[int] | None, predictor: Predictor) -> str:
+def _model_hash(model: Path, folds: Sequence[int] | None, predictor: Predictor, organs: Sequence[str]) -> str:
+    """Hash of all that a mask depends on beside its image."""
     parts = [json.dumps(predictor.cleaning.to_json())]
     for home, member in zip(member_folders(model), predictor.members, strict=True):
         wanted = folds if folds is not None else trained_folds(home)
         weights = [file_hash(fold_folder(home, fold) / "model.safetensors") for fold in wanted]
         parts += [file_hash(home / "model.json"), *weights, member.settings.model_dump_json()]
-    return text_hash(*parts)
+    return text_hash(*parts, *([json.dumps(sorted(organs))] if organs else []))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import read_json, write_text
 from pipeline.data.case_files import CaseFiles
 from pipeline.model.device import out_of_memory
 
-__all__ = ["earlier_entries", "note_prediction", "prediction_entry", "why_failed"]
+__all__ = ["earlier_entries", "note_prediction", "prediction_entry", "why_failed", "write_entries"]
 
 _FILE = "predictions.json"
 
@@ -40,7 +41,17 @@ def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | 
 def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
     """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
     entries[entry["prediction"]] = entry
-    write_json(out / _FILE, {"cases": list(entries.values())})
+    write_entries(out, entries)
+
+
+def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write ``predictions.json``, a line per case: it is written often, and this is many times faster.
+
+    Raises:
+        VolsegError: If it cannot be written.
+    """
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
+    write_text(out / _FILE, f'{{"cases": [\n{lines}\n]}}\n')
 
 
 def why_failed(case: str, error: BaseException) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.core import DataError
 from pipeline.data.check import check_dataset
 from pipeline.data.colours import colour_channels
+from pipeline.data.inputs import find_inputs
 from pipeline.data.itk import write_picture
-from pipeline.data.layouts import find_inputs, open_dataset
+from pipeline.data.layouts import open_dataset
 from pipeline.data.reader import VolumeReader
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image, read_label_map
@@ -61,7 +61,7 @@ def test_grey_pictures_volumes_and_damaged_files_are_no_colours(tmp_path: Path, 
 
 
 def test_a_model_of_one_channel_refuses_colours(tmp_path: Path) -> None:
-    (case,) = find_inputs([write(tmp_path / "a.png", PIXELS)], 1)
+    (case,) = find_inputs([write(tmp_path / "a.png", PIXELS)], 1).cases
     message = r"a.png: shape: expected one number per pixel, got the three colours of a picture\. Save it in greyscale"
     with pytest.raises(VolumeError, match=message):
         read_image(case.images)
@@ -102,6 +102,7 @@ def test_a_grey_picture_among_coloured_ones_is_named(tmp_path: Path) -> None:
 def test_pictures_to_predict_are_cases_whatever_their_numbers(tmp_path: Path) -> None:
     for name in ("eye_0001", "eye_0002", "b"):
         write(tmp_path / f"{name}.png", PIXELS)
-    assert [case.id for case in find_inputs([tmp_path], 3)] == ["b", "eye_0001", "eye_0002"]
-    with pytest.raises(DataError, match=r"case grey: .*channels: expected 3 files ending in _0000, _0001, _0002"):
-        find_inputs([write(tmp_path / "grey" / "grey.png", LABEL)], 3)
+    assert [case.id for case in find_inputs([tmp_path], 3).cases] == ["b", "eye_0001", "eye_0002"]
+    ((case, problem),) = find_inputs([write(tmp_path / "grey" / "grey.png", LABEL)], 3).failed
+    assert case == "grey"
+    assert "channels: expected 3 files ending in _0000, _0001, _0002, got grey.png." in problem

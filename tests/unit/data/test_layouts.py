@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import DataError, LabelTable, VolsegError
-from pipeline.data.layouts import CaseFiles, find_inputs, open_dataset
+from pipeline.data.layouts import CaseFiles, open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import read_image
 
@@ -306,53 +306,6 @@ def test_no_label_in_any_map(tmp_path, nifti, blob) -> None:
     nifti("labels/a.nii", blob * 0)
     with pytest.raises(DataError, match="label maps: expected a value above 0 in at least one, got none"):
         open_dataset(tmp_path)
-
-
-def test_inputs_of_one_channel(tmp_path) -> None:
-    touch(
-        tmp_path,
-        "d/b.nii.gz",
-        "d/a_0001.nrrd",
-        "d/.hidden.nii.gz",
-        "d/readme.txt",
-        "e/c.mha",
-        "n/x_0000.nii",
-        "n/y_0000.nii",
-    )
-    found = find_inputs([tmp_path / "d", tmp_path / "e/c.mha", tmp_path / "d/b.nii.gz"], 1)
-    assert [(case.id, case.images[0].name) for case in found] == [
-        ("a_0001", "a_0001.nrrd"),
-        ("b", "b.nii.gz"),
-        ("c", "c.mha"),
-    ]
-    assert [case.id for case in find_inputs([tmp_path / "n"], 1)] == ["x", "y"]
-
-
-def test_inputs_of_several_channels(tmp_path, nifti, ramp) -> None:
-    touch(tmp_path, "x_0001.nii", "x_0000.nii", "y/y_0000.nii")
-    nifti("four.nii.gz", np.stack([ramp] * 2, axis=-1))
-    four, x = find_inputs([tmp_path], 2)
-    assert [path.name for path in x.images] == ["x_0000.nii", "x_0001.nii"]
-    assert [path.name for path in four.images] == ["four.nii.gz#channel=1of2", "four.nii.gz#channel=2of2"]
-    with pytest.raises(
-        DataError,
-        match=r"case y: .*y: channels: expected 2 files ending in _0000, _0001, got y_0000.nii\. Give one file",
-    ):
-        find_inputs([tmp_path / "y"], 2)
-
-
-def test_bad_inputs(tmp_path) -> None:
-    touch(tmp_path, "a/x.nii", "b/x.nii", "c/readme.txt")
-    with pytest.raises(DataError, match="no: input: expected an existing file or folder, got nothing there"):
-        find_inputs([tmp_path / "no"], 1)
-    with pytest.raises(DataError, match=r"c: input: expected volumes \(.nii.gz, .*got a folder that holds readme.txt"):
-        find_inputs([tmp_path / "c"], 1)
-    with pytest.raises(DataError, match=r"readme.txt: input: expected a name ending in .nii.gz"):
-        find_inputs([tmp_path / "c/readme.txt"], 1)
-    with pytest.raises(DataError, match=r"case x: inputs: expected one input per name, got .*x.nii and .*x.nii"):
-        find_inputs([tmp_path / "a", tmp_path / "b"], 1)
-    with pytest.raises(DataError, match="inputs: expected at least one volume, got none"):
-        find_inputs([], 1)
 
 
 @pytest.mark.realdata

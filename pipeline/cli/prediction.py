@@ -1,0 +1,63 @@
+"""The command that segments images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Device, OutFolder
+
+__all__ = ["predict"]
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Image files, folders, 'quoted/*.nii.gz' or lists (.json, .csv, .txt).")
+    ],
+    out: OutFolder,
+    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. infer.mirror=true.")] = None,
+    device: Device = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="nii.gz, nii, nrrd, seg.nrrd (3D Slicer) or mha; by default the input's."),
+    ] = None,
+    organs: Annotated[str | None, typer.Option("--organs", help="Keep only these, e.g. liver,spleen.")] = None,
+    split: Annotated[bool, typer.Option("--split", help="Also write a file per organ: OUT/CASE/ORGAN.")] = False,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Also write statistics.json and .csv: mL, mean, SD, cut off or not.")
+    ] = False,
+) -> None:
+    """Segment images; every mask comes back on its image's grid under its image's name.
+
+    Exit code 2: some cases could not be predicted, 3: none could.
+    """
+    from pipeline.console import print_batch, progress_bars, say
+    from pipeline.stages.predict import infer_settings
+    from pipeline.stages.predict import predict as run
+    from pipeline.stages.prediction_output import Output
+
+    chosen = tuple(name.strip() for name in (organs or "").split(",") if name.strip())
+    if organs is not None and not chosen:
+        raise typer.BadParameter("--organs: expected names such as liver,spleen, got none.")
+    output = Output(file_format, chosen, split, statistics)
+    settings = infer_settings(model, overrides or ())
+    with progress_bars() as bars:
+        batch = run(
+            model,
+            inputs,
+            out,
+            folds=folds,
+            device=device,
+            settings=settings,
+            output=output,
+            progress=bars.update,
+            on_stop=lambda batch: print_batch(batch, "predicted", out),
+        )
+    print_batch(batch, "predicted", out)
+    if statistics:
+        say(f"Statistics: {out / 'statistics.csv'}")
+    raise typer.Exit(batch.exit_code)

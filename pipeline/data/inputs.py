@@ -1,0 +1,176 @@
+"""Finding the cases to predict: files, folders, patterns and lists."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core import DataError, sentence
+from pipeline.data.case_files import CaseFiles
+from pipeline.data.colours import colour_channels
+from pipeline.data.input_lists import LIST_SUFFIXES, read_list
+from pipeline.data.layout_readers import group_channels, list_volumes
+from pipeline.data.layout_tables import folder_holds
+from pipeline.data.volume_file import COLOURS, join_source, volume_stem, volume_suffix
+from pipeline.data.volumes import VOLUME_SUFFIXES, open_header
+
+__all__ = ["Inputs", "find_inputs"]
+
+_SEGMENTATION = ".seg.nrrd"  # beside the images where 3D Slicer was at work; no image itself
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found to predict.
+
+    Args:
+        cases: Cases without references, sorted by id.
+        failed: Case id and one sentence for every case whose channels are not there.
+        notes: Sentences on files that are left out, or may be meant otherwise.
+    """
+
+    cases: tuple[CaseFiles, ...]
+    failed: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_inputs(paths: Sequence[Path | str], channels: int) -> Inputs:
+    """Find the cases to predict.
+
+    With several channels, files ``case_0000.nii.gz``, ``case_0001.nii.gz``, … form a case, and a 4D file with that
+    many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
+    file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off. A folder stands for the
+    volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as ``scans/*.nii.gz`` or ``**/ct.nii.gz``
+    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.input_lists.read_list`.
+
+    Args:
+        paths: Files, folders, patterns and lists.
+        channels: Channels that the model wants.
+
+    Raises:
+        DataError: If a path does not exist or holds no volume, or two inputs have the same name.
+        VolsegError: If a list cannot be read.
+    """
+    files: dict[Path, None] = {}
+    listed: list[CaseFiles] = []
+    for path in paths:
+        more, cases = _expanded(Path(path), channels)
+        files |= dict.fromkeys(more)
+        listed += cases
+    if not files and not listed:
+        raise DataError(sentence("inputs", "at least one volume", "none", "Give files or folders"))
+    found = [*_grouped(list(files), channels), *((case.id, case.images, "") for case in listed)]
+    return _checked(found, channels)
+
+
+def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) -> Inputs:
+    """Cases by name, each once, with as many channels as are wanted."""
+    by_name: dict[str, tuple[Path, ...]] = {}
+    failed: list[tuple[str, str]] = []
+    notes: list[str] = []
+    for name, images, problem in found:
+        if name in by_name and [path.absolute() for path in by_name[name]] != [path.absolute() for path in images]:
+            got = f"{by_name[name][0]} and {images[0]}"
+            advice = "Rename one, name the cases in a list (case,image), or predict them into different folders"
+            raise DataError(sentence("inputs", "one input per name", got, advice, case=name))
+        if name in by_name:
+            continue
+        by_name[name] = images
+        if not problem and len(images) < channels:
+            got, advice = ", ".join(path.name for path in images), "Name one file per channel"
+            problem = sentence("channels", f"{channels} files", got, advice, case=name)
+        if problem:
+            failed.append((name, problem))
+        elif len(images) > channels:
+            surplus = ", ".join(path.name for path in images[channels:])
+            notes.append(f"case {name}: expected {channels} channels, got more. Left out: {surplus}.")
+    lost = {name for name, _ in failed}
+    cases = (CaseFiles(name, by_name[name][:channels]) for name in sorted(set(by_name) - lost))
+    return Inputs(tuple(cases), tuple(sorted(failed)), (*notes, *_doubts(by_name, channels)))
+
+
+def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str, ...]:
+    """Whether cases of one channel look like channels of a case."""
+    numbered = [name for name in sorted(by_name) if name.endswith("_0000")]
+    twins = [f"{name[:-1]}1" for name in numbered if f"{name[:-1]}1" in by_name]
+    if channels != 1 or not twins:
+        return ()
+    first = twins[0]
+    return (
+        f"case {first}: expected one channel, got a name like that of a second channel of {first[:-5]}_0000. "
+        f"Each file was taken for a case of its own; give only the files that end in _0000 if they are channels.",
+    )
+
+
+def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
+    """Files, and cases of a list, that an argument stands for."""
+    if not path.exists():
+        if glob.has_magic(str(path)):
+            return _matching(path), []
+        raise DataError(sentence("input", "an existing file or folder", "nothing there", "Check the path", file=path))
+    if path.is_dir():
+        found = _images(path)
+        if not found:
+            rule, advice = f"volumes ({', '.join(VOLUME_SUFFIXES)})", "Check the path, or convert the files to NIfTI"
+            raise DataError(sentence("input", rule, folder_holds(path), advice, file=path))
+        return found, []
+    if path.suffix.lower() in LIST_SUFFIXES:
+        files, cases = read_list(path, channels)
+        return [inner for file in files for inner in (_images(file) if file.is_dir() else [file])], cases
+    if not volume_suffix(path):
+        rule = f"a name ending in {', '.join((*VOLUME_SUFFIXES, *LIST_SUFFIXES))}"
+        raise DataError(sentence("input", rule, repr(path.name), "Convert the volume, e.g. to NIfTI", file=path))
+    return [path], []
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Volumes that match a pattern, and those in matching folders."""
+    found_names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    matches = [Path(name) for name in sorted(found_names)]
+    found = [inner for match in matches if match.is_dir() for inner in _images(match)]
+    found += [match for match in matches if match.is_file() and volume_suffix(match) not in ("", _SEGMENTATION)]
+    if not found:
+        got = f"{len(matches)} files and folders without any" if matches else "nothing that matches"
+        raise DataError(sentence("pattern", "at least one volume", got, "Check the pattern", file=pattern))
+    return sorted(set(found))
+
+
+def _images(folder: Path) -> list[Path]:
+    return [file for file in list_volumes(folder) if volume_suffix(file) != _SEGMENTATION]
+
+
+def _grouped(files: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path, ...], str]]:
+    """Case id, sources of its channels, and why they cannot be used or an empty text."""
+    if channels == 1 and not all(volume_stem(file).endswith("_0000") for file in files):
+        return [(volume_stem(file), (file,), "") for file in files]
+    found: list[tuple[str, tuple[Path, ...], str]] = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        members = [file for file in files if file.parent == folder]
+        if channels == len(COLOURS):
+            pictures = {file: colours for file in members if (colours := colour_channels(file))}
+            found += [(volume_stem(file), colours, "") for file, colours in pictures.items()]
+            members = [file for file in members if file not in pictures]
+        for name, parts in group_channels(members).items():
+            try:
+                found.append((name, _channels(name, parts, channels), ""))
+            except DataError as error:  # one bad case never ends a batch
+                found.append((name, tuple(parts.values()), str(error)))
+    return found
+
+
+def _channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[Path, ...]:
+    """One source per channel of a case; files of further channels come last."""
+    wanted = range(channels)
+    if set(found) >= set(wanted):
+        return tuple(found[n] for n in sorted(found))
+    file = next(iter(found.values()))
+    if len(found) == 1 and volume_stem(file) == name and open_header(file, case=name).volumes == channels:
+        return tuple(join_source(file, "channel", n + 1, channels) for n in wanted)
+    numbers = ", ".join(f"_{n:04d}" for n in wanted)
+    got = ", ".join(path.name for path in found.values())
+    advice = "Give one file per channel, in the order of the training data"
+    raise DataError(
+        sentence("channels", f"{channels} files ending in {numbers}", got, advice, case=name, file=file.parent)
+    )

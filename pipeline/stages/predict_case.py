@@ -1,0 +1,158 @@
+"""One case of a prediction: read and compared with what is there, segmented, written with all that belongs to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.files import text_hash
+from pipeline.core.selection import keep_values
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.case_files import CaseFiles, content_hashes
+from pipeline.data.organ_files import write_organs
+from pipeline.data.volume_file import split_source
+from pipeline.data.volumes import read_image, read_label_map, write_label_map
+from pipeline.infer.predictor import Predictor
+from pipeline.stages.prediction_output import Labels, Output, Place
+from pipeline.stages.prediction_statistics import measure
+from pipeline.stages.predictions import note_prediction, prediction_entry
+from pipeline.stages.training_identity import provenance
+
+__all__ = ["CaseRead", "CaseSegmented", "Prediction", "read_case", "segment_case", "write_case"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What all cases of a prediction share.
+
+    Args:
+        predictor: The model.
+        model: Its folder.
+        identity: Hash of all that a mask depends on beside its image.
+        output: What to write.
+        labels: Names and colours of it.
+        places: Case id → where.
+        out: Folder of the masks.
+        entries: Entries of ``predictions.json`` by file name; kept up to date.
+        statistics: Entries of ``statistics.json`` by file name; kept up to date.
+    """
+
+    predictor: Predictor
+    model: Path
+    identity: str
+    output: Output
+    labels: Labels
+    places: Mapping[str, Place]
+    out: Path
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseRead:
+    """A case before it is segmented.
+
+    Args:
+        files: Its files.
+        hashes: Of their content.
+        digest: Of all that its mask depends on.
+        image: None if nothing is to be done with it.
+        label_map: Its mask, if there is one already but not all that is to be made of it.
+        kept: Whether its mask is there already.
+    """
+
+    files: CaseFiles
+    hashes: tuple[str, ...]
+    digest: str
+    image: Image | None
+    label_map: LabelMap | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class CaseSegmented:
+    """A case to be written.
+
+    Args:
+        read: What was read, without what is no longer needed.
+        entry: Its entry of ``predictions.json``.
+    """
+
+    read: CaseRead
+    entry: dict[str, Any]
+
+
+def read_case(run: Prediction, files: CaseFiles) -> CaseRead:
+    """Read a case, as far as something is to be done.
+
+    Raises:
+        VolsegError: If a file cannot be used.
+    """
+    place, hashes = run.places[files.id], tuple(content_hashes(files))
+    digest, entry = text_hash(run.identity, *hashes), run.entries.get(place.mask.name, {})
+    kept = place.mask.is_file() and entry.get("hash") == digest
+    there = all((place.folder / name).is_file() for name in place.organ_files.values())
+    split = not place.organ_files or (entry.get("organ_files") == list(place.organ_files.values()) and there)
+    measured = run.statistics.get(place.mask.name, {}).get("hash") == digest or not run.output.statistics
+    wanted = not (kept and measured)
+    image = read_image(files.images, case=files.id) if wanted else None
+    label_map = read_label_map(place.mask, case=files.id) if kept and not (split and measured) else None
+    return CaseRead(files, hashes, digest, image, label_map, kept)
+
+
+def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
+    """Segment a case that has no mask yet.
+
+    Raises:
+        DataError: If the image does not suit the model.
+    """
+    place = run.places[read.files.id]
+    if read.kept or read.image is None:
+        return CaseSegmented(read, dict(run.entries[place.mask.name]))
+    origin, began = provenance(run.predictor.members[0].device), time.monotonic()
+    label_map = run.predictor.predict(read.image, read.files.id)
+    if run.output.organs:
+        label_map = LabelMap(keep_values(label_map.array, run.labels.table.values), label_map.grid)
+    grid = label_map.grid
+    cleaning = run.predictor.cleaning.to_json() if run.predictor.cleaning else None
+    entry = prediction_entry(read.files, place.mask.name, cleaning) | {
+        "organs": list(run.output.organs) or None,
+        "inputs": dict(zip(map(str, read.files.files), read.hashes, strict=True)),
+        "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
+        "model": {"folder": str(run.model.resolve()), "hash": run.identity},
+        "settings": [member.settings.model_dump(mode="json") for member in run.predictor.members],
+        "provenance": origin | {"seconds": round(time.monotonic() - began, 3)},
+    }
+    image = read.image if run.output.statistics else None
+    return CaseSegmented(CaseRead(read.files, read.hashes, read.digest, image, label_map, False), entry)
+
+
+def write_case(run: Prediction, made: CaseSegmented) -> None:
+    """Write what a case gave: its mask, a file per organ, its statistics and its entry.
+
+    The entry is written first without its hash, so that a killed run knows its own file, and last with it.
+
+    Raises:
+        VolsegError: If something cannot be written.
+    """
+    read, place = made.read, run.places[made.read.files.id]
+    if read.label_map is None:
+        return
+    like, organ_files = split_source(read.files.images[0])[0], list(place.organ_files.values())
+    entry = made.entry | ({"organ_files": organ_files} if organ_files else {})
+    if not read.kept:
+        for name in run.entries.get(place.mask.name, {}).get("organ_files") or ():
+            (place.folder / Path(name).name).unlink(missing_ok=True)  # of another image or model
+    note_prediction(run.out, run.entries, entry)
+    if not read.kept:
+        write_label_map(read.label_map, place.mask, like=like, legend=run.labels.legend)
+    if place.organ_files:
+        write_organs(read.label_map, run.labels.table, place.folder, place.organ_files, run.labels.colors, like=like)
+    if run.output.statistics and read.image is not None:
+        organs = measure(read.label_map, run.labels.table, read.image, run.predictor.card.plan.channels)
+        about = {"case": read.files.id, "prediction": place.mask.name, "hash": read.digest}
+        run.statistics[place.mask.name] = {**about, "organs": organs}
+    note_prediction(run.out, run.entries, {**entry, "hash": read.digest})

@@ -1,0 +1,298 @@
+"""What ``volseg predict`` takes and writes, and what is left when something goes wrong on the way."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from command_line import run
+from toy import write_toy
+
+from pipeline.core import files as core_files
+from pipeline.core.errors import VolsegError
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.volumes import read_image, read_label_map
+from pipeline.export.palette import organ_color
+from pipeline.infer.predictor import Predictor
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.predict import predict
+from pipeline.stages.prediction_output import Output
+
+
+@pytest.fixture
+def scans(dataset: Path, tmp_path: Path) -> Path:
+    """Three images that may be changed."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for index in (0, 1, 2):
+        shutil.copy(dataset / "images" / f"toy_{index}.nii.gz", folder)
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is computed while this is in place."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", refuse)
+        yield
+
+
+def record(out: Path) -> dict[str, dict[str, object]]:
+    return {entry["prediction"]: entry for entry in json.loads((out / "predictions.json").read_text())["cases"]}
+
+
+def written(out: Path) -> list[str]:
+    """Everything in a folder, hidden files too."""
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+BESIDE = ["labels.json", "labels.txt", "predictions.json"]
+
+
+def test_masks_in_another_format_with_names_and_colours(
+    dataset: Path, model: Path, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    plain = predict(model, [scans], tmp_path / "plain", device="cpu")
+    batch = predict(model, [str(scans / "*.nii.gz")], out, device="cpu", output=Output("seg.nrrd"))
+    assert batch.done == plain.done == ("toy_0", "toy_1", "toy_2")
+    assert written(out) == [*BESIDE, *(f"toy_{n}.seg.nrrd" for n in range(3))]
+    for n in range(3):
+        found, expected = read_label_map(out / f"toy_{n}.seg.nrrd"), read_label_map(tmp_path / f"plain/toy_{n}.nii.gz")
+        assert np.array_equal(found.array, expected.array)
+        assert found.grid.matches(expected.grid)
+    image = sitk.ReadImage(str(out / "toy_0.seg.nrrd"))
+    assert [image.GetMetaData(f"Segment{n}_Name") for n in (0, 1)] == ["box_left", "box_small"]
+    assert json.loads((out / "labels.json").read_text())["colors"] == {"1": organ_color(0), "2": organ_color(1)}
+    summary = evaluate(out, dataset / "labels", tmp_path / "scores")
+    organ = summary["organs"]["box_left"]
+    assert (organ["n"], organ["n_missing_prediction"]) == (6, 3)
+    assert organ["dice"]["mean"] > 0.8 / 2  # those that are missing count as 0
+
+
+def test_some_organs_only(model: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(model, [scans], out, device="cpu")
+    whole = read_label_map(out / "toy_1.nii.gz")
+    assert predict(model, [scans], out, device="cpu", output=Output(organs=("box_small",))).done[1] == "toy_1"
+    assert np.array_equal(read_label_map(out / "toy_1.nii.gz").array, np.where(whole.array == 2, 2, 0))
+    assert json.loads((out / "labels.json").read_text()) == {
+        "names": {"2": "box_small"},
+        "ignore_label": None,
+        "colors": {"2": organ_color(1)},
+    }
+    assert record(out)["toy_1.nii.gz"]["organs"] == ["box_small"]
+    with pytest.raises(VolsegError, match=r"labels.json: expected the organs of the masks that stay there, e.g. toy_1"):
+        predict(model, [scans / "toy_0.nii.gz"], out, device="cpu")
+
+
+def test_organ_files_and_statistics_are_made_of_masks_that_are_there(
+    model: Path, scans: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    out = tmp_path / "out"
+    predict(model, [scans], out, device="cpu")
+    request.getfixturevalue("no_network")
+    both = Output(split=True, statistics=True)
+    batch = predict(model, [scans], out, device="cpu", output=both)
+    assert (batch.done, batch.kept, batch.failed) == ((), ("toy_0", "toy_1", "toy_2"), ())
+    mask, image = read_label_map(out / "toy_2.nii.gz"), read_image(scans / "toy_2.nii.gz")
+    organ = read_label_map(out / "toy_2" / "box_left.nii.gz")
+    assert np.array_equal(organ.array, mask.array == 1)
+    assert organ.grid == mask.grid
+    entry = json.loads((out / "statistics.json").read_text())["cases"][2]["organs"]["box_left"]
+    assert entry["voxels"] == np.count_nonzero(mask.array == 1)
+    assert entry["volume_ml"] == pytest.approx(entry["voxels"] * 0.0075)
+    inside = image.array[0][mask.array == 1]
+    assert entry["intensity"]["image"] == pytest.approx({"mean": inside.mean(), "sd": inside.std()}, rel=1e-5)
+    with (out / "statistics.csv").open(newline="") as stream:
+        rows = [(row["case"], row["name"]) for row in csv.DictReader(stream)]
+    assert rows == [(f"toy_{n}", name) for n in range(3) for name in ("box_left", "box_small")]
+    stamps = {name: (out / name).stat().st_mtime_ns for name in written(out) if name.startswith("toy_")}
+    assert len(predict(model, [scans], out, device="cpu", output=both).kept) == 3
+    assert {name: (out / name).stat().st_mtime_ns for name in stamps} == stamps
+
+
+def test_nothing_outlives_the_image_it_was_made_of(dataset: Path, model: Path, scans: Path, tmp_path: Path) -> None:
+    out, both = tmp_path / "out", Output(split=True, statistics=True)
+    predict(model, [scans], out, device="cpu", output=both)
+    shutil.copy(dataset / "images" / "toy_4.nii.gz", scans / "toy_1.nii.gz")
+    assert predict(model, [scans], out, device="cpu").done == ("toy_1",)
+    assert [name for name in written(out) if name.startswith("toy_1")] == ["toy_1.nii.gz"]
+    cases = json.loads((out / "statistics.json").read_text())["cases"]
+    assert [entry["case"] for entry in cases] == ["toy_0", "toy_2"]
+    (out / "toy_2" / "box_left.nii.gz").unlink()
+    batch = predict(model, [scans], out, device="cpu", output=both)
+    assert (batch.done, len(batch.kept)) == ((), 3)
+    assert np.array_equal(
+        read_label_map(out / "toy_1" / "box_small.nii.gz").array, read_label_map(out / "toy_1.nii.gz").array == 2
+    )
+    assert (out / "toy_2" / "box_left.nii.gz").is_file()
+
+
+def test_every_mask_says_how_it_came_about(model: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(model, [scans / "toy_1.nii.gz"], out, device="cpu", output=Output(split=True))
+    (entry,) = record(out).values()
+    image = read_image(scans / "toy_1.nii.gz")
+    assert entry["inputs"] == {str(scans / "toy_1.nii.gz"): core_files.file_hash(scans / "toy_1.nii.gz")}
+    assert entry["grid"] == {"shape": list(image.grid.shape), "affine": image.grid.affine.tolist()}
+    assert entry["model"] == {"folder": str(model), "hash": entry["model"]["hash"]}
+    assert entry["settings"][0]["overlap"] == 0.5
+    assert entry["provenance"].keys() == {"volseg", "torch", "monai", "python", "device", "started", "seconds"}
+    assert entry["organ_files"] == ["box_left.nii.gz", "box_small.nii.gz"]
+    assert entry["organs"] is None
+
+
+def test_a_corrupt_file_among_ten(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    images, out = write_toy(tmp_path / "ten", 10) / "images", tmp_path / "out"
+    whole = (images / "toy_4.nii.gz").read_bytes()
+    (images / "toy_4.nii.gz").write_bytes(whole[: len(whole) // 2])
+    code, text, _ = run(capfd, "predict", model, images, "-o", out, "--device", "cpu")
+    assert code == 2
+    assert "failed  case toy_4: " in text
+    assert f"9 predicted, 0 up to date, 1 failed: {out}" in text
+    assert written(out) == [*BESIDE, *(f"toy_{n}.nii.gz" for n in range(10) if n != 4)]
+    code, text, _ = run(capfd, "predict", model, images / "toy_4.nii.gz", "-o", tmp_path / "alone", "--device", "cpu")
+    assert code == 3
+    request.getfixturevalue("no_network")
+    code, text, _ = run(capfd, "predict", model, images, "-o", out, "--device", "cpu")
+    assert code == 2
+    assert f"0 predicted, 9 up to date, 1 failed: {out}" in text
+
+
+@pytest.mark.parametrize("full", [".part.toy_1.nii.gz", ".part.box_small.nii.gz", ".part.statistics.json"])
+def test_a_disk_that_is_full_for_a_while(
+    model: Path,
+    scans: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    full: str,
+) -> None:
+    out, sync = tmp_path / "out", core_files._sync
+
+    def fail(path: Path) -> None:
+        if path.name.endswith(full) and (path.parent.name in ("out", "toy_1")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    words = ("predict", model, scans, "-o", out, "--device", "cpu", "--split", "--statistics")
+    with monkeypatch.context() as patch:
+        patch.setattr(core_files, "_sync", fail)
+        code, text, _ = run(capfd, *words)
+    assert code == 2
+    assert "the disk is full, nothing was written. Free some space and run again." in text
+    done = 3 if "statistics" in full else 2
+    assert f"{done} predicted, 0 up to date, 1 failed: {out}" in text
+    assert [name for name in written(out) if ".part." in name] == []
+    assert record(out)["toy_0.nii.gz"]["hash"]
+    code, text, _ = run(capfd, *words)
+    assert code == 0
+    assert f"{3 - done} predicted, {done} up to date, 0 failed: {out}" in text
+    organs = [f"toy_{n}/box_{name}.nii.gz" for n in range(3) for name in ("left", "small")]
+    expected = [*BESIDE, "statistics.csv", "statistics.json", *(f"toy_{n}.nii.gz" for n in range(3)), *organs]
+    assert written(out) == sorted(expected)
+    assert len((out / "statistics.csv").read_text().splitlines()) == 7
+
+
+def test_a_disk_that_is_full_from_the_start(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.core.files.os.fsync", full)
+    code, _, err = run(capfd, "predict", model, scans, "-o", tmp_path / "out", "--device", "cpu")
+    assert code == 1
+    assert "the disk is full" in err
+    assert written(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_prediction_in_order(
+    model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    images, out, whole = write_toy(tmp_path / "six", 6) / "images", tmp_path / "out", Predictor.predict
+
+    def stopping(self: Predictor, image: Image, case: str = "image") -> LabelMap:
+        if case == "toy_2":
+            os.kill(os.getpid(), number)
+        return whole(self, image, case)
+
+    words = ("predict", model, images, "-o", out, "--device", "cpu", "--statistics")
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", stopping)
+        code, text, err = run(capfd, *words)
+    assert code == 128 + number
+    assert "note  4 of 6 cases were not reached." in text
+    assert f"2 predicted, 0 up to date, 0 failed: {out}" in text
+    assert err.endswith("Interrupted. What was finished is kept: the same command goes on from there.")
+    assert written(out) == sorted([*BESIDE, "statistics.csv", "statistics.json", "toy_0.nii.gz", "toy_1.nii.gz"])
+    assert all(entry["hash"] for entry in record(out).values())
+    assert len((out / "statistics.csv").read_text().splitlines()) == 5
+    code, text, _ = run(capfd, *words)
+    assert code == 0
+    assert f"4 predicted, 2 up to date, 0 failed: {out}" in text
+    assert len((out / "statistics.csv").read_text().splitlines()) == 13
+
+
+def test_what_a_killed_run_left_is_removed(model: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(model, [scans / "toy_0.nii.gz"], out, device="cpu")
+    (out / ".0123abcd.part.toy_1.nii.gz").write_bytes(b"half")
+    predict(model, [scans], out, device="cpu")
+    assert written(out) == [*BESIDE, "toy_0.nii.gz", "toy_1.nii.gz", "toy_2.nii.gz"]
+
+
+def test_progress_counts_what_is_computed(model: Path, scans: Path, tmp_path: Path) -> None:
+    predict(model, [scans / "toy_1.nii.gz"], tmp_path, device="cpu")
+    (scans / "toy_2.nii.gz").write_bytes(b"")
+    told: list[tuple[int, int, str]] = []
+    batch = predict(model, [scans], tmp_path, device="cpu", progress=lambda *progress: told.append(progress))
+    assert told == [(1, 3, "predict"), (1, 2, "predict"), (2, 2, "predict")]
+    assert (batch.done, batch.kept, [case for case, _ in batch.failed]) == (("toy_0",), ("toy_1",), ["toy_2"])
+
+
+def test_a_listed_image_that_is_gone_fails_alone(model: Path, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("case,image\nmine,scans/toy_0.nii.gz\nlost,scans/no.nii.gz\n")
+    batch = predict(model, [tmp_path / "list.csv"], tmp_path / "out", device="cpu")
+    assert batch.done == ("mine",)
+    ((case, reason),) = batch.failed
+    assert case == "lost"
+    assert "no.nii.gz" in reason
+    assert (tmp_path / "out" / "mine.nii.gz").is_file()
+
+
+def test_wrong_words_cost_no_work(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], no_network: None
+) -> None:
+    words = ("predict", model, scans, "-o", tmp_path / "out", "--device", "cpu")
+    for wrong, message in (
+        (("--format", "dcm"), "format: expected one of nii.gz, nii, nrrd, seg.nrrd, mha, got 'dcm'"),
+        (("--organs", "liver"), "organs: expected some of box_left, box_small, got liver. Correct the names."),
+        (("--organs", " , "), "--organs: expected names such as liver,spleen, got none."),
+    ):
+        code, _, err = run(capfd, *words, *wrong)
+        assert code == 1
+        assert message in err.replace(" │ ", " ").replace("│ ", "")
+    assert not (tmp_path / "out").exists()
