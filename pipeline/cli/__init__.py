@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.evaluation import evaluation_app
 from pipeline.cli.folds import folds_app
 from pipeline.cli.steps import steps
 from pipeline.cli.tools import config_app, tools
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(steps)
+app.add_typer(evaluation_app)
 app.add_typer(folds_app)
 app.add_typer(tools)
 app.add_typer(config_app, name="config")

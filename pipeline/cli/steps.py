@@ -184,22 +184,6 @@ steps.command()(predict)
 
 
 @steps.command()
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Predicted label map or folder of them.")],
-    references: Annotated[Path, typer.Argument(help="Reference label map, folder of them, or dataset folder.")],
-    out: OutFolder,
-    jobs: Jobs = None,
-) -> None:
-    """Per-organ Dice and IoU: scores.csv, summary.json and a table. A missing prediction is a miss."""
-    from pipeline.console import print_evaluation, progress_bars
-    from pipeline.stages.evaluate import evaluate as run
-
-    with progress_bars() as bars:
-        summary = run(predictions, references, out, jobs=jobs, progress=bars.update)
-    raise typer.Exit(print_evaluation(summary, out))
-
-
-@steps.command()
 def report(
     evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")],

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipeline.console.bars import Bars, progress_bars
+from pipeline.console.scores import print_comparison, print_evaluation, print_stats
 from pipeline.console.terminal import CONSOLE, say
 from pipeline.core.files import read_json
 
@@ -24,19 +25,21 @@ __all__ = [
     "Bars",
     "print_batch",
     "print_check",
+    "print_comparison",
     "print_demo",
     "print_evaluation",
     "print_fingerprint",
     "print_networks",
     "print_plan",
     "print_pruning",
+    "print_stats",
     "print_training",
     "progress_bars",
     "say",
     "say_validation",
 ]
 
-_UNBROKEN = ("Organ", "organ", "95 % interval", "name", "parameters", "multiply-adds", "patch")
+_UNBROKEN = ("organ", "name", "parameters", "multiply-adds", "patch")
 _LISTED = 20  # failures printed before the rest is only counted
 
 
@@ -110,26 +113,6 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
     say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
 
-def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
-    """Print the per-organ table and what could not be scored.
-
-    Returns:
-        Exit code: 0, 2 if some cases failed, 3 if all did.
-    """
-    _print_scores(summary)
-    for failure in summary["failures"]:
-        CONSOLE.print(f"failed  {failure['message']}", style="red")
-    for note in summary["notes"]:
-        say(f"note  {note}")
-    missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
-    if missing:
-        count = f"{len(missing)} of {len(summary['cases'])}"
-        say(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
-    say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
-    failed, cases = len(summary["failures"]), len(summary["cases"])
-    return 0 if not failed else 2 if failed < cases else 3
-
-
 def print_demo(scores: Mapping[str, Any], out: Path) -> None:
     """Print the demo's table and where to look."""
     table = _table("organ", "Dice", "IoU", title=f"Dice on {scores['cases']} held-out phantoms")
@@ -164,17 +147,6 @@ def print_pruning(result: PruningResult, out: Path) -> None:
         table.add_row(*row.cells(), style="bold" if row is result.chosen else None)
     CONSOLE.print(table)
     say(f"{result.verdict} Its model: {out}, the comparison: {out / 'pruning.md'}")
-
-
-def _print_scores(summary: Mapping[str, Any]) -> None:
-    """The per-organ table without the columns that would make it wider than a terminal; all are in the CSV."""
-    from pipeline.evaluate.summary import TABLE_COLUMNS, table_rows
-
-    shown = [n for n, name in enumerate(TABLE_COLUMNS) if name not in ("Median", "SD")]
-    table = _table(*(TABLE_COLUMNS[n] for n in shown), title="Dice per organ")
-    for row in table_rows(dict(summary)):
-        table.add_row(*(row[n] for n in shown))
-    CONSOLE.print(table)
 
 
 def _score(value: float | None) -> str:

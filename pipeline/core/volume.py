@@ -121,6 +121,7 @@ def require_same_grid(
     case: str | None = None,
     file: str | None = None,
     tolerance_mm: float = GRID_TOLERANCE_MM,
+    advice: str = "Export it again on the image's grid, or drop the case",
 ) -> None:
     """Raise if two grids differ, naming the shapes or the distance in mm.
 
@@ -132,6 +133,7 @@ def require_same_grid(
         case: Case id for the message.
         file: File for the message.
         tolerance_mm: Largest distance between corresponding voxel centres.
+        advice: What to do, for the message.
 
     Raises:
         DataError: If shapes differ or a corner voxel is further away than the tolerance.
@@ -151,7 +153,7 @@ def require_same_grid(
             what,
             f"{rule} within {tolerance_mm:g} mm",
             value,
-            "Export it again on the image's grid, or drop the case",
+            advice,
             case=case,
             file=file,
         )

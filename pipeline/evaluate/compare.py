@@ -1,18 +1,39 @@
-"""Two models on the same cases: the differences case by case."""
+"""Models on the same cases: the differences case by case, and how sure their order is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
 
-from pipeline.evaluate.summary import BOOTSTRAP_SAMPLES
+from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.rows import Row
+from pipeline.evaluate.means import interval_95, mean_of, resampled_means
+from pipeline.evaluate.summary import measured_metrics, score_table
 
-__all__ = ["PairedDifference", "paired_difference"]
+__all__ = [
+    "ALL_ORGANS",
+    "PairedDifference",
+    "PairedTest",
+    "Ranking",
+    "holm",
+    "paired_difference",
+    "paired_tests",
+    "rankings",
+]
 
-_BATCH = 1_000  # resamples drawn at a time
+ALL_ORGANS = "all organs"
+"""Name of the comparison of the cases' means over their organs."""
+
 _EQUAL = 1e-9
+
+Scores = Mapping[str, Sequence[Row]]
+"""Model → its rows; all models have the same cases and organs."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,67 @@ class PairedDifference:
     worse: int
 
 
+class _Names(NamedTuple):
+    """What is compared: column of a score, organ, and two models."""
+
+    metric: str
+    organ: str
+    one: str
+    other: str
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One score of one organ, between two models.
+
+    Args:
+        metric: Column of the score.
+        organ: Name of the organ, or :data:`ALL_ORGANS`.
+        one: First model.
+        other: Second model.
+        cases: Cases that both have a score for.
+        difference: Mean of (one - other); better means higher for shares and lower for distances and errors.
+        interval_95: Its bootstrap interval.
+        wins: Cases in which the one is better.
+        ties: Cases in which they are equal.
+        losses: Cases in which the one is worse.
+        p: Two-sided p of Wilcoxon's signed-rank test; 1 if all are equal, None without two cases.
+        p_holm: The same, corrected for all tests of the metric.
+    """
+
+    metric: str
+    organ: str
+    one: str
+    other: str
+    cases: int
+    difference: float | None
+    interval_95: tuple[float, float] | None
+    wins: int
+    ties: int
+    losses: int
+    p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How models rank by one metric, and how often the order would be another with other cases.
+
+    Args:
+        metric: Column of the score.
+        models: Names, best first.
+        means: Mean over organs of the means over cases.
+        shares: Of each model, in how many of the resamples it takes each place, best place first.
+        same_order: In how many of the resamples the whole order is the same.
+    """
+
+    metric: str
+    models: tuple[str, ...]
+    means: tuple[float, ...]
+    shares: tuple[tuple[float, ...], ...]
+    same_order: float
+
+
 def paired_difference(
     one: Mapping[str, float | None], other: Mapping[str, float | None], seed: int = 0
 ) -> PairedDifference:
@@ -47,12 +129,97 @@ def paired_difference(
     both = [(a, b) for case, a in one.items() if a is not None and (b := other.get(case)) is not None]
     difference = np.array([a - b for a, b in both], dtype=np.float64)
     better, worse = int((difference > _EQUAL).sum()), int((difference < -_EQUAL).sum())
-    interval = None
-    if len(difference) > 1:
-        generator = np.random.default_rng(seed)
-        size = (_BATCH, len(difference))
-        draws = (difference[generator.integers(len(difference), size=size)] for _ in range(BOOTSTRAP_SAMPLES // _BATCH))
-        low, high = np.percentile(np.concatenate([drawn.mean(axis=1) for drawn in draws]), [2.5, 97.5])
-        interval = (float(low), float(high))
     mean = float(difference.mean()) if len(difference) else None
-    return PairedDifference(mean, interval, better, len(difference) - better - worse, worse)
+    return PairedDifference(
+        mean, _intervals(difference[:, None], seed)[0], better, len(difference) - better - worse, worse
+    )
+
+
+def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
+    """Compare every pair of models by every metric, organ by organ and over the cases' means.
+
+    Args:
+        scores: Model → rows.
+        seed: Seed of the bootstrap.
+
+    Reference: Wilcoxon, Individual comparisons by ranking methods, 1945; Holm, A simple sequentially rejective
+    multiple test procedure, 1979.
+    """
+    cases, organs = _cases_and_organs(scores)
+    models = list(scores)
+    tests: list[PairedTest] = []
+    for metric in measured_metrics([row for rows in scores.values() for row in rows]):
+        tables = {model: score_table(rows, cases, organs, metric.column) for model, rows in scores.items()}
+        columns = {model: np.column_stack([table, mean_of(table, axis=1)]) for model, table in tables.items()}
+        found: list[PairedTest] = []
+        for one, other in combinations(models, 2):
+            apart = columns[one] - columns[other]
+            intervals = _intervals(apart, seed)
+            for n, organ in enumerate([*organs, ALL_ORGANS]):
+                found.append(_test(_Names(metric.column, organ, one, other), apart[:, n], intervals[n]))
+        corrected = holm([test.p for test in found])
+        tests += [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]
+    return tuple(tests)
+
+
+def rankings(scores: Scores, seed: int = 0) -> tuple[Ranking, ...]:
+    """Rank models by the overall mean of every metric, and again in every bootstrap resample of the cases.
+
+    Args:
+        scores: Model → rows.
+        seed: Seed of the bootstrap; the models are compared on the same resamples.
+    """
+    cases, organs = _cases_and_organs(scores)
+    found = []
+    for metric in measured_metrics([row for rows in scores.values() for row in rows]):
+        sign = -1.0 if metric.higher else 1.0
+        tables = [score_table(rows, cases, organs, metric.column) for rows in scores.values()]
+        means = np.array([float(mean_of(mean_of(table, axis=0), axis=0)) for table in tables])
+        if not np.isfinite(means).all():
+            continue
+        resampled = np.stack([mean_of(resampled_means(table, seed), axis=1) for table in tables], axis=1)
+        order = np.argsort(sign * means, kind="stable")
+        places = np.argsort(np.argsort(sign * resampled, axis=1, kind="stable"), axis=1)[:, order]
+        shares = [[float((places[:, n] == place).mean()) for place in range(len(order))] for n in range(len(order))]
+        names = tuple(list(scores)[n] for n in order)
+        same = float((places == np.arange(len(order))).all(axis=1).mean())
+        found.append(Ranking(metric.column, names, tuple(means[order].tolist()), tuple(map(tuple, shares)), same))
+    return tuple(found)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Correct p values for their number, step by step from the smallest; None stays None and does not count."""
+    known = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, place) in enumerate(known):
+        largest = max(largest, min(1.0, value * (len(known) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def _test(names: _Names, apart: NDArray[np.float64], interval: tuple[float, float] | None) -> PairedTest:
+    difference = apart[np.isfinite(apart)]
+    gain = difference if METRICS[names.metric].higher else -difference
+    wins, losses = int((gain > _EQUAL).sum()), int((gain < -_EQUAL).sum())
+    p = None
+    if len(difference) > 1:
+        settled = np.where(np.abs(difference) > _EQUAL, difference, 0.0)
+        p = float(wilcoxon(settled).pvalue) if settled.any() else 1.0
+    mean = float(difference.mean()) if len(difference) else None
+    ties = len(difference) - wins - losses
+    return PairedTest(*names, len(difference), mean, interval, wins, ties, losses, p)
+
+
+def _intervals(apart: NDArray[np.float64], seed: int) -> list[tuple[float, float] | None]:
+    """Bootstrap intervals of the means of the columns of a table of differences."""
+    if not len(apart):
+        return [None] * apart.shape[1]
+    means, scored = resampled_means(apart, seed), np.isfinite(apart).sum(axis=0)
+    found = [interval_95(means[:, n], int(count)) for n, count in enumerate(scored)]
+    return [None if interval is None else (interval[0], interval[1]) for interval in found]
+
+
+def _cases_and_organs(scores: Scores) -> tuple[list[str], list[str]]:
+    rows = [row for found in scores.values() for row in found]
+    return sorted({row.case for row in rows}), list(dict.fromkeys(row.name for row in rows))

@@ -1,23 +1,26 @@
-"""Which prediction belongs to which reference, and what their label values mean."""
+"""Which prediction belongs to which reference, by their names or as lists say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json
-from pipeline.core.labels import LabelTable
-from pipeline.data.label_names import label_table
 from pipeline.data.layout_readers import list_volumes
-from pipeline.data.layout_tables import described_labels, read_description
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
+from pipeline.evaluate.listed import is_list, listed_maps
 
-__all__ = ["FilePair", "find_images", "find_labels", "pair_files", "unpaired_predictions"]
+__all__ = ["FilePair", "find_images", "pair_files", "unpaired_predictions"]
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
+_ENDING = re.compile(
+    r"([-_. ](0000|seg|segm|segmentation|mask|label|labels|pred|prediction|predicted|gt|ref|reference))+$"
+)
+"""What tools append to the name of a case; compared without it only where names differ otherwise."""
 _SHOWN = 3  # names quoted in a message
 
 
@@ -39,13 +42,14 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
     """Find the prediction of every reference by file name.
 
     A prediction belongs to the reference of the same name without suffix; a trailing ``_0000`` (the channel number
-    that a prediction keeps from its input's name) is ignored. Two files given directly belong together whatever their
-    names. In a dataset folder, ``labelsTs``, ``labelsTr`` and ``labels`` are searched, and each of them counts as
-    soon as one of its cases was predicted.
+    that a prediction keeps from its input's name) is ignored. What is left without a partner is compared once more in
+    lower case and without endings such as ``_seg``, ``_pred`` or ``-label``. A list of cases (CSV or JSON) names them
+    itself. Two files given directly belong together whatever their names. In a dataset folder, ``labelsTs``,
+    ``labelsTr`` and ``labels`` are searched, and each of them counts as soon as one of its cases was predicted.
 
     Args:
-        prediction: Label map or folder of label maps.
-        reference: Label map, folder of label maps, or dataset folder.
+        prediction: Label map, folder of label maps, or list of cases.
+        reference: Label map, folder of label maps, dataset folder, or list of cases.
 
     Returns:
         One pair per reference, sorted by case. If ``prediction`` is one file, only its own reference.
@@ -57,17 +61,24 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
     for what, path in (("prediction", prediction), ("reference", reference)):
         if not path.exists():
             raise VolsegError(sentence(what, "a file or folder", "nothing there", "Check the path", file=path))
-    if prediction.is_file() and reference.is_file():
+    alone = prediction.is_file() and not is_list(prediction)
+    if alone and reference.is_file() and not is_list(reference):
         return [FilePair(volume_stem(reference), prediction, reference)]
-    predictions = _by_case(_volumes(prediction, "prediction"), _prediction_case)
-    groups = [_by_case(files, volume_stem) for files in _reference_groups(reference)]
+    if is_list(prediction):
+        predictions = listed_maps(prediction, "prediction")
+    else:
+        predictions = _by_case(_volumes(prediction, "prediction"), _prediction_case)
+    if is_list(reference):
+        groups = [listed_maps(reference, "reference")]
+    else:
+        groups = [_by_case(files, volume_stem) for files in _reference_groups(reference)]
     if len(groups) > 1:
-        groups = [group for group in groups if _matches(predictions, group)] or groups
-    references = _merge(groups)
-    named = {case: _lookup(predictions, case) for case in references}
+        groups = [group for group in groups if any(_partners(predictions, group).values())] or groups
+    references = groups[0] if len(groups) == 1 else _merge(groups)
+    named = _partners(predictions, references)
     if not any(named.values()):
         raise _no_match(predictions, references, prediction)
-    if prediction.is_file():
+    if alone:
         named = {case: path for case, path in named.items() if path}
     return [FilePair(case, named[case], references[case]) for case in sorted(named)]
 
@@ -80,32 +91,11 @@ def unpaired_predictions(prediction: Path, pairs: Sequence[FilePair]) -> tuple[P
         pairs: What it returned.
     """
     used = {pair.prediction for pair in pairs}
-    return tuple(path for path in list_volumes(prediction) if path not in used) if prediction.is_dir() else ()
-
-
-def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
-    """Label table of the prediction folder (``labels.json``), else of the dataset the references are in.
-
-    Args:
-        prediction: Predicted file or folder.
-        reference: Reference file or folder; ``dataset.json`` or ``labels.json`` is looked for there and one folder
-            above.
-
-    Returns:
-        None if there is no such file.
-
-    Raises:
-        VolsegError: If a file is there but holds no label table.
-    """
-    home = prediction if prediction.is_dir() else prediction.parent
-    if (home / "labels.json").is_file():
-        return label_table(read_json(home / "labels.json"), home / "labels.json")
-    beside = reference if reference.is_dir() else reference.parent
-    for folder in (beside, beside.resolve().parent):
-        found = described_labels(read_description(folder))
-        if found is not None:
-            return found
-    return None
+    if is_list(prediction):
+        files = list(listed_maps(prediction, "prediction").values())
+    else:
+        files = list_volumes(prediction) if prediction.is_dir() else []
+    return tuple(path for path in files if path not in used)
 
 
 def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
@@ -193,12 +183,22 @@ def _merge(groups: Iterable[Mapping[str, Path]]) -> dict[str, Path]:
     return _by_case([path for group in groups for path in group.values()], volume_stem)
 
 
-def _lookup(predictions: Mapping[str, Path], case: str) -> Path | None:
-    return predictions.get(case) or predictions.get(case.removesuffix(_CHANNEL))
+def _partners(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path | None]:
+    """The prediction of every reference, or None."""
+    found = {case: predictions.get(case) or predictions.get(case.removesuffix(_CHANNEL)) for case in references}
+    taken = set(found.values())
+    left = [path for path in predictions.values() if path not in taken]
+    for case, bare in [(case, _bare(case)) for case, path in found.items() if path is None]:
+        alike = [path for path in left if _bare(volume_stem(path)) == bare]
+        rivals = [other for other, path in found.items() if path is None and _bare(other) == bare]
+        if len(alike) == len(rivals) == 1:
+            found[case] = alike[0]
+    return found
 
 
-def _matches(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> bool:
-    return any(_lookup(predictions, case) for case in references)
+def _bare(name: str) -> str:
+    """A name in lower case without the endings that tools append."""
+    return _ENDING.sub("", name.lower()) or name.lower()
 
 
 def _no_match(predictions: Mapping[str, Path], references: Mapping[str, Path], folder: Path) -> VolsegError:

@@ -5,44 +5,62 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
+from pipeline.evaluate.calibration import CALIBRATION_COLUMNS
+from pipeline.evaluate.lesions import LESION_COLUMNS
+from pipeline.evaluate.measures import SURFACE_COLUMNS, Measures
 from pipeline.evaluate.rows import STATUSES, EvaluatedCase, Evaluation, Row, label_entry
 from pipeline.evaluate.summary import summarize
+from pipeline.evaluate.voxel_surface import COMPAT_TOOLS, compat_columns
 
 __all__ = ["COLUMNS", "read_evaluation", "read_summary", "write_evaluation"]
 
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Row))
-"""Columns of ``scores.csv``; readers must accept further ones."""
+COLUMNS: tuple[str, ...] = (
+    *("case", "label", "name", "status", "dice", "iou"),
+    *(*SURFACE_COLUMNS, "tolerance_mm"),
+    *("volume_reference_ml", "volume_prediction_ml", "volume_bias_ml", "volume_bias_percent"),
+    *(*LESION_COLUMNS, *CALIBRATION_COLUMNS),
+    *(column for tool in COMPAT_TOOLS for column in compat_columns(tool)),
+    "diagonal_mm",
+)
+"""Columns of ``scores.csv``, in their order, as far as they were measured; readers must accept further ones."""
+
+_WORDS = ("case", "label", "name", "status")
+_NUMBERS = ("dice", "iou", "volume_reference_ml", "volume_prediction_ml")
+_ALWAYS = frozenset((*_WORDS, *_NUMBERS, "volume_bias_ml", "volume_bias_percent"))
 
 _SCORES, _SUMMARY = "scores.csv", "summary.json"
 _ADVICE = "Run `volseg evaluate`."
 
 
-def write_evaluation(evaluation: Evaluation, out: Path, seed: int = 0) -> dict[str, Any]:
+def write_evaluation(
+    evaluation: Evaluation, out: Path, seed: int = 0, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json``, each atomically.
 
     An undefined number is an empty cell in the CSV and null in the JSON; the label of a region of several values is
-    ``1+2`` in both.
+    ``1+2`` in both. An infinite distance is ``inf`` in the CSV.
 
     Args:
         evaluation: What to write; it may have no rows.
         out: Folder, created if needed.
         seed: Seed of the bootstrap.
+        extra: Further entries of the summary.
 
     Returns:
         The summary: that of :func:`~pipeline.evaluate.summary.summarize`, each case with its files, and ``labels``,
-        ``failures``, ``notes``.
+        ``measures``, ``failures``, ``notes``.
 
     Raises:
         VolsegError: If the folder cannot be written to.
     """
-    summary = summarize(evaluation.rows, seed)
+    summary = summarize(evaluation.rows, seed, evaluation.measures)
     scores = {entry["case"]: entry for entry in summary["cases"]}
     unscored = {"dice": None, "worst_organ": None, "worst_dice": None}
     files = {case.id: _case_files(case) for case in evaluation.cases}
@@ -50,14 +68,18 @@ def write_evaluation(evaluation: Evaluation, out: Path, seed: int = 0) -> dict[s
     summary = {
         **summary,
         "cases": [{"case": case, **scores.get(case, unscored), **files.get(case, {})} for case in ordered],
+        **(extra or {}),
         "labels": evaluation.labels.to_json(),
+        "measures": evaluation.measures.to_json(),
         "failures": [{"case": case, "message": message} for case, message in evaluation.failures],
         "notes": list(evaluation.notes),
     }
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows([_cell(row, column) for column in COLUMNS] for row in evaluation.rows)
+    measured = _ALWAYS.union(*(row.more for row in evaluation.rows))
+    columns = [column for column in COLUMNS if column in measured]
+    table.writerow(columns)
+    table.writerows([_cell(row, column) for column in columns] for row in evaluation.rows)
     write_text(out / _SCORES, stream.getvalue())
     write_json(out / _SUMMARY, summary)
     return summary
@@ -94,7 +116,9 @@ def read_evaluation(folder: Path) -> Evaluation:
             rows = tuple(_row(cells) for cells in csv.DictReader(stream))
         cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))
         failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
-        return Evaluation(LabelTable.from_json(summary["labels"]), rows, cases, failures, tuple(summary["notes"]))
+        measures = Measures.from_json(summary.get("measures", {"surface": "none"}))
+        labels, notes = LabelTable.from_json(summary["labels"]), tuple(summary["notes"])
+        return Evaluation(labels, rows, cases, failures, notes, measures)
     except FileNotFoundError:
         raise VolsegError(f"{path}: expected a table of scores, got nothing there. {_ADVICE}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -102,16 +126,21 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _cell(row: Row, column: str) -> str | float:
-    value: str | float = label_entry(row.label) if column == "label" else getattr(row, column)
-    return "" if isinstance(value, float) and math.isnan(value) else value
+    if column == "label":
+        return label_entry(row.label)
+    if column in _WORDS:
+        return str(getattr(row, column))
+    value = row.value(column)
+    return "" if math.isnan(value) else value
 
 
 def _row(cells: dict[str, str]) -> Row:
     if cells["status"] not in STATUSES:
         raise ValueError(f"status {cells['status']!r}")
-    numbers = {name: float(cells[name] or "nan") for name in COLUMNS[4:]}
+    own = {name: float(cells[name] or "nan") for name in _NUMBERS}
+    more = {name: float(cells[name] or "nan") for name in COLUMNS if name in cells and name not in _ALWAYS}
     label = tuple(int(value) for value in cells["label"].split("+"))
-    return Row(cells["case"], label, cells["name"], cast("Any", cells["status"]), **numbers)
+    return Row(cells["case"], label, cells["name"], cast("Any", cells["status"]), **own, more=more)
 
 
 def _case_files(case: EvaluatedCase) -> dict[str, Any]:

@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
-from pipeline.core.volume import LabelMap, require_same_grid
+from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
-from pipeline.evaluate.overlap import overlaps
-from pipeline.evaluate.pairing import FilePair, find_images, find_labels, pair_files, unpaired_predictions
-from pipeline.evaluate.rows import EvaluatedCase, Evaluation, Row, Status
+from pipeline.evaluate.case import score_case, score_without_prediction
+from pipeline.evaluate.choose_labels import find_labels
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.pairing import FilePair, find_images, pair_files, unpaired_predictions
+from pipeline.evaluate.probabilities import read_probabilities
+from pipeline.evaluate.rows import EvaluatedCase, Evaluation, Row
 
-__all__ = ["CaseScores", "MapCases", "evaluate", "evaluate_pairs", "score_case", "score_without_prediction"]
+__all__ = ["CaseScores", "MapCases", "evaluate", "evaluate_pairs"]
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -29,11 +32,15 @@ class CaseScores:
         case: Case id.
         rows: One per organ or region; empty if the reference could not be read.
         failure: Why a file could not be used, or None.
+        spacing_mm: Largest spacing of the reference; 0 if it could not be read.
+        resampled: Whether the prediction was on another grid and was brought to the reference's.
     """
 
     case: str
     rows: tuple[Row, ...]
     failure: str | None = None
+    spacing_mm: float = 0.0
+    resampled: bool = False
 
 
 class MapCases(Protocol):
@@ -43,65 +50,13 @@ class MapCases(Protocol):
         """Apply a picklable function to every pair."""
 
 
-def score_case(prediction: LabelMap, reference: LabelMap, labels: LabelTable, case: str) -> list[Row]:
-    """Score every organ of one case, or every region if the table has regions.
-
-    Args:
-        prediction: Predicted label map on the reference's grid.
-        reference: Reference label map.
-        labels: The organs or regions, and the ignore label if there is one.
-        case: Case id.
-
-    Returns:
-        One row per target, in the order of the table.
-
-    Raises:
-        DataError: If the grids differ (shapes, or the distance in mm), or a value is not in the label table.
-    """
-    require_same_grid(reference.grid, prediction.grid, "prediction grid", "the reference grid", case=case)
-    voxel_ml = reference.grid.voxel_volume_ml
-    return [
-        Row(
-            case,
-            found.label,
-            found.name,
-            found.status,
-            found.dice,
-            found.iou,
-            found.reference_voxels * voxel_ml,
-            found.prediction_voxels * voxel_ml,
-        )
-        for found in overlaps(reference.array, prediction.array, labels, case=case)
-    ]
-
-
-def score_without_prediction(
-    reference: LabelMap, labels: LabelTable, case: str, status: Status = "missing_prediction"
-) -> list[Row]:
-    """Score a case that has no usable prediction: 0 for every organ (or region) in its reference.
-
-    Args:
-        reference: Reference label map.
-        labels: The organs or regions, and the ignore label if there is one.
-        case: Case id.
-        status: ``missing_prediction`` or ``failed``.
-
-    Returns:
-        One row per target; Dice and IoU are NaN for organs that the reference does not have.
-
-    Raises:
-        DataError: If the reference holds a value that is not in the label table.
-    """
-    rows = []
-    for found in overlaps(reference.array, reference.array, labels, case=case):
-        score = 0.0 if found.reference_voxels else float("nan")
-        volume_ml = found.reference_voxels * reference.grid.voxel_volume_ml
-        rows.append(Row(case, found.label, found.name, status, score, score, volume_ml, float("nan")))
-    return rows
-
-
 def evaluate(
-    predictions: Path, references: Path, labels: LabelTable | None = None, map_cases: MapCases = map
+    predictions: Path,
+    references: Path,
+    labels: LabelTable | None = None,
+    map_cases: MapCases = map,
+    measures: Measures = OVERLAP_ONLY,
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """Score a folder of predictions against a folder of references.
 
@@ -115,6 +70,8 @@ def evaluate(
         labels: The organs or regions. By default those of ``labels.json`` beside the predictions or ``dataset.json``
             beside the references; without such files every value found is an organ called ``label_<value>``.
         map_cases: Applies the scoring of one case to all of them, like ``map``.
+        measures: What to measure beside overlap and volumes.
+        notes: Sentences a reader of the scores should know.
 
     Returns:
         Rows, failures and notes.
@@ -123,15 +80,17 @@ def evaluate(
         VolsegError: If there is nothing to score: no such path, no volumes, no matching names.
     """
     pairs = pair_files(predictions, references)
-    notes = [
+    found = [
         f"{path.name}: no reference of that name, not scored." for path in unpaired_predictions(predictions, pairs)
     ]
     labels = labels or find_labels(predictions, references)
     if labels is None:
         labels = _labels_of_values(pairs, map_cases)
-        notes.append("No label table found: organs are named after their label values.")
+        found.append("No label table found: organs are named after their label values.")
     images, image_notes = find_images(predictions, pairs)
-    return evaluate_pairs(pairs, labels, map_cases, images=images, notes=(*notes, *image_notes))
+    measures = measures.for_organs(labels.targets)
+    every = (*notes, *found, *image_notes)
+    return evaluate_pairs(pairs, labels, map_cases, images=images, notes=every, measures=measures)
 
 
 def evaluate_pairs(
@@ -141,6 +100,7 @@ def evaluate_pairs(
     *,
     images: Mapping[str, tuple[Path, ...]] | None = None,
     notes: Sequence[str] = (),
+    measures: Measures = OVERLAP_ONLY,
 ) -> Evaluation:
     """Score predictions against references, as :func:`evaluate` does, where it is known which belong together.
 
@@ -150,38 +110,63 @@ def evaluate_pairs(
         map_cases: Applies the scoring of one case to all of them, like ``map``.
         images: Case id → its image files, where they are known.
         notes: Sentences a reader of the scores should know.
+        measures: What to measure beside overlap and volumes.
     """
-    results = {scores.case: scores for scores in map_cases(partial(_score_pair, labels), pairs)}
+    results = {scores.case: scores for scores in map_cases(partial(_score_pair, labels, measures), pairs)}
     results = {pair.case: results.get(pair.case) or CaseScores(pair.case, (), _LOST) for pair in pairs}
     known = images or {}
+    found = _notes(list(results.values()), measures)
     return Evaluation(
         labels=labels,
         rows=tuple(row for pair in pairs for row in results[pair.case].rows),
         cases=tuple(EvaluatedCase(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
         failures=tuple((scores.case, scores.failure) for scores in results.values() if scores.failure),
-        notes=tuple(notes),
+        notes=(*notes, *found),
+        measures=measures,
     )
 
 
-def _score_pair(labels: LabelTable, pair: FilePair) -> CaseScores:
+def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseScores:
     """Read and score one case; what goes wrong becomes a message."""
     case = pair.case
     try:
         reference = read_label_map(pair.reference, case=case)
     except VolsegError as error:
         return CaseScores(case, (), str(error))
+    spacing = max(reference.grid.spacing_mm)
     try:
         if pair.prediction is None:
-            return CaseScores(case, tuple(score_without_prediction(reference, labels, case)))
+            rows = score_without_prediction(reference, labels, case, measures=measures)
+            return CaseScores(case, tuple(rows), spacing_mm=spacing)
         prediction = read_label_map(pair.prediction, case=case)
-        return CaseScores(case, tuple(score_case(prediction, reference, labels, case)))
+        moved = not reference.grid.matches(prediction.grid)
+        probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels)
+        rows = score_case(prediction, reference, labels, case, measures, probabilities)
+        return CaseScores(case, tuple(rows), spacing_mm=spacing, resampled=moved)
     except VolsegError as error:
-        return CaseScores(case, _failed_rows(reference, labels, case), str(error))
+        return CaseScores(case, _failed_rows(reference, labels, case, measures), str(error), spacing)
 
 
-def _failed_rows(reference: LabelMap, labels: LabelTable, case: str) -> tuple[Row, ...]:
+def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
+    """What a reader of surface Dice, and of scores of resampled predictions, should know."""
+    notes = []
+    tolerance = min((measures.tolerance_mm, *measures.tolerances_mm.values()))
+    coarse = [scores for scores in results if scores.spacing_mm > tolerance * (1 + 1e-6)]
+    if coarse and measures.surface != "none":
+        largest = max(scores.spacing_mm for scores in coarse)
+        notes.append(
+            f"The tolerance of NSD ({tolerance:g} mm) is below the largest spacing in {len(coarse)} of {len(results)} "
+            f"cases (up to {largest:.3g} mm): there an error of one voxel counts in full. Consider --tolerance-mm."
+        )
+    moved = [scores.case for scores in results if scores.resampled]
+    if moved:
+        notes.append(f"{len(moved)} predictions on other grids were resampled to their references', e.g. {moved[0]}.")
+    return notes
+
+
+def _failed_rows(reference: LabelMap, labels: LabelTable, case: str, measures: Measures) -> tuple[Row, ...]:
     try:
-        return tuple(score_without_prediction(reference, labels, case, "failed"))
+        return tuple(score_without_prediction(reference, labels, case, "failed", measures))
     except VolsegError:  # the reference itself holds unknown values: there is nothing to score against
         return ()
 

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
+from pipeline.data.remap import read_remap
+from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
-from pipeline.evaluate.pairing import pair_files
+from pipeline.evaluate.choose_labels import MatchLabels, choose_labels
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.evaluate.results import write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
+from pipeline.evaluate.subgroups import read_metadata, summarize_subgroups
 from pipeline.export.report import write_report
 from pipeline.stages.batch import Progress, mapped, quiet
+from pipeline.stages.memory import READING_WORKER_BYTES
 from pipeline.stages.references import merged_references
 from pipeline.stages.signature import signature
 
-__all__ = ["evaluate", "report"]
+__all__ = ["Meaning", "evaluate", "report"]
+
+_BYTES_PER_VOXEL = 16  # two label maps, twice each, and the faces of their organs
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What label values mean, where a user says so.
+
+    Args:
+        labels: File with the label table.
+        match: Whether labels of predictions and references belong together by value or by name.
+        remap: Label values of the predictions and what they stand for, each ``from=to`` or a file of these.
+    """
+
+    labels: Path | None = None
+    match: MatchLabels | None = None
+    remap: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -25,6 +50,10 @@ def evaluate(
     out: Path,
     *,
     labels: LabelTable | None = None,
+    measures: Measures | None = None,
+    meaning: Meaning | None = None,
+    metadata: Path | None = None,
+    by: Sequence[str] = (),
     jobs: int | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
@@ -33,10 +62,14 @@ def evaluate(
     Of a dataset that keeps a mask per organ, the label maps they make are written to ``references/`` first.
 
     Args:
-        predictions: Predicted label map or folder.
-        references: Reference label map, folder of them, or dataset folder.
+        predictions: Predicted label map, folder or list of cases.
+        references: Reference label map, folder of them, dataset folder or list of cases.
         out: Folder for the scores.
         labels: The organs; by default found beside the predictions or references.
+        measures: What to measure; by default overlap, volumes and exact surface distances.
+        meaning: What label values mean.
+        metadata: CSV file of what is known about the cases: then there are scores by its columns.
+        by: Which columns; by default those of few values.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
 
@@ -44,13 +77,22 @@ def evaluate(
         The summary.
 
     Raises:
-        VolsegError: If there is nothing to score.
+        VolsegError: If there is nothing to score, or label tables contradict each other.
     """
+    known = None if metadata is None else read_metadata(metadata)  # first: a wrong path costs no scoring
+    measures = measures or Measures()
+    if measures.probabilities is not None and not measures.probabilities.is_dir():
+        got, advice = "nothing there", "Check the path"
+        raise VolsegError(sentence("probabilities", "a folder", got, advice, file=measures.probabilities))
     references, failed = merged_references(predictions, references, out / "references", jobs, progress)
-    workers = jobs or default_jobs(len(pair_files(predictions, references)))
-    with open_engine(workers) as run:
-        result = score(predictions, references, labels, mapped(run, progress, "evaluate"))
-    return write_evaluation(replace(result, failures=(*result.failures, *failed)), out)
+    pairs = pair_files(predictions, references)
+    notes: tuple[str, ...] = ()
+    if labels is None:
+        labels, measures, notes = _labels(predictions, references, measures, meaning or Meaning())
+    with open_engine(jobs or default_jobs(len(pairs)), READING_WORKER_BYTES) as run:
+        result = score(predictions, references, labels, mapped(run, progress, "evaluate", _case_bytes), measures, notes)
+    extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
+    return write_evaluation(replace(result, failures=(*result.failures, *failed)), out, extra=extra)
 
 
 def report(
@@ -72,3 +114,22 @@ def report(
         VolsegError: If the evaluation cannot be read, or the report not be written.
     """
     return write_report(evaluation, out, overlays=overlays, title=title, curves=curves, **signature())
+
+
+def _labels(
+    predictions: Path, references: Path, measures: Measures, meaning: Meaning
+) -> tuple[LabelTable | None, Measures, tuple[str, ...]]:
+    """The label table, what is measured with the predictions' values replaced by its, and notes."""
+    chosen = choose_labels(predictions, references, meaning.labels, meaning.match)
+    if meaning.remap and chosen.labels is None:
+        rule, advice = "a label table to replace values by", "Name the labels with --labels"
+        raise VolsegError(sentence("--remap", rule, "none found", advice))
+    remap = dict(chosen.remap)
+    if chosen.labels is not None:
+        remap |= read_remap(meaning.remap, chosen.labels)
+    return chosen.labels, replace(measures, remap=remap), chosen.notes
+
+
+def _case_bytes(pair: FilePair) -> int:
+    """Memory to score a case, by the header of its reference."""
+    return _BYTES_PER_VOXEL * read_grid(pair.reference).voxels

@@ -29,6 +29,8 @@ COMMANDS = (
     "preview",
     "cross-validate",
     "choose",
+    "compare",
+    "stats",
 )
 
 

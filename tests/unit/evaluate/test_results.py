@@ -1,11 +1,12 @@
 import csv
 import json
+import math
 from dataclasses import astuple, replace
 
 import pytest
 
 from pipeline.core import LabelTable, VolsegError
-from pipeline.evaluate import EvaluatedCase, Evaluation, Row, read_evaluation, read_summary, write_evaluation
+from pipeline.evaluate import EvaluatedCase, Evaluation, Measures, Row, read_evaluation, read_summary, write_evaluation
 
 NAN = float("nan")
 
@@ -39,8 +40,9 @@ def test_files_are_plain(evaluation, tmp_path):
     write_evaluation(evaluation, tmp_path)
     with (tmp_path / "scores.csv").open(newline="") as stream:
         table = list(csv.reader(stream))
-    assert table[0] == ["case", "label", "name", "status", "dice", "iou", "volume_reference_ml", "volume_prediction_ml"]
-    assert table[2] == ["a", "3", "spleen, accessory", "true_negative", "", "", "0.0", "0.0"]
+    volumes = ["volume_reference_ml", "volume_prediction_ml", "volume_bias_ml", "volume_bias_percent"]
+    assert table[0] == ["case", "label", "name", "status", "dice", "iou", *volumes]
+    assert table[2] == ["a", "3", "spleen, accessory", "true_negative", "", "", "0.0", "0.0", "0.0", ""]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [(entry["case"], entry["dice"]) for entry in summary["cases"]] == [("a", pytest.approx(1 / 3)), ("b", None)]
     assert summary["failures"] == [{"case": "b", "message": "case b: unreadable."}]
@@ -65,7 +67,9 @@ def test_regions_keep_their_values(tmp_path):
 def test_further_columns_are_accepted(evaluation, tmp_path):
     write_evaluation(evaluation, tmp_path)
     path = tmp_path / "scores.csv"
-    path.write_text("\n".join(f"{line},1" for line in path.read_text().splitlines()).replace("_ml,1", "_ml,hd_mm"))
+    path.write_text(
+        "\n".join(f"{line},1" for line in path.read_text().splitlines()).replace("percent,1", "percent,colour")
+    )
     assert len(read_evaluation(tmp_path).rows) == 2
 
 
@@ -82,3 +86,22 @@ def test_damaged_folders_are_one_sentence(evaluation, tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(VolsegError, match=r"expected the summary of an evaluation"):
         read_summary(tmp_path)
+
+
+def test_measured_columns_come_back_and_infinity_is_written_out(tmp_path):
+    more = {"hd_mm": math.inf, "nsd": 0.0, "tolerance_mm": 2.0, "diagonal_mm": 90.0, "lesion_f1": NAN}
+    row = Row("a", (1,), "liver", "missed", 0.0, 0.0, 8.0, 0.0, more)
+    measures = Measures(tolerances_mm={"liver": 3.0}, compat=("medpy",), lesions=("liver",), remap={5: 1})
+    evaluation = Evaluation(
+        LabelTable({1: "liver"}), (row,), (EvaluatedCase("a", tmp_path / "a.nii.gz"),), (), (), measures
+    )
+    summary = write_evaluation(evaluation, tmp_path)
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[0].split(",")[4:9] == ["dice", "iou", "hd_mm", "nsd", "tolerance_mm"]
+    assert lines[1].split(",")[4:9] == ["0.0", "0.0", "inf", "0.0", "2.0"]
+    back = read_evaluation(tmp_path)
+    assert {name: str(value) for name, value in back.rows[0].more.items()} == {n: str(v) for n, v in more.items()}
+    assert back.measures == measures
+    assert summary["organs"]["liver"]["hd_mm"]["mean"] == 90.0
+    assert summary["organs"]["liver"]["hd_mm"]["where_found"] == {"n": 0, "mean": None}
+    assert (row.volume_bias_ml, row.volume_bias_percent) == (-8.0, -100.0)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core import DataError, Grid, LabelMap, LabelTable, VolsegError
 from pipeline.data.volumes import read_label_map, write_label_map
-from pipeline.evaluate import evaluate, overlaps, score_case
+from pipeline.evaluate import OVERLAP_ONLY, evaluate, overlaps, score_case
 from pipeline.evaluate.scoring import _score_pair
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})
@@ -117,7 +117,7 @@ def test_any_map_will_do(folders):
     assert evaluate(*folders, map_cases=backwards) == expected
     lossy = evaluate(*folders, map_cases=lambda function, pairs: [function(pairs[0])])
     assert [case for case, _ in lossy.failures] == ["b"]
-    assert pickle.loads(pickle.dumps(partial(_score_pair, TABLE))).args == (TABLE,)
+    assert pickle.loads(pickle.dumps(partial(_score_pair, TABLE, OVERLAP_ONLY))).args == (TABLE, OVERLAP_ONLY)
 
 
 def test_nothing_to_score_is_one_sentence(folders, tmp_path):

@@ -72,6 +72,7 @@ def test_undefined_numbers_are_null_in_json():
         "median": 0.5,
         "sd": None,
         "min": 0.5,
+        "max": 0.5,
         "interval_95": None,
     }
     assert set(summary["organs"]["spleen"]["dice"].values()) == {None}

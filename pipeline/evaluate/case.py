@@ -1,0 +1,191 @@
+"""The scores of one case: one row per organ or region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import LabelMap
+from pipeline.evaluate.alignment import aligned, replaced_values
+from pipeline.evaluate.calibration import CALIBRATION_COLUMNS, calibration, dilated_box
+from pipeline.evaluate.faces import LabelFaces, label_faces
+from pipeline.evaluate.lesions import lesion_scores
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.overlap import Overlap, overlaps
+from pipeline.evaluate.rows import Row, Status
+from pipeline.evaluate.surface import surface_scores
+from pipeline.evaluate.voxel_surface import Organ, compat_scores, voxel_scores
+
+__all__ = ["Probabilities", "diagonal_mm", "score_case", "score_without_prediction"]
+
+Probabilities = Mapping[str, NDArray[np.floating[Any]]]
+"""Organ or region → its probability (I, J, K) in every voxel of the reference's grid."""
+
+_Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two label maps on one grid, the surfaces of all their organs, and what is measured of them."""
+
+    reference: NDArray[np.integer[Any]]
+    prediction: NDArray[np.integer[Any]]
+    faces: tuple[LabelFaces, LabelFaces]
+    spacing_mm: tuple[float, float, float]
+    ignore: int | None
+    measures: Measures
+
+    def box(self, label: Sequence[int]) -> _Box:
+        """The part of the volume that holds an organ in both maps."""
+        found = [box for faces in self.faces if (box := faces.box(label)) is not None]
+        edges = zip(*found, strict=True)
+        return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in edges)
+
+    def masks(self, label: Sequence[int], box: _Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The organ in this part of both maps, voxels with the ignore label left out."""
+        one, other = (np.isin(array[box], label) for array in (self.reference, self.prediction))
+        return one, other
+
+
+def score_case(
+    prediction: LabelMap,
+    reference: LabelMap,
+    labels: LabelTable,
+    case: str,
+    measures: Measures = OVERLAP_ONLY,
+    probabilities: Probabilities | None = None,
+) -> list[Row]:
+    """Score every organ of one case, or every region if the table has regions.
+
+    Args:
+        prediction: Predicted label map on the reference's grid.
+        reference: Reference label map.
+        labels: The organs or regions, and the ignore label if there is one.
+        case: Case id.
+        measures: What to measure beside overlap and volumes.
+        probabilities: Those of the prediction; without them calibration gets its worst score.
+
+    Returns:
+        One row per target, in the order of the table.
+
+    Raises:
+        DataError: If the grids differ (shapes, and the distance in mm), or a value is not in the label table.
+    """
+    prediction = aligned(replaced_values(prediction, measures.remap), reference.grid, case, resample=measures.resample)
+    found = overlaps(reference.array, prediction.array, labels, case=case)
+    if not measures.needs_surfaces:
+        return [_row(overlap, reference, case, {}) for overlap in found]
+    pair = _pair(reference, prediction, labels, measures)
+    return [_row(overlap, reference, case, _measured(overlap, pair, reference, probabilities)) for overlap in found]
+
+
+def score_without_prediction(
+    reference: LabelMap,
+    labels: LabelTable,
+    case: str,
+    status: Status = "missing_prediction",
+    measures: Measures = OVERLAP_ONLY,
+) -> list[Row]:
+    """Score a case that has no usable prediction: the worst score for every organ (or region) in its reference.
+
+    Args:
+        reference: Reference label map.
+        labels: The organs or regions, and the ignore label if there is one.
+        case: Case id.
+        status: ``missing_prediction`` or ``failed``.
+        measures: What is measured beside overlap and volumes.
+
+    Returns:
+        One row per target; scores are NaN for organs that the reference does not have.
+
+    Raises:
+        DataError: If the reference holds a value that is not in the label table.
+    """
+    rows = []
+    for found in overlaps(reference.array, reference.array, labels, case=case):
+        score = 0.0 if found.reference_voxels else float("nan")
+        volume_ml = found.reference_voxels * reference.grid.voxel_volume_ml
+        more = _worst(found, measures, bool(found.reference_voxels)) | _about(found, measures, reference)
+        rows.append(Row(case, found.label, found.name, status, score, score, volume_ml, float("nan"), more))
+    return rows
+
+
+def diagonal_mm(label_map: LabelMap) -> float:
+    """Distance between opposite corners of the volume: no two points in it are further apart."""
+    return float(np.linalg.norm(np.array(label_map.grid.shape) * np.array(label_map.grid.spacing_mm)))
+
+
+def _row(found: Overlap, reference: LabelMap, case: str, more: dict[str, float]) -> Row:
+    voxel_ml = reference.grid.voxel_volume_ml
+    volumes = found.reference_voxels * voxel_ml, found.prediction_voxels * voxel_ml
+    return Row(case, found.label, found.name, found.status, found.dice, found.iou, *volumes, more)
+
+
+def _pair(reference: LabelMap, prediction: LabelMap, labels: LabelTable, measures: Measures) -> _Pair:
+    """Both label maps in the order of memory and the smallest type, with the surfaces of all organs."""
+    kind = np.min_scalar_type(max((0, *labels.values, labels.ignore_label or 0)))
+    one = np.ascontiguousarray(reference.array, dtype=kind)
+    other = np.ascontiguousarray(prediction.array, dtype=kind)
+    ignore = labels.ignore_label
+    if ignore is not None:
+        other = np.where(one == ignore, kind.type(ignore), other)
+    faces = label_faces(one, ignore), label_faces(other, ignore)
+    return _Pair(one, other, faces, reference.grid.spacing_mm, ignore, measures)
+
+
+def _about(found: Overlap, measures: Measures, reference: LabelMap) -> dict[str, float]:
+    """Columns that say how distances are to be read."""
+    if measures.surface == "none" and not measures.compat:
+        return {}
+    return {"tolerance_mm": measures.tolerance_of(found.name), "diagonal_mm": diagonal_mm(reference)}
+
+
+def _worst(found: Overlap, measures: Measures, counts: bool) -> dict[str, float]:
+    """The worst numbers of an organ, or NaN where nothing was to be found."""
+    return {
+        column: (METRICS[column].worst if counts else float("nan"))
+        for column in measures.columns(found.name)
+        if column in METRICS
+    }
+
+
+def _measured(
+    found: Overlap, pair: _Pair, reference: LabelMap, probabilities: Probabilities | None
+) -> dict[str, float]:
+    """Everything that is measured beside overlap and volumes."""
+    measures, about = pair.measures, _about(found, pair.measures, reference)
+    if found.status == "true_negative":
+        return _worst(found, measures, counts=False) | about
+    more: dict[str, float] = {}
+    tolerance, shape = measures.tolerance_of(found.name), pair.reference.shape
+    one, other = (faces.of(found.label) for faces in pair.faces)
+    if measures.surface != "none":
+        compare = surface_scores if measures.surface == "exact" else voxel_scores
+        more |= asdict(compare(one, other, shape, pair.spacing_mm, tolerance))
+    more |= about
+    if found.name in measures.lesions:
+        masks = pair.masks(found.label, pair.box(found.label))
+        more |= lesion_scores(*masks, reference.grid.voxel_volume_ml, measures.minimum_lesion_ml).columns()
+    if measures.probabilities is not None:
+        more |= _calibrated(found, pair, probabilities)
+    if measures.compat:
+        box = pair.box(found.label)
+        offset = tuple(part.start for part in box)
+        masks = pair.masks(found.label, box)
+        organs = Organ(one, masks[0], offset), Organ(other, masks[1], offset)
+        more |= compat_scores(measures.compat, *organs, shape, pair.spacing_mm, tolerance)
+    return more
+
+
+def _calibrated(found: Overlap, pair: _Pair, probabilities: Probabilities | None) -> dict[str, float]:
+    if probabilities is None or found.name not in probabilities:
+        return {column: METRICS[column].worst for column in CALIBRATION_COLUMNS}
+    box = dilated_box(pair.box(found.label), pair.reference.shape, pair.spacing_mm)
+    counted = None if pair.ignore is None else pair.reference[box] != pair.ignore
+    return calibration(probabilities[found.name][box], pair.masks(found.label, box)[0], counted)

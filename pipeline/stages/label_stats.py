@@ -1,0 +1,147 @@
+"""Volumes, intensities and cut-off organs of label maps that have no reference."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.files import read_json, write_text
+from pipeline.core.labels import LabelTable
+from pipeline.data.label_names import label_table
+from pipeline.data.layout_readers import group_channels, list_volumes
+from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
+from pipeline.data.volumes import read_grid, read_image, read_label_map
+from pipeline.engine import default_jobs, open_engine
+from pipeline.evaluate.choose_labels import find_labels
+from pipeline.evaluate.label_statistics import OrganStatistics, label_statistics
+from pipeline.evaluate.rows import label_entry
+from pipeline.stages.batch import Batch, Progress, collect, quiet
+from pipeline.stages.memory import READING_WORKER_BYTES
+
+__all__ = ["COLUMNS", "StatsTask", "label_stats", "measure_case", "stats_table"]
+
+COLUMNS = ("case", "label", "name", "voxels", "volume_ml", "intensity_mean", "intensity_sd", "touches_edge")
+"""Columns of ``stats.csv``."""
+
+_BYTES_PER_VOXEL = 40  # the label map, the ranks of its values, the image and its square
+
+
+@dataclass(frozen=True)
+class StatsTask:
+    """One label map to measure.
+
+    Args:
+        case: Case id: the file's name without its suffix.
+        path: The label map.
+        image: The image's first channel, or None.
+    """
+
+    case: str
+    path: Path
+    image: Path | None = None
+
+
+def label_stats(
+    label_maps: Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    jobs: int | None = None,
+    progress: Progress = quiet,
+) -> tuple[Batch, tuple[OrganStatistics, ...]]:
+    """Measure label maps and write ``stats.csv``, one row per case and organ.
+
+    Args:
+        label_maps: A label map or a folder of them.
+        out: Folder to write to.
+        images: The image, or a folder of images named as their label maps (``_0000`` may follow); then intensities are
+            measured too.
+        labels: JSON file of label names; by default ``labels.json`` or ``dataset.json`` in the folder or the one above,
+            else every value found is an organ called ``label_<value>``.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Returns:
+        What became of the cases, and the rows.
+
+    Raises:
+        VolsegError: If there is nothing to measure, or the folder cannot be written to.
+    """
+    tasks = _tasks(label_maps, images)
+    table = label_table(read_json(labels), labels) if labels is not None else find_labels(label_maps, label_maps)
+    with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
+        work = partial(measure_case, table)
+        found, failed = collect(run, work, tasks, [task.case for task in tasks], progress, "measure", _task_bytes)
+    rows = tuple(row for task in tasks for row in found.get(task.case, ()))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_cells(row) for row in rows)
+    write_text(out / "stats.csv", stream.getvalue())
+    notes = [] if table else ["No label table found: organs are named after their label values."]
+    without = [task.case for task in tasks if task.image is None and images is not None]
+    if without:
+        notes.append(f"{len(without)} label maps have no image of their name, e.g. {without[0]}: no intensities.")
+    done = tuple(task.case for task in tasks if task.case in found)
+    return Batch(done, (), tuple(sorted(failed)), tuple(notes)), rows
+
+
+def measure_case(labels: LabelTable | None, task: StatsTask) -> list[OrganStatistics]:
+    """Measure one label map.
+
+    Raises:
+        VolsegError: If a file cannot be used, or the two lie on different grids.
+    """
+    label_map = read_label_map(task.path, case=task.case)
+    image = read_image(task.image, case=task.case) if task.image is not None else None
+    table = labels or LabelTable({value: f"label_{value}" for value in label_map.values() if value > 0})
+    return label_statistics(label_map, table, task.case, image)
+
+
+def stats_table(rows: Sequence[OrganStatistics]) -> list[tuple[str, ...]]:
+    """Cells of a table: organ, cases that have it, median and range of the volume, mean intensity, cases cut off."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(row.name for row in rows):
+        there = sorted((row for row in rows if row.name == name and row.voxels), key=lambda row: row.volume_ml)
+        if not there:
+            continue
+        volumes = [row.volume_ml for row in there]
+        middle = (volumes[(len(volumes) - 1) // 2] + volumes[len(volumes) // 2]) / 2
+        intensities = [row.intensity_mean for row in there if row.intensity_mean is not None]
+        mean = f"{sum(intensities) / len(intensities):.1f}" if intensities else "–"
+        cut = sum(row.touches_edge for row in there)
+        between = f"{volumes[0]:.4g} – {volumes[-1]:.4g}"
+        lines.append((name, str(len(there)), f"{middle:.4g}", between, mean, str(cut)))
+    return lines
+
+
+def _tasks(label_maps: Path, images: Path | None) -> list[StatsTask]:
+    for what, path in (("label maps", label_maps), ("images", images)):
+        if path is not None and not path.exists():
+            raise VolsegError(sentence(what, "a file or folder", "nothing there", "Check the path", file=path))
+    files = [label_maps] if label_maps.is_file() else list_volumes(label_maps)
+    if not files:
+        rule = f"label maps ({', '.join(VOLUME_SUFFIXES)})"
+        raise VolsegError(sentence("label maps", rule, "none", "Check the path", file=label_maps))
+    if images is not None and images.is_file() and label_maps.is_file():
+        return [StatsTask(volume_stem(label_maps), label_maps, images)]
+    volumes = [] if images is None else [images] if images.is_file() else list_volumes(images)
+    known = {name: channels[min(channels)] for name, channels in group_channels(volumes).items()}
+    stems = {volume_stem(path): path for path in volumes} | known
+    return [StatsTask(volume_stem(path), path, stems.get(volume_stem(path).removesuffix("_0000"))) for path in files]
+
+
+def _cells(row: OrganStatistics) -> list[str | int | float]:
+    numbers = ["" if value is None else value for value in (row.intensity_mean, row.intensity_sd)]
+    edge = "yes" if row.touches_edge else "no"
+    return [row.case, label_entry(row.label), row.name, row.voxels, row.volume_ml, *numbers, edge]
+
+
+def _task_bytes(task: StatsTask) -> int:
+    return _BYTES_PER_VOXEL * read_grid(task.path).voxels
