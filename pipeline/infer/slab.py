@@ -40,12 +40,20 @@ class Slab:
         classes: Channels of the logits.
         dtype: Of the sums.
         device: Where they are.
+        relative: Whether logits are taken relative to the highest of a voxel, which decides alike and leaves those that
+            can win the most digits.
     """
 
     def __init__(
-        self, thickness: int, across: Sequence[int], classes: int, dtype: torch.dtype, device: torch.device
+        self,
+        thickness: int,
+        across: Sequence[int],
+        classes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        relative: bool = False,
     ) -> None:
-        self.first = 0
+        self.first, self.relative = 0, relative
         self.wide = torch.promote_types(dtype, torch.float32)
         self.sums = torch.zeros((thickness, *across, classes), dtype=dtype, device=device)
         self.weights = torch.zeros((thickness, *across), dtype=self.wide, device=device)
@@ -67,10 +75,13 @@ class Slab:
         values, wide = logits.permute(1, 2, 3, 0)[kept], weights.wide[kept]
         for number, plane in enumerate(range(low[0], high[0])):
             own = self.sums[plane % len(self.sums), rows, columns]
-            if own.dtype == torch.float16:
-                own += values[number].float() * wide[number]
+            found = values[number].to(self.wide)
+            if self.relative:
+                found = found - found.amax(dim=-1, keepdim=True)
+            if own.dtype == self.wide:
+                own.addcmul_(found, wide[number])
             else:
-                own.addcmul_(values[number].to(own.dtype), wide[number])
+                own += found * wide[number]
             self.weights[plane % len(self.sums), rows, columns] += weights.plain[kept][number]
 
     def piece_end(self, stop: int) -> int:

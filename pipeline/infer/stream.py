@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from pipeline.core.heap import keep_freed_memory
 from pipeline.infer.slab import Slab, Weights
 from pipeline.infer.tiling import Place, Tiling
 from pipeline.model.device import out_of_memory
@@ -78,7 +79,11 @@ class Stream:
     fill: float
 
     def planes(
-        self, volume: Tensor, network: Callable[[Tensor], Sequence[Tensor]], told: Callable[[int, int], None]
+        self,
+        volume: Tensor,
+        network: Callable[[Tensor], Sequence[Tensor]],
+        told: Callable[[int, int], None],
+        relative: bool = False,
     ) -> Iterator[Planes]:
         """Finished planes of a volume, in their order, a few at a time.
 
@@ -86,6 +91,7 @@ class Stream:
             volume: (C, *spatial).
             network: Takes (n, C, *window), returns its outputs.
             told: Of the windows done and their number.
+            relative: Whether it is enough to know logits relative to the highest of a voxel of a window.
 
         Yields:
             See :data:`Planes`; valid until the next ones are asked for.
@@ -96,14 +102,15 @@ class Stream:
         shape = volume.shape[1:]
         places = self.tiling.places(shape, self.axis)
         slabs: list[tuple[Slab, Weights]] = []
-        for place, outputs in self._outputs(volume, places, network, told):
-            if not slabs:
-                slabs = [self._slab(shape, logits) for logits in outputs]
-            yield from _finished(slabs, max(0, place[self.axis]))
-            for (slab, weights), logits in zip(slabs, outputs, strict=True):
-                slab.add(self.turned(place, 0), self._lifted(logits), weights)
-            del outputs, logits  # before the network makes the next ones
-        yield from _finished(slabs, shape[self.axis])
+        with keep_freed_memory():
+            for place, outputs in self._outputs(volume, places, network, told):
+                if not slabs:
+                    slabs = [self._slab(shape, logits, relative) for logits in outputs]
+                yield from _finished(slabs, max(0, place[self.axis]))
+                for (slab, weights), logits in zip(slabs, outputs, strict=True):
+                    slab.add(self.turned(place, 0), self._lifted(logits), weights)
+                del outputs, logits  # before the network makes the next ones
+            yield from _finished(slabs, shape[self.axis])
 
     def _outputs(
         self,
@@ -177,12 +184,12 @@ class Stream:
         flat = window.flatten(1)
         return bool((flat == flat[:, :1]).all())
 
-    def _slab(self, shape: Sequence[int], logits: Tensor) -> tuple[Slab, Weights]:
+    def _slab(self, shape: Sequence[int], logits: Tensor, relative: bool) -> tuple[Slab, Weights]:
         """Sums for a volume, and weights of its windows, for an output (L, *tile)."""
         thickness, *across = self.turned(shape, 1)
         dtype = torch.promote_types(logits.dtype, self.sums) if self.sums == torch.float32 else self.sums
         thickness = min(thickness, self.tiling.tile[self.axis])
-        slab = Slab(thickness, across, len(logits), dtype, logits.device)
+        slab = Slab(thickness, across, len(logits), dtype, logits.device, relative)
         importance = self._lifted(self.importance[None])[0].to(logits.device)
         return slab, Weights(importance, len(logits), torch.promote_types(dtype, torch.float32))
 

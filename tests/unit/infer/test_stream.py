@@ -142,7 +142,7 @@ def test_half_sums_decide_almost_all_voxels_alike():
         StreamingInferer((16, 16, 16), accumulate=sums).label_map(inputs, network, (50, 50, 50))
         for sums in ("float32", "float16")
     )
-    assert (full == half).float().mean() > 0.999  # noise has many near ties
+    assert (full == half).float().mean() > 0.9998  # noise has many near ties
 
 
 def test_more_than_256_classes_take_two_bytes():
