@@ -27,6 +27,10 @@ def predict(
     ] = None,
     organs: Annotated[str | None, typer.Option("--organs", help="Keep only these, e.g. liver,spleen.")] = None,
     split: Annotated[bool, typer.Option("--split", help="Also write a file per organ: OUT/CASE/ORGAN.")] = False,
+    max_memory: Annotated[
+        float | None,
+        typer.Option("--max-memory", min=0.0, help="GB that the logits of an image may take; by default what is free."),
+    ] = None,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Also write statistics.json and .csv: mL, mean, SD, cut off or not.")
     ] = False,
@@ -53,6 +57,7 @@ def predict(
             folds=folds,
             device=device,
             settings=settings,
+            max_memory_gb=max_memory,
             output=output,
             progress=bars.update,
             on_stop=lambda batch: print_batch(batch, "predicted", out),

@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.data.layout_tables import read_csv
-from pipeline.evaluate.rows import Row
 from pipeline.evaluate.means import statistics
+from pipeline.evaluate.rows import Row
 from pipeline.evaluate.summary import measured_metrics, score_table
 
 __all__ = ["UNKNOWN", "read_metadata", "subgroup_rows", "summarize_subgroups"]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluate.means import BOOTSTRAP_SAMPLES, mean_of, plain, spread_of, statistics
 from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
 from pipeline.evaluate.metrics import METRICS, Metric
 from pipeline.evaluate.rows import STATUSES, Row, label_entry
-from pipeline.evaluate.means import BOOTSTRAP_SAMPLES, mean_of, plain, spread_of, statistics
 
 __all__ = ["CONVENTIONS", "measured_metrics", "score_table", "summarize"]
 

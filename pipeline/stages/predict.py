@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.config import InferSettings, load_settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash, remove_leftovers, text_hash
+from pipeline.core.heap import keep_freed_memory
 from pipeline.data.case_files import CaseFiles
 from pipeline.data.inputs import find_inputs
 from pipeline.infer.predictor import Predictor
@@ -56,6 +57,7 @@ def predict(
     folds: Sequence[int] | None = None,
     device: str | None = None,
     settings: InferSettings | None = None,
+    max_memory_gb: float | None = None,
     output: Output | None = None,
     progress: Progress = quiet,
     on_stop: Callable[[Batch], None] | None = None,
@@ -73,6 +75,8 @@ def predict(
         folds: Folds to average; by default all that are trained.
         device: Name of the device; by default the best there is.
         settings: Section ``infer``; by default the model's own.
+        max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image may take; by default what is free. An
+            image that needs more fails alone.
         output: What to write; by default a mask per case in its image's format.
         progress: Told after every case that was computed; those that are kept do not count.
         on_stop: Told what became of the cases when Ctrl-C or SIGTERM ends the work.
@@ -83,7 +87,7 @@ def predict(
         KeyboardInterrupt, Stopped: If someone ended the work. What is finished is noted, and no file half written.
     """
     output = output or Output()
-    predictor = Predictor.load(model, folds=folds, device=device, settings=settings)
+    predictor = Predictor.load(model, folds=folds, device=device, settings=settings, max_memory_gb=max_memory_gb)
     labels = chosen_labels(predictor.labels, output.organs)
     found = find_inputs(inputs, len(predictor.card.plan.channels))
     entries = earlier_entries(out)
@@ -97,7 +101,8 @@ def predict(
         remove_leftovers(out)  # of a run that was killed
         write_entries(out, entries)  # first: it marks the folder as ours
         write_labels(out, labels)
-    batch, stopped = _work(run, found.cases, progress)
+    with keep_freed_memory():
+        batch, stopped = _work(run, found.cases, progress)
     batch = Batch(batch.done, batch.kept, tuple(sorted((*found.failed, *batch.failed))), (*found.notes, *batch.notes))
     if stopped is not None:
         if on_stop is not None:
