@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.console.terminal import CONSOLE, say
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.label_statistics import OrganStatistics
+    from pipeline.evaluate.statistics import OrganStatistics
     from pipeline.stages.compare import Comparison
 
 __all__ = ["print_comparison", "print_evaluation", "print_stats"]

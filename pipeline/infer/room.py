@@ -34,7 +34,10 @@ def device_with_room(needed: int, what: str, device: torch.device, most: int | N
         advice = (
             "Set infer.accumulate=float16, a smaller infer.window_size or infer.batch_size, or take a larger machine"
         )
-        raise VolsegError(
-            sentence("memory", f"at least {needed / 1e9:.1f} GB for {what}", f"{min(there) / 1e9:.1f} GB", advice)
-        )
+        raise VolsegError(sentence("memory", f"at least {_size(needed)} for {what}", _size(min(there)), advice))
     return device if device.type == "mps" else torch.device("cpu")
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -18,17 +18,19 @@ from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.data.volumes import read_grid, read_image, read_label_map
 from pipeline.engine import default_jobs, open_engine
 from pipeline.evaluate.choose_labels import find_labels
-from pipeline.evaluate.label_statistics import OrganStatistics, label_statistics
-from pipeline.evaluate.rows import label_entry
+from pipeline.evaluate.statistics import (
+    OrganStatistics,
+    organ_statistics,
+    statistics_columns,
+    statistics_entry,
+    statistics_row,
+)
 from pipeline.stages.batch import Batch, Progress, collect, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES
 
-__all__ = ["COLUMNS", "StatsTask", "label_stats", "measure_case", "stats_table"]
+__all__ = ["StatsTask", "label_stats", "measure_case", "stats_table"]
 
-COLUMNS = ("case", "label", "name", "voxels", "volume_ml", "intensity_mean", "intensity_sd", "touches_edge")
-"""Columns of ``stats.csv``."""
-
-_BYTES_PER_VOXEL = 40  # the label map, the ranks of its values, the image and its square
+_BYTES_PER_VOXEL = 40  # the label map, the image, and both as the widest type of some planes
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def label_stats(
     jobs: int | None = None,
     progress: Progress = quiet,
 ) -> tuple[Batch, tuple[OrganStatistics, ...]]:
-    """Measure label maps and write ``stats.csv``, one row per case and organ.
+    """Measure label maps and write ``stats.csv``, one row per case and organ, with the columns of a prediction's.
 
     Args:
         label_maps: A label map or a folder of them.
@@ -78,21 +80,24 @@ def label_stats(
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         work = partial(measure_case, table)
         found, failed = collect(run, work, tasks, [task.case for task in tasks], progress, "measure", _task_bytes)
-    rows = tuple(row for task in tasks for row in found.get(task.case, ()))
-    stream = io.StringIO()
+    stream, channels = io.StringIO(), () if images is None else ("image",)
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_cells(row) for row in rows)
+    writer.writerow(statistics_columns(channels))
+    for task in tasks:
+        own = () if task.image is None else channels
+        for row in found.get(task.case, ()):
+            writer.writerow(statistics_row(task.case, row.name, statistics_entry(row, own), channels))
     write_text(out / "stats.csv", stream.getvalue())
     notes = [] if table else ["No label table found: organs are named after their label values."]
     without = [task.case for task in tasks if task.image is None and images is not None]
     if without:
         notes.append(f"{len(without)} label maps have no image of their name, e.g. {without[0]}: no intensities.")
     done = tuple(task.case for task in tasks if task.case in found)
+    rows = tuple(row for task in tasks for row in found.get(task.case, ()))
     return Batch(done, (), tuple(sorted(failed)), tuple(notes)), rows
 
 
-def measure_case(labels: LabelTable | None, task: StatsTask) -> list[OrganStatistics]:
+def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStatistics, ...]:
     """Measure one label map.
 
     Raises:
@@ -101,7 +106,7 @@ def measure_case(labels: LabelTable | None, task: StatsTask) -> list[OrganStatis
     label_map = read_label_map(task.path, case=task.case)
     image = read_image(task.image, case=task.case) if task.image is not None else None
     table = labels or LabelTable({value: f"label_{value}" for value in label_map.values() if value > 0})
-    return label_statistics(label_map, table, task.case, image)
+    return organ_statistics(label_map, table, image)
 
 
 def stats_table(rows: Sequence[OrganStatistics]) -> list[tuple[str, ...]]:
@@ -113,11 +118,11 @@ def stats_table(rows: Sequence[OrganStatistics]) -> list[tuple[str, ...]]:
             continue
         volumes = [row.volume_ml for row in there]
         middle = (volumes[(len(volumes) - 1) // 2] + volumes[len(volumes) // 2]) / 2
-        intensities = [row.intensity_mean for row in there if row.intensity_mean is not None]
-        mean = f"{sum(intensities) / len(intensities):.1f}" if intensities else "–"
+        intensities = [mean for row in there for mean in row.means if mean is not None]
+        intensity = f"{sum(intensities) / len(intensities):.1f}" if intensities else "–"
         cut = sum(row.touches_edge for row in there)
         between = f"{volumes[0]:.4g} – {volumes[-1]:.4g}"
-        lines.append((name, str(len(there)), f"{middle:.4g}", between, mean, str(cut)))
+        lines.append((name, str(len(there)), f"{middle:.4g}", between, intensity, str(cut)))
     return lines
 
 
@@ -135,12 +140,6 @@ def _tasks(label_maps: Path, images: Path | None) -> list[StatsTask]:
     known = {name: channels[min(channels)] for name, channels in group_channels(volumes).items()}
     stems = {volume_stem(path): path for path in volumes} | known
     return [StatsTask(volume_stem(path), path, stems.get(volume_stem(path).removesuffix("_0000"))) for path in files]
-
-
-def _cells(row: OrganStatistics) -> list[str | int | float]:
-    numbers = ["" if value is None else value for value in (row.intensity_mean, row.intensity_sd)]
-    edge = "yes" if row.touches_edge else "no"
-    return [row.case, label_entry(row.label), row.name, row.voxels, row.volume_ml, *numbers, edge]
 
 
 def _task_bytes(task: StatsTask) -> int:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipeline.core import DataError, Grid, Image, LabelMap, LabelTable
+from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.statistics import (
     organ_statistics,
     statistics_columns,
@@ -122,3 +126,20 @@ def test_entries_and_rows() -> None:
     assert statistics_columns() == ("case", "label", "name", "voxels", "volume_ml", "touches_edge", "edges")
     region = statistics_entry(liver._replace(values=(1, 2), means=(), sds=()))
     assert statistics_row("a", "both", region) == ("a", "1 2", "both", "2", "0.02", "no", "")
+
+
+@pytest.mark.realdata
+def test_shipped_statistics(real_data: Path) -> None:
+    """TotalSegmentator's own volumes (3 %) and mean intensities (2 HU)."""
+    folder = real_data / "ct_multiorgan"
+    table = LabelTable({int(v): name for v, name in json.loads((folder / "ct_label_names.json").read_text()).items()})
+    expected = json.loads((folder / "example_ct_sm_statistics.json").read_text())
+    image = read_image(folder / "example_ct_sm.nii.gz")
+    rows = organ_statistics(read_label_map(folder / "example_ct_sm_fast_labels.nii.gz"), table, image)
+    compared = 0
+    for row in rows:
+        if row.voxels and expected.get(row.name, {}).get("volume", 0) > 0:
+            assert row.volume_ml * 1000 == pytest.approx(expected[row.name]["volume"], rel=0.03)
+            assert row.means[0] == pytest.approx(expected[row.name]["intensity"], abs=2.0)
+            compared += 1
+    assert compared >= 30
