@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from pipeline.core import heap
+from pipeline.core.heap import keep_freed_memory
+
 _SCRIPT = """
 import resource
 import torch
@@ -36,3 +39,14 @@ def test_freed_memory_is_kept_for_the_block_alone() -> None:
     assert kept * 20 < usual
     assert held_mb > 100
     assert left_mb < 40
+
+
+def test_blocks_lie_in_one_another_and_the_last_one_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(heap, "_set", lambda options: told.append(options))
+    monkeypatch.setattr(heap, "release_freed_memory", lambda: told.append("given back"))
+    with keep_freed_memory():
+        with keep_freed_memory():
+            pass
+        assert told == [heap._KEPT]
+    assert told == [heap._KEPT, heap._USUAL, "given back"]
