@@ -2,10 +2,10 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from restoring import restore_labels
 
 from pipeline.core.grid import Grid
 from pipeline.core.orientation import ORIENTATIONS, reorient_array
-from pipeline.infer.restore import restore_labels
 from pipeline.preprocess.resample import resample
 from pipeline.preprocess.resample_labels import resample_labels
 from pipeline.preprocess.trace import Trace
@@ -28,10 +28,16 @@ def _traces(draw):
 
 
 @settings(deadline=None, max_examples=100)
-@given(trace=_traces(), classes=st.integers(2, 6), slab_bytes=st.integers(1, 20_000), seed=st.integers(0, 2**31))
-def test_restored_labels_are_those_of_the_whole_volume_on_the_source_grid(trace, classes, slab_bytes, seed):
+@given(
+    trace=_traces(),
+    classes=st.sampled_from([2, 4, 12]),
+    planes=st.integers(1, 12),
+    axis=st.integers(0, 2),
+    seed=st.integers(0, 2**31),
+)
+def test_restored_labels_are_those_of_the_whole_volume_on_the_source_grid(trace, classes, planes, axis, seed):
     logits = torch.randn(classes, *trace.prepared.shape, generator=torch.Generator().manual_seed(seed))
-    restored = restore_labels(logits, trace, slab_bytes)
+    restored = restore_labels(logits, trace, planes, axis)
     assert restored.shape == trace.source.shape
     whole = resample(logits, trace.cropped.shape, 1)
     expected = np.zeros(trace.reoriented.shape, dtype=np.uint8)

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from restoring import restore_labels
 
 from pipeline.core.grid import Grid
 from pipeline.core.orientation import ORIENTATIONS, reorient_array
 from pipeline.infer.decode import decode
-from pipeline.infer.labelling import SlabLabels
 from pipeline.infer.restore import restore_average as put_average_back
-from pipeline.infer.restore import restore_labels as put_back
 from pipeline.infer.soft import SlabLogits
 from pipeline.preprocess.resample import resample
 from pipeline.preprocess.trace import Trace
@@ -22,15 +21,6 @@ def _trace(source, orientation="RAS", start=(0, 0, 0), stop=None, shape=None):
     stop = stop or reoriented.shape
     crop = reoriented.cropped(start, stop)
     return Trace(source, orientation, start, stop, crop.resized(shape or crop.shape))
-
-
-def restore_labels(logits, trace, planes=3, axis=0, painting=()):
-    """Some planes of logits (L, I, J, K) at a time, as they come from windows."""
-    values = torch.as_tensor(logits).float().movedim(0, -1).movedim(axis, 0)
-    order = [axis, *(other for other in range(3) if other != axis)]
-    slabs = SlabLabels(*([shape[n] for n in order] for shape in (logits.shape[1:], trace.cropped.shape)), painting)
-    rows = (row for first in range(0, len(values), planes) for row in slabs.add(values[first : first + planes]))
-    return put_back(rows, axis, trace)
 
 
 def restore_average(parts, planes=2, axis=0, painting=()):

@@ -137,12 +137,13 @@ def test_other_errors_and_too_little_memory_for_one_window_are_not_hidden(error)
 def test_half_sums_decide_almost_all_voxels_alike():
     torch.manual_seed(0)
     network = nn.Conv3d(1, 12, 5, padding=2).eval()
-    inputs = _random(1, 1, 40, 40, 40)
+    inputs = torch.nn.functional.interpolate(_random(1, 1, 5, 5, 5), size=(40, 40, 40), mode="trilinear")
     full, half = (
-        StreamingInferer((16, 16, 16), accumulate=sums).label_map(inputs, network, (50, 50, 50))
+        StreamingInferer((16, 16, 16), accumulate=sums).label_map(inputs, network, (60, 60, 60))
         for sums in ("float32", "float16")
     )
-    assert (full == half).float().mean() > 0.9998  # noise has many near ties
+    assert len(full.unique()) > 3
+    assert (full == half).float().mean() >= 0.9999
 
 
 def test_more_than_256_classes_take_two_bytes():
