@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.infer.inferer import Network, StreamingInferer
+from pipeline.infer.averaged import averaged, device_of
+from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.mirror import mirrored
 from pipeline.infer.slices import SliceNetwork
-from pipeline.model.device import autocast
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
-__all__ = ["CaseInference", "Sized", "averaged", "check_window", "prediction_window"]
+__all__ = ["CaseInference", "Sized", "check_window", "prediction_window"]
 
 _SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
 _OWN_STATISTICS = (nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -74,8 +74,7 @@ class CaseInference:
         if mirror_axes:
             sides, pairs = directions(plan.orientation).index("LR"), plan.label_table.output_side_pairs()
             runners = [mirrored(runner, mirror_axes, sides, pairs) for runner in runners]
-        devices = [_device(network) for network in networks]
-        self.network = averaged([_in_precision(runner, dtype) for runner in runners], devices)
+        self.network = averaged(runners, [device_of(network) for network in networks], dtype)
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits (L, I, J, K), float32, of a prepared image (C, I, J, K), on its device.
@@ -158,31 +157,6 @@ class CaseInference:
         )
 
 
-def averaged(networks: Sequence[Network], devices: Sequence[torch.device]) -> Network:
-    """Networks as one that takes windows on any device and returns their mean logits, on the device of the first.
-
-    Args:
-        networks: At least one.
-        devices: Of each network.
-    """
-
-    def mean(windows: Tensor) -> Tensor:
-        if len(networks) == 1:
-            logits: Tensor = networks[0](windows.to(devices[0]))
-            return logits
-        total: Tensor | None = None
-        for network, device in zip(networks, devices, strict=True):
-            logits = network(windows.to(device))
-            if total is None:
-                total = logits.to(torch.float32, copy=True)
-            else:
-                total += logits.to(total.device)
-        assert total is not None  # there is a network
-        return total.div_(len(networks))
-
-    return mean
-
-
 def prediction_window(network: Sized, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """The window that a network with a margin predicts a volume with, all sizes along the same axes.
 
@@ -234,18 +208,3 @@ def _in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int,
 def _normalizes_windows(network: nn.Module) -> bool:
     """Whether logits depend on what else is in the window, by the mean and variance of its features."""
     return any(isinstance(layer, _OWN_STATISTICS) for layer in network.modules())
-
-
-def _in_precision(network: Network, dtype: torch.dtype) -> Network:
-    """A network that computes in a type; what is done with its logits is not concerned."""
-
-    def call(windows: Tensor) -> Tensor:
-        with autocast(windows.device, dtype):
-            logits: Tensor = network(windows)
-        return logits
-
-    return call
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
