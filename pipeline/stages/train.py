@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 
 from pipeline.config import Settings
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.core.files import write_json
 from pipeline.core.heap import keep_freed_memory
 from pipeline.infer.member import check_inference
 from pipeline.model.base import SegmentationNetwork, start_outputs_at
@@ -26,7 +26,7 @@ from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.autotune import autotune
 from pipeline.stages.pretrained import begin_with, given_weights
 from pipeline.stages.training_data import axes_frame, patch_source, training_folds, training_split
-from pipeline.stages.training_folder import keep_card, remove_training, require_same_model
+from pipeline.stages.training_folder import alone_in, keep_card, remove_training, require_same_model, write_scores
 from pipeline.stages.training_identity import provenance, training_identity, with_length
 from pipeline.train.balance import planned_weights, require_class_weights
 from pipeline.train.checkpoint import require_identity
@@ -79,7 +79,7 @@ def train(
 
     Raises:
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
-            weights the organs, the model folder holds another model, or the training diverges.
+            weights the organs, the model folder holds another model or is being trained in, or the training diverges.
     """
     with keep_freed_memory(), joined() as processes:
         heard = _Listener(on_start, on_step, on_epoch, say) if processes.first else _Listener()
@@ -122,46 +122,41 @@ def _train(
     home, identity = fold_folder(out, fold), training_identity(spec, plan, settings, split, given)
     require_same_model(out, card, fold)
     source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
-    if restart and processes.first:
-        remove_training(home)
-    processes.wait()
-    require_identity(home, identity)
-    if processes.first:
-        keep_card(out, card)
-    validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
-    network = _first_network(spec, plan, settings)
-    told = begin_with(network, given, plan) if given else []
-    for line in (_description(spec, source, network), *_notes(plan, card.settings), *told):
-        heard.say(line)
-    mine = autotune(spec, plan, settings, place, heard.say) if tune else PLAIN
-    how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
-    uri = settings.train.mlflow if processes.first else None
-    with tracking(uri, home, heard.say, plan.dataset, _tracked(out, fold, card)) as tracker:
-        result = train_fold(
-            network,
-            source,
-            axes_frame(spec, plan),
-            validation,
-            settings,
-            home,
-            identity,
-            _both(heard.on_epoch, tracker.on_epoch),
-            began,
-            processes,
-            how,
-            on_start=_both(heard.on_start, tracker.on_start),
-            on_step=heard.on_step,
-        )
-        tracker.finish(result.scores)
-    if processes.first:
-        _write_scores(home / "validation.json", result, with_length(identity, settings))
+    with alone_in(home) if processes.first else nullcontext():
+        if restart and processes.first:
+            remove_training(home)
+        processes.wait()
+        require_identity(home, identity)
+        if processes.first:
+            keep_card(out, card)
+        validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
+        network = _first_network(spec, plan, settings)
+        told = begin_with(network, given, plan) if given else []
+        for line in (_description(spec, source, network), *_notes(plan, card.settings), *told):
+            heard.say(line)
+        mine = autotune(spec, plan, settings, place, heard.say) if tune else PLAIN
+        how = processes.gathered({str(processes.rank): mine})["0"]  # the same for all
+        uri = settings.train.mlflow if processes.first else None
+        with tracking(uri, home, heard.say, plan.dataset, _tracked(out, fold, card)) as tracker:
+            result = train_fold(
+                network,
+                source,
+                axes_frame(spec, plan),
+                validation,
+                settings,
+                home,
+                identity,
+                _both(heard.on_epoch, tracker.on_epoch),
+                began,
+                processes,
+                how,
+                on_start=_both(heard.on_start, tracker.on_start),
+                on_step=heard.on_step,
+            )
+            tracker.finish(result.scores)
+        if processes.first:
+            write_scores(home, result.scores, with_length(identity, settings))
     return result
-
-
-def _write_scores(path: Path, result: TrainResult, training: str) -> None:
-    scores = result.scores
-    content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
-    write_json(path, {"grid": "prepared", "weights": "best", "training": training, **content})
 
 
 def training_hashes(prepared: Path, settings: Settings, start: Path | None = None) -> tuple[str, ...]:

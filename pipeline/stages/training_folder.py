@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, write_json
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.train.tracking import RUN_FILE
+from pipeline.train.values import ValidationScores
 
-__all__ = ["finished_as", "keep_card", "mean_dice_of", "remove_training", "require_same_model"]
+__all__ = [
+    "LOCK_FILE",
+    "alone_in",
+    "finished_as",
+    "keep_card",
+    "mean_dice_of",
+    "remove_training",
+    "require_same_model",
+    "write_scores",
+]
+
+LOCK_FILE = "training.lock"
+
+
+@contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """Keep other trainings out of the folder of a fold; however a training ends, the folder is free again.
+
+    Args:
+        home: The fold's folder, made if it is not there.
+
+    Raises:
+        VolsegError: If a training is at work there, or the folder cannot be written.
+    """
+    lock = FileLock(home / LOCK_FILE, timeout=0)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        advice = "Wait for it, end it, or choose another model folder"
+        raise VolsegError(
+            sentence("training", "to be the only one in its folder", "another", advice, file=home)
+        ) from None
+    except OSError as error:
+        got, advice = error.strerror or str(error), "Choose another place"
+        raise VolsegError(sentence("model folder", "one that can be written", got, advice, file=home)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_same_model(out: Path, card: ModelCard, fold: int) -> None:
@@ -43,6 +87,18 @@ def keep_card(out: Path, card: ModelCard) -> None:
         if there == here:
             return
     write_card(out, card)
+
+
+def write_scores(home: Path, scores: ValidationScores, training: str) -> None:
+    """Write ``validation.json``, which makes a fold a finished one.
+
+    Args:
+        home: The fold's folder.
+        scores: Of the best weights on all validation cases.
+        training: Hash of everything that the training depends on.
+    """
+    content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
+    write_json(home / "validation.json", {"grid": "prepared", "weights": "best", "training": training, **content})
 
 
 def remove_training(home: Path) -> None:

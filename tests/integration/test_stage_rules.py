@@ -23,6 +23,7 @@ from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
+from pipeline.stages.training_folder import alone_in
 
 
 def changed(settings: Settings, **sections: dict[str, object]) -> Settings:
@@ -47,6 +48,15 @@ def test_restart_deletes_nothing_before_everything_is_checked(prepared: Path, mo
         train(prepared, tmp_path / "m", toy_settings(name="unetpp"), device="cpu", restart=True)
     assert (fold_folder(tmp_path / "m", 0) / "model.safetensors").is_file()
     assert read_card(tmp_path / "m").network.name == "unet"
+
+
+def test_two_trainings_of_a_fold_do_not_share_a_folder(prepared: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    rule = r"fold_0: training: expected to be the only one in its folder, got another\. Wait for it, end it, or choose"
+    with alone_in(fold_folder(tmp_path / "m", 0)), pytest.raises(VolsegError, match=rule):
+        train(prepared, tmp_path / "m", toy_settings(), device="cpu", restart=True)
+    assert (fold_folder(tmp_path / "m", 0) / "model.safetensors").is_file()
+    train(prepared, tmp_path / "m", toy_settings(), device="cpu")  # the other has ended
 
 
 def test_refused_settings_leave_the_model_as_it_was(prepared: Path, model: Path, tmp_path: Path) -> None:
