@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_bytes", "processors", "total_bytes"]
+__all__ = ["available_bytes", "bytes_in_words", "processors", "total_bytes"]
 
 
 def processors() -> int:
@@ -16,6 +16,11 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def bytes_in_words(count: int) -> str:
+    """Bytes for people: 2.3 GB, 450 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:

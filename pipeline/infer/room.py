@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.machine import available_bytes
+from pipeline.core.machine import available_bytes, bytes_in_words
+from pipeline.model.device import free_bytes
 
 __all__ = ["device_with_room"]
 
@@ -25,19 +26,14 @@ def device_with_room(needed: int, what: str, device: torch.device, most: int | N
         VolsegError: If there is too little memory, with the numbers.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if needed <= _SHARE * (free + unused):
+        free = free_bytes(device)
+        if free is not None and needed <= _SHARE * free:
             return device
     there = [n for n in (available_bytes(), most) if n is not None]
     if there and needed > min(there):
         advice = (
             "Set infer.accumulate=float16, a smaller infer.window_size or infer.batch_size, or take a larger machine"
         )
-        raise VolsegError(sentence("memory", f"at least {_size(needed)} for {what}", _size(min(there)), advice))
+        rule = f"at least {bytes_in_words(needed)} for {what}"
+        raise VolsegError(sentence("memory", rule, bytes_in_words(min(there)), advice))
     return device if device.type == "mps" else torch.device("cpu")
-
-
-def _size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds."""
+"""What a network costs: parameters, multiply-adds, and memory of a training step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["count_parameters", "multiply_adds"]
+__all__ = ["count_parameters", "kept_bytes", "multiply_adds"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -54,6 +54,42 @@ def multiply_adds(network: nn.Module, patch_size: Sequence[int], in_channels: in
         for module, mode in training.items():
             module.training = mode
     return total
+
+
+def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+    """Bytes that a training step keeps from forward to backward, weights included: no step does with less memory.
+
+    Shapes alone are propagated, as in :func:`multiply_adds`. What mixed precision keeps in float32 counts as if it were
+    of the narrower type, gradients and optimizer are not counted, and neither is the loss.
+
+    Args:
+        network: Any network of this package; with recomputation only what that keeps is counted.
+        shape: Of the batch, (B, C, *S), S a legal spatial size.
+        dtype: Type of the network's arithmetic.
+
+    Raises:
+        DataError: If the shape is not legal for the network.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # views of one storage count once; the tensor keeps it alive
+        return tensor
+
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    state = {}
+    for name, value in network.state_dict().items():
+        own = dtype if value.is_floating_point() else value.dtype
+        state[name] = torch.empty_like(value, dtype=own, device="meta").requires_grad_(name in trained)
+    training = {module: module.training for module in network.modules()}
+    try:
+        network.train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _layer_cost(layer: Any, inputs: Tensor, output: Tensor) -> int:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.machine import total_bytes
+from pipeline.core.machine import available_bytes, total_bytes
 
 __all__ = [
     "autocast",
     "choose_device",
     "choose_dtype",
     "device_name",
+    "free_bytes",
     "out_of_memory",
     "planning_memory_gb",
     "to_device",
@@ -65,6 +66,14 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return platform.processor() or platform.machine()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a device that this process may still take; None where the device or the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return available_bytes() if device.type == "cpu" else None
 
 
 def choose_dtype(device: torch.device, precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto") -> torch.dtype:

@@ -33,6 +33,7 @@ from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
 from pipeline.train.loop import TrainResult, train_fold
 from pipeline.train.processes import Processes, joined
+from pipeline.train.room import require_room
 from pipeline.train.source import PatchSource
 from pipeline.train.tracking import require_mlflow, tracking
 from pipeline.train.values import OnStep
@@ -79,7 +80,8 @@ def train(
 
     Raises:
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
-            weights the organs, the model folder holds another model or is being trained in, or the training diverges.
+            weights the organs, the model folder holds another model or is being trained in, the memory is too small, or
+            the training diverges.
     """
     with keep_freed_memory(), joined() as processes:
         heard = _Listener(on_start, on_step, on_epoch, say) if processes.first else _Listener()
@@ -122,6 +124,8 @@ def _train(
     home, identity = fold_folder(out, fold), training_identity(spec, plan, settings, split, given)
     require_same_model(out, card, fold)
     source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
+    network = _first_network(spec, plan, settings)
+    require_room(network, source, settings.train)
     with alone_in(home) if processes.first else nullcontext():
         if restart and processes.first:
             remove_training(home)
@@ -130,7 +134,6 @@ def _train(
         if processes.first:
             keep_card(out, card)
         validation = make_validation(prepared, split.validation, spec, plan, settings, place, processes)
-        network = _first_network(spec, plan, settings)
         told = begin_with(network, given, plan) if given else []
         for line in (_description(spec, source, network), *_notes(plan, card.settings), *told):
             heard.say(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.machine import available_bytes, processors, total_bytes
+from pipeline.core.machine import available_bytes, bytes_in_words, processors, total_bytes
 
 GIB = 2**30
 
@@ -47,3 +47,10 @@ def test_available_memory_is_the_smallest_of_machine_and_control_groups(tmp_path
     write(groups / "memory" / "old" / "memory.usage_in_bytes", f"{4 * GIB}\n")
     assert available_bytes(proc, groups) == 0
     assert total_bytes(proc, groups) == 3 * GIB
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(450_400_000, "450 MB"), (999_000_000, "999 MB"), (2_345_000_000, "2.3 GB")]
+)
+def test_bytes_are_told_to_people(count: int, words: str) -> None:
+    assert bytes_in_words(count) == words

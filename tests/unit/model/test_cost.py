@@ -1,9 +1,11 @@
 import pytest
 import torch
+from networks import MEMBERS, batch, tiny
 from torch import nn
 
 from pipeline.core import DataError
 from pipeline.model import build_network, count_parameters, multiply_adds
+from pipeline.model.cost import kept_bytes
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,27 @@ def test_frozen_parameters_do_not_count():
     assert count_parameters(layer) == 2 * 3 * 9 + 3
     layer.bias.requires_grad_(False)
     assert count_parameters(layer) == 54
+
+
+def test_kept_memory_by_hand() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.ReLU()).eval()
+    image, weights, activation = 4 * 4, 2 * 9, 2 * 4 * 4  # the convolution keeps two of them, the ReLU its result
+    assert kept_bytes(network, (1, 1, 4, 4)) == 4 * (image + weights + activation)
+    assert kept_bytes(network, (5, 1, 4, 4), torch.bfloat16) == 2 * (5 * image + weights + 5 * activation)
+    assert not network.training
+
+
+@pytest.mark.parametrize(("name", "dims"), MEMBERS)
+def test_kept_memory_is_that_of_a_step(name: str, dims: int) -> None:
+    network = tiny(name, dims).train()
+    images = batch(network)
+    kept: dict[int, torch.Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.setdefault(tensor.untyped_storage()._cdata, tensor), lambda tensor: tensor
+    ):
+        network(images)
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    said = kept_bytes(network, images.shape)
+    assert (
+        0.9 * found <= said <= 1.01 * found
+    )  # instance norm has a kernel of its own on the CPU, which keeps more or less
