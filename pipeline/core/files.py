@@ -22,6 +22,7 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "text_hash",
+    "why_not_written",
     "write_bytes",
     "write_json",
     "write_text",
@@ -54,7 +55,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(target)
     except OSError as error:
-        raise _explain(error, target) from error
+        raise why_not_written(error, target) from error
     finally:
         with suppress(OSError):  # an unreachable folder must not hide the error that is already on its way
             temporary.unlink(missing_ok=True)
@@ -173,7 +174,8 @@ def _sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _explain(error: OSError, target: Path) -> VolsegError:
+def why_not_written(error: OSError, target: Path) -> VolsegError:
+    """The error of a system as one sentence on what could not be written."""
     if error.errno in _NO_SPACE:
         return VolsegError(f"{target}: the disk is full, nothing was written. Free some space and run again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

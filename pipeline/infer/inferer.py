@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.labelling import SlabLabels
-from pipeline.infer.soft import SlabLogits
+from pipeline.infer.soft import SlabLogits, both
 from pipeline.infer.stream import Network, Outputs, Padding, Skip, Stream
 from pipeline.infer.tiling import Tiling
 from pipeline.infer.windows import Blend, importance_map
@@ -173,12 +173,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     @torch.no_grad()
     def labels(
-        self,
-        volume: Tensor,
-        network: Network,
-        target: Sequence[int],
-        *,
-        painting: Sequence[PaintingStep] = (),
+        self, volume: Tensor, network: Network, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
     ) -> Iterator[tuple[int, Tensor]]:
         """Labels of one volume as they are finished; see :meth:`label_map`.
 
@@ -194,9 +189,25 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         """
         stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
         slabs = SlabLabels(stream.turned(volume.shape[1:], 1), stream.turned(target, 1), painting)
-        relative = self.sums == torch.float16 and not painting  # a difference has more of its few digits
-        for _, heads in stream.planes(volume, called, self.progress, relative):
+        for _, heads in stream.planes(volume, called, self.progress, self._relative(painting)):
             yield from slabs.add(heads[0])
+
+    @torch.no_grad()
+    def labelled_rows(
+        self, volume: Tensor, network: Network, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Labels of one volume as they are finished, just those of :meth:`labels`, and the logits they come from.
+
+        Args and order are those of :meth:`labels`, and of the logits those of :meth:`logit_rows`, up to a number that
+        is the same for all classes of a voxel.
+
+        Yields:
+            First row, labels (n, a, b) and logits (n, a, b, L).
+        """
+        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
+        shapes = stream.turned(volume.shape[1:], 1), stream.turned(target, 1)
+        planes = stream.planes(volume, called, self.progress, self._relative(painting))
+        yield from both((heads[0] for _, heads in planes), SlabLabels(*shapes, painting), SlabLogits(*shapes))
 
     @torch.no_grad()
     def logit_rows(self, volume: Tensor, network: Network, target: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -219,6 +230,10 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
     def streaming_axis(self, shape: Sequence[int]) -> int:
         """The axis along which a volume of a shape is finished."""
         return self.tiling.thinnest(shape) if self.axis == "auto" else self.axis
+
+    def _relative(self, painting: Sequence[PaintingStep]) -> bool:
+        """Whether sums are of logits relative to the highest: a difference has more of its few digits."""
+        return self.sums == torch.float16 and not painting
 
     def _stream(self, shape: Sequence[int]) -> Stream:
         axis = self.streaming_axis(shape)

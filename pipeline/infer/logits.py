@@ -103,6 +103,12 @@ class CaseInference:
         inferer, painting = self._inferer(shape), self.plan.label_table.painting()
         return inferer.streaming_axis(shape), inferer.labels(image, self.network, target, painting=painting)
 
+    def labelled_rows(self, image: Tensor, target: Sequence[int]) -> tuple[int, Iterator[tuple[int, Tensor, Tensor]]]:
+        """Class indices as of :meth:`labels`, and the resampled logits (n, a, b, L) that they come from."""
+        shape = image.shape[1:]
+        inferer, painting = self._inferer(shape), self.plan.label_table.painting()
+        return inferer.streaming_axis(shape), inferer.labelled_rows(image, self.network, target, painting=painting)
+
     def needed_bytes(self, shape: Sequence[int]) -> tuple[int, str]:
         """Memory for the sums over windows and the logits of a batch of them, and what of, in words.
 

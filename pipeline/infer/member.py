@@ -15,15 +15,13 @@ from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import CaseInference, check_window
-from pipeline.infer.restore import restore_average, restore_labels
 from pipeline.infer.room import device_with_room
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
 from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.trace import Trace
 from pipeline.sample.augment import directions
 
-__all__ = ["Member", "check_inference", "mirror_axes", "segment"]
+__all__ = ["Member", "check_inference", "mirror_axes"]
 
 
 class Member:
@@ -103,6 +101,17 @@ class Member:
         """
         return self.inference.labels(self._image(prepared), target)
 
+    def labelled_rows(
+        self, prepared: NDArray[np.floating[Any]], target: Sequence[int]
+    ) -> tuple[int, Iterator[tuple[int, Tensor, Tensor]]]:
+        """Class indices and logits, see :meth:`~pipeline.infer.logits.CaseInference.labelled_rows`.
+
+        Args:
+            prepared: (C, I, J, K) on the plan's grid.
+            target: Voxels of the labels.
+        """
+        return self.inference.labelled_rows(self._image(prepared), target)
+
     def logit_rows(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int], axis: int
     ) -> Iterator[tuple[int, Tensor]]:
@@ -119,33 +128,6 @@ class Member:
         """The image where the sums over its windows have room."""
         place = device_with_room(*self.inference.needed_bytes(prepared.shape[1:]), self.device, self.most_bytes)
         return torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(place)
-
-
-def segment(
-    members: Sequence[Member], prepared: Sequence[tuple[NDArray[np.floating[Any]], Trace]]
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Class index of every voxel of a case.
-
-    The logits of a member's folds are averaged, the probabilities of several members, which need not be on one grid.
-
-    Args:
-        members: At least one, all with the same label table.
-        prepared: For each member the image (C, I, J, K) on its grid, and how it came there.
-
-    Returns:
-        Class indices on the grid of the source, as :func:`~pipeline.infer.restore.restore_labels` gives them.
-    """
-    if len(members) == 1:
-        array, trace = prepared[0]
-        axis, rows = members[0].labels(array, trace.cropped.shape)
-        return restore_labels(rows, axis, trace)
-    painting, shape = members[0].card.plan.label_table.painting(), prepared[0][0].shape[1:]
-    axis = members[0].inference.streaming_axis(shape)
-    parts = [
-        (member.logit_rows(array, trace.cropped.shape, axis), trace)
-        for member, (array, trace) in zip(members, prepared, strict=True)
-    ]
-    return restore_average(parts, axis, painting=painting)
 
 
 def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:

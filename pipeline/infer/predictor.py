@@ -12,14 +12,16 @@ from torch import nn
 
 from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError
+from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.cleaning import Cleaning, read_cleaning
-from pipeline.infer.member import Member, segment
+from pipeline.infer.member import Member
+from pipeline.infer.segment import Prepared, segment, segment_softly
+from pipeline.infer.soft_maps import SoftPrediction, SoftWanted
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, member_folders
 from pipeline.preprocess.prepare import prepare_image
-from pipeline.preprocess.trace import Trace
 
 __all__ = ["Predictor"]
 
@@ -123,9 +125,44 @@ class Predictor:
             DataError: If the number of channels is wrong or intensities are not finite.
             VolsegError: If the memory is too small, before the first window.
         """
+        index = segment(self.members, self._prepared(image, case))
+        return self._cleaned(index, image.grid)
+
+    def predict_soft(
+        self,
+        image: Image,
+        organs: Sequence[str] = (),
+        *,
+        entropy: bool = True,
+        case: str = "image",
+        scratch: Path | None = None,
+    ) -> SoftPrediction:
+        """Segment one image and tell how sure the networks are; the label map is that of :meth:`predict`.
+
+        Args:
+            image: As for :meth:`predict`.
+            organs: Organs or regions whose probabilities are wanted, e.g. ``predictor.labels.targets`` for all.
+            entropy: Whether the entropy of all classes is wanted.
+            case: Name used in error messages.
+            scratch: Folder for temporary files, so that what is wanted need not be held in memory: the arrays are then
+                maps of files that vanish with them.
+
+        Raises:
+            DataError: As :meth:`predict`, or if the networks find no such organ or region.
+            VolsegError: As :meth:`predict`, or if the disk is full.
+        """
+        wanted = SoftWanted(tuple(organs), entropy, scratch)
+        wanted.channels(self.labels)
+        index, maps = segment_softly(self.members, self._prepared(image, case), wanted)
+        return maps.finished(self._cleaned(index, image.grid))
+
+    def _prepared(self, image: Image, case: str) -> list[Prepared]:
+        """The image as every member sees it; members of one recipe share it."""
         plans = {member.card.plan.recipe: member.card.plan for member in self.members}
         found = {recipe: prepare_image(image, plan, case=case, extra=self.extra) for recipe, plan in plans.items()}
-        prepared: list[tuple[NDArray[np.float32], Trace]] = [found[member.card.plan.recipe] for member in self.members]
-        index = segment(self.members, prepared)
-        index = np.asarray(self.cleaning.apply(index, self.labels, image.grid.voxel_volume_ml), dtype=index.dtype)
-        return LabelMap(self.labels.from_index(index), image.grid)
+        return [found[member.card.plan.recipe] for member in self.members]
+
+    def _cleaned(self, index: NDArray[np.integer[Any]], grid: Grid) -> LabelMap:
+        """Label values of class indices, cleaned."""
+        index = np.asarray(self.cleaning.apply(index, self.labels, grid.voxel_volume_ml), dtype=index.dtype)
+        return LabelMap(self.labels.from_index(index), grid)

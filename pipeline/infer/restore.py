@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.core.orientation import reorient_array
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.decode import decode
 from pipeline.infer.labelling import NOT_FINITE
+from pipeline.infer.soft_maps import probabilities
 from pipeline.preprocess.trace import Trace
 
 __all__ = ["restore_average", "restore_labels"]
@@ -48,6 +49,7 @@ def restore_average(
     axis: int,
     *,
     painting: Sequence[PaintingStep] = (),
+    told: Callable[[int, Tensor, Tensor], None] = lambda row, probabilities, labels: None,
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Average the probabilities of several models on the input's grid and decide for the class of every voxel.
 
@@ -59,6 +61,7 @@ def restore_average(
             finished; and the trace.
         axis: Along which the rows lie.
         painting: How regions become classes, see :func:`~pipeline.infer.decode.decode`; empty for a softmax.
+        told: Of every row of the turned source: its number, mean probabilities (1, a, b, L) and classes (1, a, b).
 
     Returns:
         Class index on ``trace.source``: uint8 up to 256 classes, else uint16. Ties go to the lower class, and a region
@@ -73,12 +76,14 @@ def restore_average(
     models = [_Probabilities(rows, other, axis, shared=not painting) for rows, other in parts]
     labels: NDArray[np.unsignedinteger[Any]] | None = None
     for row in range(trace.reoriented.shape[axis]):
-        mean = torch.stack([model.row(row) for model in models]).mean(dim=0).movedim(-1, 0)
+        mean = torch.stack([model.row(row) for model in models]).mean(dim=0)
         if labels is None:
-            classes = 1 + max(painted for _, painted in painting) if painting else len(mean)
+            classes = 1 + max(painted for _, painted in painting) if painting else mean.shape[-1]
             labels = np.zeros(trace.source.shape, dtype=np.uint8 if classes <= 256 else np.uint16)
             turned = np.moveaxis(reorient_array(labels, trace.source.orientation, trace.orientation), axis, 0)
-        turned[row] = decode(mean.sub_(0.5) if painting else mean, painting).cpu().numpy()
+        found = decode((mean - 0.5 if painting else mean).movedim(-1, 0), painting)
+        turned[row] = found.cpu().numpy()
+        told(row, mean[None], found[None])
     assert labels is not None  # an image is never empty
     return labels
 
@@ -106,5 +111,5 @@ class _Probabilities:
         logits = self.known[number - self.start - self.first]
         if not bool(torch.isfinite(logits.sum())):
             raise ValueError(NOT_FINITE)
-        result[self.box] = torch.softmax(logits, dim=-1) if self.shared else torch.sigmoid(logits)
+        result[self.box] = probabilities(logits, shared=self.shared)
         return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pipeline.infer.labelling import SlabLabels
 from pipeline.infer.taps import Taps, linear_taps
 from pipeline.preprocess.operators import apply_operator, resize_operators
 
-__all__ = ["SlabLogits"]
+__all__ = ["SlabLogits", "both"]
 
 _BYTES = 32 * 2**20  # of full-size logits given out at once; at least one row
 
@@ -58,3 +59,23 @@ class SlabLogits:
                 rows = rows if operator is None else apply_operator(rows, operator, axis)
             yield self.row, rows
             self.row = end
+
+
+def both(planes: Iterable[Tensor], labels: SlabLabels, logits: SlabLogits) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Rows of labels and of the logits they come from, side by side.
+
+    Args:
+        planes: (n, a, b, L), one after the other.
+        labels: Of the shapes of the logits, new.
+        logits: New.
+
+    Yields:
+        First row, labels (rows, a', b') and logits (rows, a', b', L), valid until the next ones are asked for.
+    """
+    waiting: list[Tensor] = []
+    for part in planes:
+        waiting += [rows for _, rows in labels.add(part)]
+        for first, rows in logits.add(part):
+            known = torch.cat(waiting)  # those of these rows are there: they need no later planes
+            yield first, known[: len(rows)], rows
+            waiting = [known[len(rows) :]]

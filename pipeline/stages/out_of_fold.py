@@ -19,7 +19,8 @@ from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.evaluate.pairing import FilePair
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.member import Member, segment
+from pipeline.infer.member import Member
+from pipeline.infer.segment import segment
 from pipeline.model.folder import ModelCard, fold_folder
 from pipeline.preprocess.trace import Trace
 from pipeline.stages.batch import Batch, Progress
