@@ -34,6 +34,16 @@ def predict(
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Also write statistics.json and .csv: mL, mean, SD, cut off or not.")
     ] = False,
+    probabilities: Annotated[
+        str | None,
+        typer.Option("--probabilities", help="Also write OUT/probabilities/CASE/ORGAN, e.g. of liver,spleen, or all."),
+    ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Also write OUT/entropy/CASE: 0 sure of a class, 1 all alike.")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also note each organ's mean probability (comes with these two).")
+    ] = False,
 ) -> None:
     """Segment images; every mask comes back on its image's grid under its image's name.
 
@@ -44,10 +54,8 @@ def predict(
     from pipeline.stages.predict import predict as run
     from pipeline.stages.prediction_output import Output
 
-    chosen = tuple(name.strip() for name in (organs or "").split(",") if name.strip())
-    if organs is not None and not chosen:
-        raise typer.BadParameter("--organs: expected names such as liver,spleen, got none.")
-    output = Output(file_format, chosen, split, statistics)
+    chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
+    output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
     settings = infer_settings(model, overrides or ())
     with progress_bars() as bars:
         batch = run(
@@ -66,3 +74,10 @@ def predict(
     if statistics:
         say(f"Statistics: {out / 'statistics.csv'}")
     raise typer.Exit(batch.exit_code)
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if text is not None and not names:
+        raise typer.BadParameter(f"{option}: expected names such as liver,spleen, got none.")
+    return names

@@ -115,7 +115,13 @@ def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[A
 
 
 def write_nifti(
-    array: NDArray[Any], grid: Grid, path: Path, *, like: Path | None = None, label_table: bytes = b""
+    array: NDArray[Any],
+    grid: Grid,
+    path: Path,
+    *,
+    like: Path | None = None,
+    label_table: bytes = b"",
+    slope: float | None = None,
 ) -> None:
     """Write a NIfTI volume atomically; equal content gives equal bytes.
 
@@ -128,6 +134,7 @@ def write_nifti(
         path: ``.nii`` or ``.nii.gz``.
         like: A NIfTI file whose form codes and unit are kept; ignored if it is missing or of another format.
         label_table: Names of the label values, as Caret has them; written as two header extensions.
+        slope: What readers multiply the stored integers by.
 
     Raises:
         VolsegError: If the file cannot be written.
@@ -138,6 +145,8 @@ def write_nifti(
     image.set_sform(grid.affine, sform_code)
     image.set_qform(grid.affine, qform_code)
     image.header.set_xyzt_units(unit)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0.0)  # what is given is then stored as it is
     for code in ("ignore", "caret") if label_table else ():  # readers of TotalSegmentator's masks want the first
         image.header.extensions.append(nib.nifti1.Nifti1Extension(code, label_table))
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
+from pipeline.data.organ_files import organ_file_names
+from pipeline.data.volume_file import VolumeFile
 from pipeline.data.volumes import open_header
 from pipeline.evaluate.case import Probabilities
 
-__all__ = ["read_probabilities"]
+__all__ = ["OrganProbabilities", "read_probabilities"]
 
 _SUFFIXES = (".npz", ".nii.gz", ".nii")
 
@@ -24,14 +27,16 @@ def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: Label
     """Read the probabilities of a case.
 
     Args:
-        folder: Folder with ``<case>.npz`` as nnU-Net writes it (``probabilities``, (C, K, J, I)) or a 4D NIfTI file
-            ``<case>.nii.gz`` (I, J, K, C), or None. Channels are background and organs by value, or the regions.
+        folder: Folder with ``<case>.npz`` as nnU-Net writes it (``probabilities``, (C, K, J, I)), a 4D NIfTI file
+            ``<case>.nii.gz`` (I, J, K, C), or a folder ``<case>`` with a NIfTI file per organ, as ``volseg predict``
+            writes it; or None. Channels are background and organs by value, or the regions.
         case: Case id.
         grid: The reference's grid, which the probabilities must have.
         labels: The organs or regions.
 
     Returns:
-        Organ or region → (I, J, K); None without a folder or a file of the case.
+        Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a folder or a file of
+        the case.
 
     Raises:
         DataError: If the file cannot be read, or has another shape or number of channels.
@@ -39,7 +44,8 @@ def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: Label
     paths = [folder / f"{case}{suffix}" for suffix in _SUFFIXES] if folder is not None else []
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        return None
+        files = _organ_files(folder / case, labels) if folder is not None else {}
+        return OrganProbabilities(files, case, grid) if files else None
     channels = labels.regions or {"background": (), **labels.target_values}
     array = _npz(path, case) if path.suffix == ".npz" else _nifti(path, case, grid)
     if array.shape != (len(channels), *grid.shape):
@@ -47,6 +53,52 @@ def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: Label
         advice = "Give the probabilities of these channels on the reference's grid"
         raise DataError(sentence("probabilities", rule, array.shape, advice, case=case, file=path))
     return {name: array[number] for number, name in enumerate(channels) if name in labels.target_values}
+
+
+class OrganProbabilities(Mapping[str, NDArray[np.floating[Any]]]):
+    """Probabilities in a file per organ, of which one at a time is held.
+
+    Args:
+        files: Organ or region → its file.
+        case: Case id.
+        grid: The reference's grid.
+
+    Raises:
+        DataError: If a file cannot be used, or is on another grid.
+    """
+
+    def __init__(self, files: Mapping[str, Path], case: str, grid: Grid) -> None:
+        self.volumes = {name: _on_grid(path, case, grid) for name, path in files.items()}
+
+    def __getitem__(self, name: str) -> NDArray[np.floating[Any]]:
+        """Read those of an organ; a DataError tells of a damaged file, a KeyError that there is none."""
+        return self.volumes[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a file, which is not read."""
+        return name in self.volumes
+
+    def __iter__(self) -> Iterator[str]:
+        """Organs that have a file."""
+        return iter(self.volumes)
+
+    def __len__(self) -> int:
+        """Their number."""
+        return len(self.volumes)
+
+
+def _organ_files(folder: Path, labels: LabelTable) -> dict[str, Path]:
+    """The files that are there."""
+    found = {name: folder / file for name, file in organ_file_names(labels, ".nii.gz").items()}
+    return {name: path for name, path in found.items() if path.is_file()}
+
+
+def _on_grid(path: Path, case: str, grid: Grid) -> VolumeFile:
+    volume = open_header(path, case=case)
+    if not volume.grid.matches(grid):
+        rule, advice = "the reference's grid", "Write the probabilities on the grid of the input"
+        raise DataError(sentence("probabilities", rule, f"shape {volume.grid.shape}", advice, case=case, file=path))
+    return volume
 
 
 def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
@@ -59,9 +111,5 @@ def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
 
 
 def _nifti(path: Path, case: str, grid: Grid) -> NDArray[np.floating[Any]]:
-    volume = open_header(path, case=case)
-    if not volume.grid.matches(grid):
-        rule, advice = "the reference's grid", "Write the probabilities on the grid of the input"
-        raise DataError(sentence("probabilities", rule, f"shape {volume.grid.shape}", advice, case=case, file=path))
-    array = volume.load()
+    array = _on_grid(path, case, grid).load()
     return np.moveaxis(array if array.ndim == 4 else array[..., None], -1, 0)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from pipeline.config import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.core.files import file_hash
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import CaseInference, check_window
 from pipeline.infer.room import device_with_room
 from pipeline.model.device import choose_dtype, to_device
-from pipeline.model.folder import ModelCard, load_network, read_card, trained_folds
+from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, trained_folds
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
@@ -33,6 +34,7 @@ class Member:
         device: Where to compute.
         settings: Section ``infer``; by default the one the model was trained with.
         most_bytes: Memory that the sums over windows may take on the CPU; by default all that is free.
+        sources: Content hashes of the files it was loaded from.
 
     Raises:
         ConfigError: If there is no network, or the settings do not suit the model (see :func:`check_inference`).
@@ -45,10 +47,11 @@ class Member:
         device: torch.device,
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         if not networks:
             raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
-        self.card, self.most_bytes = card, most_bytes
+        self.card, self.most_bytes, self.sources = card, most_bytes, tuple(sources)
         self.device = device
         self.settings = settings or card.settings.infer
         self.dtype = choose_dtype(device, card.settings.train.precision)
@@ -88,7 +91,9 @@ class Member:
             got = ", ".join(map(str, trained)) or "none"
             asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
             raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
-        return cls(card, [load_network(folder, card, fold) for fold in wanted], device, settings, most_bytes)
+        files = (folder / "model.json", *(fold_folder(folder, fold) / "model.safetensors" for fold in wanted))
+        networks = [load_network(folder, card, fold) for fold in wanted]
+        return cls(card, networks, device, settings, most_bytes, [file_hash(file) for file in files])
 
     def labels(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int]

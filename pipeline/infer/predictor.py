@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,20 @@ class Predictor:
         members: At least one, all with the same channels and labels; of several the probabilities are averaged.
         extra: The further MONAI transforms that training data went through, if any.
         learnt: Cleaning of the masks that cross-validation found to help, beside what the settings ask for.
+        folder: Where the members were loaded from.
 
     Raises:
         ConfigError: If the further transforms are not those of training.
     """
 
-    def __init__(self, members: Sequence[Member], extra: Sequence[Any] = (), learnt: Cleaning | None = None) -> None:
-        self.members = tuple(members)
+    def __init__(
+        self,
+        members: Sequence[Member],
+        extra: Sequence[Any] = (),
+        learnt: Cleaning | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.members, self.folder = tuple(members), folder
         self.extra = tuple(extra)
         names = tuple(type(transform).__name__ for transform in extra)
         for member in self.members:
@@ -66,7 +73,7 @@ class Predictor:
         settings: InferSettings | None = None,
         extra: Sequence[Any] = (),
         max_memory_gb: float | None = None,
-    ) -> Predictor:
+    ) -> Self:
         """Load a model folder, or the folder of an ensemble.
 
         What cross-validation found to help (``postprocessing.json`` in the folder) is done to every mask, unless
@@ -89,7 +96,7 @@ class Predictor:
         members = [Member.load(home, place, folds, settings, most) for home in member_folders(folder)]
         wanted = all(member.settings.postprocessing for member in members)
         learnt = read_cleaning(folder, members[0].card.plan.label_table) if wanted else None
-        return cls(members, extra, learnt)
+        return cls(members, extra, learnt, folder)
 
     @property
     def card(self) -> ModelCard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from pipeline.data.organ_files import write_organs
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_image, read_label_map, write_label_map
 from pipeline.infer.predictor import Predictor
+from pipeline.infer.soft_maps import SoftPrediction
 from pipeline.stages.prediction_output import Labels, Output, Place
+from pipeline.stages.prediction_soft import write_soft
 from pipeline.stages.prediction_statistics import measure
 from pipeline.stages.predictions import note_prediction, prediction_entry
 from pipeline.stages.training_identity import provenance
@@ -61,7 +63,8 @@ class CaseRead:
         digest: Of all that its mask depends on.
         image: None if nothing is to be done with it.
         label_map: Its mask, if there is one already but not all that is to be made of it.
-        kept: Whether its mask is there already.
+        kept: Whether its mask is there already, and what else only the network gives.
+        same: Whether what is there is of the same image and model.
     """
 
     files: CaseFiles
@@ -70,6 +73,7 @@ class CaseRead:
     image: Image | None
     label_map: LabelMap | None
     kept: bool
+    same: bool
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,12 @@ class CaseSegmented:
     Args:
         read: What was read, without what is no longer needed.
         entry: Its entry of ``predictions.json``.
+        soft: Probabilities and entropy, where they are wanted.
     """
 
     read: CaseRead
     entry: dict[str, Any]
+    soft: SoftPrediction | None = None
 
 
 def read_case(run: Prediction, files: CaseFiles) -> CaseRead:
@@ -93,14 +99,15 @@ def read_case(run: Prediction, files: CaseFiles) -> CaseRead:
     """
     place, hashes = run.places[files.id], tuple(content_hashes(files))
     digest, entry = text_hash(run.identity, *hashes), run.entries.get(place.mask.name, {})
-    kept = place.mask.is_file() and entry.get("hash") == digest
+    same = place.mask.is_file() and entry.get("hash") == digest
+    kept = same and _soft_there(run, place, entry)
     there = all((place.folder / name).is_file() for name in place.organ_files.values())
     split = not place.organ_files or (entry.get("organ_files") == list(place.organ_files.values()) and there)
     measured = run.statistics.get(place.mask.name, {}).get("hash") == digest or not run.output.statistics
     wanted = not (kept and measured)
     image = read_image(files.images, case=files.id) if wanted else None
     label_map = read_label_map(place.mask, case=files.id) if kept and not (split and measured) else None
-    return CaseRead(files, hashes, digest, image, label_map, kept)
+    return CaseRead(files, hashes, digest, image, label_map, kept, same)
 
 
 def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
@@ -113,7 +120,7 @@ def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
     if read.kept or read.image is None:
         return CaseSegmented(read, dict(run.entries[place.mask.name]))
     origin, began = provenance(run.predictor.members[0].device), time.monotonic()
-    label_map = run.predictor.predict(read.image, read.files.id)
+    label_map, soft = _segmented(run, read.image, read.files.id)
     if run.output.organs:
         label_map = LabelMap(keep_values(label_map.array, run.labels.table.values), label_map.grid)
     grid = label_map.grid
@@ -126,8 +133,13 @@ def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
         "settings": [member.settings.model_dump(mode="json") for member in run.predictor.members],
         "provenance": origin | {"seconds": round(time.monotonic() - began, 3)},
     }
+    if soft is not None:
+        entry["confidence"] = {name: soft.confidence.get(name) for name in run.labels.table.targets}
+    if read.same:
+        earlier = run.entries[place.mask.name]
+        entry |= {name: earlier[name] for name in ("organ_files", "soft_files") if name in earlier}
     image = read.image if run.output.statistics else None
-    return CaseSegmented(CaseRead(read.files, read.hashes, read.digest, image, label_map, False), entry)
+    return CaseSegmented(replace(read, image=image, label_map=label_map), entry, soft)
 
 
 def write_case(run: Prediction, made: CaseSegmented) -> None:
@@ -143,16 +155,56 @@ def write_case(run: Prediction, made: CaseSegmented) -> None:
         return
     like, organ_files = split_source(read.files.images[0])[0], list(place.organ_files.values())
     entry = made.entry | ({"organ_files": organ_files} if organ_files else {})
-    if not read.kept:
-        for name in run.entries.get(place.mask.name, {}).get("organ_files") or ():
-            (place.folder / Path(name).name).unlink(missing_ok=True)  # of another image or model
+    if made.soft is not None:
+        files = {file.relative_to(run.out).as_posix() for file in place.soft.files}
+        entry["soft_files"] = sorted(files.union(entry.get("soft_files", ())))
+        _take_over(run, place.mask.name, files)
+    if not read.same:
+        _remove_earlier(run, place)
     note_prediction(run.out, run.entries, entry)
     if not read.kept:
         write_label_map(read.label_map, place.mask, like=like, legend=run.labels.legend)
     if place.organ_files:
         write_organs(read.label_map, run.labels.table, place.folder, place.organ_files, run.labels.colors, like=like)
+    if made.soft is not None:
+        write_soft(made.soft, place.soft, like=like)
     if run.output.statistics and read.image is not None:
         organs = measure(read.label_map, run.labels.table, read.image, run.predictor.card.plan.channels)
         about = {"case": read.files.id, "prediction": place.mask.name, "hash": read.digest}
         run.statistics[place.mask.name] = {**about, "organs": organs}
     note_prediction(run.out, run.entries, {**entry, "hash": read.digest})
+
+
+def _soft_there(run: Prediction, place: Place, entry: Mapping[str, Any]) -> bool:
+    """Whether an earlier run wrote all that is wanted beside the winner of every voxel."""
+    if not run.output.soft:
+        return True
+    known = set(entry.get("soft_files", ()))
+    there = all(file.is_file() and file.relative_to(run.out).as_posix() in known for file in place.soft.files)
+    return there and "confidence" in entry
+
+
+def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, SoftPrediction | None]:
+    if not run.output.soft:
+        return run.predictor.predict(image, case), None
+    output = run.output
+    soft = run.predictor.predict_soft(image, output.probabilities, entropy=output.entropy, case=case, scratch=run.out)
+    return soft.label_map, soft
+
+
+def _remove_earlier(run: Prediction, place: Place) -> None:
+    """Remove what was made of a mask of another image or model."""
+    entry = run.entries.get(place.mask.name, {})
+    for name in entry.get("organ_files") or ():
+        (place.folder / Path(name).name).unlink(missing_ok=True)
+    for name in entry.get("soft_files") or ():
+        path = run.out / name
+        if path.resolve().is_relative_to(run.out.resolve()):  # the file can be edited
+            path.unlink(missing_ok=True)
+
+
+def _take_over(run: Prediction, mask: str, files: set[str]) -> None:
+    """No other entry may say that these are its soft outputs, as that of a mask in another format would."""
+    for name, entry in run.entries.items():
+        if name != mask and files.intersection(entry.get("soft_files", ())):
+            run.entries[name] = {**entry, "soft_files": sorted(set(entry["soft_files"]) - files)}

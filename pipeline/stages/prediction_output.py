@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.data.legend import LegendEntry, snap_labels
 from pipeline.data.organ_files import organ_file_names
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.export.palette import organ_color
+from pipeline.stages.prediction_soft import SoftPlace, soft_place
 
 __all__ = ["FORMATS", "Labels", "Output", "Place", "chosen_labels", "places", "require_own_files", "write_labels"]
 
@@ -32,18 +33,29 @@ class Output:
         organs: Organs and regions to keep, the others becoming background; by default all.
         split: Also write a file per organ, into a folder per case.
         statistics: Also write ``statistics.json`` and ``statistics.csv``.
+        probabilities: Organs and regions whose probabilities are also written, or ``("all",)``.
+        entropy: Also write the entropy.
+        confidence: Also note the mean probability of every organ; comes with the two.
     """
 
     format: str | None = None
     organs: tuple[str, ...] = ()
     split: bool = False
     statistics: bool = False
+    probabilities: tuple[str, ...] = ()
+    entropy: bool = False
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown formats."""
         if self.format is not None and self.format not in FORMATS:
             advice = "Choose one of them, or leave it out for the image's own"
             raise VolsegError(sentence("format", f"one of {', '.join(FORMATS)}", repr(self.format), advice))
+
+    @property
+    def soft(self) -> bool:
+        """Whether more than the winner of every voxel is wanted."""
+        return bool(self.probabilities) or self.entropy or self.confidence
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,13 @@ class Place:
         mask: Its label map.
         folder: Folder of its organs' masks.
         organ_files: Organ or region → name of its mask there; empty without.
+        soft: Its probabilities and entropy.
     """
 
     mask: Path
     folder: Path
     organ_files: Mapping[str, str]
+    soft: SoftPlace = field(default_factory=SoftPlace)
 
 
 @dataclass(frozen=True)
@@ -93,8 +107,17 @@ def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
     return Labels(table, legend, {name: colors[value] for name, value in drawn.items()})
 
 
-def places(cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable) -> dict[str, Place]:
+def places(
+    cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
+) -> dict[str, Place]:
     """Case id → its place: the mask has the input's own name, or the case's where that is another.
+
+    Args:
+        cases: All cases.
+        out: Folder of the masks.
+        output: What to write; its probabilities are names of organs.
+        table: The organs that masks keep.
+        known: All labels of the model.
 
     Raises:
         VolsegError: If two masks would be one file, or a mask its own input.
@@ -112,7 +135,8 @@ def places(cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTa
             raise VolsegError(f"{mask}: expected one mask per file, got {culprit} there too. Use another folder.")
         taken[mask] = files.id
         names = organ_file_names(table, suffix) if output.split else {}
-        found[files.id] = Place(mask, out / volume_stem(mask), names)
+        soft = soft_place(out, files.id, known, output.probabilities, entropy=output.entropy)
+        found[files.id] = Place(mask, out / volume_stem(mask), names, soft)
     return found
 
 
@@ -136,11 +160,13 @@ def require_own_files(
         VolsegError: If there is such a file.
     """
     masks = {place.mask.name: place for place in wanted}
+    soft = {name for entry in entries.values() for name in entry.get("soft_files", ())}
     strangers = [place.mask for name, place in masks.items() if name not in entries and place.mask.exists()]
     for name, place in masks.items():
         ours = entries.get(name, {}).get("organ_files") or ()
         files = (place.folder / file for file in place.organ_files.values() if file not in ours)
-        strangers += [file for file in files if file.exists()]
+        soft_files = (file for file in place.soft.files if file.relative_to(out).as_posix() not in soft)
+        strangers += [file for file in (*files, *soft_files) if file.exists()]
     if not (out / "predictions.json").exists():
         strangers += [out / name for name in beside if (out / name).exists()]
     if strangers:

@@ -24,6 +24,8 @@ _CONVENTIONS = (
     "mean, sd: intensities of the image's own voxels in its own units (HU of a CT); sd divides by their number",
     "touches_edge: some voxel lies in the first or last plane along an axis, so a part may be outside; edges: "
     "which sides of the patient these are (L, R, A, P, I, S)",
+    "confidence: mean probability of the organ over the voxels that the network gave to it, before cleaning; empty "
+    "where it was not asked for (--confidence, --probabilities, --entropy) or no voxel was given",
 )
 
 
@@ -47,7 +49,8 @@ def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels
 
     Args:
         out: Folder of the masks.
-        cases: File name of a mask → ``case``, ``prediction``, ``hash`` and ``organs``, as :func:`measure` gave them.
+        cases: File name of a mask → ``case``, ``prediction``, ``hash`` and ``organs``, as :func:`measure` gave them,
+            with ``confidence`` where it is known.
         channels: Name of every channel of the images.
 
     Raises:
@@ -56,9 +59,12 @@ def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels
     entries = [cases[name] for name in sorted(cases)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(statistics_columns(channels))
+    table.writerow((*statistics_columns(channels), "confidence"))
     for entry in entries:
-        table.writerows(statistics_row(entry["case"], name, organ, channels) for name, organ in entry["organs"].items())
+        for name, organ in entry["organs"].items():
+            sure = organ.get("confidence")
+            row = statistics_row(entry["case"], name, organ, channels)
+            table.writerow((*row, "" if sure is None else f"{sure:.6g}"))
     content = {"channels": list(channels), "cases": entries, "conventions": list(_CONVENTIONS)}
     write_json(out / STATISTICS_FILES[0], content)
     write_text(out / STATISTICS_FILES[1], text.getvalue())

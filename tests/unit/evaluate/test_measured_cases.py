@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import DataError, Grid, LabelMap, LabelTable, VolsegError
-from pipeline.data.volumes import write_label_map
+from pipeline.data.volumes import write_label_map, write_voxels
 from pipeline.evaluate import Measures, evaluate, score_case, summarize
 from pipeline.evaluate.case import diagonal_mm, score_without_prediction
 from pipeline.evaluate.metrics import METRICS
@@ -107,6 +107,22 @@ def test_calibration_needs_probabilities(tmp_path):
     np.savez(tmp_path / "c.npz", probabilities=array)
     with pytest.raises(DataError, match=r"case c: .*probabilities: expected 3 channels of shape \(20, 16, 12\)"):
         read_probabilities(tmp_path, "c", GRID, TABLE)
+
+
+def test_probabilities_in_a_file_per_organ_are_read_one_by_one(tmp_path):
+    reference = label_map()
+    write_voxels((reference.array == 1) * np.float32(0.5), GRID, tmp_path / "a" / "liver.nii.gz")
+    kept = read_probabilities(tmp_path, "a", GRID, TABLE)
+    assert (list(kept), len(kept), "liver" in kept, "lesion" in kept) == (["liver"], 1, True, False)
+    liver, other = score_case(reference, reference, TABLE, "a", Measures(surface="none", probabilities=tmp_path), kept)
+    inside = (reference.array == 1).sum()
+    box = np.argwhere(reference.array == 1)
+    margins = [math.ceil(10 / spacing) for spacing in GRID.spacing_mm]
+    low, high = np.maximum(box.min(0) - margins, 0), np.minimum(box.max(0) + margins + 1, GRID.shape)
+    assert liver.more["brier"] == pytest.approx(0.25 * inside / np.prod(high - low))
+    assert other.more == {"ece": 1.0, "brier": 1.0}
+    with pytest.raises(DataError, match=r"case a: .*probabilities: expected the reference's grid, got shape"):
+        read_probabilities(tmp_path, "a", Grid((3, 3, 3), np.eye(4)), TABLE)
 
 
 def test_notes_and_unknown_organs(tmp_path):

@@ -24,7 +24,7 @@ EYE = LabelTable({1: "rim", 2: "cup_value"}, regions={"disc": (1, 2), "cup": (2,
 
 
 def masks(cases: list[CaseFiles], out: Path, **output: object) -> list[str]:
-    found = places(cases, out, Output(**output), TABLE)  # type: ignore[arg-type]
+    found = places(cases, out, Output(**output), TABLE, TABLE)  # type: ignore[arg-type]
     return [found[files.id].mask.name for files in cases]
 
 
@@ -40,7 +40,7 @@ def test_masks_are_named_as_their_images(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert masks(cases, out) == ["a.nii.gz", "b_0000.nrrd", "c.nii", "d.mha", "patient_7.nii.gz"]
     assert masks(cases[:3], out, format="seg.nrrd") == ["a.seg.nrrd", "b_0000.seg.nrrd", "c.seg.nrrd"]
-    found = places(cases[:1], out, Output(split=True, format="nrrd"), TABLE)["a"]
+    found = places(cases[:1], out, Output(split=True, format="nrrd"), TABLE, TABLE)["a"]
     assert found == Place(
         out / "a.nrrd", out / "a", {"liver": "liver.nrrd", "spleen": "spleen.nrrd", "aorta": "aorta.nrrd"}
     )
