@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from pipeline.data.volumes import read_image as read_image
     from pipeline.data.volumes import read_label_map as read_label_map
     from pipeline.data.volumes import write_label_map as write_label_map
-    from pipeline.infer.predictor import Predictor as Predictor
     from pipeline.model.factory import build_network as build_network
     from pipeline.preprocess.resample import resample as resample
+    from pipeline.stages.predictor import Predictor as Predictor
 
 _HOMES = {
     "Grid": "pipeline.core.grid",
     "Image": "pipeline.core.volume",
     "LabelMap": "pipeline.core.volume",
     "LabelTable": "pipeline.core.labels",
-    "Predictor": "pipeline.infer.predictor",
+    "Predictor": "pipeline.stages.predictor",
     "build_network": "pipeline.model.factory",
     "load_settings": "pipeline.config",
     "open_dataset": "pipeline.data.layouts",

@@ -20,7 +20,7 @@ def test_every_example_runs(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copytree(model, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 13
     exec("\n".join(blocks), {})  # the document is ours
     assert (tmp_path / "mask.nii.gz").is_file()
 
