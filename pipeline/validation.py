@@ -15,8 +15,9 @@ from torch import nn
 from pipeline.config import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
+from pipeline.infer.augmented import mirror_axes, rotation_of
 from pipeline.infer.logits import CaseInference
-from pipeline.infer.member import mirror_axes
+from pipeline.infer.mirror import views
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -45,8 +46,8 @@ def make_validation(
         cases: Validation cases, at least one.
         spec: The network's description.
         plan: The dataset's plan.
-        settings: Sections ``infer`` (what it mirrors counts where all cases are scored, not while training, for speed)
-            and ``train``.
+        settings: Sections ``infer`` (what it mirrors and rotates counts where all cases are scored, not while training,
+            for speed) and ``train``.
         device: Where to compute.
         processes: Those that train together: each scores its share of the cases, and all learn of all.
 
@@ -56,6 +57,7 @@ def make_validation(
     dtype = choose_dtype(device, settings.train.precision)
     subset = cases[: settings.train.validation_cases]
     axes = mirror_axes(plan, spec.dims, settings) if settings.infer.mirror else ()
+    rotation = rotation_of(plan, spec) if settings.infer.rotate else None
     table = plan.label_table.indexed()
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
@@ -64,7 +66,8 @@ def make_validation(
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
             volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
-            inference = CaseInference([network], spec, plan, settings.infer, dtype, axes if everything else ())
+            turned = (axes, rotation) if everything else ((), None)
+            inference = CaseInference([network], spec, plan, settings.infer, dtype, *turned)
             axis, labels = inference.labels(volume, volume.shape[1:])
             index = torch.cat([rows for _, rows in labels]).movedim(0, axis)
             found = overlaps(label[...], index.cpu().numpy(), table, case=case)
@@ -73,7 +76,7 @@ def make_validation(
             }
         return _summary(processes.gathered(rows), plan)
 
-    return Validation(validate, len(subset), len(cases), 2 ** len(axes))
+    return Validation(validate, len(subset), len(cases), len(views(axes, rotation)))
 
 
 def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:

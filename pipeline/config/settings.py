@@ -37,6 +37,8 @@ class InferSettings(Section):
     """Type of the sums over windows; float16 takes half the memory and rounds in the fourth digit."""
     mirror: bool = False
     """Average over mirrored windows (8 passes in 3D, 4 in 2D); left and right organs are swapped back."""
+    rotate: bool = False
+    """Average over windows rotated by 90, 180 and 270 degrees in the slice plane, for models trained with 180."""
     keep_largest: tuple[str, ...] = ()
     """Organs of which only the largest connected component is kept."""
     remove_small_ml: dict[str, Positive] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.infer.averaged import averaged, device_of
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.mirror import mirrored
+from pipeline.infer.mirror import Rotation, mirrored
 from pipeline.infer.slices import SliceNetwork
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -55,6 +55,7 @@ class CaseInference:
         settings: Section ``infer``.
         dtype: Type of the networks' arithmetic.
         mirror_axes: Volume axes over whose mirrorings the logits are averaged.
+        rotation: Of windows, over which they are averaged too.
     """
 
     def __init__(
@@ -65,15 +66,16 @@ class CaseInference:
         settings: InferSettings,
         dtype: torch.dtype = torch.float32,
         mirror_axes: Sequence[int] = (),
+        rotation: Rotation | None = None,
     ) -> None:
         runners: list[Any] = [n if spec.dims == 3 else SliceNetwork(n, plan.slice_axis) for n in networks]
         self.spec, self.plan, self.settings = spec, plan, settings
         self.first: Any = runners[0]
         self.margin = getattr(self.first, "margin", (0, 0, 0))
         self.agree = any(self.margin) and not _normalizes_windows(networks[0])
-        if mirror_axes:
+        if mirror_axes or rotation is not None:
             sides, pairs = directions(plan.orientation).index("LR"), plan.label_table.output_side_pairs()
-            runners = [mirrored(runner, mirror_axes, sides, pairs) for runner in runners]
+            runners = [mirrored(runner, mirror_axes, sides, pairs, rotation) for runner in runners]
         self.network = averaged(runners, [device_of(network) for network in networks], dtype)
 
     def logits(self, image: Tensor) -> Tensor:

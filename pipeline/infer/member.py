@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import InferSettings, Settings
+from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
+from pipeline.infer.augmented import augmentation_problems, mirror_axes, rotation_of
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import CaseInference, check_window
 from pipeline.infer.room import device_with_room
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, trained_folds
-from pipeline.preprocess.plan import Plan
-from pipeline.sample.augment import directions
 
-__all__ = ["Member", "check_inference", "mirror_axes"]
+__all__ = ["Member", "check_inference"]
 
 
 class Member:
@@ -57,9 +56,10 @@ class Member:
         self.dtype = choose_dtype(device, card.settings.train.precision)
         check_inference(card, self.settings)
         self.mirror_axes = mirror_axes(card.plan, card.network.dims, card.settings) if self.settings.mirror else ()
+        rotation = rotation_of(card.plan, card.network) if self.settings.rotate else None
         self.networks = [to_device(network, device).eval() for network in networks]
         self.inference = CaseInference(
-            self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes
+            self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes, rotation
         )
 
     @classmethod
@@ -135,19 +135,6 @@ class Member:
         return torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(place)
 
 
-def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:
-    """Volume axes that training mirrors: the network knows no other mirror images.
-
-    Args:
-        plan: The dataset's plan.
-        dims: Spatial axes of the network.
-        settings: Section ``augment``.
-    """
-    flips = settings.augment.flip_axes if settings.augment.enabled else ()
-    named = directions(plan.orientation)
-    return tuple(axis for axis in plan.axes(dims) if named[axis] in flips)
-
-
 def check_inference(card: ModelCard, settings: InferSettings) -> None:
     """Refuse settings of inference that a model cannot follow; training asks before it begins.
 
@@ -156,8 +143,8 @@ def check_inference(card: ModelCard, settings: InferSettings) -> None:
         settings: Section ``infer``.
 
     Raises:
-        ConfigError: If mirroring is asked of a network that saw no mirrored patches, an organ to clean is not known, or
-            the window is none the network can tile volumes with.
+        ConfigError: If mirroring or rotation is asked of a network that saw no such patches, an organ to clean is not
+            known, or the window is none the network can tile volumes with.
     """
     known = card.plan.label_table.targets
     for key, names in Cleaning.of(settings).to_json().items():
@@ -165,6 +152,7 @@ def check_inference(card: ModelCard, settings: InferSettings) -> None:
         if unknown:
             got = ", ".join(unknown)
             raise ConfigError([f"infer.{key}: expected some of {', '.join(known)}, got {got}. Correct it."])
-    if settings.mirror and not mirror_axes(card.plan, card.network.dims, card.settings):
-        raise ConfigError(["infer.mirror: expected a model trained with flips, got one without. Set it to false."])
+    problems = augmentation_problems(card.plan, card.network, card.settings, settings)
+    if problems:
+        raise ConfigError(problems)
     check_window(card.network, settings)

@@ -39,7 +39,7 @@ class Validation:
         score: Takes the network in evaluation mode and whether all cases are wanted instead of the quick subset.
         quick: Number of cases of the quick subset.
         all: Number of all cases.
-        passes: Mirror images that are averaged where all cases are wanted; the quick subset is never mirrored.
+        passes: Mirrored and rotated images that are averaged where all cases are wanted; the quick subset never is.
     """
 
     score: Callable[[nn.Module, bool], ValidationScores]

@@ -30,6 +30,8 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
     )
     network = spec.build(3).eval()
     member = Member(ModelCard(network=spec, plan=plan, settings=mirroring, provenance={}), [network], cpu)
+    turning = mirroring.model_copy(update={"infer": mirroring.infer.model_copy(update={"rotate": True})})
+    assert make_validation(prepared, cases, spec, plan, turning, cpu).passes == 16  # 8 of a plane, mirrored across it
     asked, without = (make_validation(prepared, cases, spec, plan, each, cpu) for each in (mirroring, plain))
     assert (asked.passes, asked.complete, asked.longer) == (4, False, 4.0)
     assert (without.passes, without.complete, without.longer) == (1, True, 1.0)
