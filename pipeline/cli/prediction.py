@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Device, OutFolder
+from pipeline.cli.options import OutFolder
 
 __all__ = ["predict"]
 
@@ -20,7 +20,12 @@ def predict(
     out: OutFolder,
     folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. infer.mirror=true.")] = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cpu, cuda, cuda:1, mps, by default the best; cuda:0,cuda:1 or cuda:all spread folds."
+        ),
+    ] = None,
     file_format: Annotated[
         str | None,
         typer.Option("--format", help="nii.gz, nii, nrrd, seg.nrrd (3D Slicer) or mha; by default the input's."),

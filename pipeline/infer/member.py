@@ -15,6 +15,7 @@ from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
 from pipeline.infer.augmented import augmentation_problems, mirror_axes, rotation_of
+from pipeline.infer.averaged import spread
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import CaseInference, check_window
 from pipeline.infer.room import device_with_room
@@ -30,7 +31,7 @@ class Member:
     Args:
         card: Description of the model.
         networks: One per fold, at least one.
-        device: Where to compute.
+        device: Where to compute, or several devices over which the networks are spread; sums are on the first.
         settings: Section ``infer``; by default the one the model was trained with.
         most_bytes: Memory that the sums over windows may take on the CPU; by default all that is free.
         sources: Content hashes of the files it was loaded from.
@@ -43,7 +44,7 @@ class Member:
         self,
         card: ModelCard,
         networks: Sequence[nn.Module],
-        device: torch.device,
+        device: torch.device | Sequence[torch.device],
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
         sources: Sequence[str] = (),
@@ -51,13 +52,15 @@ class Member:
         if not networks:
             raise ConfigError(["prediction: expected at least one network, got none. Load a trained model."])
         self.card, self.most_bytes, self.sources = card, most_bytes, tuple(sources)
-        self.device = device
+        self.devices = spread(len(networks), [device] if isinstance(device, torch.device) else device)
+        self.device = self.devices[0]
         self.settings = settings or card.settings.infer
-        self.dtype = choose_dtype(device, card.settings.train.precision)
+        self.dtype = choose_dtype(self.device, card.settings.train.precision)
         check_inference(card, self.settings)
         self.mirror_axes = mirror_axes(card.plan, card.network.dims, card.settings) if self.settings.mirror else ()
         rotation = rotation_of(card.plan, card.network) if self.settings.rotate else None
-        self.networks = [to_device(network, device).eval() for network in networks]
+        pairs = zip(networks, self.devices, strict=True)
+        self.networks = [to_device(network, place).eval() for network, place in pairs]
         self.inference = CaseInference(
             self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes, rotation
         )
@@ -66,7 +69,7 @@ class Member:
     def load(
         cls,
         folder: Path,
-        device: torch.device,
+        device: torch.device | Sequence[torch.device],
         folds: Sequence[int] | None = None,
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
@@ -75,7 +78,7 @@ class Member:
 
         Args:
             folder: What ``volseg train`` wrote.
-            device: Where to compute.
+            device: As for the class.
             folds: Folds to average; by default all that are trained.
             settings: Section ``infer``; by default the model's own.
             most_bytes: As for the class.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.member import Member
 from pipeline.infer.segment import Prepared, segment, segment_softly
 from pipeline.infer.soft_maps import SoftPrediction, SoftWanted
-from pipeline.model.device import choose_device
+from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders
 from pipeline.preprocess.prepare import prepare_image
 
@@ -82,7 +83,8 @@ class Predictor:
         Args:
             folder: What ``volseg train`` or ``volseg choose`` wrote.
             folds: Folds to average; by default all that are trained.
-            device: Name of the device; by default the best there is.
+            device: Name of the device; by default the best there is. Over several (``cuda:0,cuda:1`` or ``cuda:all``)
+                the folds, and the members of an ensemble, are spread.
             settings: Section ``infer``, of an ensemble for all members; by default each model's own.
             extra: The further MONAI transforms that training data went through, if any.
             max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image may take; by default what is free.
@@ -91,9 +93,12 @@ class Predictor:
         Raises:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
         """
-        folder, place = Path(folder), choose_device(device)
+        folder, places = Path(folder), deque(choose_devices(device))
         most = None if max_memory_gb is None else int(max_memory_gb * 1e9)
-        members = [Member.load(home, place, folds, settings, most) for home in member_folders(folder)]
+        members: list[Member] = []
+        for home in member_folders(folder):
+            members.append(Member.load(home, tuple(places), folds, settings, most))
+            places.rotate(-len(members[-1].networks))  # the next network goes to the next device
         wanted = all(member.settings.postprocessing for member in members)
         learnt = read_cleaning(folder, members[0].card.plan.label_table) if wanted else None
         return cls(members, extra, learnt, folder)

@@ -76,14 +76,15 @@ def restore_average(
     models = [_Probabilities(rows, other, axis, shared=not painting) for rows, other in parts]
     labels: NDArray[np.unsignedinteger[Any]] | None = None
     for row in range(trace.reoriented.shape[axis]):
-        mean = torch.stack([model.row(row) for model in models]).mean(dim=0)
+        found = [model.row(row) for model in models]
+        mean = torch.stack([one.to(found[0].device) for one in found]).mean(dim=0)
         if labels is None:
             classes = 1 + max(painted for _, painted in painting) if painting else mean.shape[-1]
             labels = np.zeros(trace.source.shape, dtype=np.uint8 if classes <= 256 else np.uint16)
             turned = np.moveaxis(reorient_array(labels, trace.source.orientation, trace.orientation), axis, 0)
-        found = decode((mean - 0.5 if painting else mean).movedim(-1, 0), painting)
-        turned[row] = found.cpu().numpy()
-        told(row, mean[None], found[None])
+        decided = decode((mean - 0.5 if painting else mean).movedim(-1, 0), painting)
+        turned[row] = decided.cpu().numpy()
+        told(row, mean[None], decided[None])
     assert labels is not None  # an image is never empty
     return labels
 

@@ -117,8 +117,8 @@ class SoftMaps:
         for begin in range(0, len(flat), step):
             part = slice(begin, begin + step)
             some, own = flat[part], self.inside.index_select(0, classes[part])
-            self.counts += own.sum(dim=0, dtype=torch.float64).cpu()
-            self.sums += own.mul_(some).sum(dim=0, dtype=torch.float64).cpu()
+            self.counts += own.sum(dim=0).cpu()  # exact: fewer than 2**24
+            self.sums += own.mul_(some).sum(dim=0).cpu()
             if self.channels:
                 parts[: len(self.channels), part] = some[:, self.channels].T
             if self.wanted.entropy:

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import available_bytes, total_bytes
 
 __all__ = [
     "autocast",
     "choose_device",
+    "choose_devices",
     "choose_dtype",
     "device_name",
     "free_bytes",
@@ -51,6 +52,25 @@ def choose_device(name: str | None = None) -> torch.device:
             f"device: expected one of {', '.join(found)}, got {name!r}. Leave --device out to choose the best."
         ) from None
     return device
+
+
+def choose_devices(names: str | None = None) -> tuple[torch.device, ...]:
+    """Several devices to spread networks over.
+
+    Args:
+        names: Names as for :func:`choose_device` with commas between them, or ``cuda:all`` for every GPU.
+
+    Raises:
+        VolsegError: If one is not there, or they are of several kinds.
+    """
+    if names == "cuda:all":
+        names = ",".join(f"cuda:{n}" for n in range(torch.cuda.device_count())) or "cuda"
+    devices = tuple(choose_device(name.strip()) for name in names.split(",")) if names else (choose_device(),)
+    kinds = sorted({device.type for device in devices})
+    if len(kinds) > 1:
+        got, advice = " and ".join(kinds), "Name GPUs only, or the CPU"
+        raise VolsegError(sentence("device", "devices of one kind", got, advice))
+    return devices
 
 
 def planning_memory_gb() -> float:

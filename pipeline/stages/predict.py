@@ -72,7 +72,7 @@ def predict(
         inputs: As for :func:`predict_files`, and so are ``out``, ``output``, ``progress`` and ``on_stop``.
         out: Folder for the masks.
         folds: Folds to average; by default all that are trained.
-        device: Name of the device; by default the best there is.
+        device: Name of the device, or of several, as for :meth:`~pipeline.infer.predictor.Predictor.load`.
         settings: Section ``infer``; by default the model's own.
         max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image may take; by default what is free. An
             image that needs more fails alone.

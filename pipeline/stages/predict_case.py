@@ -119,7 +119,7 @@ def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
     place = run.places[read.files.id]
     if read.kept or read.image is None:
         return CaseSegmented(read, dict(run.entries[place.mask.name]))
-    origin, began = provenance(run.predictor.members[0].device), time.monotonic()
+    origin, began = _origin(run.predictor), time.monotonic()
     label_map, soft = _segmented(run, read.image, read.files.id)
     if run.output.organs:
         label_map = LabelMap(keep_values(label_map.array, run.labels.table.values), label_map.grid)
@@ -190,6 +190,13 @@ def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, Soft
     output = run.output
     soft = run.predictor.predict_soft(image, output.probabilities, entropy=output.entropy, case=case, scratch=run.out)
     return soft.label_map, soft
+
+
+def _origin(predictor: Predictor) -> dict[str, str]:
+    """Versions, device and date; of several devices all."""
+    devices = dict.fromkeys(str(device) for member in predictor.members for device in member.devices)
+    several = {"devices": ", ".join(devices)} if len(devices) > 1 else {}
+    return provenance(predictor.members[0].device) | several
 
 
 def _remove_earlier(run: Prediction, place: Place) -> None:
