@@ -39,17 +39,19 @@ def test_reasons_are_sentences() -> None:
 def test_statistics_are_a_table_and_say_their_conventions(tmp_path: Path) -> None:
     organ = {"label": 1, "voxels": 4, "volume_ml": 0.5, "intensity": {"CT": {"mean": -3.25, "sd": 1.5}},
              "touches_edge": True, "edges": ["S"]}  # fmt: skip
+    sure = {"b": organ, "a": organ | {"confidence": 0.875}}
     cases = {
-        f"{case}.nii": {"case": case, "prediction": f"{case}.nii", "hash": "h", "organs": {"liver": organ}}
-        for case in ("b", "a")
+        f"{case}.nii": {"case": case, "prediction": f"{case}.nii", "hash": "h", "organs": {"liver": found}}
+        for case, found in sure.items()
     }
     write_statistics(tmp_path, cases, ("CT",))
     assert (tmp_path / "statistics.csv").read_text() == (
-        "case,label,name,voxels,volume_ml,mean,sd,touches_edge,edges\n"
-        "a,1,liver,4,0.5,-3.25,1.5,yes,S\n"
-        "b,1,liver,4,0.5,-3.25,1.5,yes,S\n"
+        "case,label,name,voxels,volume_ml,mean,sd,touches_edge,edges,confidence\n"
+        "a,1,liver,4,0.5,-3.25,1.5,yes,S,0.875\n"
+        "b,1,liver,4,0.5,-3.25,1.5,yes,S,\n"
     )
     content = json.loads((tmp_path / "statistics.json").read_text())
     assert [entry["case"] for entry in content["cases"]] == ["a", "b"]
-    assert [line.split(":")[0] for line in content["conventions"]] == ["volume_ml", "mean, sd", "touches_edge"]
+    explained = [line.split(":")[0] for line in content["conventions"]]
+    assert explained == ["volume_ml", "mean, sd", "touches_edge", "confidence"]
     assert earlier_statistics(tmp_path) == cases
