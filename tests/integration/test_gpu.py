@@ -32,6 +32,21 @@ def test_a_model_predicts_the_same_on_both_devices(model: Path) -> None:
     assert np.mean(masks[0] != masks[1]) < 1e-3
 
 
+def test_soft_outputs_are_the_same_on_both_devices_and_spread_over_all_gpus(model: Path) -> None:
+    image, _ = toy_case(7)
+    organs = ("box_left", "box_small")
+    cpu, gpu, spread = (
+        Predictor.load(model, device=device).predict_soft(image, organs) for device in ("cpu", "cuda", "cuda:all")
+    )
+    assert cpu.entropy is not None
+    assert gpu.entropy is not None
+    np.testing.assert_allclose(gpu.entropy, cpu.entropy, atol=0.02)
+    for organ in organs:
+        np.testing.assert_allclose(gpu.probabilities[organ], cpu.probabilities[organ], atol=0.02)
+        np.testing.assert_allclose(spread.probabilities[organ], gpu.probabilities[organ], atol=1e-3)
+        assert gpu.confidence[organ] == pytest.approx(cpu.confidence[organ], abs=0.01)
+
+
 def test_a_checkpoint_continues_on_the_gpu(prepared: Path, tmp_path: Path) -> None:
     settings = toy_settings()
     train(prepared, tmp_path / "m", settings, device="cuda")

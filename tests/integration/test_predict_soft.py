@@ -7,6 +7,9 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +246,40 @@ def test_what_a_killed_run_left_is_removed(model: Path, scans: Path, tmp_path: P
     (out / "entropy" / ".0123abcd.part.toy_1.nii.gz").write_bytes(b"half")
     predict(model, [scans], out, device="cpu", output=EVERYTHING)
     assert [name for name in written(out) if ".part." in name] == []
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.__main__ import main
+rename = Path.replace
+
+def replace(self, target):
+    if Path(target).name == "box_small.nii.gz":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.replace = replace
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_run_leaves_nothing_half_written_and_is_finished_by_the_next(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["predict", model, scans, "-o", out, "--device", "cpu", "--probabilities", "all", "--entropy"]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, *map(str, words)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    there = [name for name in written(out) if ".part." not in name]
+    assert there == ["labels.json", "labels.txt", "predictions.json", soft_names("toy_0")[1], "toy_0.nii.gz"]
+    assert not record(out, "toy_0")["hash"]
+    code, text, _ = run(capfd, *words)
+    assert code == 0
+    assert f"2 predicted, 0 up to date, 0 failed: {out}" in text
+    assert [name for name in written(out) if ".part." in name] == []
+    assert {*soft_names("toy_0"), *soft_names("toy_1")} <= set(written(out))
 
 
 def test_wrong_words_cost_no_work(

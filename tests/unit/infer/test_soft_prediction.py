@@ -10,6 +10,8 @@ import torch
 from members import ORGANS, REGIONS, image, member, whole_probabilities
 
 from pipeline.core.errors import DataError
+from pipeline.core.grid import Grid
+from pipeline.core.volume import Image
 from pipeline.infer.predictor import Predictor
 
 MIRROR = {"augment": {"flip_axes": ["LR", "SI"]}, "infer": {"mirror": True}}
@@ -56,6 +58,17 @@ def test_soft_outputs_are_those_of_all_logits_at_full_size(name, orientation, tm
     assert on_disk.entropy is None
     assert on_disk.confidence == found.confidence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("table", [ORGANS, REGIONS])
+def test_a_single_picture(table):
+    grid = Grid.from_spacing((30, 21, 1), (1.0, 1.0, 1.0))
+    given = Image(np.random.default_rng(0).normal(size=(1, *grid.shape)).astype(np.float32), grid)
+    predictor = Predictor([member(2, table, crop="none")])
+    found = predictor.predict_soft(given, table.targets)
+    expected = whole_probabilities(predictor, given)[-len(table.targets) :]
+    np.testing.assert_allclose(np.stack(list(found.probabilities.values())), expected, atol=1e-5)
+    np.testing.assert_array_equal(found.label_map.array, predictor.predict(given).array)
 
 
 def test_half_sums_give_the_same_soft_outputs_but_for_rounding():
