@@ -187,12 +187,33 @@ steps.command()(predict)
 def report(
     evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")],
-    overlays: Annotated[int, typer.Option(min=0, help="Worst and best cases to show, each.")] = 3,
+    overlays: Annotated[int, typer.Option(min=0, help="Pictures of the worst and of the best cases, each.")] = 3,
+    viewer_cases: Annotated[
+        int, typer.Option("--viewer-cases", min=0, help="Cases in the 3D viewer, worst and best; 0: no viewer.")
+    ] = 20,
+    viewer_mb: Annotated[
+        float, typer.Option("--viewer-mb", min=0.1, help="MB for their volumes; what is larger is made coarser.")
+    ] = 6.0,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Show case ids and paths, which may name patients.")
+    ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to include.")] = None,
 ) -> None:
-    """One HTML file with the table, box plots and overlays of the worst and best cases."""
+    """One offline HTML file: tables, plots, pictures of the worst and best cases, and a 3D viewer."""
     from pipeline.console import say
     from pipeline.stages.evaluate import report as run
 
-    say(f"Report: {run(evaluation, out, overlays=overlays, title=title, curves=curves)}")
+    written = run(
+        evaluation,
+        out,
+        overlays=overlays,
+        viewer_cases=viewer_cases,
+        viewer_mb=viewer_mb,
+        show_names=show_names,
+        title=title,
+        curves=curves,
+    )
+    say(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    if not show_names:
+        say("Cases are named by hashes and paths are left out; --show-names shows both.")

@@ -1,4 +1,4 @@
-"""Plots of an evaluation: the distribution of Dice per organ, and Dice against the organ's volume."""
+"""Plots of an evaluation: the distribution of a metric per organ, and Dice against the organ's volume."""
 
 from __future__ import annotations
 
@@ -10,42 +10,48 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.evaluate import Row
+from pipeline.evaluate.metrics import METRICS, Metric
 from pipeline.export.drawing import box, even_spread, log_ticks, plain_text, style_axes
 from pipeline.export.palette import Theme, figure_png
 
-__all__ = ["dice_against_volume", "dice_boxplots"]
+__all__ = ["dice_against_volume", "metric_boxplots"]
 
 _DPI = 150
 _WIDTH_INCHES = 9.6
 
 
-def dice_boxplots(rows: Sequence[Row], theme: Theme) -> bytes:
-    """Box plot of Dice per organ, one point per case, organs in the order of their labels from the top.
+def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS["dice"]) -> bytes:
+    """Box plot of a metric per organ, one point per case, organs in the order of their labels from the top.
 
     Boxes span the quartiles and whiskers 1.5 times their distance (Tukey 1977); every single case is a point, so that
-    there are no outlier marks. Misses lie at 0 as crosses.
+    there are no outlier marks. Misses are crosses: at 0, or for distances at the diagonal of the image.
 
     Args:
         rows: Rows of an evaluation; those without a Dice are left out.
         theme: Colours.
+        metric: What to draw.
 
     Returns:
         PNG with a transparent background; an empty frame if there is nothing to draw.
     """
-    scored = [row for row in rows if row.counts]
+    scored = [row for row in rows if row.counts and np.isfinite(row.penalised(metric.column))]
     names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
     figure = Figure(
         figsize=(_WIDTH_INCHES, 1.0 + (0.42 if len(names) <= 20 else 0.27) * max(1, len(names))), layout="constrained"
     )
     axes = figure.add_subplot()
-    groups = [[row for row in scored if row.name == name] for name in names]
-    for position, group in enumerate(groups, start=1):
-        box(axes, [row.dice for row in group], position, theme)
-        _points(axes, [row.dice for row in group], position + even_spread(len(group)), group, theme)
+    for position, name in enumerate(names, start=1):
+        group = [row for row in scored if row.name == name]
+        values = [row.penalised(metric.column) for row in group]
+        box(axes, values, position, theme)
+        _points(axes, values, position + even_spread(len(group)), group, theme)
     axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
     axes.set_ylim(len(names) + 0.6, 0.4)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("Dice")
+    if metric.is_distance:
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(f"{metric.title} (mm)" if metric.is_distance else metric.title)
     style_axes(axes, theme, grid="x")
     return figure_png(figure, _DPI)
 

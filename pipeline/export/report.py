@@ -1,29 +1,27 @@
-"""The report: one HTML file that needs neither network nor scripts."""
+"""The report: one HTML file that needs no network, and scripts only for its viewer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import VolsegError, require_same_grid
 from pipeline.core.files import write_text
-from pipeline.data.volumes import read_image, read_label_map
-from pipeline.evaluate import EvaluatedCase, Evaluation, Row, read_evaluation, read_summary
-from pipeline.export.overlay import Overlay, case_overlay
+from pipeline.evaluate import Evaluation, read_evaluation, read_summary
+from pipeline.evaluate.metrics import METRICS
+from pipeline.export.agreement_plot import MOST_PANELS, volume_agreement
+from pipeline.export.names import Names, names_of
 from pipeline.export.page import both_themes, render_page
-from pipeline.export.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN, png_uri
-from pipeline.export.plots import dice_against_volume, dice_boxplots
+from pipeline.export.palette import png_uri
+from pipeline.export.plots import dice_against_volume, metric_boxplots
+from pipeline.export.report_cases import newer_predictions, show_cases
+from pipeline.export.report_tables import table_context
+from pipeline.export.viewer import ERROR_COLORS, viewer_context
 
 __all__ = ["write_report"]
 
-_CASES_SHOWN = 20
-_ERRORS = (
-    ("false negative", FALSE_NEGATIVE),
-    ("false positive", FALSE_POSITIVE),
-    ("taken for another organ", OTHER_ORGAN),
-)
+_ROWS_SHOWN = {"cases_shown": 50, "worst_shown": 30, "failures_shown": 50}
 
 
 def write_report(
@@ -31,6 +29,9 @@ def write_report(
     out: Path,
     *,
     overlays: int = 3,
+    viewer_cases: int = 20,
+    viewer_mb: float = 6.0,
+    show_names: bool = False,
     title: str | None = None,
     curves: Path | Sequence[Path] | None = None,
     version: str = "",
@@ -38,12 +39,17 @@ def write_report(
 ) -> Path:
     """Write the report of an evaluation.
 
-    Volumes are read one case at a time. A file that cannot be read becomes a note in the report.
+    Volumes are read one case at a time. A file that cannot be read, or that is not what was evaluated, becomes a note
+    in the report.
 
     Args:
         evaluation_folder: Folder that ``volseg evaluate`` wrote.
         out: HTML file to write.
         overlays: Number of worst cases to draw, and at most as many of the best; 0 for none.
+        viewer_cases: Number of cases in the viewer, half of them the worst, half the best; 0 leaves the viewer out.
+        viewer_mb: Megabytes that their volumes may take; they are shown with fewer voxels where that is not enough.
+        show_names: Show case ids and paths. Otherwise cases are named by a hash, and sentences that may hold a name
+            are left out.
         title: Heading; by default ``Segmentation report``.
         curves: PNG files of training curves to include.
         version: Version of volseg, for the foot of the page.
@@ -56,21 +62,26 @@ def write_report(
         VolsegError: If the evaluation cannot be read, or the report not be written.
     """
     evaluation, summary = read_evaluation(evaluation_folder), read_summary(evaluation_folder)
-    notes = list(evaluation.notes)
+    names = names_of(evaluation.cases, show=show_names)
+    shown = show_cases(evaluation, summary, names, overlays, viewer_cases, viewer_mb)
+    pictures, lost_curves = _curves(curves)
+    notes = [*_notes(evaluation, names, evaluation_folder / "scores.csv"), *shown.notes, *lost_curves]
     scored = any(row.counts for row in evaluation.rows)
     context = {
         "title": title or "Segmentation report",
         "summary": summary,
         "scored": scored,
-        "statuses": {case.id: _case_status(case.id, evaluation.rows) for case in evaluation.cases},
-        "cases_shown": _CASES_SHOWN,
-        "boxplots": both_themes(partial(dice_boxplots, evaluation.rows)) if scored else None,
-        "scatter": both_themes(partial(dice_against_volume, evaluation.rows)) if scored else None,
-        "overlays": _overlays(evaluation, summary, overlays, notes),
-        "errors": _ERRORS,
-        "curves": _curves(curves, notes),
-        "failures": [(case, message.removeprefix(f"case {case}: ")) for case, message in evaluation.failures],
+        **_ROWS_SHOWN,
+        **table_context(evaluation, summary, names),
+        **_plots(evaluation, summary, scored),
+        "overlays": shown.overlays,
+        "viewer": viewer_context(shown.viewer, evaluation.labels),
+        "in_viewer": {case.name: n for n, case in enumerate(shown.viewer)},
+        "error_colors": ERROR_COLORS,
+        "curves": pictures,
+        "failures": [_failure(names, case, message) for case, message in evaluation.failures],
         "notes": notes,
+        "hidden": names.hidden,
         "version": version,
         "date": date,
     }
@@ -78,66 +89,42 @@ def write_report(
     return out
 
 
-def _case_status(case: str, rows: Sequence[Row]) -> str:
-    """What went wrong in a case, in words; empty if nothing did."""
-    found = [row for row in rows if row.case == case and (row.counts or row.status == "failed")]
-    statuses = {row.status for row in found}
-    if "missing_prediction" in statuses:
-        return "no prediction"
-    if "failed" in statuses or not found:
-        return "failed"
-    parts = []
-    for status in ("missed", "hallucinated"):
-        names = [row.name for row in found if row.status == status]
-        if names:
-            parts.append(f"{status}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}")
-    return "; ".join(parts)
-
-
-def _overlays(evaluation: Evaluation, summary: dict[str, Any], count: int, notes: list[str]) -> list[dict[str, Any]]:
-    """Worst cases first, then the best of the others; cases without a usable prediction have nothing to show."""
-    broken = {case for case, _ in evaluation.failures}
-    files = {
-        case.id: (case, case.prediction)
-        for case in evaluation.cases
-        if case.prediction is not None and case.id not in broken
+def _plots(evaluation: Evaluation, summary: Mapping[str, Any], scored: bool) -> dict[str, Any]:
+    """Every plot for light and dark screens; empty without scores."""
+    if not scored:
+        return {"boxplots": [], "scatter": None, "agreement": None, "most_panels": MOST_PANELS}
+    drawn = [METRICS[column] for column in ("dice", "hd95_mm", "nsd") if column in summary["overall"]]
+    return {
+        "boxplots": [(m, both_themes(partial(metric_boxplots, evaluation.rows, metric=m))) for m in drawn],
+        "scatter": both_themes(partial(dice_against_volume, evaluation.rows)),
+        "agreement": both_themes(partial(volume_agreement, evaluation.rows)),
+        "most_panels": MOST_PANELS,
     }
-    ranked = [entry for entry in summary["cases"] if entry["case"] in files and entry["dice"] is not None]
-    worst = ranked[:count]
-    best = ranked[len(worst) :][::-1][:count]
-    drawn = []
-    for rank, entry in [*(("worst", e) for e in worst), *(("best", e) for e in best)]:
-        try:
-            overlay = _draw(*files[entry["case"]], evaluation, entry["worst_organ"], notes)
-        except VolsegError as error:
-            notes.append(f"Overlay of {entry['case']} left out: {error}")
-            continue
-        rows = sorted(
-            (row for row in evaluation.rows if row.case == entry["case"] and row.counts), key=lambda r: r.dice
-        )
-        drawn.append({"rank": rank, **entry, "rows": rows, "overlay": overlay, "uri": png_uri(overlay.png)})
-    return drawn
 
 
-def _draw(case: EvaluatedCase, predicted: Path, evaluation: Evaluation, organ: str, notes: list[str]) -> Overlay:
-    reference = read_label_map(case.reference, case=case.id)
-    prediction = read_label_map(predicted, case=case.id)
-    image = None
-    if case.images:
-        try:
-            image = read_image(case.images[:1], case=case.id)
-            require_same_grid(reference.grid, image.grid, "image grid", "the reference grid", case=case.id)
-        except VolsegError as error:
-            notes.append(f"Overlay of {case.id} without its image: {error}")
-            image = None
-    return case_overlay(reference, prediction, evaluation.labels, evaluation.labels.target_values[organ], image)
+def _failure(names: Names, case: str, message: str) -> tuple[str, str]:
+    withheld = "its files could not be used; the reason may hold a name, --show-names shows it."
+    return names.case(case), names.text(message.removeprefix(f"case {case}: ")) or withheld
 
 
-def _curves(curves: Path | Sequence[Path] | None, notes: list[str]) -> list[str]:
-    found = []
+def _notes(evaluation: Evaluation, names: Names, scores: Path) -> list[str]:
+    """What the evaluation noted, as far as it holds no names, and whether files changed since."""
+    notes, withheld = names.texts(evaluation.notes)
+    if withheld:
+        notes.append(f"{withheld} further notes of the evaluation may hold names; --show-names shows them.")
+    newer = newer_predictions(evaluation, scores)
+    if newer:
+        count = f"{len(newer)} of {len(evaluation.cases)} predictions (e.g. {names.case(newer[0])})"
+        notes.append(f"{count} were written after the scores. If they changed, run volseg evaluate again.")
+    return notes
+
+
+def _curves(curves: Path | Sequence[Path] | None) -> tuple[list[str], list[str]]:
+    """Pictures of training curves, and notes on those that cannot be read."""
+    found, notes = [], []
     for path in [curves] if isinstance(curves, Path) else curves or []:
         try:
             found.append(png_uri(path.read_bytes()))
         except OSError as error:
-            notes.append(f"{path}: training curves left out ({error.strerror or error}).")
-    return found
+            notes.append(f"Training curves were left out: {error.strerror or 'they cannot be read'}.")
+    return found, notes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core import Image, LabelMap, LabelTable
+from pipeline.core import Grid, Image, LabelMap, LabelTable
 
 __all__ = ["CT_WINDOW_HU", "Scene", "build_scene", "display_range", "error_position"]
 
@@ -27,16 +27,23 @@ class Scene:
         reference: Label values, 0 where ignored.
         prediction: Label values.
         ignored: Where the reference has the ignore label.
-        spacing_mm: Spacing along the RAS axes.
+        grid: Grid of what is left of the volumes.
         window: Intensities to show as black and white.
+        cropped: Whether anything was cut off.
     """
 
     image: NDArray[np.floating[Any]] | None
     reference: NDArray[np.integer[Any]]
     prediction: NDArray[np.integer[Any]]
     ignored: NDArray[np.bool_]
-    spacing_mm: tuple[float, float, float]
+    grid: Grid
     window: tuple[float, float]
+    cropped: bool = False
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Spacing along the RAS axes."""
+        return self.grid.spacing_mm
 
 
 def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, image: Image | None = None) -> Scene:
@@ -61,7 +68,9 @@ def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, i
     shown = None if image is None else Image(image.array[:1], image.grid).reoriented("RAS").array[0]
     window = (0.0, 1.0) if shown is None else display_range(shown)
     cropped = None if shown is None else shown[box]
-    return Scene(cropped, wanted[box], predicted[box], ignored[box], turned.grid.spacing_mm, window)
+    grid = turned.grid.cropped([part.start for part in box], [part.stop for part in box])
+    smaller = grid.shape != turned.grid.shape
+    return Scene(cropped, wanted[box], predicted[box], ignored[box], grid, window, smaller)
 
 
 def error_position(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[int, int, int]:

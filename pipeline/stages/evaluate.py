@@ -96,7 +96,15 @@ def evaluate(
 
 
 def report(
-    evaluation: Path, out: Path, *, overlays: int = 3, title: str | None = None, curves: Path | None = None
+    evaluation: Path,
+    out: Path,
+    *,
+    overlays: int = 3,
+    viewer_cases: int = 20,
+    viewer_mb: float = 6.0,
+    show_names: bool = False,
+    title: str | None = None,
+    curves: Path | None = None,
 ) -> Path:
     """Write the report of an evaluation, signed with version and date.
 
@@ -104,6 +112,9 @@ def report(
         evaluation: Folder that :func:`evaluate` wrote.
         out: HTML file.
         overlays: Worst and best cases to draw, each.
+        viewer_cases: Cases in the viewer, half of them the worst.
+        viewer_mb: Megabytes that their volumes may take.
+        show_names: Show case ids and paths instead of hashes.
         title: Heading.
         curves: PNG of training curves to include.
 
@@ -113,7 +124,17 @@ def report(
     Raises:
         VolsegError: If the evaluation cannot be read, or the report not be written.
     """
-    return write_report(evaluation, out, overlays=overlays, title=title, curves=curves, **signature())
+    return write_report(
+        evaluation,
+        out,
+        overlays=overlays,
+        viewer_cases=viewer_cases,
+        viewer_mb=viewer_mb,
+        show_names=show_names,
+        title=title,
+        curves=curves,
+        **signature(),
+    )
 
 
 def _labels(

@@ -5,7 +5,7 @@ from matplotlib import image as pictures
 
 from pipeline.evaluate import Row
 from pipeline.export.palette import DARK, LIGHT, organ_color
-from pipeline.export.plots import dice_against_volume, dice_boxplots
+from pipeline.export.plots import dice_against_volume, metric_boxplots
 
 
 def rows(*scores, status="scored"):
@@ -17,7 +17,7 @@ def pixels(png):
 
 
 def test_plots_are_drawn_and_transparent():
-    for draw in (dice_boxplots, dice_against_volume):
+    for draw in (metric_boxplots, dice_against_volume):
         for theme in (LIGHT, DARK):
             picture = pixels(draw(rows(0.9, 0.8, 0.5), theme))
             assert picture.shape[1] == 1440
@@ -26,11 +26,11 @@ def test_plots_are_drawn_and_transparent():
 
 
 def test_plots_are_the_same_in_every_run():
-    assert dice_boxplots(rows(0.9, 0.1), LIGHT) == dice_boxplots(rows(0.9, 0.1), LIGHT)
+    assert metric_boxplots(rows(0.9, 0.1), LIGHT) == metric_boxplots(rows(0.9, 0.1), LIGHT)
 
 
 def test_nothing_to_draw_gives_an_empty_frame():
-    for draw in (dice_boxplots, dice_against_volume):
+    for draw in (metric_boxplots, dice_against_volume):
         assert pixels(draw([], LIGHT)).shape[2] == 4
         assert pixels(draw(rows(float("nan"), status="true_negative"), LIGHT)).shape[2] == 4
 

@@ -1,0 +1,205 @@
+"""Volumes for a viewer in a page: cropped, made smaller where they must be, and packed as NIfTI without any text."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core import Grid, LabelTable
+from pipeline.export.scene import CT_WINDOW_HU, Scene
+
+__all__ = ["ERROR_VALUES", "PackedCase", "nifti_base64", "pack_case", "smaller"]
+
+ERROR_VALUES: Mapping[str, int] = {"false negative": 1, "false positive": 2, "taken for another organ": 3}
+"""Voxel values of the layer of errors."""
+
+_CT_RANGE_HU = (-1024.0, 3071.0)
+_CT_STEP_HU = 4.0
+_TAILS_PERCENT = (0.1, 99.9)
+_SMALLEST = 8  # voxels along an axis that is not made any smaller
+_SAMPLED_SLICES = 6
+_GZIP_LEVEL = 6
+
+_Factors = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PackedCase:
+    """The layers of a case.
+
+    Args:
+        layers: ``image``, ``reference``, ``prediction`` and ``errors`` → gzipped NIfTI in base64.
+        shape: Voxels along i, j, k.
+        spacing_mm: Their distance.
+        factors: Every how many-th voxel along i, j, k was kept.
+        window: Intensities to show as black and white, or None if there is no image.
+        is_ct: Whether intensities are HU.
+        cropped: Whether only the surroundings of the labels are in it.
+        organs: Class indices in reference or prediction.
+    """
+
+    layers: Mapping[str, str]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    factors: _Factors
+    window: tuple[float, float] | None
+    is_ct: bool
+    cropped: bool
+    organs: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Characters of all layers."""
+        return sum(len(layer) for layer in self.layers.values())
+
+
+def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None:
+    """Pack a case into a given size, with fewer voxels if it has to be.
+
+    Label maps hold class indices, the n-th organ of the table as n. Intensities of CT are kept in steps of 4 HU, others
+    in 256 steps between their 0.1 and 99.9 percentiles.
+
+    Args:
+        scene: Volumes in RAS order, cropped.
+        labels: The organs.
+        limit: Largest size in characters.
+
+    Returns:
+        The case; None if it is too large even with 8 voxels along each axis.
+    """
+    layers, is_ct = _layers(scene, labels)
+    factors: _Factors = (1, 1, 1)
+    excess = _estimate(layers, scene.grid) / limit
+    while True:
+        factors = _larger(factors, scene.grid, excess)
+        grid, reduced = _reduced(layers, scene.grid, factors)
+        packed = {name: nifti_base64(array, grid, scale) for name, (array, scale) in reduced.items()}
+        size = sum(len(layer) for layer in packed.values())
+        window = None if scene.image is None else scene.window
+        if size <= limit:
+            organs = np.union1d(layers["reference"][0], layers["prediction"][0]).tolist()
+            present = tuple(organ for organ in organs if organ)
+            return PackedCase(packed, grid.shape, grid.spacing_mm, factors, window, is_ct, scene.cropped, present)
+        if _larger(factors, scene.grid, 1.01) == factors:
+            return None
+        excess = max(size / limit, 1.01)
+
+
+def nifti_base64(array: NDArray[Any], grid: Grid, scale: tuple[float, float] = (1.0, 0.0)) -> str:
+    """A volume as gzipped NIfTI-1 in base64; its header has no text and no extension.
+
+    Args:
+        array: (I, J, K) integers.
+        grid: Their grid.
+        scale: Slope and intercept that turn the integers into intensities.
+    """
+    image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
+    image.header.set_slope_inter(*scale)
+    image.header.set_xyzt_units("mm")
+    return base64.b64encode(gzip.compress(image.to_bytes(), _GZIP_LEVEL, mtime=0)).decode("ascii")
+
+
+def smaller(array: NDArray[Any], factors: _Factors, *, mean: bool) -> NDArray[Any]:
+    """Every n-th voxel along each axis, or the mean over as many.
+
+    Args:
+        array: (I, J, K).
+        factors: Voxels that become one, along i, j, k; blocks at the far edges may be smaller.
+        mean: Take the mean; otherwise the voxel in the middle of each block (of two the second, if there is one).
+    """
+    if factors == (1, 1, 1):
+        return array
+    if not mean:
+        index = [np.minimum(np.arange(0, n, f) + f // 2, n - 1) for n, f in zip(array.shape, factors, strict=True)]
+        return array[np.ix_(*index)]
+    result = array.astype(np.float64)
+    for axis, factor in enumerate(factors):
+        starts = np.arange(0, result.shape[axis], factor)
+        counts = np.diff([*starts, result.shape[axis]])
+        shape = [-1 if n == axis else 1 for n in range(3)]
+        result = np.add.reduceat(result, starts, axis=axis) / counts.reshape(shape)
+    return result
+
+
+_Layers = dict[str, tuple[NDArray[Any], tuple[float, float]]]
+
+
+def _layers(scene: Scene, labels: LabelTable) -> tuple[_Layers, bool]:
+    """Name → integers and their scale, and whether the image is a CT."""
+    is_ct = scene.image is not None and scene.window == CT_WINDOW_HU
+    wrong = (scene.reference != scene.prediction) & ~scene.ignored
+    errors = np.zeros(wrong.shape, np.uint8)
+    errors[wrong & (scene.prediction == 0)] = ERROR_VALUES["false negative"]
+    errors[wrong & (scene.reference == 0)] = ERROR_VALUES["false positive"]
+    errors[wrong & (scene.reference != 0) & (scene.prediction != 0)] = ERROR_VALUES["taken for another organ"]
+    return {
+        "image": _stored(scene.image, wrong.shape, is_ct),
+        "reference": (_indices(scene.reference, labels), (1.0, 0.0)),
+        "prediction": (_indices(scene.prediction, labels), (1.0, 0.0)),
+        "errors": (errors, (1.0, 0.0)),
+    }, is_ct
+
+
+def _stored(
+    image: NDArray[np.floating[Any]] | None, shape: Sequence[int], is_ct: bool
+) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Intensities as integers, and slope and intercept that give them back; black without an image."""
+    if image is None:
+        return np.zeros(shape, np.uint8), (1.0, 0.0)
+    finite = np.isfinite(image)
+    if is_ct:
+        low, high = _CT_RANGE_HU
+        slope, zero, kind = _CT_STEP_HU, 0.0, "int16"
+    else:
+        low, high = np.percentile(image[finite], _TAILS_PERCENT).tolist() if finite.any() else (0.0, 1.0)
+        slope, zero, kind = max((high - low) / 255, 1e-6), low, "uint8"
+    clipped = np.clip(np.where(finite, image, low), low, high)
+    return np.round((clipped - zero) / slope).astype(kind), (slope, zero)
+
+
+def _indices(array: NDArray[np.integer[Any]], labels: LabelTable) -> NDArray[Any]:
+    index = np.zeros(max(int(array.max()), *labels.values) + 1, np.uint8 if labels.classes <= 256 else np.uint16)
+    index[list(labels.values)] = np.arange(1, labels.classes)
+    indices: NDArray[Any] = index[array]
+    return indices
+
+
+def _estimate(layers: _Layers, grid: Grid) -> float:
+    """Characters of all layers, by a few slices in the middle."""
+    count = min(_SAMPLED_SLICES, grid.shape[2])
+    first = (grid.shape[2] - count) // 2
+    slabs = [array[..., first : first + count].tobytes() for array, _ in layers.values()]
+    size = sum(len(gzip.compress(slab, 1)) for slab in slabs)
+    return size * 4 / 3 * grid.shape[2] / count * 0.9  # rather too little: packing finds out, and goes on from there
+
+
+def _larger(factors: _Factors, grid: Grid, excess: float) -> _Factors:
+    """Factors that leave fewer voxels, by at least this much, the finest axis first."""
+    chosen = list(factors)
+    before = np.prod(chosen)
+    while np.prod(chosen) < before * excess:
+        axes = [axis for axis in range(3) if grid.shape[axis] / (chosen[axis] + 1) >= _SMALLEST]
+        if not axes:
+            break
+        chosen[min(axes, key=lambda axis: (chosen[axis] * grid.spacing_mm[axis], axis))] += 1
+    return chosen[0], chosen[1], chosen[2]
+
+
+def _reduced(layers: _Layers, grid: Grid, factors: _Factors) -> tuple[Grid, _Layers]:
+    if factors == (1, 1, 1):
+        return grid, layers
+    affine = grid.affine.copy()
+    affine[:3, :3] = affine[:3, :3] * factors
+    affine[:3, 3] = grid.to_world([(factor - 1) / 2 for factor in factors])
+    reduced: _Layers = {}
+    for name, (array, scale) in layers.items():
+        made = smaller(array, factors, mean=name == "image")
+        reduced[name] = (np.round(made).astype(array.dtype) if name == "image" else made, scale)
+    return Grid(reduced["image"][0].shape, affine), reduced
