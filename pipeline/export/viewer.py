@@ -91,8 +91,8 @@ def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
         ranked: Case ids, the worst first.
         count: How many are wanted.
     """
-    worst = min(-(-count // 2), len(ranked))
-    best = min(count - worst, len(ranked) - worst)
+    wanted = min(count, len(ranked))
+    worst, best = -(-wanted // 2), wanted // 2
     chosen = [*ranked[:worst], *ranked[len(ranked) - best :]]
     return [Ranked(case, "worst" if n < worst else "best") for n, case in enumerate(chosen)]
 

@@ -16,7 +16,12 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 
-CONDA_NAMES = {"blosc2": "python-blosc2", "matplotlib": "matplotlib-base", "torch": "pytorch"}
+CONDA_NAMES = {
+    "blosc2": "python-blosc2",
+    "matplotlib": "matplotlib-base",
+    "playwright": "playwright-python",
+    "torch": "pytorch",
+}
 """Distributions whose conda-forge package has another name."""
 
 EXTRAS = {"bench", "cluster", "dev", "dicom", "export", "mlflow"}
