@@ -71,7 +71,7 @@ def phantom(
 @tools.command()
 def preview(
     prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file.")] = Path("preview.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or HTML page.")] = Path("preview.png"),
     config: Config = None,
     overrides: Set = None,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Whose training cases.")] = 0,

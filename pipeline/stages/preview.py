@@ -14,9 +14,11 @@ from pipeline.core.files import write_bytes
 from pipeline.data.volume_file import COLOURS
 from pipeline.export.patch_picture import draw_patches
 from pipeline.export.patch_scene import PatchRow, PatchScene
+from pipeline.export.picture_page import Picture, Table, write_picture_page
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.preview_patches import DrawnPatch, PatchMaker, open_patches
+from pipeline.stages.signature import signature
 
 __all__ = ["Preview", "preview"]
 
@@ -55,7 +57,7 @@ def preview(
 
     Args:
         prepared: Folder that ``preprocess`` wrote.
-        out: PNG file to write.
+        out: PNG file to write, or an HTML page with it.
         settings: Sections ``sample``, ``augment``, ``model`` and ``train``.
         fold: Whose training cases.
         patches: How many, at least 1.
@@ -66,15 +68,32 @@ def preview(
         VolsegError: If there is no prepared dataset, fold or channel, the patch does not fit the network, or the
             picture cannot be written.
     """
-    if out.suffix.lower() != ".png":
-        raise VolsegError(sentence("out", "a file that ends in .png", str(out), "Name it for example preview.png"))
+    if out.suffix.lower() not in (".png", ".html"):
+        rule, advice = "a file that ends in .png or .html", "Name it for example preview.png"
+        raise VolsegError(sentence("out", rule, str(out), advice))
     plan = read_plan(prepared / PLAN_FILE)
     shown = _shown_channel(plan, channel)
     maker = open_patches(prepared, plan, settings, fold, settings.train.seed if seed is None else seed)
     drawn = maker.first(patches)
     scene = _scene(maker, drawn, shown)
-    write_bytes(out, draw_patches(scene))
+    _write(out, scene, tuple(each.text for each in drawn))
     return Preview(out, tuple(each.text for each in drawn), tuple(scene.organs[value - 1] for value in scene.seen()))
+
+
+def _write(out: Path, scene: PatchScene, texts: Sequence[str]) -> None:
+    png = draw_patches(scene)
+    if out.suffix.lower() == ".png":
+        write_bytes(out, png)
+        return
+    alt = "Patches as cut and as augmented, and every change alone at its strongest; the table says what is in them."
+    lines = scene.heading[1:]
+    table = Table("Patches", "Where each lies and what is in it.", ("Patch", "Where and what"), _numbered(texts))
+    picture = Picture("Patches and augmentation", png, alt, lines)
+    write_picture_page(out, scene.heading[0], numbers=(), pictures=[picture], tables=[table], **signature())
+
+
+def _numbered(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((str(n), text) for n, text in enumerate(texts, start=1))
 
 
 def _shown_channel(plan: Plan, name: str | None) -> int | None:

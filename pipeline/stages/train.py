@@ -26,8 +26,9 @@ from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.autotune import autotune
 from pipeline.stages.pretrained import begin_with, given_weights
 from pipeline.stages.training_data import axes_frame, patch_source, training_folds, training_split
-from pipeline.stages.training_folder import alone_in, keep_card, remove_training, require_same_model, write_scores
+from pipeline.stages.training_folder import alone_in, keep_card, remove_training, require_same_model
 from pipeline.stages.training_identity import provenance, training_identity, with_length
+from pipeline.stages.training_outcome import write_outcome
 from pipeline.train.balance import planned_weights, require_class_weights
 from pipeline.train.checkpoint import require_identity
 from pipeline.train.history import EpochRecord
@@ -59,7 +60,7 @@ def train(
 ) -> TrainResult:
     """Train one fold, or continue it where an earlier run stopped; one of several processes if ``torchrun`` starts it.
 
-    Writes ``model.json`` and ``fold_<k>/`` with the best weights, the scores, the history and its curves.
+    Writes ``model.json`` and ``fold_<k>/`` with the best weights, scores, the history, its curves and a page of them.
 
     Args:
         prepared: Folder that ``preprocess`` wrote.
@@ -158,7 +159,7 @@ def _train(
             )
             tracker.finish(result.scores)
         if processes.first:
-            write_scores(home, result.scores, with_length(identity, settings))
+            write_outcome(home, result, with_length(identity, settings), card, fold)
     return result
 
 

@@ -9,21 +9,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import read_json
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
+from pipeline.stages.training_outcome import PAGE
 from pipeline.train.tracking import RUN_FILE
-from pipeline.train.values import ValidationScores
 
-__all__ = [
-    "LOCK_FILE",
-    "alone_in",
-    "finished_as",
-    "keep_card",
-    "mean_dice_of",
-    "remove_training",
-    "require_same_model",
-    "write_scores",
-]
+__all__ = ["LOCK_FILE", "alone_in", "finished_as", "keep_card", "mean_dice_of", "remove_training", "require_same_model"]
 
 LOCK_FILE = "training.lock"
 
@@ -89,21 +80,9 @@ def keep_card(out: Path, card: ModelCard) -> None:
     write_card(out, card)
 
 
-def write_scores(home: Path, scores: ValidationScores, training: str) -> None:
-    """Write ``validation.json``, which makes a fold a finished one.
-
-    Args:
-        home: The fold's folder.
-        scores: Of the best weights on all validation cases.
-        training: Hash of everything that the training depends on.
-    """
-    content = {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
-    write_json(home / "validation.json", {"grid": "prepared", "weights": "best", "training": training, **content})
-
-
 def remove_training(home: Path) -> None:
     """Remove what an earlier training left in the folder of a fold."""
-    for pattern in ("*.safetensors", "validation.json", "history.csv", RUN_FILE):
+    for pattern in ("*.safetensors", "validation.json", "history.csv", PAGE, RUN_FILE):
         for path in home.glob(pattern):
             path.unlink()
     for events in (home / "events").glob("events.*"):

@@ -51,6 +51,17 @@ def test_the_whole_way(dataset: Path, model: Path, tmp_path: Path) -> None:
     assert "data:image/png;base64" in page
 
 
+def test_a_training_leaves_its_curves_as_a_page(model: Path) -> None:
+    page = (model / "fold_0" / "training.html").read_text(encoding="utf-8")
+    scores = json.loads((model / "fold_0" / "validation.json").read_text())
+    assert f"<dd>{scores['mean_dice']:.3f}</dd>" in page
+    assert f"Dice of the best weights on {len(scores['cases'])} validation cases." in page
+    for organ, dice in scores["organs"].items():
+        assert f"{organ}</th><td>{dice:.3f}</td>" in page
+    assert page.count("<img") == 1
+    assert "default-src 'none'" in page
+
+
 def test_what_is_done_is_not_done_again(dataset: Path, prepared: Path, model: Path, tmp_path: Path) -> None:
     again = preprocess(dataset, prepared, toy_settings(), jobs=1)
     assert (again.done, len(again.kept)) == ((), 6)

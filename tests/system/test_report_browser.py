@@ -21,7 +21,8 @@ from pipeline.evaluate import evaluate, write_evaluation
 from pipeline.export import write_report
 
 LAYERS = ("image", "reference", "prediction", "errors")
-TABLE = LabelTable({1: "liver", 2: "spleen"})
+TABLE = LabelTable({1: "liver", 2: "spleen", **{n: f"organ {n}" for n in range(3, 120)}})
+"""Many more organs than are there: their colours must not tint the background."""
 CASES = ("shifted", "missed", "good")
 GRID = Grid.from_spacing((48, 40, 24), (1.5, 1.5, 3.0))
 FLAGS = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -214,3 +215,14 @@ def test_without_scripts_tables_and_pictures_remain(browser: Browser, report: Pa
     assert page.locator("table").first.is_visible()
     assert page.locator("figure img").count() == 3 + 3
     page.close()
+
+
+def test_the_background_of_masks_is_clear(watched: Watched) -> None:
+    """Without the image nothing is drawn in a corner, whatever the highest label value is."""
+    page = watched.page
+    page.click("#viewer-open")
+    watched.shown("missed")
+    before = watched.picture()
+    page.locator('[data-layer="image"]').click()
+    picture = watched.changes(before)
+    assert (picture.max(axis=-1) == 0).mean() > 0.4

@@ -105,7 +105,16 @@ def test_wrong_options_are_refused(prepared: Path, tmp_path: Path, options: dict
 
 
 def test_wrong_files_are_refused(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(VolsegError, match=r"out: expected a file that ends in \.png, got .*p\.jpg\. Name it"):
+    with pytest.raises(VolsegError, match=r"out: expected a file that ends in \.png or \.html, got .*p\.jpg\."):
         preview(prepared, tmp_path / "p.jpg", settings())
     with pytest.raises(VolsegError, match=r"plan\.yaml: expected a plan, got nothing there"):
         preview(tmp_path / "nothing", tmp_path / "p.png", settings())
+
+
+def test_a_preview_can_be_a_page(prepared: Path, tmp_path: Path) -> None:
+    drawn = preview(prepared, tmp_path / "p.html", settings(), patches=2)
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert [text in page for text in drawn.texts] == [True, True]
+    assert page.count("<img") == 1
+    assert "data:image/png;base64," in page
+    assert "<script" not in page
