@@ -80,7 +80,9 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None
     while True:
         factors = _larger(factors, scene.grid, excess)
         grid, reduced = _reduced(layers, scene.grid, factors)
-        packed = {name: nifti_base64(array, grid, scale) for name, (array, scale) in reduced.items()}
+        packed = {
+            name: nifti_base64(array, grid, scale, labels=name != "image") for name, (array, scale) in reduced.items()
+        }
         size = sum(len(layer) for layer in packed.values())
         window = None if scene.image is None else scene.window
         if size <= limit:
@@ -92,16 +94,21 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None
         excess = max(size / limit, 1.01)
 
 
-def nifti_base64(array: NDArray[Any], grid: Grid, scale: tuple[float, float] = (1.0, 0.0)) -> str:
+def nifti_base64(
+    array: NDArray[Any], grid: Grid, scale: tuple[float, float] = (1.0, 0.0), *, labels: bool = False
+) -> str:
     """A volume as gzipped NIfTI-1 in base64; its header has no text and no extension.
 
     Args:
         array: (I, J, K) integers.
         grid: Their grid.
         scale: Slope and intercept that turn the integers into intensities.
+        labels: Say in the header that these are labels: NiiVue mixes the colours of neighbouring values otherwise.
     """
     image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
     image.header.set_slope_inter(*scale)
+    if labels:
+        image.header.set_intent("label")
     image.header.set_xyzt_units("mm")
     return base64.b64encode(gzip.compress(image.to_bytes(), _GZIP_LEVEL, mtime=0)).decode("ascii")
 

@@ -54,12 +54,7 @@
       base64: byId(`volume-${state.case}-${name}`).textContent.trim(), name: `${name}.nii.gz`, opacity: opacity(name),
     });
     if (name === "image") made.colormap = "planes";
-    else {
-      const entries = name === "errors" ? facts.errors : facts.organs;
-      made.setColormapLabel(labelColors(entries));
-      // By default the range follows the values that are frequent, and the background is tinted by rarer, higher ones.
-      Object.assign(made, { cal_min: 0, cal_max: entries.length });
-    }
+    else made.setColormapLabel(labelColors(name === "errors" ? facts.errors : facts.organs));
     return made;
   }
 

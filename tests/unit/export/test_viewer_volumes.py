@@ -88,4 +88,6 @@ def test_headers_hold_no_text():
     for name in ("descrip", "aux_file", "db_name", "intent_name", "data_type"):
         assert bytes(header[name].tobytes()).strip(b"\0") == b""
     assert list(header.extensions) == []
+    assert header.get_intent() == ("none", (), "")
+    assert opened(nifti_base64(np.zeros(GRID.shape, np.uint8), GRID, labels=True)).header.get_intent()[0] == "label"
     assert (image.dataobj.slope, image.dataobj.inter) == (2.0, 1.0)
