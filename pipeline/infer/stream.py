@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pipeline.core.heap import keep_freed_memory
+from pipeline.core.heap import keep_freed_memory, release_freed_memory
 from pipeline.infer.slab import Slab, Weights
 from pipeline.infer.tiling import Place, Tiling
 from pipeline.model.device import out_of_memory
@@ -32,6 +33,9 @@ lie outside; a function of the window (C, *window): those for which it is true."
 Planes = tuple[int, list[Tensor]]
 """First plane along the streaming axis and, for every output of the network, finished mean logits (n, a, b, L); b is 1
 in images of two axes."""
+
+_MANY = 32  # classes; networks have about so many features at full resolution
+_KEPT_BYTES = 64 << 20  # of what is done with many classes: of other sizes every time
 
 
 class Outputs:
@@ -102,10 +106,11 @@ class Stream:
         shape = volume.shape[1:]
         places = self.tiling.places(shape, self.axis)
         slabs: list[tuple[Slab, Weights]] = []
-        with keep_freed_memory():
+        with ExitStack() as stack:
             for place, outputs in self._outputs(volume, places, network, told):
                 if not slabs:
                     slabs = [self._slab(shape, logits, relative) for logits in outputs]
+                    stack.enter_context(keep_freed_memory(_not_kept(outputs)))
                 yield from _finished(slabs, max(0, place[self.axis]))
                 for (slab, weights), logits in zip(slabs, outputs, strict=True):
                     slab.add(self.turned(place, 0), self._lifted(logits), weights)
@@ -176,8 +181,7 @@ class Stream:
         if self.skip is None:
             return False
         if isinstance(self.skip, Tensor):
-            tile = zip(place, self.tiling.tile, strict=True)
-            return not bool(self.skip[tuple(slice(max(0, start), start + size) for start, size in tile)].any())
+            return not self.tiling.reaches(place, self.skip)
         window = self._window(source, place, low)
         if callable(self.skip):
             return bool(self.skip(window))
@@ -213,9 +217,31 @@ class Stream:
             )
 
 
+def _not_kept(outputs: Sequence[Tensor]) -> int | None:
+    """Bytes from which freed memory is not kept: those of a batch of logits where they are the largest tensor."""
+    large = [logits for logits in outputs if len(logits) > _MANY]
+    return min((logits.untyped_storage().nbytes() for logits in large), default=None)
+
+
 def _finished(slabs: Sequence[tuple[Slab, Weights]], stop: int) -> Iterator[Planes]:
-    """The next planes of all slabs, which move together."""
-    while slabs and slabs[0][0].first < stop:
+    """The next planes of all slabs, which move together.
+
+    With many classes, what happens to the planes takes other memory than the windows before and after them: freed
+    places that neither fits are given back, so that they do not add up.
+    """
+    if not slabs or slabs[0][0].first >= stop:
+        return
+    if slabs[0][0].sums.shape[-1] <= _MANY:
+        yield from _pieces(slabs, stop)
+        return
+    release_freed_memory()
+    with keep_freed_memory(_KEPT_BYTES):
+        yield from _pieces(slabs, stop)
+    release_freed_memory()
+
+
+def _pieces(slabs: Sequence[tuple[Slab, Weights]], stop: int) -> Iterator[Planes]:
+    while slabs[0][0].first < stop:
         first, end = slabs[0][0].first, min(stop, *(slab.piece_end(stop) for slab, _ in slabs))
         yield first, [slab.finish(end) for slab, _ in slabs]
         for slab, _ in slabs:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from torch import Tensor
+
 from pipeline.infer.windows import axis_overlaps, interval_starts, tile_starts, window_starts
 
 __all__ = ["Place", "Tiling"]
@@ -80,6 +82,11 @@ class Tiling:
         """
         starts = [self._starts(number, size) for number, size in enumerate(shape)]
         return sorted(product(*starts), key=lambda place: (place[axis], place))
+
+    def reaches(self, place: Place, mask: Tensor) -> bool:
+        """Whether the logits of a window lie in a mask (*spatial) of the volume, somewhere."""
+        tile = zip(place, self.tile, strict=True)
+        return bool(mask[tuple(slice(max(0, start), start + size) for start, size in tile)].any())
 
     def thinnest(self, shape: Sequence[int]) -> int:
         """The axis along which the planes that are not finished yet are the fewest voxels."""

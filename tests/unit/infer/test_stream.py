@@ -1,6 +1,5 @@
 """Streaming inference beside the plain case: several outputs, skipped windows, too little memory, half sums."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -177,10 +176,7 @@ def test_a_wrong_output_shape_is_refused():
 _PEAK = """
 import resource, sys, threading, time
 import torch
-from contextlib import nullcontext
-import pipeline.infer.stream
 from pipeline.infer.inferer import StreamingInferer
-pipeline.infer.stream.keep_freed_memory = nullcontext  # what is held counts, not what is kept for the next use
 torch.set_num_threads(1)
 length, classes = int(sys.argv[1]), 160
 image = torch.zeros(1, 1, 64, 64, length)
@@ -215,10 +211,9 @@ print(peak[0] - found.numel() / 2**20)
 def test_memory_is_that_of_the_planes_of_a_window_whatever_the_length():
     def peak_mb(length):
         words = [sys.executable, "-c", _PEAK, str(length)]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is returned at once
-        return float(subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout)
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
     slab_mb = 160 * 64 * 64 * 32 * 4 / 2**20  # classes times the planes of a window, 80 MB
     short, long = peak_mb(200), peak_mb(400)
     assert short < 1.25 * slab_mb + 150
-    assert long < 1.05 * short + 10
+    assert long < 1.05 * short
