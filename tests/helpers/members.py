@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.config import Settings
+from pipeline.config import InferSettings, Settings
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.orientation import reorient_array
@@ -107,9 +107,33 @@ def whole_probabilities(predictor: Predictor, given: Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(turned))
 
 
-def _sharp(network: torch.nn.Module) -> torch.nn.Module:
+def _sharp(network: nn.Module) -> nn.Module:
     """Logits that are far apart, so that probabilities are near 0 and 1 as well as in between."""
     with torch.no_grad():
         for parameter in list(network.parameters())[-2:]:
             parameter.mul_(6.0)
     return network
+
+
+def plan_of(classes: int, **changes: Any) -> Plan:
+    """The plan of as many classes, whose label values are class indices."""
+    return plan(LabelTable({n: f"organ_{n}" for n in range(1, classes)}), **changes)
+
+
+def member_of(network: nn.Module, classes: int, plan: Plan | None = None, **infer: Any) -> Member:
+    """The model around a network that is given, with windows of 8 voxels, in fp32 on the CPU."""
+    options = {"features": (4, 8)}
+    spec = NetworkSpec(name="unet", dims=3, in_channels=1, out_channels=classes, options=options, patch_size=(8, 8, 8))
+    settings = Settings.model_validate({"train": {"precision": "fp32"}})
+    card = ModelCard(network=spec, plan=plan or plan_of(classes), settings=settings, provenance={})
+    return Member(card, [network], torch.device("cpu"), InferSettings(**infer))
+
+
+def smooth_scan(orientation: str = "RAS", blobs: int = 6) -> Image:
+    """Smooth blobs on anisotropic voxels with an empty rim, in any orientation."""
+    grid = Grid.from_spacing((33, 40, 13), (1.3, 1.0, 4.0))
+    noise = torch.randn(1, 1, blobs, blobs, blobs, generator=torch.Generator().manual_seed(0))
+    inside = nn.functional.interpolate(noise, size=(27, 33, 10), mode="trilinear")[0].numpy()
+    array = np.zeros((1, *grid.shape), np.float32)
+    array[:, 4:31, 2:35, 1:11] = inside
+    return Image(array, grid).reoriented(orientation)
