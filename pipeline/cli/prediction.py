@@ -36,6 +36,9 @@ def predict(
         float | None,
         typer.Option("--max-memory", min=0.0, help="GB that the logits of an image may take; by default what is free."),
     ] = None,
+    roi: Annotated[
+        str | None, typer.Option("--roi", help="Where to look: none (everywhere), body, organs or auto; see the docs.")
+    ] = None,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Also write statistics.json and .csv: mL, mean, SD, cut off or not.")
     ] = False,
@@ -61,7 +64,7 @@ def predict(
 
     chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
     output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
-    settings = infer_settings(model, overrides or ())
+    settings = infer_settings(model, [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])])
     with progress_bars() as bars:
         batch = run(
             model,

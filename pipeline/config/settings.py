@@ -39,6 +39,11 @@ class InferSettings(Section):
     """Average over mirrored windows (8 passes in 3D, 4 in 2D); left and right organs are swapped back."""
     rotate: bool = False
     """Average over windows rotated by 90, 180 and 270 degrees in the slice plane, for models trained with 180."""
+    roi: Literal["none", "body", "organs", "auto"] = "none"
+    """Which windows: all; none that shows background alone; those around the organs that a pass at twice the spacing
+    finds; or organs where that pass costs little beside the rest, else body."""
+    roi_margin_mm: Positive = 30.0
+    """With organs: how far around them."""
     keep_largest: tuple[str, ...] = ()
     """Organs of which only the largest connected component is kept."""
     remove_small_ml: dict[str, Positive] = Field(default_factory=dict)

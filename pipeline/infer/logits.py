@@ -87,12 +87,15 @@ class CaseInference:
         logits: Tensor = self._inferer(image.shape[1:])(image[None], self.network)[0]
         return logits
 
-    def labels(self, image: Tensor, target: Sequence[int]) -> tuple[int, Iterator[tuple[int, Tensor]]]:
+    def labels(
+        self, image: Tensor, target: Sequence[int], mask: Tensor | None = None
+    ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
         """Class indices, resampled, in bounded memory.
 
         Args:
             image: (C, I, J, K), prepared.
             target: Voxels of the labels over the same field of view.
+            mask: (I, J, K) bool; windows outside are left out, and are background. None for all windows.
 
         Returns:
             The axis along which they come, and rows of them: first row and (n, a, b), that axis first, the others in
@@ -102,7 +105,7 @@ class CaseInference:
             ConfigError: As for :meth:`logits`.
         """
         shape = image.shape[1:]
-        inferer, painting = self._inferer(shape), self.plan.label_table.painting()
+        inferer, painting = self._inferer(shape, mask=mask), self.plan.label_table.painting()
         return inferer.streaming_axis(shape), inferer.labels(image, self.network, target, painting=painting)
 
     def labelled_rows(self, image: Tensor, target: Sequence[int]) -> tuple[int, Iterator[tuple[int, Tensor, Tensor]]]:
@@ -141,7 +144,15 @@ class CaseInference:
         """
         yield from self._inferer(image.shape[1:], axis).logit_rows(image, self.network, target)
 
-    def _inferer(self, shape: Sequence[int], axis: int | Literal["auto"] = "auto") -> StreamingInferer:
+    def windows(self, shape: Sequence[int], mask: Tensor | None = None) -> int:
+        """How many windows an image of a shape takes, outside a mask none; see :meth:`labels`."""
+        inferer = self._inferer(shape)
+        places = inferer.tiling.places(shape, inferer.streaming_axis(shape))
+        return sum(mask is None or inferer.tiling.reaches(place, mask) for place in places)
+
+    def _inferer(
+        self, shape: Sequence[int], axis: int | Literal["auto"] = "auto", mask: Tensor | None = None
+    ) -> StreamingInferer:
         """For an image of a shape on the prepared grid."""
         spec, plan, settings = self.spec, self.plan, self.settings
         patch = window = _in_volume(spec.patch_size, plan, spec)
@@ -158,6 +169,7 @@ class CaseInference:
             settings.blend,
             batch,
             axis,
+            mask,
             accumulate=settings.accumulate,
             margin=self.margin,
             step=getattr(self.first, "divisor", (1, 1, 1)),

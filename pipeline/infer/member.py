@@ -58,11 +58,11 @@ class Member:
         self.dtype = choose_dtype(self.device, card.settings.train.precision)
         check_inference(card, self.settings)
         self.mirror_axes = mirror_axes(card.plan, card.network.dims, card.settings) if self.settings.mirror else ()
-        rotation = rotation_of(card.plan, card.network) if self.settings.rotate else None
+        self.rotation = rotation_of(card.plan, card.network) if self.settings.rotate else None
         pairs = zip(networks, self.devices, strict=True)
         self.networks = [to_device(network, place).eval() for network, place in pairs]
         self.inference = CaseInference(
-            self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes, rotation
+            self.networks, card.network, card.plan, self.settings, self.dtype, self.mirror_axes, self.rotation
         )
 
     @classmethod
@@ -99,15 +99,16 @@ class Member:
         return cls(card, networks, device, settings, most_bytes, [file_hash(file) for file in files])
 
     def labels(
-        self, prepared: NDArray[np.floating[Any]], target: Sequence[int]
+        self, prepared: NDArray[np.floating[Any]], target: Sequence[int], mask: Tensor | None = None
     ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
         """Class indices of a prepared image, see :meth:`~pipeline.infer.logits.CaseInference.labels`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
             target: Voxels of the labels.
+            mask: Windows outside are left out.
         """
-        return self.inference.labels(self._image(prepared), target)
+        return self.inference.labels(self._image(prepared), target, mask)
 
     def labelled_rows(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int]

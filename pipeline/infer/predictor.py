@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.config import InferSettings
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.cleaning import Cleaning, read_cleaning
+from pipeline.infer.focus import segment_region
 from pipeline.infer.member import Member
+from pipeline.infer.roi import Region
 from pipeline.infer.segment import Prepared, segment, segment_softly
 from pipeline.infer.soft_maps import SoftPrediction, SoftWanted
 from pipeline.model.device import choose_devices
@@ -123,12 +125,14 @@ class Predictor:
         """Label table of the masks."""
         return self.card.plan.label_table
 
-    def predict(self, image: Image, case: str = "image") -> LabelMap:
+    def predict(self, image: Image, case: str = "image", told: Callable[[Region], None] | None = None) -> LabelMap:
         """Segment one image.
 
         Args:
             image: (C, I, J, K) on any grid, channels in the order of the training data.
             case: Name used in error messages.
+            told: Where the model looked, if ``infer.roi`` is not none and there is one model: an ensemble looks at
+                everything.
 
         Returns:
             Label values on exactly the image's grid.
@@ -137,7 +141,12 @@ class Predictor:
             DataError: If the number of channels is wrong or intensities are not finite.
             VolsegError: If the memory is too small, before the first window.
         """
-        index = segment(self.members, self._prepared(image, case))
+        prepared = self._prepared(image, case)
+        if len(self.members) > 1 or self.settings.roi == "none":
+            return self._cleaned(segment(self.members, prepared), image.grid)
+        index, region = segment_region(self.members[0], *prepared[0])
+        if told is not None:
+            told(region)
         return self._cleaned(index, image.grid)
 
     def predict_soft(
@@ -160,13 +169,25 @@ class Predictor:
                 maps of files that vanish with them.
 
         Raises:
+            ConfigError: If ``infer.roi`` is not none.
             DataError: As :meth:`predict`, or if the networks find no such organ or region.
             VolsegError: As :meth:`predict`, or if the disk is full.
         """
+        self.require_whole_images()
         wanted = SoftWanted(tuple(organs), entropy, scratch)
         wanted.channels(self.labels)
         index, maps = segment_softly(self.members, self._prepared(image, case), wanted)
         return maps.finished(self._cleaned(index, image.grid))
+
+    def require_whole_images(self) -> None:
+        """Make sure that every window is looked at, as probabilities need it: where none was, there are no logits.
+
+        Raises:
+            ConfigError: If ``infer.roi`` is not none.
+        """
+        if self.settings.roi != "none":
+            rule = "none with probabilities, entropy or confidence"
+            raise ConfigError([sentence("infer.roi", rule, self.settings.roi, "Leave one of them out")])
 
     def _prepared(self, image: Image, case: str) -> list[Prepared]:
         """The image as every member sees it; members of one recipe share it."""

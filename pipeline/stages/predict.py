@@ -141,6 +141,8 @@ def _planned(
         rule, got = "one that was loaded from a model folder", "one of networks in memory"
         raise VolsegError(sentence("predictor", rule, got, "Take Predictor.load, or call predict for each image"))
     labels = chosen_labels(predictor.labels, output.organs)
+    if output.soft:
+        predictor.require_whole_images()
     organs = soft_organs(predictor.labels, labels.table, output.probabilities)
     output = replace(output, probabilities=organs)
     found = find_inputs(inputs, len(predictor.card.plan.channels))

@@ -16,6 +16,7 @@ from pipeline.data.organ_files import write_organs
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_image, read_label_map, write_label_map
 from pipeline.infer.predictor import Predictor
+from pipeline.infer.roi import Region
 from pipeline.infer.soft_maps import SoftPrediction
 from pipeline.stages.prediction_output import Labels, Output, Place
 from pipeline.stages.prediction_soft import write_soft
@@ -120,7 +121,7 @@ def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
     if read.kept or read.image is None:
         return CaseSegmented(read, dict(run.entries[place.mask.name]))
     origin, began = _origin(run.predictor), time.monotonic()
-    label_map, soft = _segmented(run, read.image, read.files.id)
+    label_map, soft, region = _segmented(run, read.image, read.files.id)
     if run.output.organs:
         label_map = LabelMap(keep_values(label_map.array, run.labels.table.values), label_map.grid)
     grid = label_map.grid
@@ -130,6 +131,7 @@ def segment_case(run: Prediction, read: CaseRead) -> CaseSegmented:
         "inputs": dict(zip(map(str, read.files.files), read.hashes, strict=True)),
         "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
         "model": {"folder": str(run.model.resolve()), "hash": run.identity},
+        "roi": None if region is None else region.to_json(),
         "settings": [member.settings.model_dump(mode="json") for member in run.predictor.members],
         "provenance": origin | {"seconds": round(time.monotonic() - began, 3)},
     }
@@ -184,12 +186,14 @@ def _soft_there(run: Prediction, place: Place, entry: Mapping[str, Any]) -> bool
     return there and "confidence" in entry
 
 
-def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, SoftPrediction | None]:
-    if not run.output.soft:
-        return run.predictor.predict(image, case), None
-    output = run.output
+def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, SoftPrediction | None, Region | None]:
+    """The mask, how sure the model is if that is wanted, and where it looked if that was not everywhere."""
+    output, regions = run.output, list[Region]()
+    if not output.soft:
+        label_map = run.predictor.predict(image, case, regions.append)
+        return label_map, None, regions[0] if regions else None
     soft = run.predictor.predict_soft(image, output.probabilities, entropy=output.entropy, case=case, scratch=run.out)
-    return soft.label_map, soft
+    return soft.label_map, soft, None
 
 
 def _origin(predictor: Predictor) -> dict[str, str]:

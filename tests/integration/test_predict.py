@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,27 @@ def test_every_mask_says_how_it_came_about(model: Path, scans: Path, tmp_path: P
     assert entry["organs"] is None
 
 
+def test_where_a_model_looked_is_told(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("predict", model, scans / "toy_1.nii.gz", "-o", out, "--device", "cpu")
+    assert run(capfd, *words)[0] == 0
+    assert record(out)["toy_1.nii.gz"]["roi"] is None
+    whole = read_label_map(out / "toy_1.nii.gz")
+    for way in ("body", "organs", "auto"):
+        assert run(capfd, *words, "--roi", way, "--set", "infer.roi_margin_mm=4")[0] == 0
+        told = record(out)["toy_1.nii.gz"]["roi"]
+        assert told.keys() == {"looked_at", "windows", "skipped", "box", "why"}
+        assert told["windows"] == 8  # of 16 voxels, over 20 x 18 x 20 of 2 mm
+        assert told["looked_at"] in ("body", "organs") or told["why"]
+        if told["box"] is None:  # every window shows some of the noise
+            assert np.array_equal(read_label_map(out / "toy_1.nii.gz").array, whole.array)
+    code, _, err = run(capfd, *words, "--roi", "head")
+    assert code == 1
+    assert "infer.roi" in err
+
+
 def test_a_corrupt_file_among_ten(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
@@ -234,10 +256,10 @@ def test_a_signal_ends_a_prediction_in_order(
 ) -> None:
     images, out, whole = write_toy(tmp_path / "six", 6) / "images", tmp_path / "out", Predictor.predict
 
-    def stopping(self: Predictor, image: Image, case: str = "image") -> LabelMap:
+    def stopping(self: Predictor, image: Image, case: str = "image", *more: Any) -> LabelMap:
         if case == "toy_2":
             os.kill(os.getpid(), number)
-        return whole(self, image, case)
+        return whole(self, image, case, *more)
 
     words = ("predict", model, images, "-o", out, "--device", "cpu", "--statistics")
     with monkeypatch.context() as patch:
