@@ -35,7 +35,7 @@ Planes = tuple[int, list[Tensor]]
 in images of two axes."""
 
 _MANY = 32  # classes; networks have about so many features at full resolution
-_KEPT_BYTES = 64 << 20  # of what is done with many classes: of other sizes every time
+_KEPT_BYTES = 64 << 20  # of a tensor, with more classes: their decision needs large ones, of other sizes every time
 
 
 class Outputs:
@@ -218,9 +218,9 @@ class Stream:
 
 
 def _not_kept(outputs: Sequence[Tensor]) -> int | None:
-    """Bytes from which freed memory is not kept: those of a batch of logits where they are the largest tensor."""
-    large = [logits for logits in outputs if len(logits) > _MANY]
-    return min((logits.untyped_storage().nbytes() for logits in large), default=None)
+    """Bytes from which freed memory is not kept: with many classes those of a batch of logits, or less."""
+    large = [logits.untyped_storage().nbytes() for logits in outputs if len(logits) > _MANY]
+    return min(_KEPT_BYTES, *large) if large else None
 
 
 def _finished(slabs: Sequence[tuple[Slab, Weights]], stop: int) -> Iterator[Planes]:
@@ -231,18 +231,13 @@ def _finished(slabs: Sequence[tuple[Slab, Weights]], stop: int) -> Iterator[Plan
     """
     if not slabs or slabs[0][0].first >= stop:
         return
-    if slabs[0][0].sums.shape[-1] <= _MANY:
-        yield from _pieces(slabs, stop)
-        return
-    release_freed_memory()
-    with keep_freed_memory(_KEPT_BYTES):
-        yield from _pieces(slabs, stop)
-    release_freed_memory()
-
-
-def _pieces(slabs: Sequence[tuple[Slab, Weights]], stop: int) -> Iterator[Planes]:
+    many = slabs[0][0].sums.shape[-1] > _MANY
+    if many:
+        release_freed_memory()
     while slabs[0][0].first < stop:
         first, end = slabs[0][0].first, min(stop, *(slab.piece_end(stop) for slab, _ in slabs))
         yield first, [slab.finish(end) for slab, _ in slabs]
         for slab, _ in slabs:
             slab.forget(end)
+    if many:
+        release_freed_memory()
