@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,3 +85,15 @@ def watch(process: subprocess.Popen[str], seen: Seen, every_s: float) -> None:
                 continue
         seen.peak_mb = max(seen.peak_mb, total / 1024)
         time.sleep(every_s)
+
+
+def spent(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of some work by the clock, and of processors, those of child processes that have ended included."""
+
+    def processors() -> float:
+        both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+    began, used = time.monotonic(), processors()
+    work()
+    return {"seconds": time.monotonic() - began, "cpu_s": processors() - used}
