@@ -9,7 +9,7 @@ import pytest
 import torch
 from members import ORGANS, REGIONS, image, member, whole_probabilities
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
 from pipeline.infer.predictor import Predictor
@@ -102,3 +102,9 @@ def test_organs_that_the_network_does_not_find_are_refused(table, name, known):
     predictor = Predictor([member(table=table)])
     with pytest.raises(DataError, match=rf"probabilities: expected some of {known}.*, got {name}\. Correct the names"):
         predictor.predict_soft(image(), (name,))
+
+
+def test_a_part_of_the_image_has_no_probabilities() -> None:
+    predictor = Predictor([member(settings={"infer": {"roi": "body"}})])
+    with pytest.raises(ConfigError, match=r"infer.roi: expected none with .* confidence, got body"):
+        predictor.predict_soft(image())
