@@ -63,8 +63,7 @@ class Names:
         for case in sorted((case for case in self.aliases if case in sentence), key=len, reverse=True):
             before = r"(?<=case |e\.g\. )" if len(case) < _SHORT else r"(?<!\w)"
             sentence = re.sub(before + re.escape(case) + r"(?!\w)", self.aliases[case], sentence)
-        left = {word.lower() for word in re.findall(r"\w+", sentence)}
-        return None if left & self.words or _LOOKS_LIKE_A_PATH.search(sentence) else sentence
+        return None if _words(sentence) & self.words or _LOOKS_LIKE_A_PATH.search(sentence) else sentence
 
     def texts(self, sentences: Iterable[str]) -> tuple[list[str], int]:
         """Those of some sentences that may be shown, and how many may not."""
@@ -72,7 +71,7 @@ class Names:
         return [each for each in found if each is not None], found.count(None)
 
 
-def names_of(cases: Iterable[EvaluatedCase], *, show: bool) -> Names:
+def names_of(cases: Iterable[EvaluatedCase], others: Iterable[str] = (), *, show: bool) -> Names:
     """The names of an evaluation.
 
     An alias is the start of a hash of the case id: the same in every report, and longer where two would be equal. It
@@ -80,19 +79,20 @@ def names_of(cases: Iterable[EvaluatedCase], *, show: bool) -> Names:
 
     Args:
         cases: The cases and their files.
+        others: Ids of further cases, such as those whose reference could not be made.
         show: Show ids and paths as they are.
     """
     known = list(cases)
-    ids = [case.id for case in known]
+    ids = list(dict.fromkeys((*(case.id for case in known), *others)))
     if show:
         return Names({}, hidden=False)
     hashes = [text_hash("case", case) for case in ids]
-    digits = _DIGITS if len({each[:_DIGITS] for each in hashes}) == len(set(ids)) else len(hashes[0])
+    digits = _DIGITS if len({each[:_DIGITS] for each in hashes}) == len(ids) else len(hashes[0])
     aliases = {case: each[:digits] for case, each in zip(ids, hashes, strict=True)}
     files = {path for case in known for path in (case.reference, case.prediction, *case.images) if path is not None}
     endings = sorted({ending for file in files for ending in _endings(file)}, key=len, reverse=True)
     parts = {*ids, *(part for file in files for part in file.parts)}
-    words = {word.lower() for part in parts for word in re.findall(r"\w+", part)}
+    words = {word for part in parts for word in _words(part)}
     return Names(aliases, tuple(endings), frozenset(word for word in words if _tells(word)))
 
 
@@ -104,6 +104,13 @@ def _endings(file: Path) -> Iterator[str]:
             yield str(Path(*path.parts[start:]))
 
 
+def _words(text: str) -> set[str]:
+    """Words in lower case; of those that underscores join also each."""
+    return {word.lower() for pattern in (r"\w+", r"[^\W_]+") for word in re.findall(pattern, text)}
+
+
 def _tells(word: str) -> bool:
     """Whether a word says more than what kind of file or folder it names."""
+    if not word.isascii():  # no sentence of this package has such words of its own
+        return True
     return len(word) >= (_NUMBER if word.isdigit() else _SHORT) and not _EVERYDAY.fullmatch(word)

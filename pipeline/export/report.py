@@ -62,7 +62,7 @@ def write_report(
         VolsegError: If the evaluation cannot be read, or the report not be written.
     """
     evaluation, summary = read_evaluation(evaluation_folder), read_summary(evaluation_folder)
-    names = names_of(evaluation.cases, show=show_names)
+    names = names_of(evaluation.cases, _further_ids(evaluation), show=show_names)
     shown = show_cases(evaluation, summary, names, overlays, viewer_cases, viewer_mb)
     pictures, lost_curves = _curves(curves)
     notes = [*_notes(evaluation, names, evaluation_folder / "scores.csv"), *shown.notes, *lost_curves]
@@ -100,6 +100,11 @@ def _plots(evaluation: Evaluation, summary: Mapping[str, Any], scored: bool) -> 
         "agreement": both_themes(partial(volume_agreement, evaluation.rows)),
         "most_panels": MOST_PANELS,
     }
+
+
+def _further_ids(evaluation: Evaluation) -> list[str]:
+    """Ids that may stand in a table beside those of the cases: no reference of a failed case may have been made."""
+    return [*(case for case, _ in evaluation.failures), *(row.case for row in evaluation.rows)]
 
 
 def _failure(names: Names, case: str, message: str) -> tuple[str, str]:

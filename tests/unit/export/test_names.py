@@ -54,6 +54,21 @@ def test_what_may_still_hold_a_name_is_withheld(names, text):
     assert names_of([CASE], show=True).text(text) == text
 
 
+def test_parts_of_ids_that_underscores_join_are_withheld():
+    one = EvaluatedCase("SMITH_JOHN_T1", Path("/home/klinik/王伟/SMITH_JOHN_T1.nii.gz"))
+    names = names_of([one], show=False)
+    for text in ("SMITH_JOHN is odd.", "SMITH_JOHN_T1_0000 is odd.", "Mr smith is odd.", "王伟 is odd."):
+        assert names.text(text) is None
+    assert names.text("SMITH_JOHN_T1 is odd, of 2 in T1.") == f"{names.case(one.id)} is odd, of 2 in T1."
+
+
+def test_cases_without_files_have_aliases_too():
+    names = names_of([CASE], ["DOE_JANE", CASE.id], show=False)
+    assert names.case("DOE_JANE") == names_of([], ["DOE_JANE"], show=False).case("DOE_JANE") != "DOE_JANE"
+    assert names.text("case DOE_JANE: no masks.") == f"case {names.case('DOE_JANE')}: no masks."
+    assert names.text("Jane has none.") is None
+
+
 def test_everyday_words_of_paths_do_no_harm(names):
     text = "The tolerance of NSD (1 mm) is below the largest spacing in 2 of 3 cases; refs and pred agree."
     assert names.text(text) == text

@@ -284,6 +284,16 @@ def everything(text):
     return b"\n".join([plain, *packed, *pictures])
 
 
+def test_a_case_whose_reference_could_not_be_made_is_not_named(patients):
+    path = patients / "eval" / "summary.json"
+    summary = json.loads(path.read_text())
+    failure = {"case": "DOE_JANE", "message": "case DOE_JANE: organ masks differ in shape."}
+    path.write_text(json.dumps(summary | {"failures": [*summary["failures"], failure]}))
+    page = report(patients, viewer_cases=0, show_names=False)
+    assert "jane" not in page.lower()
+    assert f"<strong>{alias('DOE_JANE')}</strong>: organ masks differ in shape." in page
+
+
 def test_no_patient_is_named_unless_asked(patients):
     page = everything(report(patients, overlays=3, viewer_cases=9, show_names=False))
     assert [secret for secret in SECRETS if secret.lower().encode() in page.lower()] == []
