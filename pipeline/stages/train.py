@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def _train(
     source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
     network = _first_network(spec, plan, settings)
     require_room(network, source, settings.train)
-    with alone_in(home) if processes.first else nullcontext():
+    with alone_in(home, processes):
         if restart and processes.first:
             remove_training(home)
         processes.wait()

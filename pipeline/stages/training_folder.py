@@ -12,6 +12,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.stages.training_outcome import PAGE
+from pipeline.train.processes import ALONE, Processes
 from pipeline.train.tracking import RUN_FILE
 
 __all__ = ["LOCK_FILE", "alone_in", "finished_as", "keep_card", "mean_dice_of", "remove_training", "require_same_model"]
@@ -20,31 +21,39 @@ LOCK_FILE = "training.lock"
 
 
 @contextmanager
-def alone_in(home: Path) -> Iterator[None]:
+def alone_in(home: Path, processes: Processes = ALONE) -> Iterator[None]:
     """Keep other trainings out of the folder of a fold; however a training ends, the folder is free again.
 
     Args:
         home: The fold's folder, made if it is not there.
+        processes: Those that train together: the first one keeps the folder for all.
 
     Raises:
-        VolsegError: If a training is at work there, or the folder cannot be written.
+        VolsegError: In every process, if a training is at work there, or the folder cannot be written.
     """
     lock = FileLock(home / LOCK_FILE, timeout=0)
+    found = _locked(lock, home) if processes.first else ""
+    try:
+        problem = processes.gathered({str(processes.rank): found})["0"]  # the others would wait for one that has left
+        if problem:
+            raise VolsegError(problem)
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(lock: FileLock, home: Path) -> str:
+    """Take a lock; why it cannot be had, empty if it can."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         advice = "Wait for it, end it, or choose another model folder"
-        raise VolsegError(
-            sentence("training", "to be the only one in its folder", "another", advice, file=home)
-        ) from None
+        return sentence("training", "to be the only one in its folder", "another", advice, file=home)
     except OSError as error:
         got, advice = error.strerror or str(error), "Choose another place"
-        raise VolsegError(sentence("model folder", "one that can be written", got, advice, file=home)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        return sentence("model folder", "one that can be written", got, advice, file=home)
+    return ""
 
 
 def require_same_model(out: Path, card: ModelCard, fold: int) -> None:
