@@ -13,7 +13,7 @@ from pipeline.data.layout_readers import list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.evaluate.listed import is_list, listed_maps
 
-__all__ = ["FilePair", "find_images", "pair_files", "unpaired_predictions"]
+__all__ = ["FilePair", "find_images", "pair_files", "prediction_names", "unpaired_predictions"]
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
@@ -96,6 +96,11 @@ def unpaired_predictions(prediction: Path, pairs: Sequence[FilePair]) -> tuple[P
     else:
         files = list_volumes(prediction) if prediction.is_dir() else []
     return tuple(path for path in files if path not in used)
+
+
+def prediction_names(prediction: Path) -> tuple[str, ...]:
+    """What the case of a predicted file may be called: the file's name, also without a channel number."""
+    return volume_stem(prediction), _prediction_case(prediction)
 
 
 def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,7 +23,9 @@ __all__ = ["OrganProbabilities", "read_probabilities"]
 _SUFFIXES = (".npz", ".nii.gz", ".nii")
 
 
-def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: LabelTable) -> Probabilities | None:
+def read_probabilities(
+    folder: Path | None, case: str, grid: Grid, labels: LabelTable, names: Sequence[str] = ()
+) -> Probabilities | None:
     """Read the probabilities of a case.
 
     Args:
@@ -33,6 +35,7 @@ def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: Label
         case: Case id.
         grid: The reference's grid, which the probabilities must have.
         labels: The organs or regions.
+        names: What else the case may be called there, as its mask may have another name than its reference.
 
     Returns:
         Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a folder or a file of
@@ -41,10 +44,13 @@ def read_probabilities(folder: Path | None, case: str, grid: Grid, labels: Label
     Raises:
         DataError: If the file cannot be read, or has another shape or number of channels.
     """
-    paths = [folder / f"{case}{suffix}" for suffix in _SUFFIXES] if folder is not None else []
+    if folder is None:
+        return None
+    called = dict.fromkeys((case, *names))
+    paths = (folder / f"{name}{suffix}" for name in called for suffix in _SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        files = _organ_files(folder / case, labels) if folder is not None else {}
+        files = next(filter(None, (_organ_files(folder / name, labels) for name in called)), {})
         return OrganProbabilities(files, case, grid) if files else None
     channels = labels.regions or {"background": (), **labels.target_values}
     array = _npz(path, case) if path.suffix == ".npz" else _nifti(path, case, grid)

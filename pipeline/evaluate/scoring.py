@@ -15,7 +15,7 @@ from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.choose_labels import find_labels
 from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
-from pipeline.evaluate.pairing import FilePair, find_images, pair_files, unpaired_predictions
+from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
 from pipeline.evaluate.probabilities import read_probabilities
 from pipeline.evaluate.rows import EvaluatedCase, Evaluation, Row
 
@@ -140,7 +140,8 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
             return CaseScores(case, tuple(rows), spacing_mm=spacing)
         prediction = read_label_map(pair.prediction, case=case)
         moved = not reference.grid.matches(prediction.grid)
-        probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels)
+        names = prediction_names(pair.prediction)
+        probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
         rows = score_case(prediction, reference, labels, case, measures, probabilities)
         return CaseScores(case, tuple(rows), spacing_mm=spacing, resampled=moved)
     except VolsegError as error:

@@ -125,6 +125,20 @@ def test_probabilities_in_a_file_per_organ_are_read_one_by_one(tmp_path):
         read_probabilities(tmp_path, "a", Grid((3, 3, 3), np.eye(4)), TABLE)
 
 
+@pytest.mark.parametrize("mask", ["a", "a_0000", "A_pred"])
+@pytest.mark.parametrize("kept", ["the reference", "the mask"])
+def test_probabilities_are_found_by_the_name_of_reference_or_mask(tmp_path, mask, kept):
+    reference = label_map()
+    write_label_map(reference, tmp_path / "ref" / "a.nii.gz")
+    write_label_map(reference, tmp_path / "pred" / f"{mask}.nii.gz")
+    folder = tmp_path / "soft" / ("a" if kept == "the reference" else mask)
+    for value, organ in TABLE.names.items():
+        write_voxels((reference.array == value) * np.float32(1), GRID, folder / f"{organ}.nii.gz")
+    measures = Measures(surface="none", probabilities=tmp_path / "soft")
+    found = evaluate(tmp_path / "pred", tmp_path / "ref", TABLE, measures=measures)
+    assert [row.more["brier"] for row in found.rows] == [0.0, 0.0]
+
+
 def test_notes_and_unknown_organs(tmp_path):
     for folder in ("pred", "ref"):
         write_label_map(label_map(), tmp_path / folder / "a.nii.gz")
