@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.core import Image, LabelMap, LabelTable, require_same_grid
-from pipeline.export.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN, figure_png, organ_color
+from pipeline.export.palette import ERROR_COLORS, figure_png, organ_color
 from pipeline.export.planes import Plane, draw_outline, frame_panel, plane_slice, shown_planes, write_on
-from pipeline.export.scene import CT_WINDOW_HU, Scene, build_scene, error_position
+from pipeline.export.scene import CT_WINDOW_HU, Scene, build_scene, error_masks
 
 __all__ = ["Overlay", "case_overlay"]
 
@@ -66,7 +65,7 @@ def case_overlay(
     if image is not None:
         require_same_grid(reference.grid, image.grid, "image grid", "the reference grid")
     scene = build_scene(reference, prediction, labels, image)
-    position = error_position(np.isin(scene.reference, organ), np.isin(scene.prediction, organ))
+    position = scene.largest_error(organ)
     shape = scene.reference.shape
     planes = shown_planes(shape)
     figure, panels = _panels(scene, planes)
@@ -128,21 +127,9 @@ def _draw_plane(
     )
     for value in sorted(seen):
         draw_outline(above, reference == value, scene.spacing_mm[right], scene.spacing_mm[up], colors[value])
-    errors = _painted(_errors(reference, prediction, ignored), 0.85)
-    below.imshow(errors, extent=extent, origin="lower", interpolation="nearest")
+    errors = {ERROR_COLORS[kind]: mask for kind, mask in error_masks(reference, prediction, ignored).items()}
+    below.imshow(_painted(errors, 0.85), extent=extent, origin="lower", interpolation="nearest")
     return seen
-
-
-def _errors(
-    reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]
-) -> dict[str, NDArray[np.bool_]]:
-    """Colour → where an error of its kind is."""
-    wrong = (reference != prediction) & ~ignored
-    return {
-        FALSE_NEGATIVE: wrong & (prediction == 0),
-        FALSE_POSITIVE: wrong & (reference == 0),
-        OTHER_ORGAN: wrong & (reference != 0) & (prediction != 0),
-    }
 
 
 def _painted(masks: dict[str, NDArray[np.bool_]], opacity: float) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matplotlib import colormaps
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 __all__ = [
     "DARK",
+    "ERROR_COLORS",
     "FALSE_NEGATIVE",
     "FALSE_POSITIVE",
     "LIGHT",
@@ -30,6 +32,13 @@ FALSE_POSITIVE = "#b6ff00"
 FALSE_NEGATIVE = "#ff2d7e"
 OTHER_ORGAN = "#7b4dff"
 """Kinds of errors, in no organ's colour. For all kinds of colour blindness they are at least 55 apart (CIELAB)."""
+
+ERROR_COLORS: Mapping[str, str] = {
+    "false negative": FALSE_NEGATIVE,
+    "false positive": FALSE_POSITIVE,
+    "taken for another organ": OTHER_ORGAN,
+}
+"""Kind of error → its colour."""
 
 
 @dataclass(frozen=True)

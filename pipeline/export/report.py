@@ -13,11 +13,11 @@ from pipeline.evaluate.metrics import METRICS
 from pipeline.export.agreement_plot import MOST_PANELS, volume_agreement
 from pipeline.export.names import Names, names_of
 from pipeline.export.page import both_themes, render_page
-from pipeline.export.palette import png_uri
+from pipeline.export.palette import ERROR_COLORS, png_uri
 from pipeline.export.plots import dice_against_volume, metric_boxplots
 from pipeline.export.report_cases import newer_predictions, show_cases
 from pipeline.export.report_tables import table_context
-from pipeline.export.viewer import ERROR_COLORS, viewer_context
+from pipeline.export.viewer import viewer_context
 
 __all__ = ["write_report"]
 

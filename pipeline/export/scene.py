@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core import Grid, Image, LabelMap, LabelTable
 
-__all__ = ["CT_WINDOW_HU", "Scene", "build_scene", "display_range", "error_position"]
+__all__ = ["CT_WINDOW_HU", "Scene", "build_scene", "display_range", "error_masks", "error_position"]
 
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue: level 40, width 400
 _CT_AIR_HU = -200.0  # no MR intensity or normalized value is lower than this
@@ -45,6 +45,11 @@ class Scene:
         """Spacing along the RAS axes."""
         return self.grid.spacing_mm
 
+    def largest_error(self, organ: Sequence[int]) -> tuple[int, int, int]:
+        """Where an organ of some label values has most wrong voxels, see :func:`error_position`; none are ignored."""
+        predicted = np.isin(self.prediction, organ) & ~self.ignored
+        return error_position(np.isin(self.reference, organ), predicted)
+
 
 def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, image: Image | None = None) -> Scene:
     """Turn and crop the volumes of a case.
@@ -71,6 +76,24 @@ def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, i
     grid = turned.grid.cropped([part.start for part in box], [part.stop for part in box])
     smaller = grid.shape != turned.grid.shape
     return Scene(cropped, wanted[box], predicted[box], ignored[box], grid, window, smaller)
+
+
+def error_masks(
+    reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]
+) -> dict[str, NDArray[np.bool_]]:
+    """Where errors are, by their kind.
+
+    Args:
+        reference: Label values of any shape.
+        prediction: Likewise.
+        ignored: Where there are no errors.
+    """
+    wrong = (reference != prediction) & ~ignored
+    return {
+        "false negative": wrong & (prediction == 0),
+        "false positive": wrong & (reference == 0),
+        "taken for another organ": wrong & (reference != 0) & (prediction != 0),
+    }
 
 
 def error_position(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[int, int, int]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pipeline.core import LabelTable
-from pipeline.export.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN, organ_color
-from pipeline.export.scene import CT_WINDOW_HU, Scene, error_position
+from pipeline.export.palette import ERROR_COLORS, organ_color
+from pipeline.export.scene import CT_WINDOW_HU, Scene
 from pipeline.export.viewer_volumes import ERROR_VALUES, PackedCase, pack_case
 
-__all__ = ["ERROR_COLORS", "Ranked", "Room", "ViewerCase", "chosen_cases", "viewer_case", "viewer_context"]
-
-ERROR_COLORS: Mapping[str, str] = {
-    "false negative": FALSE_NEGATIVE,
-    "false positive": FALSE_POSITIVE,
-    "taken for another organ": OTHER_ORGAN,
-}
-"""Kind of error → its colour."""
+__all__ = ["Ranked", "Room", "ViewerCase", "chosen_cases", "viewer_case", "viewer_context"]
 
 _PRESETS_HU = (("Soft tissue", CT_WINDOW_HU), ("Lung", (-1350.0, 150.0)), ("Bone", (-500.0, 1300.0)))
 """Windows of CT: level 40, width 400; level -600, width 1500; level 400, width 1800."""
@@ -116,7 +107,7 @@ def viewer_case(
     packed = pack_case(scene, labels, limit)
     if packed is None:
         return None
-    position = error_position(np.isin(scene.reference, organ), np.isin(scene.prediction, organ))
+    position = scene.largest_error(organ)
     i, j, k = (at // factor for at, factor in zip(position, packed.factors, strict=True))
     return ViewerCase(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)))
 

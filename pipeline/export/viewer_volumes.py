@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core import Grid, LabelTable
-from pipeline.export.scene import CT_WINDOW_HU, Scene
+from pipeline.export.scene import CT_WINDOW_HU, Scene, error_masks
 
 __all__ = ["ERROR_VALUES", "PackedCase", "nifti_base64", "pack_case", "smaller"]
 
@@ -141,13 +141,11 @@ _Layers = dict[str, tuple[NDArray[Any], tuple[float, float]]]
 def _layers(scene: Scene, labels: LabelTable) -> tuple[_Layers, bool]:
     """Name → integers and their scale, and whether the image is a CT."""
     is_ct = scene.image is not None and scene.window == CT_WINDOW_HU
-    wrong = (scene.reference != scene.prediction) & ~scene.ignored
-    errors = np.zeros(wrong.shape, np.uint8)
-    errors[wrong & (scene.prediction == 0)] = ERROR_VALUES["false negative"]
-    errors[wrong & (scene.reference == 0)] = ERROR_VALUES["false positive"]
-    errors[wrong & (scene.reference != 0) & (scene.prediction != 0)] = ERROR_VALUES["taken for another organ"]
+    errors = np.zeros(scene.grid.shape, np.uint8)
+    for kind, mask in error_masks(scene.reference, scene.prediction, scene.ignored).items():
+        errors[mask] = ERROR_VALUES[kind]
     return {
-        "image": _stored(scene.image, wrong.shape, is_ct),
+        "image": _stored(scene.image, errors.shape, is_ct),
         "reference": (_indices(scene.reference, labels), (1.0, 0.0)),
         "prediction": (_indices(scene.prediction, labels), (1.0, 0.0)),
         "errors": (errors, (1.0, 0.0)),

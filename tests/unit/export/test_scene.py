@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import Grid, Image, LabelMap, LabelTable
-from pipeline.export.scene import build_scene, display_range, error_position
+from pipeline.export.scene import build_scene, display_range, error_masks, error_position
 
 
 def test_scene_is_turned_to_ras_and_cropped_to_the_labels():
@@ -20,6 +20,22 @@ def test_scene_is_turned_to_ras_and_cropped_to_the_labels():
     assert scene.reference.sum() == 3 * 2 * 2
     assert scene.image is not None
     assert scene.image[0, 0, 0] == 22 * 48 + 2 * 6
+
+
+def test_errors_under_the_ignore_label_are_none():
+    """Slice 1 along i holds the one error that counts; what is predicted under the ignore label is a larger one."""
+    reference, prediction = np.zeros((2, 6, 6, 6), dtype=np.uint8)
+    reference[1, 1:3, 1:3] = prediction[1, 1:3, 1] = 1
+    reference[4], prediction[4] = 9, 1
+    grid = Grid.from_spacing((6, 6, 6), (1.0, 1.0, 1.0))
+    scene = build_scene(LabelMap(reference, grid), LabelMap(prediction, grid), LabelTable({1: "liver", 2: "spleen"}, 9))
+    assert scene.largest_error((1,)) == (1, 1, 2)
+    masks = error_masks(scene.reference, scene.prediction, scene.ignored)
+    assert {kind: int(mask.sum()) for kind, mask in masks.items()} == {
+        "false negative": 2,
+        "false positive": 0,
+        "taken for another organ": 0,
+    }
 
 
 def test_scene_without_labels_is_the_whole_volume():
