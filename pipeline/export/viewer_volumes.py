@@ -170,10 +170,9 @@ def _stored(
 
 
 def _indices(array: NDArray[np.integer[Any]], labels: LabelTable) -> NDArray[Any]:
-    index = np.zeros(max(int(array.max()), *labels.values) + 1, np.uint8 if labels.classes <= 256 else np.uint16)
-    index[list(labels.values)] = np.arange(1, labels.classes)
-    indices: NDArray[Any] = index[array]
-    return indices
+    """Class indices; an ignore label that was predicted is background."""
+    index: NDArray[np.signedinteger[Any]] = np.maximum(labels.to_index(array), 0)
+    return index.astype(np.uint8 if labels.classes <= 256 else np.uint16)
 
 
 def _estimate(layers: _Layers, grid: Grid) -> float:

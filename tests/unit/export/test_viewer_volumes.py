@@ -1,5 +1,6 @@
 import base64
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -41,6 +42,20 @@ def test_layers_hold_class_indices_and_kinds_of_errors():
     assert packed.window is None
     assert not opened(packed.layers["image"]).get_fdata().any()
     assert packed.size == sum(map(len, packed.layers.values()))
+
+
+def test_values_far_apart_need_no_table_of_all_between():
+    atlas = LabelTable({7: "liver", 2**31 + 5: "layer 6b"}, 9)  # as in brain atlases
+    reference = np.zeros(GRID.shape, np.uint32)
+    reference[4:12], reference[20:24], reference[0] = 7, 2**31 + 5, 9
+    turned = build_scene(LabelMap(reference, GRID), LabelMap(reference, GRID), atlas)
+    tracemalloc.start()
+    packed = pack_case(turned, atlas, 10**6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = [np.unique(opened(packed.layers[name]).dataobj).tolist() for name in ("reference", "prediction", "errors")]
+    assert found == [[0, 1, 2], [0, 1, 2], [0]]
+    assert peak < 10**7
 
 
 def test_intensities_come_back_within_half_a_step():
