@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json
+from pipeline.data.colours import colour_channels
 from pipeline.data.layout_readers import list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.evaluate.listed import is_list, listed_maps
@@ -111,7 +113,8 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
         pairs: The cases.
 
     Returns:
-        Case id → one file per channel (cases without images are left out), and notes on what could not be read.
+        Case id → one source per channel, three of a colour picture (cases without images are left out), and notes on
+        what could not be read.
     """
     home = prediction if prediction.is_dir() else prediction.parent
     listed: dict[str, tuple[Path, ...]] = {}
@@ -146,10 +149,10 @@ def _images_beside(pair: FilePair) -> tuple[Path, ...]:
     for suffix in VOLUME_SUFFIXES:
         alone = images / f"{pair.case}{suffix}"
         if alone.is_file():
-            return (alone,)
-        channels = sorted(images.glob(f"{pair.case}_[0-9][0-9][0-9][0-9]{suffix}"))
+            return colour_channels(alone) or (alone,)
+        channels = tuple(sorted(images.glob(f"{escape(pair.case)}_[0-9][0-9][0-9][0-9]{suffix}")))
         if channels:
-            return tuple(channels)
+            return (colour_channels(channels[0]) if len(channels) == 1 else ()) or channels
     return ()
 
 

@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.core import DataError, LabelTable, VolsegError
+from pipeline.data.itk import write_picture
 from pipeline.evaluate import FilePair, find_labels, pair_files
 from pipeline.evaluate.pairing import find_images
 
@@ -107,3 +109,18 @@ def test_images_from_the_record_of_the_prediction_or_beside_the_references(tmp_p
     )
     (prediction / "predictions.json").write_text("{}")
     assert "expected a list of cases" in find_images(prediction, pairs)[1][0]
+
+
+def test_images_beside_may_be_pictures_in_colour_and_have_brackets_in_their_names(tmp_path):
+    images = touch(tmp_path / "imagesTs", "scan [1]_0000.nii.gz", "scan [1]_0001.nii.gz")
+    for name in ("eye.png", "eyes_0000.png"):
+        write_picture(np.zeros((4, 5, 3), np.uint8), images / name)
+    references = touch(tmp_path / "labelsTs", "scan [1].nii.gz", "eye.png", "eyes.png")
+    pairs = [
+        FilePair(name.split(".")[0], None, references / name) for name in ("scan [1].nii.gz", "eye.png", "eyes.png")
+    ]
+    assert find_images(tmp_path, pairs)[0] == {
+        "scan [1]": (images / "scan [1]_0000.nii.gz", images / "scan [1]_0001.nii.gz"),
+        "eye": tuple(images / f"eye.png#channel={n}of3" for n in (1, 2, 3)),
+        "eyes": tuple(images / f"eyes_0000.png#channel={n}of3" for n in (1, 2, 3)),
+    }
