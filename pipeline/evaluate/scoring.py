@@ -34,6 +34,7 @@ class CaseScores:
         failure: Why a file could not be used, or None.
         spacing_mm: Largest spacing of the reference; 0 if it could not be read.
         resampled: Whether the prediction was on another grid and was brought to the reference's.
+        uncalibrated: Whether probabilities were asked for and those of an organ were not there.
     """
 
     case: str
@@ -41,6 +42,7 @@ class CaseScores:
     failure: str | None = None
     spacing_mm: float = 0.0
     resampled: bool = False
+    uncalibrated: bool = False
 
 
 class MapCases(Protocol):
@@ -143,13 +145,15 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
         names = prediction_names(pair.prediction)
         probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
         rows = score_case(prediction, reference, labels, case, measures, probabilities)
-        return CaseScores(case, tuple(rows), spacing_mm=spacing, resampled=moved)
+        lacking = any(row.counts and row.name not in (probabilities or ()) for row in rows)
+        uncalibrated = measures.probabilities is not None and lacking
+        return CaseScores(case, tuple(rows), None, spacing, moved, uncalibrated)
     except VolsegError as error:
         return CaseScores(case, _failed_rows(reference, labels, case, measures), str(error), spacing)
 
 
 def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
-    """What a reader of surface Dice, and of scores of resampled predictions, should know."""
+    """What a reader of surface Dice, of scores of resampled predictions, and of calibration should know."""
     notes = []
     tolerance = min((measures.tolerance_mm, *measures.tolerances_mm.values()))
     coarse = [scores for scores in results if scores.spacing_mm > tolerance * (1 + 1e-6)]
@@ -162,6 +166,12 @@ def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
     moved = [scores.case for scores in results if scores.resampled]
     if moved:
         notes.append(f"{len(moved)} predictions on other grids were resampled to their references', e.g. {moved[0]}.")
+    lacking = [scores.case for scores in results if scores.uncalibrated]
+    if lacking:
+        notes.append(
+            f"{len(lacking)} of {len(results)} cases have no probabilities of some organs, e.g. {lacking[0]}: there "
+            "ECE and Brier score are 1, the worst. If that is not meant, check the folder of --probabilities."
+        )
     return notes
 
 

@@ -72,7 +72,13 @@ def run_demo(
     summary = evaluate(predictions, dataset / "labelsTs", scores, progress=progress)
     say("6/6 report")
     curves = fold_folder(model, 0) / "curves.png"
-    report(scores, out / "report.html", title="volseg demo: phantoms", curves=curves, show_names=True)
+    report(
+        scores,
+        out / "report.html",
+        title="volseg demo: phantoms",
+        curves=curves if curves.is_file() else None,
+        show_names=True,
+    )
     content = _scores(summary)
     write_json(out / "scores.json", content)
     return content

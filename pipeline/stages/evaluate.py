@@ -26,6 +26,7 @@ from pipeline.stages.signature import signature
 
 __all__ = ["Meaning", "evaluate", "report"]
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _BYTES_PER_VOXEL = 16  # two label maps, twice each, and the faces of their organs
 
 
@@ -122,8 +123,10 @@ def report(
         ``out``.
 
     Raises:
-        VolsegError: If the evaluation cannot be read, or the report not be written.
+        VolsegError: If the evaluation cannot be read, ``curves`` is no PNG file, or the report cannot be written.
     """
+    if curves is not None:
+        _require_png(curves)
     return write_report(
         evaluation,
         out,
@@ -149,6 +152,17 @@ def _labels(
     if chosen.labels is not None:
         remap |= read_remap(meaning.remap, chosen.labels)
     return chosen.labels, replace(measures, remap=remap), chosen.notes
+
+
+def _require_png(path: Path) -> None:
+    """Refuse a wrong path before a report is written without the picture."""
+    try:
+        with path.open("rb") as stream:
+            found = "another file" if stream.read(len(_PNG)) != _PNG else ""
+    except OSError as error:
+        found = error.strerror or "one that cannot be read"
+    if found:
+        raise VolsegError(sentence("--curves", "a PNG picture", found, "Give the curves.png of a fold", file=path))
 
 
 def _case_bytes(pair: FilePair) -> int:

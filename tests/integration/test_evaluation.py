@@ -145,3 +145,13 @@ def test_evaluation_needs_neither_torch_nor_monai(place: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr
+
+
+def test_a_report_refuses_curves_that_are_no_picture(place: Path, call: Call) -> None:
+    assert call("evaluate", "a", "ref", "-o", "scores", "--surface", "none", "-j", "1")[0] == 0
+    (place / "text.png").write_text("curves")
+    for name, got in (("no.png", "No such file or directory"), ("text.png", "another file")):
+        code, text = call("report", "scores", "-o", "report.html", "--curves", name)
+        assert code == 1
+        assert f"{name}: --curves: expected a PNG picture, got {got}. Give the curves.png of a fold." in text
+        assert not (place / "report.html").exists()

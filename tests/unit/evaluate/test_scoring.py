@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core import DataError, Grid, LabelMap, LabelTable, VolsegError
 from pipeline.data.volumes import read_label_map, write_label_map
-from pipeline.evaluate import OVERLAP_ONLY, evaluate, overlaps, score_case
+from pipeline.evaluate import OVERLAP_ONLY, Measures, evaluate, overlaps, score_case
 from pipeline.evaluate.scoring import _score_pair
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})
@@ -165,3 +165,17 @@ def test_volumes_agree_with_shipped_statistics(real_data):
     assert len(checked) >= 30
     for name in checked:
         assert volumes[name] == pytest.approx(statistics[name]["volume"] / 1000, rel=0.03)
+
+
+def test_probabilities_that_are_not_there_are_noted(folders, tmp_path):
+    (tmp_path / "soft" / "a").mkdir(parents=True)
+    measures = Measures(surface="none", probabilities=tmp_path / "soft")
+    found = evaluate(*folders, measures=measures)
+    assert {row.value("ece") for row in found.rows} == {1.0}
+    assert [note.split(":")[0] for note in found.notes] == ["2 of 2 cases have no probabilities of some organs, e.g. a"]
+    soft = np.full((3, *GRID.shape[::-1]), 1 / 3, dtype=np.float32)
+    np.savez(tmp_path / "soft" / "a.npz", probabilities=soft)
+    (note,) = evaluate(*folders, measures=measures).notes
+    assert note.startswith("1 of 2 cases have no probabilities of some organs, e.g. b: there ECE and Brier score are 1")
+    np.savez(tmp_path / "soft" / "b.npz", probabilities=soft)
+    assert evaluate(*folders, measures=measures).notes == ()
