@@ -213,6 +213,7 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
+        say=say,
     )
     say(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     if not show_names:

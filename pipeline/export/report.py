@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def write_report(
     curves: Path | Sequence[Path] | None = None,
     version: str = "",
     date: str = "",
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of an evaluation.
 
@@ -54,6 +55,7 @@ def write_report(
         curves: PNG files of training curves to include.
         version: Version of volseg, for the foot of the page.
         date: Date of the report, likewise.
+        say: Told in one sentence if cases that were to be shown are not.
 
     Returns:
         ``out``. For an evaluation without scores, a report that says so.
@@ -86,6 +88,9 @@ def write_report(
         "date": date,
     }
     write_text(out, render_page("report.html.j2", context))
+    if say is not None and shown.notes:
+        first = shown.notes[0]
+        say(f"note  {len(shown.notes)} notes in the report on cases that it does not show in full, e.g. {first}")
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ def report(
     show_names: bool = False,
     title: str | None = None,
     curves: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of an evaluation, signed with version and date.
 
@@ -118,6 +119,7 @@ def report(
         show_names: Show case ids and paths instead of hashes.
         title: Heading.
         curves: PNG of training curves to include.
+        say: Told in one sentence if cases that were to be shown are not.
 
     Returns:
         ``out``.
@@ -136,6 +138,7 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
+        say=say,
         **signature(),
     )
 

@@ -214,7 +214,10 @@ def test_predictions_that_changed_are_not_shown_as_those_that_were_scored(folder
 def test_unreadable_images_and_label_maps_are_notes(folder):
     (folder / "data" / "imagesTs" / "a_0000.nii.gz").write_bytes(b"?")
     (folder / "pred" / "b.nii.gz").unlink()
-    page = Page(report(folder, overlays=3, curves=folder / "no.png"))
+    said = []
+    page = Page(report(folder, overlays=3, curves=folder / "no.png", say=said.append))
+    (note,) = said
+    assert note.startswith("note  2 notes in the report on cases that it does not show in full, e.g. ")
     assert "a: left out of the viewer, and of the image in its picture" in page.text
     assert "b: left out of the pictures" in page.text
     assert "Training curves were left out" in page.text
