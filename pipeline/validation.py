@@ -16,7 +16,7 @@ from pipeline.config import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.augmented import mirror_axes, rotation_of
-from pipeline.infer.logits import CaseInference
+from pipeline.infer.logits import CaseInference, in_volume
 from pipeline.infer.mirror import views
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
@@ -76,7 +76,9 @@ def make_validation(
             }
         return _summary(processes.gathered(rows), plan)
 
-    return Validation(validate, len(subset), len(cases), len(views(axes, rotation)))
+    window = in_volume(settings.infer.window_size or spec.patch_size, plan, spec)
+    passes = len(views(axes, rotation and rotation.within(window)))
+    return Validation(validate, len(subset), len(cases), passes)
 
 
 def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:

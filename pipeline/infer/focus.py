@@ -13,7 +13,6 @@ from torch import Tensor
 from pipeline.core.orientation import reorient_array
 from pipeline.infer.logits import CaseInference
 from pipeline.infer.member import Member
-from pipeline.infer.mirror import views
 from pipeline.infer.restore import restore_labels
 from pipeline.infer.roi import Box, Region, body_mask, coarse_shape, organ_box
 from pipeline.preprocess.resample import resample
@@ -49,8 +48,8 @@ def segment_region(
     inference, shape, why = member.inference, prepared.shape[1:], None
     wanted, windows = member.settings.roi, inference.windows(shape)
     if wanted == "auto":
-        passes = len(member.networks) * len(views(member.mirror_axes, member.rotation))
-        wanted = "organs" if _coarse(member).windows(coarse_shape(shape)) * _WORTH <= windows * passes else "body"
+        cost = windows * inference.passes(shape)
+        wanted = "organs" if _coarse(member).windows(coarse_shape(shape)) * _WORTH <= cost else "body"
     if wanted == "organs":
         box = _organs(member, prepared, trace)
         if box is not None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.labelling import SlabLabels
+from pipeline.infer.passes import Network, Passes, passes_of
 from pipeline.infer.soft import SlabLogits, both
-from pipeline.infer.stream import Network, Outputs, Padding, Skip, Stream
+from pipeline.infer.stream import Stream
 from pipeline.infer.tiling import Tiling
+from pipeline.infer.visits import Padding, Skip, Visits
 from pipeline.infer.windows import Blend, importance_map
 
 __all__ = ["Network", "Progress", "StreamingInferer"]
@@ -46,10 +48,10 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         blend: Weight of a window's voxels where windows overlap: ``gaussian``, ``hann`` or ``constant``.
         batch: Windows per network call, at least 1.
         axis: Along which windows are visited; ``auto`` for the one along which the planes held are the least.
-        skip: Windows to leave out, see :data:`~pipeline.infer.stream.Skip`. Where there is no other, logits are 0 and
+        skip: Windows to leave out, see :data:`~pipeline.infer.visits.Skip`. Where there is no other, logits are 0 and
             labels background.
         accumulate: Type of the sums: ``float32`` (float64 if the network returns that), or ``float16`` for half the
-            memory and rounding in the fourth digit.
+            memory and rounding in the fourth digit; several passes then hold the mean of one more batch in float32.
         margin: The network's margin along each axis: the voxels of a window on either side that get no logits. None
             for networks whose logits are as large as their input.
         step: The network's divisor along each axis: with a margin, tiles start at its multiples. None for 1.
@@ -101,13 +103,14 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         self.importance = importance_map(self.tiling.tile, blend)
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, network: Network | Passes, *args: Any, **kwargs: Any) -> Any:
         """Run the network over all windows and blend what it returns.
 
         Args:
             inputs: (B, C, *spatial) with as many spatial axes as the window.
             network: Takes (n, C, *window), returns logits (n, L, *window), less the margin, of any floating type; or
-                several of them in a sequence or mapping.
+                several of them in a sequence or mapping. Or :class:`~pipeline.infer.passes.Passes`, to average several
+                networks and mirror images in the memory of one.
             args: Handed to the network.
             kwargs: Handed to the network.
 
@@ -120,7 +123,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
                 than the step for a volume that needs several.
         """
         volumes = self._checked(inputs)
-        shape, called = volumes.shape[2:], Outputs(network, args, kwargs)
+        shape, called = volumes.shape[2:], passes_of(network, args, kwargs)
         totals: list[Tensor] = []
         for number, volume in enumerate(volumes):
             stream = self._stream(shape)
@@ -135,7 +138,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
     def label_map(
         self,
         inputs: Tensor,
-        network: Network,
+        network: Network | Passes,
         output_shape: Sequence[int] | None = None,
         *,
         painting: Sequence[PaintingStep] = (),
@@ -173,7 +176,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     @torch.no_grad()
     def labels(
-        self, volume: Tensor, network: Network, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
+        self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
     ) -> Iterator[tuple[int, Tensor]]:
         """Labels of one volume as they are finished; see :meth:`label_map`.
 
@@ -187,14 +190,13 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             First row along :meth:`streaming_axis` of the volume, and rows of labels (n, a, b), b being 1 in images of
             two axes.
         """
-        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
-        slabs = SlabLabels(stream.turned(volume.shape[1:], 1), stream.turned(target, 1), painting)
-        for _, heads in stream.planes(volume, called, self.progress, self._relative(painting)):
-            yield from slabs.add(heads[0])
+        slabs = SlabLabels(*self._turned(volume, target), painting)
+        for planes in self._planes(volume, network, painting):
+            yield from slabs.add(planes)
 
     @torch.no_grad()
     def labelled_rows(
-        self, volume: Tensor, network: Network, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
+        self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Labels of one volume as they are finished, just those of :meth:`labels`, and the logits they come from.
 
@@ -204,13 +206,13 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         Yields:
             First row, labels (n, a, b) and logits (n, a, b, L).
         """
-        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
-        shapes = stream.turned(volume.shape[1:], 1), stream.turned(target, 1)
-        planes = stream.planes(volume, called, self.progress, self._relative(painting))
-        yield from both((heads[0] for _, heads in planes), SlabLabels(*shapes, painting), SlabLogits(*shapes))
+        shapes = self._turned(volume, target)
+        yield from both(self._planes(volume, network, painting), SlabLabels(*shapes, painting), SlabLogits(*shapes))
 
     @torch.no_grad()
-    def logit_rows(self, volume: Tensor, network: Network, target: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    def logit_rows(
+        self, volume: Tensor, network: Network | Passes, target: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor]]:
         """Resampled logits of one volume as they are finished.
 
         Args:
@@ -222,22 +224,39 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             First row along :meth:`streaming_axis` of the volume, and logits (n, a, b, L), float32, b being 1 in images
             of two axes; valid until the next ones are asked for.
         """
-        stream, called = self._stream(volume.shape[1:]), Outputs(network, (), {})
-        slabs = SlabLogits(stream.turned(volume.shape[1:], 1), stream.turned(target, 1))
-        for _, heads in stream.planes(volume, called, self.progress):
-            yield from slabs.add(heads[0])
+        slabs = SlabLogits(*self._turned(volume, target))
+        for planes in self._planes(volume, network):
+            yield from slabs.add(planes)
 
     def streaming_axis(self, shape: Sequence[int]) -> int:
         """The axis along which a volume of a shape is finished."""
         return self.tiling.thinnest(shape) if self.axis == "auto" else self.axis
 
-    def _relative(self, painting: Sequence[PaintingStep]) -> bool:
-        """Whether sums are of logits relative to the highest: a difference has more of its few digits."""
-        return self.sums == torch.float16 and not painting
+    def planes_held(self, shape: Sequence[int], passes: int = 1) -> int:
+        """Planes of a volume of a shape whose sums are held at one time, with so many passes over each window."""
+        return self._stream(shape).visits.thickness(shape, passes)
+
+    def _planes(
+        self, volume: Tensor, network: Network | Passes, painting: Sequence[PaintingStep] | None = None
+    ) -> Iterator[Tensor]:
+        """Finished planes (n, a, b, L) of the first output.
+
+        Where they are only compared (``painting`` is empty), float16 sums are of logits relative to the highest: a
+        difference has more of its few digits.
+        """
+        stream = self._stream(volume.shape[1:])
+        relative = self.sums == torch.float16 and painting is not None and not painting
+        return (heads[0] for _, heads in stream.planes(volume, passes_of(network), self.progress, relative))
+
+    def _turned(self, volume: Tensor, target: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Voxels of a volume and of its result, the streaming axis first."""
+        stream = self._stream(volume.shape[1:])
+        return stream.turned(volume.shape[1:], 1), stream.turned(target, 1)
 
     def _stream(self, shape: Sequence[int]) -> Stream:
         axis = self.streaming_axis(shape)
-        return Stream(self.tiling, self.importance, self.batch, axis, self.skip, self.sums, self.padding, self.fill)
+        visits = Visits(self.tiling, self.batch, axis, self.skip, self.padding, self.fill)
+        return Stream(visits, self.importance, self.sums)
 
     def _checked(self, inputs: Tensor) -> Tensor:
         axes = len(self.tiling.window)

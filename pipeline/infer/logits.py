@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.infer.averaged import averaged, device_of
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.mirror import Rotation, mirrored
+from pipeline.infer.mirror import Rotation
+from pipeline.infer.passes import Passes
 from pipeline.infer.slices import SliceNetwork
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
-__all__ = ["CaseInference", "Sized", "check_window", "prediction_window"]
+__all__ = ["CaseInference", "Sized", "check_window", "in_volume", "prediction_window"]
 
 _SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
 _OWN_STATISTICS = (nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -43,9 +43,9 @@ class Sized(Protocol):
 class CaseInference:
     """How networks of one design predict an image on the prepared grid.
 
-    A 2D network sees every slice. Mirror images and networks are averaged window by window, so that memory does not
-    grow with them. Tiles of networks with a margin agree where they overlap and are therefore laid side by side, unless
-    the networks normalize every window by itself.
+    A 2D network sees every slice. Mirror images and networks are averaged in the sums over windows, so that memory does
+    not grow with them. Tiles of networks with a margin agree where they overlap and are therefore laid side by side,
+    unless the networks normalize every window by itself.
 
     Args:
         networks: In evaluation mode, at least one; each may be on a device of its own. One without ``margin`` is taken
@@ -73,10 +73,8 @@ class CaseInference:
         self.first: Any = runners[0]
         self.margin = getattr(self.first, "margin", (0, 0, 0))
         self.agree = any(self.margin) and not _normalizes_windows(networks[0])
-        if mirror_axes or rotation is not None:
-            sides, pairs = directions(plan.orientation).index("LR"), plan.label_table.output_side_pairs()
-            runners = [mirrored(runner, mirror_axes, sides, pairs, rotation) for runner in runners]
-        self.network = averaged(runners, [device_of(network) for network in networks], dtype)
+        sides, pairs = directions(plan.orientation).index("LR"), plan.label_table.output_side_pairs()
+        self.network = Passes(runners, dtype, mirror_axes, sides, pairs, rotation)
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits (L, I, J, K), float32, of a prepared image (C, I, J, K), on its device.
@@ -122,7 +120,10 @@ class CaseInference:
         """
         inferer, classes = self._inferer(shape), self.spec.out_channels
         axis, tile = inferer.streaming_axis(shape), inferer.tiling.tile
-        planes, across = min(tile[axis], shape[axis]), [n for other, n in enumerate(shape) if other != axis]
+        planes, across = (
+            inferer.planes_held(shape, self.passes(shape)),
+            [n for other, n in enumerate(shape) if other != axis],
+        )
         sums = classes * planes * math.prod(across) * inferer.sums.itemsize
         windows = 2 * classes * math.prod(tile) * inferer.batch * torch.float32.itemsize
         return sums + windows, f"{classes} classes x {planes} planes of {' x '.join(map(str, across))} voxels"
@@ -150,15 +151,20 @@ class CaseInference:
         places = inferer.tiling.places(shape, inferer.streaming_axis(shape))
         return sum(mask is None or inferer.tiling.reaches(place, mask) for place in places)
 
+    def passes(self, shape: Sequence[int]) -> int:
+        """How many passes each window takes: networks times views."""
+        tiling = self._inferer(shape).tiling
+        return len(self.network.each(tiling.window, tiling.tile))
+
     def _inferer(
         self, shape: Sequence[int], axis: int | Literal["auto"] = "auto", mask: Tensor | None = None
     ) -> StreamingInferer:
         """For an image of a shape on the prepared grid."""
         spec, plan, settings = self.spec, self.plan, self.settings
-        patch = window = _in_volume(spec.patch_size, plan, spec)
+        patch = window = in_volume(spec.patch_size, plan, spec)
         batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
         if settings.window_size is not None:
-            window = _in_volume(settings.window_size, plan, spec)
+            window = in_volume(settings.window_size, plan, spec)
         elif any(self.margin):
             window = prediction_window(self.first, patch, shape)
             # no more voxels than so many patches
@@ -219,8 +225,14 @@ def check_window(spec: NetworkSpec, settings: InferSettings) -> None:
         raise ConfigError([sentence("infer.window_size", rule, wanted, advice)])
 
 
-def _in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int, ...]:
-    """A size along i, j, k, of one voxel across slices."""
+def in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int, ...]:
+    """A size along i, j, k, of one voxel across slices.
+
+    Args:
+        size: Along the axes that the network sees.
+        plan: The dataset's plan.
+        spec: The network's description.
+    """
     sizes = dict(zip(plan.axes(spec.dims), size, strict=True))
     return tuple(sizes.get(axis, 1) for axis in range(3))
 

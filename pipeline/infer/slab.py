@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Slab", "Weights"]
+__all__ = ["Slab", "Sums", "Weights"]
 
 _EXPANDED_BYTES = 32 * 2**20  # weights of a window are repeated for every class up to here: faster for few classes
 _PIECE_BYTES = 32 * 2**20  # planes of float32 logits given out at once; at least two planes
+_ADDED_BYTES = 2 * 2**20  # planes of a window added at once, at least one: copies of them stay in the cache
 
 
 class Weights:
@@ -58,7 +59,14 @@ class Slab:
         self.sums = torch.zeros((thickness, *across, classes), dtype=dtype, device=device)
         self.weights = torch.zeros((thickness, *across), dtype=self.wide, device=device)
 
-    def add(self, place: Sequence[int], logits: Tensor, weights: Weights) -> None:
+    def add(
+        self,
+        place: Sequence[int],
+        logits: Tensor,
+        weights: Weights,
+        flips: Sequence[int] = (),
+        swapped: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """Add the logits of a window.
 
         Args:
@@ -66,23 +74,36 @@ class Slab:
                 before :attr:`first` or a slab's thickness beyond.
             logits: (L, t, a, b), any floating type, any memory order.
             weights: Of the window.
+            flips: Axes along which the logits lie reversed, 0 for planes.
+            swapped: Pairs of channels that have changed places.
         """
         limits = (self.first + len(self.sums), *self.sums.shape[1:3])
         low = [max(start, 0) for start in place]
         high = [min(start + size, limit) for start, size, limit in zip(place, logits.shape[1:], limits, strict=True)]
         rows, columns = (slice(a, b) for a, b in zip(low[1:], high[1:], strict=True))
-        kept = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, place, strict=True))
-        values, wide = logits.permute(1, 2, 3, 0)[kept], weights.wide[kept]
-        for number, plane in enumerate(range(low[0], high[0])):
-            own = self.sums[plane % len(self.sums), rows, columns]
-            found = values[number].to(self.wide)
+        kept = [slice(a - start, b - start) for a, b, start in zip(low, high, place, strict=True)]
+        values, order = logits.permute(1, 2, 3, 0), _order(len(logits), swapped, logits.device)
+        plane_bytes = (high[1] - low[1]) * (high[2] - low[2]) * len(logits) * self.wide.itemsize
+        for start, stop in self._pieces(low[0], high[0], max(1, _ADDED_BYTES // plane_bytes)):
+            kept[0] = slice(start - place[0], stop - place[0])
+            found = _turned(values, kept, flips, order).to(self.wide)
             if self.relative:
                 found = found - found.amax(dim=-1, keepdim=True)
+            ring = slice(start % len(self.sums), start % len(self.sums) + stop - start)
+            own, wide = self.sums[ring, rows, columns], weights.wide[tuple(kept)]
             if own.dtype == self.wide:
-                own.addcmul_(found, wide[number])
+                own.addcmul_(found, wide)
             else:
-                own += found * wide[number]
-            self.weights[plane % len(self.sums), rows, columns] += weights.plain[kept][number]
+                own += found * wide
+            self.weights[ring, rows, columns] += weights.plain[tuple(kept)]
+
+    def _pieces(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+        """Planes in parts of at most so many that are one stretch of the ring."""
+        size = len(self.sums)
+        while start < stop:
+            end = min(stop, start + most, start + size - start % size)
+            yield start, end
+            start = end
 
     def piece_end(self, stop: int) -> int:
         """One past the last plane that one call of :meth:`finish` may give out, at most ``stop``."""
@@ -108,3 +129,78 @@ class Slab:
         self.sums[part].zero_()
         self.weights[part].zero_()
         self.first = stop
+
+
+class Sums:
+    """The sums of a volume over windows and over the passes that each of them takes.
+
+    Every pass is added at once, which takes no more memory than one pass. The few digits of float16 would lose many
+    small numbers added to a large one: there, the mean over the passes of a window is made first.
+
+    Args:
+        sizes: Planes held at one time, and voxels of a plane along two axes.
+        importance: Weight of the voxels of a window (t, a, b).
+        classes: Channels of the logits.
+        dtype: Of the sums.
+        passes: Of every window.
+        relative: See :class:`Slab`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        importance: Tensor,
+        classes: int,
+        dtype: torch.dtype,
+        passes: int,
+        relative: bool,
+    ) -> None:
+        thickness, *across = sizes
+        device, wide = importance.device, torch.promote_types(dtype, torch.float32)
+        self.slab = Slab(thickness, across, classes, dtype, device, relative)
+        self.passes, self.window = passes, tuple(importance.shape)
+        self.means: dict[tuple[int, ...], tuple[int, Slab]] | None = None
+        if dtype == torch.float16 and passes > 1:
+            self.means, self.even = {}, Weights(torch.full_like(importance, 1 / passes), classes, wide)
+            self.weights = Weights(importance, classes, wide)
+        else:
+            self.weights = Weights(importance / passes, classes, wide)
+
+    def add(
+        self, place: Sequence[int], logits: Tensor, flips: Sequence[int], swapped: Sequence[tuple[int, int]]
+    ) -> None:
+        """Add the logits of a pass over a window; see :meth:`Slab.add`."""
+        if self.means is None:
+            self.slab.add(place, logits, self.weights, flips, swapped)
+            return
+        key = tuple(place)
+        count, mean = self.means.pop(key) if key in self.means else (0, self._empty_mean())
+        mean.add((0, 0, 0), logits, self.even, flips, swapped)
+        if count + 1 < self.passes:
+            self.means[key] = count + 1, mean
+        else:
+            self.slab.add(place, mean.sums.permute(3, 0, 1, 2), self.weights)
+
+    def _empty_mean(self) -> Slab:
+        sums = self.slab.sums
+        return Slab(self.window[0], self.window[1:], sums.shape[-1], torch.float32, sums.device, self.slab.relative)
+
+
+def _order(channels: int, swapped: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:
+    """Which channel stands for every class; None where each stands for its own."""
+    if not swapped:
+        return None
+    order = list(range(channels))
+    for left, right in swapped:
+        order[left], order[right] = right, left
+    return torch.tensor(order, device=device)
+
+
+def _turned(values: Tensor, kept: Sequence[slice], flips: Sequence[int], order: Tensor | None) -> Tensor:
+    """A part of logits (t, a, b, L), turned back: a copy where there is something to turn."""
+    sizes = values.shape
+    part = values[
+        tuple(slice(sizes[n] - one.stop, sizes[n] - one.start) if n in flips else one for n, one in enumerate(kept))
+    ]
+    part = torch.flip(part, tuple(flips)) if flips else part
+    return part if order is None else part.index_select(-1, order)

@@ -10,7 +10,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.mirror import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.logits import CaseInference, check_window, prediction_window
-from pipeline.infer.mirror import mirrored
+from pipeline.infer.passes import Passes
 from pipeline.infer.slices import SliceNetwork
 from pipeline.model import build_network
 from pipeline.model.spec import NetworkSpec
@@ -92,9 +92,10 @@ def test_volumes_smaller_than_the_margin():
 def test_mirrored_passes_are_turned_back_with_their_margin():
     network = _valid("unet2015", 2)
     inputs = _random(1, 1, 13, 10)
-    result = _inferer(network, network.legal_size((30, 30)))(inputs, mirrored(network, (0, 1)))
-    expected = _whole(network, inputs, mirrored(network, (0, 1)))
-    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)  # passes are averaged in float32
+    result = _inferer(network, network.legal_size((30, 30)))(inputs, Passes([network], axes=(0, 1)))
+    flips = [(), (2,), (3,), (2, 3)]
+    expected = _whole(network, inputs, lambda x: sum(network(x.flip(dims)).flip(dims) for dims in flips) / 4)
+    torch.testing.assert_close(result, expected, atol=1e-10, rtol=0)
     assert (result - _whole(network, inputs)).abs().max() > 1e-3
 
 
