@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
 
-__all__ = ["keep_values", "select_organs"]
+__all__ = ["keep_values", "select_organs", "select_values"]
 
 
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
@@ -34,12 +34,24 @@ def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
     if unknown or not names:
         got = ", ".join(unknown) or "none"
         raise DataError(sentence("organs", f"some of {', '.join(held)}", got, "Correct the names"))
-    values = {value for name in names for value in held[name]}
+    return select_values(table, {value for name in names for value in held[name]})
+
+
+def select_values(table: LabelTable, values: Collection[int]) -> LabelTable:
+    """The part of a label table that some label values make up.
+
+    Args:
+        table: A label table.
+        values: Label values, those that are not in the table change nothing.
+
+    Returns:
+        As for :func:`select_organs`, without an ignore label; empty where no value is in the table.
+    """
     organs = {value: name for value, name in table.names.items() if value in values}
     if not table.regions:
         return LabelTable(organs)
     painting = zip(table.regions.items(), table.painted, strict=True)
-    kept = {name: (members, painted) for (name, members), painted in painting if set(members) <= values}
+    kept = {name: (members, painted) for (name, members), painted in painting if set(members) <= set(values)}
     inside = {value for members, _ in kept.values() for value in members}
     kept |= {name: ((value,), value) for value, name in organs.items() if value not in inside}
     regions = {name: members for name, (members, _) in kept.items()}

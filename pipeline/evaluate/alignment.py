@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 
 import numpy as np
@@ -12,7 +12,7 @@ from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.regrid import regrid_labels
 
-__all__ = ["aligned", "replaced_values"]
+__all__ = ["aligned", "replaced_values", "without_values"]
 
 _ADVICE = "Export it again on the reference's grid, or score it with --resample"
 
@@ -53,6 +53,19 @@ def replaced_values(label_map: LabelMap, table: Mapping[int, int]) -> LabelMap:
     new = np.array([table.get(int(value), int(value)) for value in values], dtype=np.int64)
     new = new.astype(np.min_scalar_type(int(new.max()))) if new.min() >= 0 else new
     return LabelMap(new[position].reshape(label_map.array.shape), label_map.grid)
+
+
+def without_values(label_map: LabelMap, values: Collection[int]) -> LabelMap:
+    """The label map with some label values as background; itself where none is named.
+
+    Args:
+        label_map: Label values.
+        values: Those to leave out.
+    """
+    if not values:
+        return label_map
+    array = label_map.array
+    return LabelMap(np.where(np.isin(array, list(values)), array.dtype.type(0), array), label_map.grid)
 
 
 def _corners_apart_mm(one: Grid, other: Grid) -> float:

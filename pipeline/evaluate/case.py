@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
-from pipeline.evaluate.alignment import aligned, replaced_values
+from pipeline.evaluate.alignment import aligned, replaced_values, without_values
 from pipeline.evaluate.calibration import CALIBRATION_COLUMNS, calibration, dilated_box
 from pipeline.evaluate.faces import LabelFaces, label_faces
 from pipeline.evaluate.lesions import lesion_scores
@@ -77,6 +77,7 @@ def score_case(
     Raises:
         DataError: If the grids differ (shapes, and the distance in mm), or a value is not in the label table.
     """
+    reference = without_values(reference, measures.unscored)
     prediction = aligned(replaced_values(prediction, measures.remap), reference.grid, case, resample=measures.resample)
     found = overlaps(reference.array, prediction.array, labels, case=case)
     if not measures.needs_surfaces:
@@ -108,6 +109,7 @@ def score_without_prediction(
         DataError: If the reference holds a value that is not in the label table.
     """
     rows = []
+    reference = without_values(reference, measures.unscored)
     for found in overlaps(reference.array, reference.array, labels, case=case):
         score = 0.0 if found.reference_voxels else float("nan")
         volume_ml = found.reference_voxels * reference.grid.voxel_volume_ml

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.data.label_names import label_table
 from pipeline.data.layout_tables import described_labels, read_description
+from pipeline.data.remap import read_remap
+from pipeline.evaluate.unscored import missed_note, scored_labels
 
 __all__ = ["ChosenLabels", "MatchLabels", "choose_labels", "find_labels"]
 
@@ -23,14 +26,16 @@ class ChosenLabels(NamedTuple):
     """A label table and how predictions get its values.
 
     Args:
-        labels: The organs; None if no one knows.
+        labels: The organs that are scored; None if no one knows.
         remap: Label value of the predictions → the value of the table that it stands for.
         notes: Sentences a reader of the scores should know.
+        unscored: Label value of the references that no prediction can have → its name.
     """
 
     labels: LabelTable | None
     remap: dict[int, int]
     notes: tuple[str, ...] = ()
+    unscored: Mapping[int, str] = {}
 
 
 def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
@@ -51,9 +56,17 @@ def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
 
 
 def choose_labels(
-    prediction: Path, reference: Path, given: Path | None = None, match: MatchLabels | None = None
+    prediction: Path,
+    reference: Path,
+    given: Path | None = None,
+    match: MatchLabels | None = None,
+    remap: Sequence[str] = (),
 ) -> ChosenLabels:
     """Decide on the label table.
+
+    Labels of the references that the predictions' table does not name, such as those that ``volseg predict --organs``
+    was not asked for, cannot be in the predictions. They are not scored, and a note says so; a table that is given is
+    scored as it is.
 
     Args:
         prediction: As for :func:`find_labels`.
@@ -61,23 +74,31 @@ def choose_labels(
         given: A file with the label table to follow, instead of those that are found.
         match: ``value``: the references' names hold for the predictions too. ``name``: the predictions' values become
             those that the references' table has for the same names. None: tables that agree, or know different organs.
+        remap: What values of the predictions stand for, see :func:`~pipeline.data.remap.read_remap`.
 
     Raises:
-        VolsegError: If a table cannot be read, the two contradict each other and ``match`` is None, or ``name`` is
-            wanted where one of them is missing.
+        VolsegError: If a table cannot be read, the two contradict each other and ``match`` is None, ``name`` is
+            wanted where one of them is missing, there is no table to read ``remap`` by, or no organ is in both tables.
     """
     predicted = _predicted_labels(prediction)
     table = _read_labels(given) if given is not None else _reference_labels(reference)
     if match == "name":
-        return _by_name(predicted, table, prediction)
-    if predicted is None or table is None or match == "value" or given is not None:
-        return ChosenLabels(table or predicted, {}) if match or given else ChosenLabels(predicted or table, {})
-    problem = _contradiction(predicted, table)
-    if problem:
-        rule = "one meaning per value in the labels of predictions and references"
-        advice = "Choose --match name or --match value"
-        raise VolsegError(sentence("label tables", rule, problem, advice))
-    return ChosenLabels(predicted, {})
+        chosen = _by_name(predicted, table, prediction)
+    elif match == "value" or given is not None:
+        chosen = ChosenLabels(table or predicted, {})
+    else:
+        _require_agreement(predicted, table)
+        chosen = ChosenLabels(predicted or table, {})
+    replaced = _replacements(remap, chosen.labels)
+    chosen = chosen._replace(remap=chosen.remap | replaced)
+    if predicted is None or chosen.labels is None:
+        return chosen
+    possible = {chosen.remap.get(value, value) for value in predicted.values} | set(replaced.values())
+    if given is not None:
+        return chosen._replace(notes=(*chosen.notes, *missed_note(chosen.labels, possible)))
+    known = table or _chosen_from(prediction) or predicted
+    labels, unscored, notes = scored_labels(chosen.labels, known, possible, predicted)
+    return chosen._replace(labels=labels, notes=(*chosen.notes, *notes), unscored=unscored)
 
 
 def _by_name(predicted: LabelTable | None, table: LabelTable | None, prediction: Path) -> ChosenLabels:
@@ -92,6 +113,21 @@ def _by_name(predicted: LabelTable | None, table: LabelTable | None, prediction:
     return ChosenLabels(table, {old: new for old, new in remap.items() if old != new}, (note,) if dropped else ())
 
 
+def _replacements(remap: Sequence[str], labels: LabelTable | None) -> dict[int, int]:
+    if remap and labels is None:
+        rule, advice = "a label table to replace values by", "Name the labels with --labels"
+        raise VolsegError(sentence("--remap", rule, "none found", advice))
+    return {} if labels is None else read_remap(remap, labels)
+
+
+def _require_agreement(predicted: LabelTable | None, table: LabelTable | None) -> None:
+    problem = _contradiction(predicted, table) if predicted is not None and table is not None else ""
+    if problem:
+        rule = "one meaning per value in the labels of predictions and references"
+        advice = "Choose --match name or --match value"
+        raise VolsegError(sentence("label tables", rule, problem, advice))
+
+
 def _contradiction(one: LabelTable, other: LabelTable) -> str:
     """The first label that two tables do not agree on, in words; empty if there is none."""
     for value, name in one.names.items():
@@ -101,12 +137,32 @@ def _contradiction(one: LabelTable, other: LabelTable) -> str:
     for value, name in one.names.items():
         if values.get(name, value) != value:
             return f"{name} as {value} in the predictions and as {values[name]} in the references"
+    targets = other.target_values
+    for name, held in one.target_values.items():
+        wider = targets.get(name, held)
+        if not set(wider) <= set(one.names):  # the rest of it would be scored as background
+            return f"{name} as {_sum(held)} in the predictions and as {_sum(wider)} in the references"
     return ""
 
 
+def _sum(held: Sequence[int]) -> str:
+    return "+".join(str(value) for value in held)
+
+
 def _predicted_labels(prediction: Path) -> LabelTable | None:
-    home = prediction if prediction.is_dir() else prediction.parent
-    return _read_labels(home / _LABELS) if (home / _LABELS).is_file() else None
+    file = _beside(prediction)
+    return _read_labels(file) if file.is_file() else None
+
+
+def _chosen_from(prediction: Path) -> LabelTable | None:
+    """All labels of the model, where its prediction was asked for some and says so in ``labels.json``."""
+    file = _beside(prediction)
+    content: Any = read_json(file) if file.is_file() else {}
+    return label_table(content["chosen_from"], file) if "chosen_from" in content else None
+
+
+def _beside(prediction: Path) -> Path:
+    return (prediction if prediction.is_dir() else prediction.parent) / _LABELS
 
 
 def _reference_labels(reference: Path) -> LabelTable | None:

@@ -65,6 +65,8 @@ class Measures:
         probabilities: Folder of the predicted probabilities, for calibration.
         resample: Bring predictions on other grids to the reference's instead of refusing them.
         remap: Label value of the predictions → the one it stands for.
+        unscored: Label value of the references that is not scored, since no prediction can have it, → its name; in the
+            references it counts as background.
     """
 
     surface: Literal["exact", "voxel", "none"] = "exact"
@@ -76,6 +78,7 @@ class Measures:
     probabilities: Path | None = None
     resample: bool = False
     remap: Mapping[int, int] = field(default_factory=dict)
+    unscored: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def needs_surfaces(self) -> bool:
@@ -136,6 +139,7 @@ class Measures:
         content = asdict(self)
         content["probabilities"] = None if self.probabilities is None else str(self.probabilities)
         content["remap"] = {str(old): new for old, new in self.remap.items()}
+        content["unscored"] = {str(value): name for value, name in self.unscored.items()}
         return {**content, "compat": list(self.compat), "lesions": list(self.lesions)}
 
     @classmethod
@@ -147,6 +151,7 @@ class Measures:
         for name in ("compat", "lesions"):
             known[name] = tuple(known.get(name, ()))
         known["remap"] = {int(old): int(new) for old, new in known.get("remap", {}).items()}
+        known["unscored"] = {int(value): str(name) for value, name in known.get("unscored", {}).items()}
         return cls(**known)
 
 

@@ -168,12 +168,14 @@ def _is_bytes(piece: NDArray[np.integer[Any]]) -> bool:
 
 def _unknown(what: str, values: Sequence[int], labels: LabelTable, case: str | None) -> DataError:
     table = listed(labels.values) or "empty"
+    known = "Name them in a labels.json beside the references: what predictions cannot have is then left out"
+    advice = known if what == "reference" else "Add them to the label table, or remap them"
     return DataError(
         sentence(
             f"{what} values",
             f"0 and those of the label table ({table})",
             list(values),
-            "Add them to the label table, or remap them",
+            advice,
             case=case,
         )
     )

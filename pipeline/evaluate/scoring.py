@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
-from pipeline.evaluate.choose_labels import find_labels
+from pipeline.evaluate.choose_labels import choose_labels
 from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
 from pipeline.evaluate.probabilities import read_probabilities
@@ -70,7 +70,8 @@ def evaluate(
         predictions: Predicted label map or folder of label maps.
         references: Reference label map, folder of label maps, or dataset folder.
         labels: The organs or regions. By default those of ``labels.json`` beside the predictions or ``dataset.json``
-            beside the references; without such files every value found is an organ called ``label_<value>``.
+            beside the references, as :func:`~pipeline.evaluate.choose_labels.choose_labels` decides; without such files
+            every value found is an organ called ``label_<value>``.
         map_cases: Applies the scoring of one case to all of them, like ``map``.
         measures: What to measure beside overlap and volumes.
         notes: Sentences a reader of the scores should know.
@@ -85,7 +86,10 @@ def evaluate(
     found = [
         f"{path.name}: no reference of that name, not scored." for path in unpaired_predictions(predictions, pairs)
     ]
-    labels = labels or find_labels(predictions, references)
+    if labels is None:
+        chosen = choose_labels(predictions, references)
+        labels, measures = chosen.labels, replace(measures, unscored=chosen.unscored)
+        found.extend(chosen.notes)
     if labels is None:
         labels = _labels_of_values(pairs, map_cases)
         found.append("No label table found: organs are named after their label values.")

@@ -10,7 +10,7 @@ from pipeline.core import Image, LabelMap, VolsegError, require_same_grid
 from pipeline.core.errors import DataError, sentence
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate import OVERLAP_ONLY, EvaluatedCase, Evaluation, Row, score_case
-from pipeline.evaluate.alignment import aligned, replaced_values
+from pipeline.evaluate.alignment import aligned, replaced_values, without_values
 
 __all__ = ["OpenedCase", "open_case"]
 
@@ -21,7 +21,7 @@ class OpenedCase:
 
     Args:
         id: Case id.
-        reference: Reference label map.
+        reference: Reference label map without labels that were not scored.
         prediction: Predicted label map as it was scored: on the reference's grid, with the reference's values.
         image: First channel of the image; None if there is none or it cannot be used.
         problem: Why the image that the evaluation knows of cannot be used; empty if it can, or if none is known.
@@ -47,7 +47,7 @@ def open_case(case: EvaluatedCase, evaluation: Evaluation) -> OpenedCase:
     if case.prediction is None:
         raise DataError(sentence("prediction", "a label map", "none", "Predict it", case=case.id))
     measures = evaluation.measures
-    reference = read_label_map(case.reference, case=case.id)
+    reference = without_values(read_label_map(case.reference, case=case.id), measures.unscored)
     prediction = replaced_values(read_label_map(case.prediction, case=case.id), measures.remap)
     prediction = aligned(prediction, reference.grid, case.id, resample=measures.resample)
     then = [row for row in evaluation.rows if row.case == case.id]

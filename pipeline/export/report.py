@@ -83,6 +83,7 @@ def write_report(
         "curves": pictures,
         "failures": [_failure(names, case, message) for case, message in evaluation.failures],
         "notes": notes,
+        "unscored": evaluation.measures.unscored,
         "hidden": names.hidden,
         "version": version,
         "date": date,

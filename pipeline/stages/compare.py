@@ -129,6 +129,7 @@ def _require_comparable(found: dict[str, Evaluation]) -> None:
                 apart = sorted(mine ^ theirs)
                 got = f"{len(apart)} in one of them only, e.g. {apart[0]}"
                 advice = "Score both against the same references"
+                advice += ", with --labels if they were not asked for the same organs" if what == "organs" else ""
                 raise VolsegError(sentence(f"{what} of {first} and {name}", "the same", got, advice))
         used = [(e.measures.surface, e.measures.tolerance_mm, dict(e.measures.tolerances_mm)) for e in (one, other)]
         if used[0] != used[1]:

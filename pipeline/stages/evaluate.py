@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.data.remap import read_remap
 from pipeline.data.volumes import read_grid
 from pipeline.engine import default_jobs, open_engine
 from pipeline.evaluate.choose_labels import MatchLabels, choose_labels
@@ -147,14 +146,8 @@ def _labels(
     predictions: Path, references: Path, measures: Measures, meaning: Meaning
 ) -> tuple[LabelTable | None, Measures, tuple[str, ...]]:
     """The label table, what is measured with the predictions' values replaced by its, and notes."""
-    chosen = choose_labels(predictions, references, meaning.labels, meaning.match)
-    if meaning.remap and chosen.labels is None:
-        rule, advice = "a label table to replace values by", "Name the labels with --labels"
-        raise VolsegError(sentence("--remap", rule, "none found", advice))
-    remap = dict(chosen.remap)
-    if chosen.labels is not None:
-        remap |= read_remap(meaning.remap, chosen.labels)
-    return chosen.labels, replace(measures, remap=remap), chosen.notes
+    chosen = choose_labels(predictions, references, meaning.labels, meaning.match, meaning.remap)
+    return chosen.labels, replace(measures, remap=chosen.remap, unscored=chosen.unscored), chosen.notes
 
 
 def _require_png(path: Path) -> None:

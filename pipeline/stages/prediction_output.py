@@ -83,11 +83,13 @@ class Labels:
         table: The organs chosen.
         legend: One entry per label value.
         colors: Organ or region → ``#rrggbb``.
+        known: All labels of the model, where only some were chosen.
     """
 
     table: LabelTable
     legend: tuple[LegendEntry, ...]
     colors: Mapping[str, str]
+    known: LabelTable | None = None
 
 
 def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
@@ -104,7 +106,8 @@ def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
     colors = {value: organ_color(n) for n, value in enumerate(known.values)}
     legend = tuple(LegendEntry(value, name, colors[value]) for value, name in table.names.items())
     drawn = dict(zip(table.regions, table.painted, strict=True)) or {name: value for value, name in table.names.items()}
-    return Labels(table, legend, {name: colors[value] for name, value in drawn.items()})
+    shown = {name: colors[value] for name, value in drawn.items()}
+    return Labels(table, legend, shown, known if organs else None)
 
 
 def places(
@@ -185,11 +188,15 @@ def require_own_files(
 def write_labels(out: Path, labels: Labels) -> None:
     """Write ``labels.json`` and, for ITK-SNAP, ``labels.txt``.
 
+    Where only some labels of a model were chosen, ``chosen_from`` has them all: those who score the masks then know
+    which labels of the references cannot be in them.
+
     Raises:
         VolsegError: If they cannot be written.
     """
     colors = {str(entry.value): entry.color for entry in labels.legend}
-    write_json(out / "labels.json", {**labels.table.to_json(), "colors": colors})
+    chosen_from = {} if labels.known is None else {"chosen_from": labels.known.to_json()}
+    write_json(out / "labels.json", {**labels.table.to_json(), "colors": colors, **chosen_from})
     write_text(out / "labels.txt", snap_labels(labels.legend))
 
 

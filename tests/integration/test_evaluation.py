@@ -75,6 +75,44 @@ def test_evaluate_with_everything(place: Path, call: Call) -> None:
     assert any("4 mm, spleen 5 mm" in line for line in summary["conventions"])
 
 
+def test_organs_that_were_not_asked_for_are_not_scored(place: Path, call: Call) -> None:
+    """Masks as of ``volseg predict --organs liver``; the references hold more."""
+    code, _ = call("evaluate", "a", "ref", "-o", "all")
+    for number in range(5):
+        liver = LabelMap(label_map(0).array * (label_map(0).array == 1), GRID)
+        write_label_map(liver, place / "liver" / f"c{number}.nii.gz")
+    (place / "liver" / "c3.nii.gz").unlink()
+    model = {"names": {"1": "liver", "2": "spleen"}, "ignore_label": None}
+    (place / "liver" / "labels.json").write_text(json.dumps({"names": {"1": "liver"}, "chosen_from": model}))
+    for named in (True, False):  # the second time only the predictions know what the references hold
+        code, output = call("evaluate", "liver", "ref", "-o", "out")
+        assert (code, "failed" in output, "does not name them: spleen (2)." in " ".join(output.split())) == (
+            0,
+            False,
+            True,
+        )
+        summary = json.loads((place / "out" / "summary.json").read_text())
+        assert summary["measures"]["unscored"] == {"2": "spleen"}
+        assert list(summary["organs"]) == ["liver"]
+        if named:
+            (place / "ref" / "labels.json").unlink()
+    of_all = {row["case"]: row for row in table(place / "all" / "scores.csv") if row["name"] == "liver"}
+    of_liver = {row["case"]: row for row in table(place / "out" / "scores.csv")}
+    assert of_liver["c3"]["status"] == "missing_prediction"
+    assert {case: row for case, row in of_liver.items() if case != "c3"} == {
+        case: row for case, row in of_all.items() if case != "c3"
+    }
+    assert call("report", "out", "-o", "r.html", "--show-names")[0] == 0
+    page = (place / "r.html").read_text()
+    assert "; 1 of the references not scored" in page
+    assert "does not name them: spleen (2)." in page
+    assert page.count('class="case-head"') == 4
+    (place / "all.json").write_text('{"1": "liver", "2": "spleen"}')
+    code, output = call("evaluate", "liver", "ref", "-o", "missed", "--labels", "all.json")
+    assert (code, "does not name spleen (2): they count as missed" in " ".join(output.split())) == (0, True)
+    assert json.loads((place / "missed" / "summary.json").read_text())["organs"]["spleen"]["dice"]["mean"] == 0
+
+
 def test_compare_and_stats(place: Path, call: Call) -> None:
     code, output = call("compare", "a", "b", "--reference", "ref", "-o", "cmp")
     assert code == 0, output

@@ -84,9 +84,10 @@ def test_masks_in_another_format_with_names_and_colours(
     assert organ["dice"]["mean"] > 0.8 / 2  # those that are missing count as 0
 
 
-def test_some_organs_only(model: Path, scans: Path, tmp_path: Path) -> None:
+def test_some_organs_only(dataset: Path, model: Path, scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(model, [scans], out, device="cpu")
+    of_all = evaluate(out, dataset / "labels", tmp_path / "scores")
     whole = read_label_map(out / "toy_1.nii.gz")
     assert predict(model, [scans], out, device="cpu", output=Output(organs=("box_small",))).done[1] == "toy_1"
     assert np.array_equal(read_label_map(out / "toy_1.nii.gz").array, np.where(whole.array == 2, 2, 0))
@@ -94,7 +95,12 @@ def test_some_organs_only(model: Path, scans: Path, tmp_path: Path) -> None:
         "names": {"2": "box_small"},
         "ignore_label": None,
         "colors": {"2": organ_color(1)},
+        "chosen_from": {"names": {"1": "box_left", "2": "box_small"}, "ignore_label": None},
     }
+    of_one = evaluate(out, dataset / "labels", tmp_path / "scores")
+    assert of_one["organs"] == {"box_small": of_all["organs"]["box_small"]}
+    assert of_one["failures"] == []
+    assert "does not name them: box_left (1)." in of_one["notes"][0]
     assert record(out)["toy_1.nii.gz"]["organs"] == ["box_small"]
     with pytest.raises(VolsegError, match=r"labels.json: expected the organs of the masks that stay there, e.g. toy_1"):
         predict(model, [scans / "toy_0.nii.gz"], out, device="cpu")

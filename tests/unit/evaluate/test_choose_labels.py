@@ -7,6 +7,7 @@ import pytest
 from pipeline.core import DataError, LabelTable, VolsegError
 from pipeline.evaluate import FilePair, pair_files
 from pipeline.evaluate.choose_labels import choose_labels
+from pipeline.stages.prediction_output import chosen_labels, write_labels
 
 
 @pytest.fixture
@@ -29,9 +30,76 @@ def test_tables_that_contradict_each_other_need_a_word(folders):
         choose_labels(prediction, reference)
     table = LabelTable({1: "spleen", 2: "liver", 3: "aorta"})
     by_name = choose_labels(prediction, reference, match="name")
-    assert (by_name.labels, by_name.remap) == (table, {1: 2, 2: 1, 7: 0})
-    assert by_name.notes == ("Predicted organs that the references do not know were left out: heart.",)
-    assert choose_labels(prediction, reference, match="value") == (table, {}, ())
+    both = LabelTable({1: "spleen", 2: "liver"})
+    assert (by_name.labels, by_name.remap, by_name.unscored) == (both, {1: 2, 2: 1, 7: 0}, {3: "aorta"})
+    assert by_name.notes[0] == "Predicted organs that the references do not know were left out: heart."
+    assert "does not name them: aorta (3)." in by_name.notes[1]
+    by_value = choose_labels(prediction, reference, match="value")
+    assert (by_value.labels, by_value.remap, by_value.unscored) == (both, {}, {3: "aorta"})
+    everything = choose_labels(prediction, reference, reference / "labels.json", "name")
+    assert (everything.labels, everything.unscored) == (table, {})
+    assert everything.notes[1] == (
+        "The labels.json of the predictions does not name aorta (3): they count as missed, since --labels names them."
+    )
+
+
+def test_what_predictions_cannot_have_is_not_scored(folders):
+    prediction, reference = folders
+    write(prediction, {"2": "spleen"})
+    write(reference, {"1": "liver", "2": "spleen", "3": "aorta", "ignore": 255})
+    found = choose_labels(prediction, reference)
+    assert (found.labels, found.unscored) == (LabelTable({2: "spleen"}, 255), {1: "liver", 3: "aorta"})
+    assert found.notes == (
+        "Not scored, since the labels.json of the predictions does not name them: liver (1), aorta (3). In the "
+        "references they count as background. If they should count as missed, give a file that names all labels with "
+        "--labels.",
+    )
+
+
+def test_a_value_that_is_remapped_to_an_organ_can_be_in_the_predictions(folders):
+    write(folders[0], {"1": "liver"})
+    write(folders[1], {"1": "liver", "2": "spleen", "3": "aorta"})
+    found = choose_labels(*folders, match="value", remap=["7=spleen"])
+    assert (found.labels, found.remap) == (LabelTable({1: "liver", 2: "spleen"}), {7: 2})
+    assert found.unscored == {3: "aorta"}
+
+
+def test_predictions_say_themselves_what_they_were_not_asked_for(folders):
+    whole = LabelTable({1: "rim", 2: "cup_value", 5: "vessel"}, 9, {"disc": (1, 2), "cup": (2,), "vessels": (5,)})
+    write_labels(folders[0], chosen_labels(whole, ["cup"]))
+    found = choose_labels(*folders)
+    assert found.labels == LabelTable({2: "cup_value"}, 9, {"cup": (2,)})
+    assert found.unscored == {1: "rim", 5: "vessel"}
+    assert "does not name them: disc (1+2), vessels (5)." in found.notes[0]
+    write_labels(folders[0], chosen_labels(whole, ()))
+    assert choose_labels(*folders) == (whole, {}, (), {})
+
+
+def test_names_of_other_spelling_are_not_silently_left_out(folders):
+    write(folders[0], {"4": "Liver"})
+    write(folders[1], {"1": "liver", "2": "spleen"})
+    with pytest.raises(
+        VolsegError, match=r"an organ that both name, got Liver in the predictions and liver, spleen in"
+    ):
+        choose_labels(*folders)
+    write(folders[0], {"1": "liver", "4": "Spleen"})
+    assert (
+        choose_labels(*folders)
+        .notes[0]
+        .endswith("The references do not name Spleen: organs that are the same must have the same name.")
+    )
+
+
+def test_an_organ_that_is_wider_in_the_references_is_a_contradiction(folders):
+    write(folders[0], {"1": "liver"})
+    (folders[1] / "labels.json").write_text(
+        '{"labels": {"tissue": 1, "tumour": 2}, "regions": {"liver": [1, 2], "tumour": [2]}}'
+    )
+    with pytest.raises(VolsegError, match=r"got 1 for liver in the predictions and for tissue"):
+        choose_labels(*folders)
+    write(folders[0], {"names": {"1": "tissue"}, "regions": {"liver": [1]}})
+    with pytest.raises(VolsegError, match=r"got liver as 1 in the predictions and as 1\+2 in the references"):
+        choose_labels(*folders)
 
 
 def test_one_name_with_two_values_is_a_contradiction_too(folders):
