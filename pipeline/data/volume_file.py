@@ -28,6 +28,7 @@ __all__ = [
     "checked_shape",
     "checked_size",
     "checked_type",
+    "is_picture",
     "join_source",
     "refuse",
     "split_source",
@@ -125,6 +126,11 @@ def join_source(path: Path | str, kind: str, number: int, total: int | None = No
         total: Number of channels the file must have.
     """
     return Path(f"{path}#{kind}={number}{'' if total is None else f'of{total}'}")
+
+
+def is_picture(source: Path | str) -> bool:
+    """Whether a source is of a picture: its axes are made up, so that no one knows the patient's sides."""
+    return volume_suffix(split_source(source)[0]) in PICTURE_SUFFIXES
 
 
 def split_source(source: Path | str) -> tuple[Path, str, int, int]:

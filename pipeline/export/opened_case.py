@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.core import Image, LabelMap, VolsegError, require_same_grid
 from pipeline.core.errors import DataError, sentence
+from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate import OVERLAP_ONLY, EvaluatedCase, Evaluation, Row, score_case
 from pipeline.evaluate.alignment import aligned, replaced_values, without_values
@@ -25,6 +26,7 @@ class OpenedCase:
         prediction: Predicted label map as it was scored: on the reference's grid, with the reference's values.
         image: First channel of the image; None if there is none or it cannot be used.
         problem: Why the image that the evaluation knows of cannot be used; empty if it can, or if none is known.
+        picture: Whether image or reference is a picture: no one knows the patient's sides.
     """
 
     id: str
@@ -32,6 +34,7 @@ class OpenedCase:
     prediction: LabelMap
     image: Image | None
     problem: str = ""
+    picture: bool = False
 
 
 def open_case(case: EvaluatedCase, evaluation: Evaluation) -> OpenedCase:
@@ -53,7 +56,8 @@ def open_case(case: EvaluatedCase, evaluation: Evaluation) -> OpenedCase:
     then = [row for row in evaluation.rows if row.case == case.id]
     _require_same_scores(score_case(prediction, reference, evaluation.labels, case.id, OVERLAP_ONLY), then, case.id)
     image, problem = _image(case, reference)
-    return OpenedCase(case.id, reference, prediction, image, problem)
+    picture = any(map(is_picture, (case.reference, *case.images)))
+    return OpenedCase(case.id, reference, prediction, image, problem, picture)
 
 
 def _require_same_scores(now: Sequence[Row], then: Sequence[Row], case: str) -> None:

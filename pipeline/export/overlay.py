@@ -31,22 +31,30 @@ class Overlay:
         planes: Names of the planes shown, left to right.
         organs: (name, colour) of the organs seen on them.
         window: Intensities shown as black and white, in words such as ``-160 to 240 HU``; empty without an image.
+        picture: Whether the case is a picture, shown as it is.
     """
 
     png: bytes
     planes: tuple[str, ...]
     organs: tuple[tuple[str, str], ...]
     window: str
+    picture: bool = False
 
 
 def case_overlay(
-    reference: LabelMap, prediction: LabelMap, labels: LabelTable, organ: Sequence[int], image: Image | None = None
+    reference: LabelMap,
+    prediction: LabelMap,
+    labels: LabelTable,
+    organ: Sequence[int],
+    image: Image | None = None,
+    *,
+    picture: bool = False,
 ) -> Overlay:
     """Draw axial, coronal and sagittal planes where one organ has its largest error.
 
     The upper row shows the reference's outlines and the prediction's fill in the organs' colours, the lower row wrong
     voxels of any organ: false negative, false positive, or taken for another organ. Everything is turned to RAS, so
-    that the patient's left is on the left; panels are true to scale.
+    that the patient's left is on the left, but pictures look as they are; panels are true to scale.
 
     Args:
         reference: Reference label map.
@@ -54,6 +62,7 @@ def case_overlay(
         labels: The organs; voxels with its ignore label in the reference show no error.
         organ: Label values of the organ or region that chooses the planes.
         image: Image on the same grid, of which the first channel is shown; None for a black background.
+        picture: Whether the case is a picture: no one knows the patient's sides.
 
     Returns:
         The picture and what is on it. Planes of a single voxel's width (as in a 2D image) are left out.
@@ -64,7 +73,7 @@ def case_overlay(
     require_same_grid(reference.grid, prediction.grid, "prediction grid", "the reference grid")
     if image is not None:
         require_same_grid(reference.grid, image.grid, "image grid", "the reference grid")
-    scene = build_scene(reference, prediction, labels, image)
+    scene = build_scene(reference, prediction, labels, image, picture=picture)
     position = scene.largest_error(organ)
     shape = scene.reference.shape
     planes = shown_planes(shape)
@@ -74,7 +83,8 @@ def case_overlay(
         seen |= _draw_plane(above, below, scene, plane, position, labels)
     organs = [(name, organ_color(n)) for n, (value, name) in enumerate(labels.names.items()) if value in seen]
     png = figure_png(figure, _DPI, transparent=False)
-    return Overlay(png, tuple(plane.name for plane in planes), tuple(organs), _words(scene.window) if image else "")
+    window = _words(scene.window) if image else ""
+    return Overlay(png, tuple(plane.name for plane in planes), tuple(organs), window, picture)
 
 
 def _panels(scene: Scene, planes: Sequence[Plane]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
@@ -114,8 +124,8 @@ def _draw_plane(
         axes.imshow(
             background, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear"
         )
-        frame_panel(axes, size_mm, letters)
-    write_on(above, 0.02, 0.98, name, "left", "top")
+        frame_panel(axes, size_mm, "" if scene.picture else letters)
+    write_on(above, 0.02, 0.98, "Picture" if scene.picture else name, "left", "top")
     write_on(below, 0.02, 0.98, "Errors", "left", "top")
     colors = {value: organ_color(n) for n, value in enumerate(labels.values)}
     seen = {value for value in colors if (reference == value).any() or (prediction == value).any()}

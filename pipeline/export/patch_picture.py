@@ -61,7 +61,7 @@ def patch_figure(scene: PatchScene) -> Figure:
 
     One row per patch: as cut, in every plane and true to scale, then augmented in one plane; below, every change alone;
     organs as outlines, voxels without a label striped, a dashed frame around what the network gives logits for. The
-    patient's left is on the left. Every view shows the slice with most of the organs in it.
+    patient's left is on the left, but pictures look as they are. Every view shows the slice with most of the organs.
 
     Args:
         scene: What to draw.
@@ -150,8 +150,8 @@ def _draw_view(
     else:
         picture = plane_slice(view.image[scene.channel], plane.cut, index)
     axes.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="antialiased")
-    frame_panel(axes, (extent[1], extent[3]), plane.letters if letters else "", fontsize=7)
-    if letters:
+    frame_panel(axes, (extent[1], extent[3]), plane.letters if letters and not scene.pictures else "", fontsize=7)
+    if letters and not scene.pictures:
         write_on(axes, 0.03, 0.97, plane.name, "left", "top", fontsize=6.5)
     for spine in axes.spines.values():
         spine.set_color(DARK.grid)

@@ -18,7 +18,7 @@ __all__ = ["PatchRow", "PatchScene", "PatchView", "telling_slices"]
 
 @dataclass(frozen=True, eq=False)
 class PatchView:
-    """A patch in RAS order; that of a 2D network has one voxel along the axis across the slices.
+    """A patch in RAS order, or as pictures look; that of a 2D network has one voxel along the axis across the slices.
 
     Args:
         image: (C, I, J, K) normalized intensities.
@@ -57,6 +57,7 @@ class PatchScene:
         organs: Names, in the order of classes 1, 2, ….
         channel: Which channel to show in grey; None shows three as red, green and blue.
         margin: Voxels along the RAS axes on either side for which the network gives no logits.
+        pictures: Whether the cases are pictures: no one knows the patient's sides.
     """
 
     heading: tuple[str, ...]
@@ -67,6 +68,7 @@ class PatchScene:
     organs: tuple[str, ...]
     channel: int | None
     margin: tuple[int, int, int] = (0, 0, 0)
+    pictures: bool = False
 
     @property
     def planes(self) -> tuple[Plane, ...]:

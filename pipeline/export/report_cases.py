@@ -100,7 +100,8 @@ def _overlay(
     opened: OpenedCase, evaluation: Evaluation, entry: Mapping[str, Any], rank: str, names: Names
 ) -> dict[str, Any]:
     organ = evaluation.labels.target_values[entry["worst_organ"]]
-    overlay = case_overlay(opened.reference, opened.prediction, evaluation.labels, organ, opened.image)
+    volumes = opened.reference, opened.prediction
+    overlay = case_overlay(*volumes, evaluation.labels, organ, opened.image, picture=opened.picture)
     rows = sorted((row for row in evaluation.rows if row.case == opened.id and row.counts), key=lambda row: row.dice)
     name = names.case(opened.id)
     return {**entry, "rank": rank, "name": name, "rows": rows, "overlay": overlay, "uri": png_uri(overlay.png)}
@@ -113,7 +114,7 @@ def _pack(
         room.take(0)
         return
     labels, name = evaluation.labels, names.case(opened.id)
-    scene = build_scene(opened.reference, opened.prediction, labels, opened.image)
+    scene = build_scene(opened.reference, opened.prediction, labels, opened.image, picture=opened.picture)
     made = viewer_case(scene, labels, labels.target_values[organ], name, ranked.rank, room.share())
     room.take(made.packed.size if made else 0)
     if made:

@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from pipeline.core import Grid, Image, LabelMap, LabelTable
 
-__all__ = ["CT_WINDOW_HU", "Scene", "build_scene", "display_range", "error_masks", "error_position"]
+__all__ = ["CT_WINDOW_HU", "SEEN", "Scene", "build_scene", "display_range", "error_masks", "error_position"]
 
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue: level 40, width 400
+SEEN = "LAS"
+"""Axis codes of a picture whose right is on the right: files of pictures are LPS, and j is drawn upwards."""
+
+_MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])  # viewers put the patient's left, which is made up here, on the left
 _CT_AIR_HU = -200.0  # no MR intensity or normalized value is lower than this
 _MARGIN_MM = 15.0
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Volumes (I, J, K) in RAS order, cropped to the labels and a margin.
+    """Volumes (I, J, K) in RAS order, those of a picture as it is seen, cropped to the labels and a margin.
 
     Args:
         image: Intensities of one channel, or None if there is none to show.
@@ -30,6 +34,7 @@ class Scene:
         grid: Grid of what is left of the volumes.
         window: Intensities to show as black and white.
         cropped: Whether anything was cut off.
+        picture: Whether it is of a picture: i grows to its right, j to its top, and no one knows the patient's sides.
     """
 
     image: NDArray[np.floating[Any]] | None
@@ -39,6 +44,7 @@ class Scene:
     grid: Grid
     window: tuple[float, float]
     cropped: bool = False
+    picture: bool = False
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -51,7 +57,14 @@ class Scene:
         return error_position(np.isin(self.reference, organ), predicted)
 
 
-def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, image: Image | None = None) -> Scene:
+def build_scene(
+    reference: LabelMap,
+    prediction: LabelMap,
+    labels: LabelTable,
+    image: Image | None = None,
+    *,
+    picture: bool = False,
+) -> Scene:
     """Turn and crop the volumes of a case.
 
     Args:
@@ -59,23 +72,26 @@ def build_scene(reference: LabelMap, prediction: LabelMap, labels: LabelTable, i
         prediction: Predicted label map on the same grid.
         labels: For the ignore label.
         image: Image on the same grid, of which the first channel is taken, or None.
+        picture: Whether it is a picture, which must look as it is, instead of the patient's left being on the left.
 
     Returns:
         The box around every label with a margin of 15 mm; the whole volume if there is no label.
     """
-    turned = reference.reoriented("RAS")
-    predicted = prediction.reoriented("RAS").array
+    order = SEEN if picture else "RAS"
+    turned = reference.reoriented(order)
+    predicted = prediction.reoriented(order).array
     ignored = (
         turned.array == labels.ignore_label if labels.ignore_label is not None else np.zeros(turned.array.shape, bool)
     )
     wanted = np.where(ignored, 0, turned.array)
     box = _box(wanted, predicted, turned.grid.spacing_mm)
-    shown = None if image is None else Image(image.array[:1], image.grid).reoriented("RAS").array[0]
+    shown = None if image is None else Image(image.array[:1], image.grid).reoriented(order).array[0]
     window = (0.0, 1.0) if shown is None else display_range(shown)
     cropped = None if shown is None else shown[box]
-    grid = turned.grid.cropped([part.start for part in box], [part.stop for part in box])
+    whole = Grid(turned.grid.shape, _MIRRORED @ turned.grid.affine) if picture else turned.grid
+    grid = whole.cropped([part.start for part in box], [part.stop for part in box])
     smaller = grid.shape != turned.grid.shape
-    return Scene(cropped, wanted[box], predicted[box], ignored[box], grid, window, smaller)
+    return Scene(cropped, wanted[box], predicted[box], ignored[box], grid, window, smaller, picture)
 
 
 def error_masks(

@@ -66,6 +66,7 @@ class ViewerCase:
         packed: Its layers.
         at: Voxel to open it at.
         notes: What a reader should know about what is shown.
+        picture: Whether it is a picture, shown as it is: no one knows the patient's sides.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ViewerCase:
     packed: PackedCase
     at: tuple[int, int, int]
     notes: tuple[str, ...]
+    picture: bool = False
 
 
 def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
@@ -109,7 +111,7 @@ def viewer_case(
         return None
     position = scene.largest_error(organ)
     i, j, k = (at // factor for at, factor in zip(position, packed.factors, strict=True))
-    return ViewerCase(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)))
+    return ViewerCase(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)), scene.picture)
 
 
 def viewer_context(cases: Sequence[ViewerCase], labels: LabelTable) -> dict[str, Any] | None:
@@ -124,6 +126,7 @@ def viewer_context(cases: Sequence[ViewerCase], labels: LabelTable) -> dict[str,
     errors = [{"name": name, "color": ERROR_COLORS[name]} for name in ERROR_VALUES]
     return {
         "cases": cases,
+        "pictures": sum(case.picture for case in cases),
         "organs": organs,
         "errors": errors,
         "layers": _LAYERS,
@@ -145,7 +148,8 @@ def _facts(case: ViewerCase) -> dict[str, Any]:
     packed = case.packed
     presets = _PRESETS_HU if packed.is_ct else (("Automatic", packed.window),) if packed.window else ()
     windows = [{"name": name, "low": low, "high": high} for name, (low, high) in presets]
-    shown = {"organs": [organ - 1 for organ in packed.organs], "at": case.at}
+    shown = {"organs": [organ - 1 for organ in packed.organs], "at": case.at, "picture": case.picture}
+    shown["flat"] = case.picture and packed.shape[2] == 1
     return {"name": case.name, "notes": " ".join(case.notes), "windows": windows, **shown}
 
 

@@ -126,6 +126,7 @@ def _scene(maker: PatchMaker, drawn: Sequence[DrawnPatch], channel: int | None) 
         organs=plan.label_table.organs,
         channel=channel,
         margin=(left, front, below),
+        pictures=maker.pictures,
     )
 
 
@@ -135,7 +136,8 @@ def _heading(maker: PatchMaker, count: int, channel: int | None) -> tuple[str, .
     lines = [f"{plan.dataset}: {count} training {'patch' if count == 1 else 'patches'} of {size} voxels, {spec.dims}D"]
     shown = "red, green and blue" if channel is None else f"channel {plan.channels[channel]}"
     facts = [f"prepared grid {plan.orientation}, {spacing} mm", shown, f"seed {maker.seed}"]
-    lines.append("; ".join([*facts, "L, R: the patient's left and right; striped: no label, no loss"]))
+    sides = "as the pictures look" if maker.pictures else "L, R: the patient's left and right"
+    lines.append("; ".join([*facts, sides, "striped: no label, no loss"]))
     if any(maker.source.margin):
         lines.append("dashed: what the network gives logits for; around it lies context")
     if not maker.settings.augment.enabled:

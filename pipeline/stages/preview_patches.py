@@ -12,7 +12,10 @@ from torch import Tensor
 
 from pipeline.config import Settings
 from pipeline.core.orientation import reorient_array, steps
+from pipeline.data.store import read_info
+from pipeline.data.volume_file import is_picture
 from pipeline.export.patch_scene import PatchView
+from pipeline.export.scene import SEEN
 from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import augment
@@ -59,6 +62,7 @@ class PatchMaker:
         source: Patches.
         frame: Axes and left/right pairs.
         seed: Of patches and augmentation.
+        pictures: Whether the cases are pictures, which are shown as they look.
     """
 
     plan: Plan
@@ -67,6 +71,7 @@ class PatchMaker:
     source: PatchSource
     frame: Frame
     seed: int
+    pictures: bool = False
 
     def first(self, wanted: int) -> list[DrawnPatch]:
         """Some patches of the first batches; of batches that hold more than are wanted, every few."""
@@ -117,10 +122,13 @@ class PatchMaker:
         return self.frame.directions.index("SI") if fixed is None else fixed
 
     def view(self, image: Tensor, label: Tensor) -> PatchView:
-        """A patch in RAS order."""
+        """A patch in RAS order, that of a picture as it is seen."""
         if self.spec.dims == 2:
             image, label = image.unsqueeze(self.plan.slice_axis + 1), label.unsqueeze(self.plan.slice_axis)
-        turned = (reorient_array(part.numpy(), self.plan.orientation, "RAS") for part in (image, label))
+        turned = (
+            reorient_array(part.numpy(), self.plan.orientation, SEEN if self.pictures else "RAS")
+            for part in (image, label)
+        )
         return PatchView(*turned)
 
     def ras(self, values: Sequence[float]) -> tuple[float, float, float]:
@@ -166,7 +174,9 @@ def open_patches(prepared: Path, plan: Plan, settings: Settings, fold: int, seed
     settings = settings.model_copy(update={"sample": sample, "train": seeded})
     split = training_split(prepared, fold, plan)
     source = patch_source(prepared, split, spec, plan, settings, torch.device("cpu"))
-    return PatchMaker(plan, spec, settings, source, axes_frame(spec, plan), seed)
+    files = read_info(prepared, split.train[0]).get("images", ())  # those of one case tell of all
+    pictures = bool(files) and all(map(is_picture, files))
+    return PatchMaker(plan, spec, settings, source, axes_frame(spec, plan), seed, pictures)
 
 
 def _spread(count: int, wanted: int) -> list[int]:

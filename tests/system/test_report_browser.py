@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from pipeline.core import Grid, Image, LabelMap, LabelTable
+from pipeline.data.itk import write_picture
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.evaluate import evaluate, write_evaluation
 from pipeline.export import write_report
@@ -226,3 +227,39 @@ def test_the_background_of_masks_is_clear(watched: Watched) -> None:
     page.locator('[data-layer="image"]').click()
     picture = watched.changes(before)
     assert (picture.max(axis=-1) == 0).mean() > 0.4
+
+
+def test_photographs_look_as_they_are(browser: Browser, tmp_path: Path) -> None:
+    """Bright at the upper left, and an organ at the lower right: in the viewer and in the picture below it."""
+    pixels = np.full((60, 90, 3), 20, np.uint8)
+    pixels[:30, :45] = 250
+    organ = np.zeros((60, 90), np.uint8)
+    organ[[0, -1]] = 1  # else the page would crop the picture
+    organ[35:55, 50:85] = 2
+    for folder, part in (("imagesTs", pixels), ("labelsTs", organ), ("pred", organ)):
+        (tmp_path / folder).mkdir()
+        write_picture(part, tmp_path / folder / "eye.png")
+    write_evaluation(evaluate(tmp_path / "pred", tmp_path / "labelsTs"), tmp_path / "scores")
+    report = write_report(tmp_path / "scores", tmp_path / "report.html", show_names=True)
+    page = browser.new_page(viewport={"width": 800, "height": 600})
+    watched = Watched(page)
+    page.goto(report.as_uri())
+    page.click("#viewer-open")
+    watched.shown("eye")
+    page.wait_for_timeout(500)
+    png = page.locator("figure.case img").first.screenshot()
+    drawn = (imread(io.BytesIO(png))[..., :3] * 255).round().astype(np.uint8)
+    for picture in (watched.picture(), drawn[: len(drawn) // 2]):
+        found = picture.astype(int)
+        white = found.min(axis=-1) > 150
+        orange = found[..., 0] - found[..., 2] > 60
+        for mask, side in ((white, -1), (orange[len(orange) // 2 :], 1)):
+            columns = np.nonzero(mask)[1] - (mask.shape[1] - 1) / 2
+            assert len(columns) > 500
+            assert np.sign(np.median(columns)) == side
+        rows = np.nonzero(white)[0]
+        assert np.median(rows) < len(white) / 2
+    text = page.inner_text("body")
+    assert ("Pictures are shown as they are." in text, "atient's" in text) == (True, False)
+    assert watched.complaints == []
+    page.close()

@@ -36,7 +36,6 @@
     await view.attachToCanvas(byId("viewer-canvas"));
     // Grey in the planes, clear in the solid view, where it would hide the organs.
     view.addColormap("planes", { R: [0, 255], G: [0, 255], B: [0, 255], A: [0, 0], I: [0, 255] });
-    view.setSliceType(view.sliceTypeMultiplanar);
     view.onLocationChange = describe;
     state.view = view;
   }
@@ -73,6 +72,8 @@
     byId("viewer-notes").textContent = chosen.notes;
     legend(chosen.organs);
     LAYERS.forEach(apply);
+    state.view.opts.isOrientationTextVisible = !chosen.picture; // no one knows the patient's sides
+    state.view.setSliceType(chosen.flat ? state.view.sliceTypeAxial : state.view.sliceTypeMultiplanar);
     await state.view.setVolumeRenderIllumination(0.6);
     state.view.scene.crosshairPos = state.view.vox2frac(chosen.at);
     state.view.createOnLocationChange();

@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 
 from pipeline.core import Grid, Image, LabelMap, LabelTable
+from pipeline.data.itk import write_picture
+from pipeline.data.volume_file import is_picture
+from pipeline.data.volumes import read_label_map
 from pipeline.export.scene import build_scene, display_range, error_masks, error_position
 
 
@@ -20,6 +23,20 @@ def test_scene_is_turned_to_ras_and_cropped_to_the_labels():
     assert scene.reference.sum() == 3 * 2 * 2
     assert scene.image is not None
     assert scene.image[0, 0, 0] == 22 * 48 + 2 * 6
+
+
+def test_a_picture_looks_as_it_is(tmp_path):
+    """Rows of the scene go up; its world has the left of the picture on the left, as viewers draw the patient's."""
+    pixels = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
+    write_picture(pixels, tmp_path / "a.png")
+    assert is_picture(tmp_path / "a.png#channel=2of3")
+    labels = read_label_map(tmp_path / "a.png")
+    table = LabelTable({value: f"organ {value}" for value in range(1, 13)})
+    scene = build_scene(labels, labels, table, picture=True)
+    np.testing.assert_array_equal(scene.reference[:, ::-1, 0].T, pixels)
+    assert (scene.grid.orientation, scene.picture) == ("RAS", True)
+    mirrored = build_scene(labels, labels, table)
+    np.testing.assert_array_equal(mirrored.reference[:, ::-1, 0].T, pixels[:, ::-1])
 
 
 def test_errors_under_the_ignore_label_are_none():

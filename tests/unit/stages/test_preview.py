@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy import toy_settings, write_toy
 
 from pipeline.config import Settings
 from pipeline.core.errors import VolsegError
+from pipeline.data.itk import write_picture
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.preview import preview
@@ -118,3 +120,25 @@ def test_a_preview_can_be_a_page(prepared: Path, tmp_path: Path) -> None:
     assert page.count("<img") == 1
     assert "data:image/png;base64," in page
     assert "<script" not in page
+
+
+def test_pictures_look_as_they_are(tmp_path: Path) -> None:
+    """A bright square at the lower left of a photograph is at the lower left of its patch."""
+    pixels = np.full((32, 32, 3), 20, np.uint8)
+    pixels[20:30, 2:12] = 200
+    for n in range(6):
+        for folder, part in (("images", pixels), ("labels", (pixels[..., 0] == 200).astype(np.uint8))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_picture(part, tmp_path / folder / f"c{n}.png")
+    (tmp_path / "labels.json").write_text('{"1": "square"}')
+    made = settings(model={"dims": 2}, sample={"patch_size": (32, 32)}, preprocess={"spacing_mm": None})
+    preprocess(tmp_path, tmp_path / "prepared", made, jobs=1)
+    by = maker(tmp_path / "prepared", made)
+    drawn = by.first(1)[0]
+    view = by.view(drawn.image, drawn.label)
+    i, j, _ = (axis.mean() for axis in np.nonzero(view.label == 1))
+    assert by.pictures
+    assert (i < 16, j < 16) == (True, True)  # j is drawn upwards
+    preview(tmp_path / "prepared", tmp_path / "p.html", made, patches=1)
+    page = (tmp_path / "p.html").read_text()
+    assert ("as the pictures look" in page, "the patient's" in page) == (True, False)
