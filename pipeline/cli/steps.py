@@ -186,7 +186,7 @@ steps.command()(predict)
 @steps.command()
 def report(
     evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file, report.html.")],
     overlays: Annotated[int, typer.Option(min=0, help="Pictures of the worst and of the best cases, each.")] = 3,
     viewer_cases: Annotated[
         int, typer.Option("--viewer-cases", min=0, help="Cases in the 3D viewer, worst and best; 0: no viewer.")

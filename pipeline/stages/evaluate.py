@@ -26,6 +26,7 @@ from pipeline.stages.signature import signature
 __all__ = ["Meaning", "evaluate", "report"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_HTML = (".html", ".htm")
 _BYTES_PER_VOXEL = 16  # two label maps, twice each, and the faces of their organs
 
 
@@ -111,7 +112,7 @@ def report(
 
     Args:
         evaluation: Folder that :func:`evaluate` wrote.
-        out: HTML file.
+        out: HTML file; its name ends in ``.html`` or ``.htm``.
         overlays: Worst and best cases to draw, each.
         viewer_cases: Cases in the viewer, half of them the worst.
         viewer_mb: Megabytes that their volumes may take.
@@ -124,8 +125,12 @@ def report(
         ``out``.
 
     Raises:
-        VolsegError: If the evaluation cannot be read, ``curves`` is no PNG file, or the report cannot be written.
+        VolsegError: If ``out`` has another ending, the evaluation cannot be read, ``curves`` is no PNG file, or the
+            report cannot be written.
     """
+    if out.suffix.lower() not in _HTML:
+        rule, advice = "a file that ends in .html", f"Name it for example {out.stem or 'report'}.html"
+        raise VolsegError(sentence("out", rule, str(out), advice))
     if curves is not None:
         _require_png(curves)
     return write_report(

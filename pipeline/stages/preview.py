@@ -68,7 +68,7 @@ def preview(
         VolsegError: If there is no prepared dataset, fold or channel, the patch does not fit the network, or the
             picture cannot be written.
     """
-    if out.suffix.lower() not in (".png", ".html"):
+    if out.suffix.lower() not in (".png", ".html", ".htm"):
         rule, advice = "a file that ends in .png or .html", "Name it for example preview.png"
         raise VolsegError(sentence("out", rule, str(out), advice))
     plan = read_plan(prepared / PLAN_FILE)

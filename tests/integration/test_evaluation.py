@@ -102,8 +102,8 @@ def test_organs_that_were_not_asked_for_are_not_scored(place: Path, call: Call) 
     assert {case: row for case, row in of_liver.items() if case != "c3"} == {
         case: row for case, row in of_all.items() if case != "c3"
     }
-    assert call("report", "out", "-o", "r.html", "--show-names")[0] == 0
-    page = (place / "r.html").read_text()
+    assert call("report", "out", "-o", "r.HTM", "--show-names")[0] == 0
+    page = (place / "r.HTM").read_text()
     assert "; 1 of the references not scored" in page
     assert "does not name them: spleen (2)." in page
     assert page.count('class="case-head"') == 4
@@ -165,6 +165,8 @@ def test_bad_cases_are_misses_with_one_sentence_each(place: Path, call: Call) ->
         ("evaluate a ref -o x --remap 5=lever", "a number or a known name"),
         ("compare a b -o x", "expected scores, or --reference to score against, got a folder without scores."),
         ("compare a --reference ref -o x", "models: expected two or more, got 1."),
+        ("report a -o r.pdf", "out: expected a file that ends in .html, got r.pdf. Name it for example r.html."),
+        ("report a -o .", "out: expected a file that ends in .html, got .. Name it for example report.html."),
         ("stats nowhere -o x", "label maps: expected a file or folder, got nothing there."),
     ],
 )
