@@ -171,7 +171,7 @@ class TrainingView:
         few = len(shown) < len(last)
         yield Text(f"Dice, the worst {len(shown)} of {len(last)} organs" if few else "Dice per organ", "italic")
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-        scores = 2 * (len("0.000") + 4)
+        scores = 2 * (len("0.000") + 4) + 2  # rich before 14.3 counts the padding of the first column to its width
         table.add_column("organ", overflow="ellipsis", no_wrap=True, max_width=max(8, width - scores))
         for name in ("last", "best"):
             table.add_column(name, justify="right", no_wrap=True)

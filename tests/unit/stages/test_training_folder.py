@@ -31,3 +31,10 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(VolsegError, match=rule), alone_in(home):
         pytest.fail("no folder")
     assert not (tmp_path / "file" / LOCK_FILE).exists()
+
+
+def test_the_lock_outlives_a_training(tmp_path: Path) -> None:
+    """Versions of filelock from 3.20.4 to 3.29.4 remove it, which can let in two trainings at once."""
+    with alone_in(tmp_path):
+        before = (tmp_path / LOCK_FILE).stat().st_ino
+    assert (tmp_path / LOCK_FILE).stat().st_ino == before
