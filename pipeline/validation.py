@@ -16,8 +16,9 @@ from pipeline.config import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.augmented import mirror_axes, rotation_of
-from pipeline.infer.logits import CaseInference, in_volume
+from pipeline.infer.logits import CaseInference
 from pipeline.infer.mirror import views
+from pipeline.infer.window_size import in_volume
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
@@ -76,7 +77,8 @@ def make_validation(
             }
         return _summary(processes.gathered(rows), plan)
 
-    window = in_volume(settings.infer.window_size or spec.patch_size, plan, spec)
+    sizes = settings.infer.window_size
+    window = in_volume(sizes if isinstance(sizes, tuple) else spec.patch_size, plan, spec)
     passes = len(views(axes, rotation and rotation.within(window)))
     return Validation(validate, len(subset), len(cases), passes)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 
-__all__ = ["Positive", "PositiveRange", "Probability", "Range", "Section", "Size", "rule_of"]
+__all__ = ["Positive", "PositiveRange", "Probability", "Range", "Section", "Size", "in_one_form", "rule_of"]
 
 _RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
     "dict_type": "keys with values",
@@ -23,6 +24,8 @@ _SHORTENED = (
     (r"^greater than ", "more than "),
 )
 
+_FORMS = ("literal[", "tuple[")  # what pydantic adds to the path of a value that may be a word or a list
+
 
 def rule_of(details: ErrorDetails) -> str:
     """What pydantic expected, in words that fit behind "expected"."""
@@ -30,6 +33,22 @@ def rule_of(details: ErrorDetails) -> str:
     for pattern, words in _SHORTENED:
         rule = re.sub(pattern, words, rule)
     return rule
+
+
+def in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors of a value that may be a word or a list, as those of the form that was given: pydantic tells of both."""
+    found = []
+    for details in errors:
+        forms = [n for n, part in enumerate(details["loc"]) if str(part).startswith(_FORMS)]
+        if forms:
+            whole = details["loc"][: forms[0]]
+            words = any(one["loc"] == (*whole, str(one["loc"][-1])) and isinstance(one["input"], str) for one in errors)
+            if str(details["loc"][forms[0]]).startswith("literal[") != words:
+                continue
+            rest = details["loc"][forms[0] + 1 :]
+            details = {**details, "loc": (*whole, *rest)}
+        found.append(details)
+    return found
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:

@@ -29,8 +29,9 @@ class InferSettings(Section):
     """Overlap of neighbouring windows as a fraction of the window."""
     blend: Literal["gaussian", "hann", "constant"] = "gaussian"
     """Weight of a window's voxels where windows overlap."""
-    window_size: tuple[Size, ...] | None = None
-    """2 or 3 numbers; by default the training patch, larger for networks whose output is smaller than their input."""
+    window_size: tuple[Size, ...] | Literal["fit"] | None = None
+    """2 or 3 numbers; by default the training patch, larger for networks whose output is smaller than their input. fit:
+    as long as the volume along axes where that is at most a quarter more than the patch, which is faster."""
     batch_size: Size = 4
     """Windows per network call (2D: slices, 8 times as many)."""
     accumulate: Literal["float32", "float16"] = "float32"

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config.fields import rule_of
+from pipeline.config.fields import in_one_form, rule_of
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
@@ -40,7 +40,7 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        problems += [_problem(details) for details in error.errors()]
+        problems += [_problem(details) for details in in_one_form(error.errors())]
     if problems:
         raise ConfigError(problems, source)
     return settings

@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import InferSettings
-from pipeline.core.errors import ConfigError, sentence
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.mirror import Rotation
 from pipeline.infer.passes import Passes
 from pipeline.infer.slices import SliceNetwork
+from pipeline.infer.window_size import fitting_window, in_volume, prediction_window
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
-__all__ = ["CaseInference", "Sized", "check_window", "in_volume", "prediction_window"]
+__all__ = ["CaseInference"]
 
 _SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more of them fit a network call
 _OWN_STATISTICS = (nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)
-
-
-class Sized(Protocol):
-    """What the choice of a window needs to know of a network; all numbers per axis."""
-
-    @property
-    def margin(self) -> tuple[int, ...]:
-        """Voxels on either side of a window that get no logits."""
-
-    @property
-    def divisor(self) -> tuple[int, ...]:
-        """Distance of legal sizes."""
-
-    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The smallest legal size that is at least ``size``."""
 
 
 class CaseInference:
@@ -161,13 +146,15 @@ class CaseInference:
     ) -> StreamingInferer:
         """For an image of a shape on the prepared grid."""
         spec, plan, settings = self.spec, self.plan, self.settings
-        patch = window = in_volume(spec.patch_size, plan, spec)
         batch = settings.batch_size if spec.dims == 3 else settings.batch_size * _SLICES_PER_WINDOW
-        if settings.window_size is not None:
+        patch = window = in_volume(spec.patch_size, plan, spec)
+        if isinstance(settings.window_size, tuple):
             window = in_volume(settings.window_size, plan, spec)
         elif any(self.margin):
             window = prediction_window(self.first, patch, shape)
-            # no more voxels than so many patches
+        elif settings.window_size == "fit" and self.network.rotation is None:
+            window = fitting_window(self.first, patch, shape)
+        if not isinstance(settings.window_size, tuple):  # no more voxels than so many patches
             batch = max(1, min(batch, batch * math.prod(patch) // math.prod(window)))
         return StreamingInferer(
             window,
@@ -181,60 +168,6 @@ class CaseInference:
             step=getattr(self.first, "divisor", (1, 1, 1)),
             spacing="even",
         )
-
-
-def prediction_window(network: Sized, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """The window that a network with a margin predicts a volume with, all sizes along the same axes.
-
-    Small windows would spend most work on margins that neighbours see once more. So it is at least the training patch,
-    its logits are at least as long as the margins on both sides together, and it is no larger than the volume needs.
-
-    Args:
-        network: With a margin along some axis.
-        patch: Training patch.
-        shape: Voxels of the volume.
-    """
-    margin, step = network.margin, network.divisor
-    ample = [max(n, 4 * lost, one + 2 * lost) for n, lost, one in zip(patch, margin, step, strict=True)]
-    enough = [n + 2 * lost for n, lost in zip(shape, margin, strict=True)]
-    sizes = zip(network.legal_size(ample), network.legal_size(enough), strict=True)
-    return network.legal_size([min(pair) for pair in sizes])
-
-
-def check_window(spec: NetworkSpec, settings: InferSettings) -> None:
-    """Refuse a window that the network cannot take, or whose logits are too few to tile a volume.
-
-    Args:
-        spec: The network's description.
-        settings: Section ``infer``.
-
-    Raises:
-        ConfigError: Naming the next legal size.
-    """
-    wanted = settings.window_size
-    if wanted is None:
-        return
-    if len(wanted) != spec.dims:
-        rule = f"{spec.dims} numbers for a network of {spec.dims} dimensions"
-        raise ConfigError([sentence("infer.window_size", rule, wanted, "Give one per axis the network sees")])
-    sizes = spec.sizes()
-    axes = zip(wanted, sizes.step, sizes.margin, strict=True)
-    legal = sizes.legal_size([max(n, step + 2 * lost) for n, step, lost in axes])
-    if legal != wanted:
-        rule, advice = f"a size {spec.name} can tile volumes with", f"The next legal one is {legal}"
-        raise ConfigError([sentence("infer.window_size", rule, wanted, advice)])
-
-
-def in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int, ...]:
-    """A size along i, j, k, of one voxel across slices.
-
-    Args:
-        size: Along the axes that the network sees.
-        plan: The dataset's plan.
-        spec: The network's description.
-    """
-    sizes = dict(zip(plan.axes(spec.dims), size, strict=True))
-    return tuple(sizes.get(axis, 1) for axis in range(3))
 
 
 def _normalizes_windows(network: nn.Module) -> bool:

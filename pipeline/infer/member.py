@@ -16,9 +16,10 @@ from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
 from pipeline.infer.augmented import augmentation_problems, mirror_axes, rotation_of
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.logits import CaseInference, check_window
+from pipeline.infer.logits import CaseInference
 from pipeline.infer.passes import spread
 from pipeline.infer.room import device_with_room
+from pipeline.infer.window_size import check_window
 from pipeline.model.device import choose_dtype, to_device
 from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, trained_folds
 

@@ -72,7 +72,7 @@ class Slab:
         Args:
             place: First voxel of the window, plane first; what lies outside the volume is left out. No plane of it lies
                 before :attr:`first` or a slab's thickness beyond.
-            logits: (L, t, a, b), any floating type, any memory order.
+            logits: (L, t, a, b), any floating type, any memory order, on any device.
             weights: Of the window.
             flips: Axes along which the logits lie reversed, 0 for planes.
             swapped: Pairs of channels that have changed places.
@@ -82,7 +82,8 @@ class Slab:
         high = [min(start + size, limit) for start, size, limit in zip(place, logits.shape[1:], limits, strict=True)]
         rows, columns = (slice(a, b) for a, b in zip(low[1:], high[1:], strict=True))
         kept = [slice(a - start, b - start) for a, b, start in zip(low, high, place, strict=True)]
-        values, order = logits.permute(1, 2, 3, 0), _order(len(logits), swapped, logits.device)
+        values = logits.to(self.sums.device).permute(1, 2, 3, 0)
+        order = _order(len(logits), swapped, values.device)
         plane_bytes = (high[1] - low[1]) * (high[2] - low[2]) * len(logits) * self.wide.itemsize
         for start, stop in self._pieces(low[0], high[0], max(1, _ADDED_BYTES // plane_bytes)):
             kept[0] = slice(start - place[0], stop - place[0])
@@ -134,56 +135,43 @@ class Slab:
 class Sums:
     """The sums of a volume over windows and over the passes that each of them takes.
 
-    Every pass is added at once, which takes no more memory than one pass. The few digits of float16 would lose many
-    small numbers added to a large one: there, the mean over the passes of a window is made first.
+    Every pass is added as it comes, which takes no more memory than one pass; or the mean over the passes of a window
+    is made first, elsewhere and in float32.
 
     Args:
-        sizes: Planes held at one time, and voxels of a plane along two axes.
+        slab: The sums.
         importance: Weight of the voxels of a window (t, a, b).
-        classes: Channels of the logits.
-        dtype: Of the sums.
         passes: Of every window.
-        relative: See :class:`Slab`.
+        elsewhere: Where to make the mean; None to add every pass.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        importance: Tensor,
-        classes: int,
-        dtype: torch.dtype,
-        passes: int,
-        relative: bool,
-    ) -> None:
-        thickness, *across = sizes
-        device, wide = importance.device, torch.promote_types(dtype, torch.float32)
-        self.slab = Slab(thickness, across, classes, dtype, device, relative)
-        self.passes, self.window = passes, tuple(importance.shape)
-        self.means: dict[tuple[int, ...], tuple[int, Slab]] | None = None
-        if dtype == torch.float16 and passes > 1:
-            self.means, self.even = {}, Weights(torch.full_like(importance, 1 / passes), classes, wide)
-            self.weights = Weights(importance, classes, wide)
-        else:
-            self.weights = Weights(importance / passes, classes, wide)
+    def __init__(self, slab: Slab, importance: Tensor, passes: int, elsewhere: torch.device | None = None) -> None:
+        classes, device = slab.sums.shape[-1], slab.sums.device
+        self.slab, self.passes, self.elsewhere, self.window = slab, passes, elsewhere, importance.shape
+        self.means: dict[tuple[int, ...], tuple[int, Slab]] = {}
+        if elsewhere is not None:
+            self.even = Weights(torch.full(self.window, 1 / passes, device=elsewhere), classes, torch.float32)
+        share = 1 if elsewhere is not None else passes
+        self.weights = Weights(importance.to(device) / share, classes, slab.wide)
 
     def add(
         self, place: Sequence[int], logits: Tensor, flips: Sequence[int], swapped: Sequence[tuple[int, int]]
     ) -> None:
         """Add the logits of a pass over a window; see :meth:`Slab.add`."""
-        if self.means is None:
+        if self.elsewhere is None:
             self.slab.add(place, logits, self.weights, flips, swapped)
             return
         key = tuple(place)
-        count, mean = self.means.pop(key) if key in self.means else (0, self._empty_mean())
+        count, mean = self.means.pop(key) if key in self.means else (0, self._empty_mean(self.elsewhere))
         mean.add((0, 0, 0), logits, self.even, flips, swapped)
         if count + 1 < self.passes:
             self.means[key] = count + 1, mean
         else:
             self.slab.add(place, mean.sums.permute(3, 0, 1, 2), self.weights)
 
-    def _empty_mean(self) -> Slab:
-        sums = self.slab.sums
-        return Slab(self.window[0], self.window[1:], sums.shape[-1], torch.float32, sums.device, self.slab.relative)
+    def _empty_mean(self, device: torch.device) -> Slab:
+        thickness, *across = self.window
+        return Slab(thickness, across, self.slab.sums.shape[-1], torch.float32, device, self.slab.relative)
 
 
 def _order(channels: int, swapped: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:

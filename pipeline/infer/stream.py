@@ -70,7 +70,7 @@ class Stream:
         with ExitStack() as stack:
             for visit in self.visits.each(volume, passes, told):
                 if not sums:
-                    sums = [self._sums(shape, logits, len(passes), relative) for logits in visit.outputs]
+                    sums = [self._sums(volume, logits, len(passes), relative) for logits in visit.outputs]
                     stack.enter_context(keep_freed_memory(_not_kept(visit.outputs)))
                 yield from _finished([one.slab for one in sums], max(0, visit.first))
                 self._add(sums, visit)
@@ -82,12 +82,19 @@ class Stream:
         others = [n for axis, n in enumerate(numbers) if axis != self.axis]
         return (numbers[self.axis], *others, *[last] * (2 - len(others)))
 
-    def _sums(self, shape: Sequence[int], logits: Tensor, passes: int, relative: bool) -> Sums:
-        """Sums for a volume of an output (L, *tile) of so many passes."""
-        dtype = torch.promote_types(logits.dtype, self.sums) if self.sums == torch.float32 else self.sums
-        sizes = (self.visits.thickness(shape, passes), *self.turned(shape, 1)[1:])
-        importance = self._lifted(self.importance[None])[0].to(logits.device)
-        return Sums(sizes, importance, len(logits), dtype, passes, relative)
+    def _sums(self, volume: Tensor, logits: Tensor, passes: int, relative: bool) -> Sums:
+        """Sums for a volume of an output (L, *tile) of so many passes.
+
+        The few digits of float16 would lose many small numbers added to a large one, and logits that a GPU computes for
+        sums on the CPU had better go there once: then, the mean over the passes of a window is made first.
+        """
+        shape, half = volume.shape[1:], self.sums == torch.float16
+        dtype = self.sums if half else torch.promote_types(logits.dtype, self.sums)
+        thickness, across = self.visits.thickness(shape, passes), self.turned(shape, 1)[1:]
+        slab = Slab(thickness, across, len(logits), dtype, volume.device, relative)
+        apart = passes > 1 and (half or logits.device != volume.device)
+        importance = self._lifted(self.importance[None])[0]
+        return Sums(slab, importance, passes, logits.device if apart else None)
 
     def _add(self, sums: Sequence[Sums], visit: Visit) -> None:
         order, place = self.turned(range(len(visit.place)), 2), self.turned(visit.place, 0)

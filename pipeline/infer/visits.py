@@ -34,7 +34,7 @@ class Visit:
         first: No window begins before this plane from now on.
         place: Of the window.
         one: The pass.
-        outputs: All outputs (L, *tile), as the network sees them.
+        outputs: All outputs (L, *tile), as the network sees them and on its device.
     """
 
     first: int
@@ -85,7 +85,7 @@ class Visits:
             windows = torch.stack([self._window(source, place, low) for place in group])
             for first, one, outputs in runner.outputs(windows, self.tiling.tile):
                 for number, place in enumerate(group[first : first + len(outputs[0])]):
-                    found = [logits[number].to(volume.device) for logits in outputs]
+                    found = [logits[number] for logits in outputs]
                     found = found if wanted else [torch.zeros_like(logits) for logits in found]
                     yield Visit((place if len(passes) == 1 else group[0])[self.axis], place, one, found)
                     del found

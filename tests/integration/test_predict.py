@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from command_line import run
+from torch import Tensor
 from toy import write_toy
 
 from pipeline.core import files as core_files
@@ -23,6 +24,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.export.palette import organ_color
+from pipeline.infer.passes import Pass
 from pipeline.infer.predictor import Predictor
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
@@ -253,23 +255,41 @@ def test_a_disk_that_is_full_from_the_start(
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("windows", [0, 1, 3])
 def test_a_signal_ends_a_prediction_in_order(
     model: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
+    windows: int,
 ) -> None:
-    images, out, whole = write_toy(tmp_path / "six", 6) / "images", tmp_path / "out", Predictor.predict
+    images, out, whole, one = (
+        write_toy(tmp_path / "six", 6) / "images",
+        tmp_path / "out",
+        Predictor.predict,
+        Pass.__call__,
+    )
+    seen: list[str] = []
 
-    def stopping(self: Predictor, image: Image, case: str = "image", *more: Any) -> LabelMap:
-        if case == "toy_2":
-            os.kill(os.getpid(), number)
+    def predicting(self: Predictor, image: Image, case: str = "image", *more: Any) -> LabelMap:
+        seen.append(case)
+        stop()
         return whole(self, image, case, *more)
 
-    words = ("predict", model, images, "-o", out, "--device", "cpu", "--statistics")
+    def looking(self: Pass, windows: Tensor) -> list[Tensor]:
+        seen.append("window")
+        stop()
+        return one(self, windows)
+
+    def stop() -> None:
+        if "toy_2" in seen and len(seen) - seen.index("toy_2") == windows + 1:
+            os.kill(os.getpid(), number)
+
+    words = ("predict", model, images, "-o", out, "--device", "cpu", "--statistics", "--set", "infer.batch_size=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", stopping)
+        patch.setattr(Predictor, "predict", predicting)
+        patch.setattr(Pass, "__call__", looking)
         code, text, err = run(capfd, *words)
     assert code == 128 + number
     assert "note  4 of 6 cases were not reached." in text

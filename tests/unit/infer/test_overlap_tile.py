@@ -9,9 +9,10 @@ from pipeline.config import InferSettings
 from pipeline.core.errors import ConfigError
 from pipeline.core.mirror import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.logits import CaseInference, check_window, prediction_window
+from pipeline.infer.logits import CaseInference
 from pipeline.infer.passes import Passes
 from pipeline.infer.slices import SliceNetwork
+from pipeline.infer.window_size import check_window, prediction_window
 from pipeline.model import build_network
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
