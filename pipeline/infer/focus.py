@@ -32,10 +32,10 @@ def segment_region(
     """Class index of every voxel of a case, of which ``infer.roi`` says how much a model looks at.
 
     ``body``: windows that show nothing but background are left out, and are background. ``organs``: the first network
-    finds the box of all organs at twice the spacing; the windows that reach into the box and a margin
-    (``infer.roi_margin_mm``) around it are those of the whole image, and outside all is background. If the coarse pass
-    finds no organ, or an organ reaches the end of the margin, the whole image is looked at. ``auto``: the organs where
-    the coarse pass costs little beside the fine one, else the body.
+    finds the box of all organs at twice the spacing; windows cover the box and a margin (``infer.roi_margin_mm``)
+    around it, and outside all is background. If the coarse pass finds no organ, or an organ reaches the end of the
+    margin, the whole image is looked at. ``auto``: the organs where the coarse pass costs little beside the fine one,
+    else the body.
 
     Args:
         member: The model.
@@ -53,10 +53,9 @@ def segment_region(
     if wanted == "organs":
         box = _organs(member, prepared, trace)
         if box is not None:
-            mask = box.mask(shape)
-            index = _restored(member, prepared, trace, mask)
+            index = _restored(member, prepared, trace, box)
             if _background_outside(index, trace, box):
-                return index, Region("organs", windows, windows - inference.windows(shape, mask), box)
+                return index, Region("organs", windows, windows - inference.windows(shape, box), box)
         why = _NOTHING if box is None else _CUT
         wanted = "body" if member.settings.roi == "auto" else "none"
     found = body_mask(torch.from_numpy(prepared)) if wanted == "body" else None
@@ -81,9 +80,9 @@ def _organs(member: Member, prepared: NDArray[np.floating[Any]], trace: Trace) -
 
 
 def _restored(
-    member: Member, prepared: NDArray[np.floating[Any]], trace: Trace, mask: Tensor | None
+    member: Member, prepared: NDArray[np.floating[Any]], trace: Trace, part: Tensor | Box | None
 ) -> NDArray[np.unsignedinteger[Any]]:
-    axis, rows = member.labels(prepared, trace.cropped.shape, mask)
+    axis, rows = member.labels(prepared, trace.cropped.shape, part)
     return restore_labels(rows, axis, trace)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,8 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         spacing: Of the windows, see :class:`~pipeline.infer.tiling.Tiling`.
         padding: What a window sees where the volume is smaller. With a margin, always the mirror image.
         fill: The constant of padding.
+        box: First voxel, and one past the last, along each axis of what is looked at; where no window is, logits are 0
+            and labels background. None for everything.
         progress: Told after every network call how many windows are done.
 
     Raises:
@@ -88,9 +91,10 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         spacing: Literal["interval", "even"] = "interval",
         padding: Padding = "constant",
         fill: float = 0.0,
+        box: tuple[tuple[int, int], ...] | None = None,
         progress: Progress = lambda done, number: None,
     ) -> None:
-        self.tiling = Tiling.of(window, overlap, margin, step, spacing)
+        self.tiling = replace(Tiling.of(window, overlap, margin, step, spacing), box=box)
         axes = len(self.tiling.window)
         if batch < 1:
             raise ValueError(f"window batch: expected at least 1, got {batch}. Raise it.")

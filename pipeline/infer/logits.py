@@ -13,6 +13,7 @@ from pipeline.config import InferSettings
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.mirror import Rotation
 from pipeline.infer.passes import Passes
+from pipeline.infer.roi import Box
 from pipeline.infer.slices import SliceNetwork
 from pipeline.infer.window_size import fitting_window, in_volume, prediction_window
 from pipeline.model.spec import NetworkSpec
@@ -71,14 +72,15 @@ class CaseInference:
         return logits
 
     def labels(
-        self, image: Tensor, target: Sequence[int], mask: Tensor | None = None
+        self, image: Tensor, target: Sequence[int], part: Tensor | Box | None = None
     ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
         """Class indices, resampled, in bounded memory.
 
         Args:
             image: (C, I, J, K), prepared.
             target: Voxels of the labels over the same field of view.
-            mask: (I, J, K) bool; windows outside are left out, and are background. None for all windows.
+            part: What to look at, all else is background: a mask (I, J, K), outside which windows are left out, or a
+                box, which windows cover as they would a volume. None for everything.
 
         Returns:
             The axis along which they come, and rows of them: first row and (n, a, b), that axis first, the others in
@@ -88,7 +90,7 @@ class CaseInference:
             ConfigError: As for :meth:`logits`.
         """
         shape = image.shape[1:]
-        inferer, painting = self._inferer(shape, mask=mask), self.plan.label_table.painting()
+        inferer, painting = self._inferer(shape, part=part), self.plan.label_table.painting()
         return inferer.streaming_axis(shape), inferer.labels(image, self.network, target, painting=painting)
 
     def labelled_rows(self, image: Tensor, target: Sequence[int]) -> tuple[int, Iterator[tuple[int, Tensor, Tensor]]]:
@@ -130,11 +132,11 @@ class CaseInference:
         """
         yield from self._inferer(image.shape[1:], axis).logit_rows(image, self.network, target)
 
-    def windows(self, shape: Sequence[int], mask: Tensor | None = None) -> int:
-        """How many windows an image of a shape takes, outside a mask none; see :meth:`labels`."""
-        inferer = self._inferer(shape)
+    def windows(self, shape: Sequence[int], part: Tensor | Box | None = None) -> int:
+        """How many windows an image of a shape takes, or a part of it; see :meth:`labels`."""
+        inferer = self._inferer(shape, part=part)
         places = inferer.tiling.places(shape, inferer.streaming_axis(shape))
-        return sum(mask is None or inferer.tiling.reaches(place, mask) for place in places)
+        return sum(not isinstance(part, Tensor) or inferer.tiling.reaches(place, part) for place in places)
 
     def passes(self, shape: Sequence[int]) -> int:
         """How many passes each window takes: networks times views."""
@@ -142,7 +144,7 @@ class CaseInference:
         return len(self.network.each(tiling.window, tiling.tile))
 
     def _inferer(
-        self, shape: Sequence[int], axis: int | Literal["auto"] = "auto", mask: Tensor | None = None
+        self, shape: Sequence[int], axis: int | Literal["auto"] = "auto", part: Tensor | Box | None = None
     ) -> StreamingInferer:
         """For an image of a shape on the prepared grid."""
         spec, plan, settings = self.spec, self.plan, self.settings
@@ -162,11 +164,12 @@ class CaseInference:
             settings.blend,
             batch,
             axis,
-            mask,
+            part if isinstance(part, Tensor) else None,
             accumulate=settings.accumulate,
             margin=self.margin,
             step=getattr(self.first, "divisor", (1, 1, 1)),
             spacing="even",
+            box=tuple(zip(part.start, part.stop, strict=True)) if isinstance(part, Box) else None,
         )
 
 

@@ -18,6 +18,7 @@ from pipeline.infer.augmented import augmentation_problems, mirror_axes, rotatio
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.logits import CaseInference
 from pipeline.infer.passes import spread
+from pipeline.infer.roi import Box
 from pipeline.infer.room import device_with_room
 from pipeline.infer.window_size import check_window
 from pipeline.model.device import choose_dtype, to_device
@@ -100,16 +101,16 @@ class Member:
         return cls(card, networks, device, settings, most_bytes, [file_hash(file) for file in files])
 
     def labels(
-        self, prepared: NDArray[np.floating[Any]], target: Sequence[int], mask: Tensor | None = None
+        self, prepared: NDArray[np.floating[Any]], target: Sequence[int], part: Tensor | Box | None = None
     ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
         """Class indices of a prepared image, see :meth:`~pipeline.infer.logits.CaseInference.labels`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
             target: Voxels of the labels.
-            mask: Windows outside are left out.
+            part: What to look at; None for everything.
         """
-        return self.inference.labels(self._image(prepared), target, mask)
+        return self.inference.labels(self._image(prepared), target, part)
 
     def labelled_rows(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int]

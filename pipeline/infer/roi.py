@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 __all__ = ["Box", "Region", "body_mask", "coarse_shape", "organ_box"]
@@ -32,12 +31,6 @@ class Box:
     def slices(self) -> tuple[slice, ...]:
         """The box as an index."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-    def mask(self, shape: Sequence[int]) -> Tensor:
-        """The box as a mask of an image."""
-        mask = torch.zeros(tuple(shape), dtype=torch.bool)
-        mask[self.slices] = True
-        return mask
 
     def grown(self, voxels: Sequence[int], shape: Sequence[int]) -> Box:
         """The box with a margin, as far as there is an image."""

@@ -28,6 +28,8 @@ class Tiling:
         step: The network's divisor: with a margin, tiles start at its multiples.
         spacing: ``interval``: a fixed distance, the last window moved back into the volume, as MONAI does; ``even``:
             evenly spread, as nnU-Net does. Networks with a margin have tiles at multiples of their step instead.
+        box: First voxel, and one past the last, along each axis of what is covered; None for the whole volume. Windows
+            see what is around it.
     """
 
     window: tuple[int, ...]
@@ -35,6 +37,7 @@ class Tiling:
     margin: tuple[int, ...]
     step: tuple[int, ...]
     spacing: Literal["interval", "even"] = "interval"
+    box: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def of(
@@ -80,7 +83,7 @@ class Tiling:
             shape: Voxels of the volume.
             axis: Along which the volume is finished, plane by plane.
         """
-        starts = [self._starts(number, size) for number, size in enumerate(shape)]
+        starts = [self._within(number, size) for number, size in enumerate(shape)]
         return sorted(product(*starts), key=lambda place: (place[axis], place))
 
     def reaches(self, place: Place, mask: Tensor) -> bool:
@@ -96,8 +99,20 @@ class Tiling:
 
         return min(range(len(shape)), key=voxels)
 
+    def _within(self, axis: int, size: int) -> list[int]:
+        """First voxels, along one axis of a volume, of the logits of all windows."""
+        tile, margin = self.tile[axis], any(self.margin)
+        first, stop = (0, size) if self.box is None else self.box[axis]
+        if margin:
+            first -= first % self.step[axis]
+        if stop - first >= size or (size <= tile and not margin):
+            return self._starts(axis, size)
+        if stop - first <= tile and not margin:
+            return [min(max(0, first - (tile - stop + first) // 2), size - tile)]
+        return [first + start for start in self._starts(axis, stop - first)]
+
     def _starts(self, axis: int, size: int) -> list[int]:
-        """First voxels, along one axis, of the logits of all windows."""
+        """First voxels of the logits of the windows that cover an axis."""
         tile, overlap = self.tile[axis], self.overlap[axis]
         if any(self.margin):
             return tile_starts(size, tile, self.step[axis], overlap)

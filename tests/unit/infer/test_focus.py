@@ -1,4 +1,4 @@
-"""Coarse to fine: the same mask where the fine pass looks, and everything where the coarse pass may be wrong."""
+"""Coarse to fine: windows where the organs are, and everywhere where the coarse pass may be wrong."""
 
 import numpy as np
 import pytest
@@ -43,17 +43,18 @@ def _predicted(image, network=None, **infer):
     return Predictor([member]).predict(image, "case", regions.append), regions
 
 
-def test_the_mask_in_the_box_is_that_of_the_whole_image():
-    image = _scan(ORGAN)
-    whole, none = _predicted(image)
-    found, (region,) = _predicted(image, roi="organs", roi_margin_mm=8.0)
+def test_windows_cover_the_box_and_what_is_around_it_is_background():
+    image, calls = _scan(ORGAN), _Bright(width=1)  # each voxel by itself: where its windows lie makes no difference
+    whole, none = _predicted(image, _Bright(width=1))
+    found, (region,) = _predicted(image, calls, roi="organs", roi_margin_mm=8.0)
     assert none == []
     assert region.kind == "organs"
     assert region.why is None
     # 24 x 40 x 44 voxels of 2 mm; the organ is at 6 to 14 in all axes, as coarse voxels 3 to 7, the margin is 4 voxels.
     assert region.box == Box((2, 2, 4), (18, 18, 20))
     assert region.windows == 5 * 9 * 10
-    assert region.skipped == 450 - 5**3  # windows that begin at 0, 4, 8, 12 and 16 along each axis reach into it
+    assert region.skipped == 450 - 3**3  # windows of 8 voxels begin at 0, 4 and 8 of the 16 of the box
+    assert sum(calls.calls) == 27 + 2 * 3 * 4  # the coarse grid has 12 x 20 x 22 voxels
     np.testing.assert_array_equal(found.array, whole.array)
     assert np.count_nonzero(found.array) > 800
 
@@ -68,7 +69,8 @@ def test_outside_the_box_is_background():
     both = [reorient_array(mask.array, "LPI", "RAS") for mask in (whole, found)]
     assert both[0][34:, 28:, 34:].any()
     assert not both[1][34:, 28:, 34:].any()
-    np.testing.assert_array_equal(both[0][:34, :28, :34], both[1][:34, :28, :34])
+    near = [mask[:34, :28, :34] for mask in both]
+    assert np.count_nonzero(near[0] != near[1]) < 0.01 * np.count_nonzero(near[0])  # other windows, other borders
 
 
 @pytest.mark.parametrize(

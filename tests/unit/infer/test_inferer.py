@@ -113,6 +113,34 @@ def test_one_overlap_per_axis():
     assert len(calls) == 3 * 2
 
 
+@pytest.mark.parametrize(
+    ("box", "starts"),
+    [
+        (((4, 13), (3, 9)), [(row, column) for row in (4, 6, 7, 9) for column in (3, 5)]),  # 9 and 6 voxels
+        (((5, 7), (8, 10)), [(4, 6)]),  # smaller than the window, which ends with the volume
+        (((0, 20), (0, 3)), None),  # of all rows, and of one window of columns
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_windows_cover_a_box_and_see_what_is_around_it(box, starts, axis):
+    inputs, seen = _random(1, 1, 20, 10).add_(9), []
+    places = torch.arange(200.0).reshape(1, 1, 20, 10)
+
+    def network(windows):
+        seen.extend(windows[:, 1, 0, 0].tolist())
+        return windows[:, :1]
+
+    inferer = StreamingInferer((4, 4), 0.5, box=box, axis=axis, batch=2, spacing="even")
+    found = inferer(torch.cat([inputs, places], 1), network)
+    if starts is not None:
+        assert sorted(seen) == sorted(10.0 * a + b for a, b in starts)
+    inside = torch.zeros(20, 10, dtype=torch.bool)
+    inside[tuple(slice(*ends) for ends in box)] = True
+    torch.testing.assert_close(found[0, 0, inside], inputs[0, 0, inside])
+    first, last = ([n for n in range(20) if found[0, 0, n].any()][k] for k in (0, -1))
+    assert (first, last) == (min(box[0][0], 4), max(box[0][1], 8) - 1)
+
+
 def test_inferer_is_one_of_monai_and_gives_plain_tensors_without_gradients():
     inferer = StreamingInferer((4, 4))
     assert isinstance(inferer, Inferer)

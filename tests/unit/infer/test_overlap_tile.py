@@ -100,6 +100,16 @@ def test_mirrored_passes_are_turned_back_with_their_margin():
     assert (result - _whole(network, inputs)).abs().max() > 1e-3
 
 
+def test_tiles_of_a_box_are_those_of_the_whole_volume():
+    network = _valid("unet2015", 2)
+    inputs, window = _random(1, 1, 43, 40), network.legal_size((30, 30))
+    inferer = _inferer(network, window, box=((21, 35), (5, 19)))
+    found, whole = inferer(inputs, network), _whole(network, inputs)
+    inside = (..., slice(21, 35), slice(5, 19))
+    torch.testing.assert_close(found[inside], whole[inside], atol=1e-10, rtol=0)
+    assert not found[..., :8, :].any()
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 def test_slices_of_a_volume_have_their_margin_in_plane(axis):
     network = _valid("unet2015", 2)
