@@ -123,3 +123,17 @@ def test_slices_of_several_planes_go_through_all_passes_together():
     found = StreamingInferer((5, 4, 1), batch=3)(inputs, passes)
     torch.testing.assert_close(found, 2 * inputs)
     assert calls == [3] * 4 + [3] * 4 + [1] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sums", ["cpu", "cuda"])
+def test_networks_on_a_gpu_with_sums_there_or_on_the_cpu(sums):
+    inputs = _random(1, 1, 9, 10, 11)
+    network = nn.Conv3d(1, 4, 3, padding=1).eval()
+    options = {"axes": (0, 2), "sides": 0, "side_pairs": ((1, 2),), "rotation": Rotation((0, 1))}
+    expected = StreamingInferer((4, 4, 8))(inputs, Passes([network], **options))
+    passes = Passes([network.cuda()] * 2, **options)
+    found = StreamingInferer((4, 4, 8), batch=3)(inputs.to(sums), passes)
+    assert found.device.type == sums
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=1e-2)  # TF32
