@@ -52,7 +52,8 @@ def _change(limits: Callable[[], None]) -> None:
         limits()
         if _limits:
             lowest = min(_limits)
-            _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest)})
+            # What fits in the padding is put there, also what is above the limit.
+            _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest // 8)})
         else:
             _set(_USUAL)
             release_freed_memory()
