@@ -180,8 +180,8 @@ import torch
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.passes import Passes
 torch.set_num_threads(1)
-(length, wide, folds), overlap, classes = map(int, sys.argv[1:4]), float(sys.argv[4]), 480
-image = torch.zeros(1, 1, 64, wide, length)
+length, folds, overlap, classes = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), 480
+image = torch.zeros(1, 1, 64, 64, length)
 
 def network(window):
     logits = torch.zeros(len(window), classes, *window.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
@@ -196,27 +196,27 @@ network(image[..., :32])
 Path("/proc/self/clear_refs").write_text("5")
 before = peak_mb()
 passes = network if folds == 1 else Passes([network] * folds, axes=(0,), sides=0, side_pairs=((1, 2),))
-found = StreamingInferer((32, 32, 32), overlap).label_map(image, passes, (64, wide, 2 * length))
+found = StreamingInferer((32, 32, 32), overlap).label_map(image, passes, (64, 64, 2 * length))
 peak = peak_mb()
 assert (found == 3).all()
 print(peak - before - found.numel() / 2**20)
 """
 
 
-def _peak_mb(length, wide=64, folds=1, overlap=0.5):
-    words = [sys.executable, "-c", _PEAK, *map(str, (length, wide, folds, overlap))]
+def _peak_mb(length, folds=1, overlap=0.5):
+    words = [sys.executable, "-c", _PEAK, *map(str, (length, folds, overlap))]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 def test_memory_is_that_of_the_planes_of_a_window_whatever_the_length():
-    slab_mb = 160 * 64 * 64 * 32 * 4 / 2**20  # classes times the planes of a window, 80 MB
-    short, long = _peak_mb(200), _peak_mb(400)
+    slab_mb = 480 * 64 * 64 * 32 * 4 / 2**20  # classes times the planes of a window, 240 MB
+    short, long = _peak_mb(96), _peak_mb(192)
     assert short < 1.25 * slab_mb + 150
     assert long < 1.05 * short
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 def test_memory_does_not_grow_with_folds_and_mirror_images():
-    one, six = (_peak_mb(160, wide=160, folds=folds, overlap=0.0) for folds in (1, 3))
+    one, six = (_peak_mb(64, folds=folds, overlap=0.0) for folds in (1, 3))
     assert six < 1.1 * one
