@@ -18,8 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.model import SegmentationNetwork, build_network, multiply_adds
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.ciresan import scan
+from pipeline.model.cost import multiply_adds
+from pipeline.model.registry import build_network
 
 
 def timed(predict: Callable[[], Tensor], device: torch.device) -> tuple[float, float, Tensor]:

@@ -36,8 +36,11 @@ from monai.metrics.utils import get_edge_surface_distance
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from pipeline.core import Grid, LabelMap, LabelTable
-from pipeline.evaluate import OVERLAP_ONLY, Measures, score_case
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import LabelMap
+from pipeline.evaluate.case import score_case
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
 
 SMALL, LARGE = (200, 256, 256), (400, 512, 512)
 SPACING_MM = (1.25, 0.8, 0.8)

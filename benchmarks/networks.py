@@ -23,9 +23,9 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from pipeline.model import count_parameters
-from pipeline.model.factory import build_network, list_networks
+from pipeline.model.cost import count_parameters
 from pipeline.model.folder import read_card
+from pipeline.model.registry import build_network, list_networks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

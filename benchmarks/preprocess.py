@@ -26,8 +26,8 @@ from nibabel.orientations import apply_orientation, io_orientation
 from pipeline.core.volume import LabelMap
 from pipeline.data.store import open_prepared, prepared_ids, read_info
 from pipeline.data.volumes import write_label_map, write_voxels
-from pipeline.phantom import phantom_case, phantom_labels
-from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.phantom.dataset import phantom_case, phantom_labels
+from pipeline.preprocess.plan import read_plan, write_plan
 from pipeline.preprocess.trace import Trace
 
 NAME = "Dataset900_benchmark"

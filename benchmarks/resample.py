@@ -21,8 +21,7 @@ from scipy.ndimage import zoom
 from skimage.transform import resize
 
 from pipeline.preprocess.operators import resize_operator
-from pipeline.preprocess.resample import resample
-from pipeline.preprocess.resample_labels import resample_labels
+from pipeline.preprocess.resample import resample, resample_labels
 
 SOURCE, TARGET, CLASSES, REPEATS = (120, 200, 200), (90, 256, 256), 15, 3
 

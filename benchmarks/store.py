@@ -18,8 +18,7 @@ import blosc2
 import numpy as np
 import torch
 
-from pipeline.data.prepared_array import open_array, packed, step_of
-from pipeline.data.store import open_prepared, prepared_ids
+from pipeline.data.store import open_array, open_prepared, packed, prepared_ids, step_of
 
 PATCHES, EDGES = 50, (64, 128)
 

@@ -43,8 +43,7 @@ from training_results import (
 from training_tools import VOLSEG, Bench
 
 from pipeline.core.machine import processors
-from pipeline.model import count_parameters
-from pipeline.model.cost import multiply_adds
+from pipeline.model.cost import count_parameters, multiply_adds
 from pipeline.model.device import choose_device
 from pipeline.model.folder import read_card
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import load_settings as load_settings
+    from pipeline.config.yaml_file import load_settings as load_settings
     from pipeline.core.grid import Grid as Grid
     from pipeline.core.labels import LabelTable as LabelTable
     from pipeline.core.volume import Image as Image
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from pipeline.data.volumes import read_image as read_image
     from pipeline.data.volumes import read_label_map as read_label_map
     from pipeline.data.volumes import write_label_map as write_label_map
-    from pipeline.model.factory import build_network as build_network
+    from pipeline.model.registry import build_network as build_network
     from pipeline.preprocess.resample import resample as resample
-    from pipeline.stages.predictor import Predictor as Predictor
+    from pipeline.stages.predict import Predictor as Predictor
 
 _HOMES = {
     "Grid": "pipeline.core.grid",
     "Image": "pipeline.core.volume",
     "LabelMap": "pipeline.core.volume",
     "LabelTable": "pipeline.core.labels",
-    "Predictor": "pipeline.stages.predictor",
-    "build_network": "pipeline.model.factory",
-    "load_settings": "pipeline.config",
+    "Predictor": "pipeline.stages.predict",
+    "build_network": "pipeline.model.registry",
+    "load_settings": "pipeline.config.yaml_file",
     "open_dataset": "pipeline.data.layouts",
     "read_image": "pipeline.data.volumes",
     "read_label_map": "pipeline.data.volumes",

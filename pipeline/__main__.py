@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     import typer  # here, because workers import this module too and need no command line
 
-    from pipeline.cli import app
+    from pipeline.cli.app import app
 
     usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
     try:

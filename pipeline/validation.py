@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.augmented import mirror_axes, rotation_of
-from pipeline.infer.logits import CaseInference
-from pipeline.infer.mirror import views
-from pipeline.infer.window_size import in_volume
+from pipeline.infer.model import CaseInference
+from pipeline.infer.tta import mirror_axes, rotation_of, views
+from pipeline.infer.windows import in_volume
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
-from pipeline.train.processes import ALONE, Processes
-from pipeline.train.values import Validation, ValidationScores
+from pipeline.train.distributed import ALONE, Processes
+from pipeline.train.state import Validation, ValidationScores
 
 __all__ = ["make_validation"]
 

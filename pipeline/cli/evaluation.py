@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.options import Jobs, OutFolder
 
 if TYPE_CHECKING:
-    from pipeline.evaluate import Measures
+    from pipeline.evaluate.measures import Measures
 
 __all__ = ["evaluation_app"]
 
@@ -70,7 +70,8 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from pipeline.console import print_evaluation, progress_bars
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_evaluation
     from pipeline.stages.evaluate import Meaning
     from pipeline.stages.evaluate import evaluate as run
 
@@ -100,8 +101,8 @@ def evaluate(
 
 def _measures(tolerance: list[str] | None, surface: str, compat: list[str] | None) -> Measures:
     """What to measure, as options say."""
+    from pipeline.evaluate.compat import COMPAT_TOOLS
     from pipeline.evaluate.measures import Measures
-    from pipeline.evaluate.voxel_surface import COMPAT_TOOLS
 
     _one_of("--surface", surface, ("exact", "voxel", "none"))
     tools = tuple(dict.fromkeys(_one_of("--compat", tool, COMPAT_TOOLS) for tool in compat or ()))
@@ -145,7 +146,8 @@ def compare(
 
     Exit code 2: some files could not be scored.
     """
-    from pipeline.console import print_comparison, progress_bars
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_comparison
     from pipeline.stages.compare import compare as run
     from pipeline.stages.evaluate import Meaning
 
@@ -176,7 +178,8 @@ def stats(
     jobs: Jobs = None,
 ) -> None:
     """Volumes, intensities and cut-off organs of label maps without a reference: stats.csv and a table."""
-    from pipeline.console import print_batch, print_stats, progress_bars
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_batch, print_stats
     from pipeline.stages.label_stats import label_stats
 
     with progress_bars() as bars:

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.options import Device, Jobs
 
 if TYPE_CHECKING:
-    from pipeline.config import Settings
+    from pipeline.config.settings import Settings
     from pipeline.stages.cross_validate import CrossValidation
 
 __all__ = ["folds_app", "train_all"]
@@ -32,7 +32,7 @@ def cross_validate(
 
     Exit code 2: some cases could not be predicted or scored, 3: none could.
     """
-    from pipeline.console import progress_bars
+    from pipeline.console.bars import progress_bars
     from pipeline.stages.cross_validate import cross_validate as run
 
     with progress_bars() as bars:
@@ -52,7 +52,7 @@ def choose(
 
     Exit code 2: some cases could not be predicted or scored by one of them.
     """
-    from pipeline.console import progress_bars, say
+    from pipeline.console.bars import progress_bars, say
     from pipeline.stages.choose import choose as run
 
     with progress_bars() as bars:
@@ -80,7 +80,8 @@ def train_all(
     Returns:
         Exit code.
     """
-    from pipeline.console import progress_bars, say, say_validation
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import say_validation
     from pipeline.stages.cross_validate import cross_validate as run
     from pipeline.stages.train_folds import default_devices, train_folds
 
@@ -108,7 +109,8 @@ def train_all(
 
 
 def _print_cross_validation(result: CrossValidation, model: Path) -> None:
-    from pipeline.console import print_batch, say
+    from pipeline.console.bars import say
+    from pipeline.console.printing import print_batch
 
     print_batch(result.batch, "predicted", result.out / "predictions")
     for failure in result.summary["failures"]:

@@ -10,9 +10,95 @@ import typer
 
 from pipeline.cli.folds import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
-from pipeline.cli.prediction import predict
 
-__all__ = ["steps"]
+__all__ = [
+    "predict",
+    "steps",
+]
+
+
+# The command that segments images.
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Image files, folders, 'quoted/*.nii.gz' or lists (.json, .csv, .txt).")
+    ],
+    out: OutFolder,
+    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. infer.mirror=true.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cpu, cuda, cuda:1, mps, by default the best; cuda:0,cuda:1 or cuda:all spread folds."
+        ),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="nii.gz, nii, nrrd, seg.nrrd (3D Slicer) or mha; by default the input's."),
+    ] = None,
+    organs: Annotated[str | None, typer.Option("--organs", help="Keep only these, e.g. liver,spleen.")] = None,
+    split: Annotated[bool, typer.Option("--split", help="Also write a file per organ: OUT/CASE/ORGAN.")] = False,
+    max_memory: Annotated[
+        float | None,
+        typer.Option("--max-memory", min=0.0, help="GB that the logits of an image may take; by default what is free."),
+    ] = None,
+    roi: Annotated[
+        str | None, typer.Option("--roi", help="Where to look: none (everywhere), body, organs or auto; see the docs.")
+    ] = None,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Also write statistics.json and .csv: mL, mean, SD, cut off or not.")
+    ] = False,
+    probabilities: Annotated[
+        str | None,
+        typer.Option("--probabilities", help="Also write OUT/probabilities/CASE/ORGAN, e.g. of liver,spleen, or all."),
+    ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Also write OUT/entropy/CASE: 0 sure of a class, 1 all alike.")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also note each organ's mean probability (comes with these two).")
+    ] = False,
+) -> None:
+    """Segment images; every mask comes back on its image's grid under its image's name.
+
+    Exit code 2: some cases could not be predicted, 3: none could.
+    """
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_batch
+    from pipeline.stages.predict import infer_settings
+    from pipeline.stages.predict import predict as run
+    from pipeline.stages.prediction_files import Output
+
+    chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
+    output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
+    settings = infer_settings(model, [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])])
+    with progress_bars() as bars:
+        batch = run(
+            model,
+            inputs,
+            out,
+            folds=folds,
+            device=device,
+            settings=settings,
+            max_memory_gb=max_memory,
+            output=output,
+            progress=bars.update,
+            on_stop=lambda batch: print_batch(batch, "predicted", out),
+        )
+    print_batch(batch, "predicted", out)
+    if statistics:
+        say(f"Statistics: {out / 'statistics.csv'}")
+    raise typer.Exit(batch.exit_code)
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if text is not None and not names:
+        raise typer.BadParameter(f"{option}: expected names such as liver,spleen, got none.")
+    return names
+
 
 steps = typer.Typer()
 
@@ -36,9 +122,10 @@ def check(
     With --fix, repair what can be repaired in a copy, list every change in its fixes.csv, leave out the other cases
     and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
     """
-    from pipeline.console import print_check, progress_bars, say
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_check
     from pipeline.core.files import write_json
-    from pipeline.data.repair_parts import REPAIRABLE
+    from pipeline.data.repair_volumes import REPAIRABLE
     from pipeline.stages import prepare
     from pipeline.stages.repair import repair
 
@@ -80,8 +167,9 @@ def plan(
     device: Device = None,
 ) -> None:
     """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
-    from pipeline.config import load_settings
-    from pipeline.console import print_batch, print_fingerprint, print_plan, progress_bars, say
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_batch, print_fingerprint, print_plan
     from pipeline.stages.plan import PAGE_FILE
     from pipeline.stages.plan import plan as run
 
@@ -91,7 +179,7 @@ def plan(
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
     if trial or budget:
-        from pipeline.stages.trial import trial as measure
+        from pipeline.stages.tune import trial as measure
 
         for line in measure(out, settings, device).lines():
             say(line)
@@ -111,11 +199,12 @@ def preprocess(
     plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
 ) -> None:
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
-    from pipeline.engine import warm_up
+    from pipeline.engine.workers import warm_up
 
     warm_up(jobs, "pipeline.preprocess.prepare")  # beside the imports of this process, which take as long
-    from pipeline.config import load_settings
-    from pipeline.console import print_batch, print_plan, progress_bars
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_batch, print_plan
     from pipeline.stages import prepare
 
     settings = load_settings(config, overrides or ())
@@ -153,8 +242,9 @@ def train(
     """
     if fold != "all" and not fold.isdecimal():
         raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
-    from pipeline.config import load_settings
-    from pipeline.console import print_training, progress_bars, say
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_training
     from pipeline.stages.train import train as run
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
@@ -201,7 +291,7 @@ def report(
     curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to include.")] = None,
 ) -> None:
     """One offline HTML file: tables, plots, pictures of the worst and best cases, and a 3D viewer."""
-    from pipeline.console import say
+    from pipeline.console.bars import say
     from pipeline.stages.evaluate import report as run
 
     written = run(

@@ -25,7 +25,8 @@ def convert(
     jobs: Jobs = None,
 ) -> None:
     """Write a dataset in another layout, e.g. for nnU-Net: -o nnUNet_raw/Dataset501_Liver --to nnunet."""
-    from pipeline.console import print_batch, progress_bars
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_batch
     from pipeline.stages.convert import convert as run
 
     with progress_bars() as bars:
@@ -45,9 +46,10 @@ def phantom(
     size: Annotated[str, typer.Option(help="Of torso: small or full.")] = "small",
 ) -> None:
     """Write a synthetic dataset: torsos in nnU-Net's layout, or fundus photographs in that of Drishti-GS1."""
-    from pipeline.console import progress_bars, say
+    from pipeline.console.bars import progress_bars, say
     from pipeline.core.errors import ConfigError
-    from pipeline.phantom import write_fundus, write_phantom
+    from pipeline.phantom.dataset import write_phantom
+    from pipeline.phantom.fundus import write_fundus
 
     if kind not in ("torso", "fundus"):
         raise ConfigError([f"kind: expected torso or fundus, got {kind!r}. Change it."], "phantom")
@@ -80,8 +82,8 @@ def preview(
     channel: Annotated[str | None, typer.Option("--channel", help="Channel to show; by default the first.")] = None,
 ) -> None:
     """Draw the patches that training would see, augmented, and every augmentation alone at its strongest."""
-    from pipeline.config import load_settings
-    from pipeline.console import say
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import say
     from pipeline.stages.preview import preview as run
 
     settings = load_settings(config, overrides or ())
@@ -99,8 +101,9 @@ def demo(
     device: Device = None,
 ) -> None:
     """Run everything on phantoms: a few minutes on two processor cores."""
-    from pipeline.config import load_settings
-    from pipeline.console import print_demo, progress_bars, say
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_demo
     from pipeline.stages.demo import DEMO_SETTINGS, run_demo
 
     settings = load_settings(config or DEMO_SETTINGS, overrides or ())
@@ -134,7 +137,8 @@ def prune(
     device: Device = None,
 ) -> None:
     """Score every level of a UNet++ and write the smallest one that is good enough as a model of its own."""
-    from pipeline.console import print_pruning, progress_bars
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_pruning
     from pipeline.stages.prune import prune as run
 
     source = model.resolve()
@@ -153,7 +157,7 @@ def networks(
     out_channels: Annotated[int, typer.Option(min=1, help="Classes, background included.")] = 2,
 ) -> None:
     """List the networks: parameters, multiply-adds for a patch, size of the output, source."""
-    from pipeline.console import print_networks
+    from pipeline.console.printing import print_networks
 
     print_networks(patch, in_channels, out_channels)
 
@@ -161,7 +165,7 @@ def networks(
 @config_app.command("show")
 def config_show(config: Config = None, overrides: Set = None) -> None:
     """Print all settings as they would be used."""
-    from pipeline.config import load_settings, save_settings
+    from pipeline.config.yaml_file import load_settings, save_settings
 
     typer.echo(save_settings(load_settings(config, overrides or ())), nl=False)
 
@@ -169,6 +173,6 @@ def config_show(config: Config = None, overrides: Set = None) -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of the settings file."""
-    from pipeline.config import json_schema
+    from pipeline.config.yaml_file import json_schema
 
     typer.echo(json_schema())

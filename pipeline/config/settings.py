@@ -2,24 +2,381 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
-from pipeline.config.fields import Positive, Section, Size
-from pipeline.config.preparation import AugmentSettings, PreprocessSettings, SampleSettings
-from pipeline.config.training import LossSettings, ModelSettings, TrainSettings
+from pipeline.core.grid import check_orientation
 
 __all__ = [
     "AugmentSettings",
     "InferSettings",
     "LossSettings",
     "ModelSettings",
+    "Positive",
+    "PositiveRange",
     "PreprocessSettings",
+    "Probability",
+    "Range",
     "SampleSettings",
+    "Section",
     "Settings",
+    "Size",
     "TrainSettings",
+    "in_one_form",
+    "parse_duration_s",
+    "rule_of",
 ]
+
+
+# Lengths of time as people write them.
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
+
+
+def parse_duration_s(text: str) -> float:
+    """Length of time in seconds.
+
+    Args:
+        text: Numbers with units d, h, m, s, e.g. ``90s``, ``10m``, ``1h30m`` or ``2d``; a number alone is seconds.
+
+    Returns:
+        Seconds, above 0.
+
+    Raises:
+        ValueError: If the text is not a duration above 0.
+    """
+    plain = "".join(text.lower().split())
+    match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
+    parts = match.groups(default="0") if match else ()
+    total = sum(float(part) * unit_s for part, unit_s in zip(parts, (86400.0, 3600.0, 60.0, 1.0), strict=False))
+    if not total > 0:
+        raise ValueError(f"duration: expected a time such as 90s, 10m or 1h30m, got {text!r}. Write number and unit.")
+    return total
+
+
+# Types that the sections of the settings share.
+
+_RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
+    "dict_type": "keys with values",
+    "invalid_key": "a key made of letters",
+    "missing": "one more value",
+    "model_type": "a section with keys",
+}
+_SHORTENED = (
+    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
+    (r"^greater than or equal to ", "at least "),
+    (r"^less than or equal to ", "at most "),
+    (r"^greater than ", "more than "),
+)
+
+_FORMS = ("literal[", "tuple[")  # what pydantic adds to the path of a value that may be a word or a list
+
+
+def rule_of(details: ErrorDetails) -> str:
+    """What pydantic expected, in words that fit behind "expected"."""
+    rule = _RULES.get(details["type"], details["msg"])
+    for pattern, words in _SHORTENED:
+        rule = re.sub(pattern, words, rule)
+    return rule
+
+
+def in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors of a value that may be a word or a list, as those of the form that was given: pydantic tells of both."""
+    found = []
+    for details in errors:
+        forms = [n for n, part in enumerate(details["loc"]) if str(part).startswith(_FORMS)]
+        if forms:
+            whole = details["loc"][: forms[0]]
+            words = any(one["loc"] == (*whole, str(one["loc"][-1])) and isinstance(one["input"], str) for one in errors)
+            if str(details["loc"][forms[0]]).startswith("literal[") != words:
+                continue
+            rest = details["loc"][forms[0] + 1 :]
+            details = {**details, "loc": (*whole, *rest)}
+        found.append(details)
+    return found
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1]:
+        raise ValueError(f"expected 0 <= low <= high, got {list(value)}. Swap or correct them.")
+    return value
+
+
+def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"expected 0 < low <= high, got {list(value)}. Swap or correct them.")
+    return value
+
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Size = Annotated[int, Field(ge=1)]
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[float, float], AfterValidator(_above_zero)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, docstrings become descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+# Settings of the data: preprocessing, augmentation, folds and patches.
+
+
+class PreprocessSettings(Section):
+    """How volumes become prepared cases."""
+
+    orientation: str = "RAS"
+    """Axis codes every case is turned to, e.g. RAS."""
+    crop: Literal["nonzero", "none"] = "nonzero"
+    """Cut away the border in which every channel is exactly 0, or keep the whole volume."""
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    """Target spacing along the axes of `orientation`; by default planned from the dataset."""
+    shape: tuple[Size, Size, Size] | None = None
+    """Resize every case to this many voxels instead, whatever its size, e.g. photographs to [224, 224, 1]."""
+    resolution: Literal["full", "low"] = "full"
+    """low: the coarser grid that the plan proposes where a 3D patch sees less than a quarter of the median case."""
+    normalization: Literal["auto", "ct", "zscore", "zscore_nonzero", "none"] = "auto"
+    """auto: ct for CT, zscore otherwise. ct: clip to the dataset's foreground percentiles, then its mean and SD."""
+    image_order: Literal[0, 1, 3] = 3
+    """Spline order of image resampling."""
+    coarse_axis_order: Literal[0, 1, 3] = 0
+    """Its order along an axis more than 3 times coarser than the finest: 0 takes the nearest slice, as nnU-Net does."""
+    patch_size: tuple[Size, Size, Size] | None = None
+    """3D patch along the axes of `orientation`; by default planned."""
+    patch_size_2d: tuple[Size, Size] | None = None
+    """2D patch along the two in-plane axes; by default planned."""
+    memory_gb: Positive | None = None
+    """GPU memory to plan patch and batch for, counted as nnU-Net does; by default what this machine has, up to 24."""
+    store_dtype: Literal["int16", "float32"] = "int16"
+    """Type of stored intensities. int16 is half the size, off by less than 0.001 SD; float32 where it would be more."""
+
+    @field_validator("orientation")
+    @classmethod
+    def _orientation(cls, value: str) -> str:
+        return check_orientation(value)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PreprocessSettings:
+        if self.spacing_mm is not None and self.shape is not None:
+            raise ValueError("spacing_mm, shape: expected at most one of them, got both. Remove one.")
+        return self
+
+
+class AugmentSettings(Section):
+    """Random changes of training patches; probabilities per patch, ranges are drawn uniformly."""
+
+    enabled: bool = True
+    """Switch all augmentation off with false."""
+    flip_axes: tuple[Literal["LR", "AP", "SI"], ...] = ("LR", "AP", "SI")
+    """Anatomical directions to mirror, each with probability 0.5. On an LR flip, left and right organs swap labels."""
+    rotate_p: Probability = 0.2
+    """Probability of a rotation."""
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
+    """Largest rotation about each axis."""
+    scale_p: Probability = 0.2
+    """Probability of zooming."""
+    scale: PositiveRange = (0.7, 1.4)
+    """Zoom factor."""
+    elastic_p: Probability = 0.0
+    """Probability of an elastic deformation."""
+    elastic_sigma_voxels: Annotated[float, Field(ge=0.0)] = 4.0
+    """SD of the random displacements of the coarse control grid."""
+    elastic_grid_voxels: Annotated[float, Field(gt=1.0)] = 32.0
+    """Distance of the control points."""
+    noise_p: Probability = 0.1
+    """Probability of Gaussian noise."""
+    noise_variance: Range = (0.0, 0.1)
+    """Variance of the noise, in normalized intensity units."""
+    blur_p: Probability = 0.2
+    """Probability of Gaussian blur."""
+    blur_sigma_voxels: PositiveRange = (0.5, 1.0)
+    """SD of the blur."""
+    brightness_p: Probability = 0.15
+    """Probability of multiplying all intensities."""
+    brightness: PositiveRange = (0.75, 1.25)
+    """Factor."""
+    contrast_p: Probability = 0.15
+    """Probability of stretching intensities about their mean, clipped to the old range."""
+    contrast: PositiveRange = (0.75, 1.25)
+    """Factor."""
+    gamma_p: Probability = 0.3
+    """Probability of a gamma curve that keeps mean and SD."""
+    gamma: PositiveRange = (0.7, 1.5)
+    """Exponent."""
+    gamma_invert_p: Probability = 0.1
+    """Probability of a gamma curve on the inverted image."""
+    low_resolution_p: Probability = 0.25
+    """Probability of simulating a coarser scan."""
+    low_resolution: PositiveRange = (0.5, 1.0)
+    """Zoom of the coarser scan."""
+
+
+class SampleSettings(Section):
+    """Which cases train, and how patches are drawn from them."""
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Number of cross-validation folds, written to splits.json, which you may edit; one if the dataset fixes it."""
+    split_seed: int = 12345
+    """Seed of the shuffle that makes the folds."""
+    strategy: Literal["balanced", "sliding"] = "balanced"
+    """balanced: random patches with a forced share of foreground. sliding: a regular grid over every volume."""
+    foreground_share: Probability = 0.33
+    """Share of balanced patches that are centred on a foreground voxel, its class uniform among those present."""
+    class_weights: Literal["none", "plan"] = "none"
+    """plan: that class is drawn in proportion to the weights that plan.yaml proposes for tiny organs."""
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Overlap of sliding patches. With 0 an epoch sees every voxel once, or twice where the last window is moved in."""
+    skip_empty: bool = False
+    """Leave out sliding patches without any foreground."""
+    patch_size: tuple[Size, ...] | None = None
+    """2 or 3 numbers; by default the plan's."""
+    batch_size: Size | None = None
+    """Patches per iteration; by default the plan's."""
+    cache_mb: Annotated[int, Field(ge=0)] = 8192
+    """Prepared cases kept in memory up to this size; the rest is read from disk patch by patch."""
+
+
+# Settings of what is trained and how: network, loss, optimization.
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    name: str = "unet"
+    """One of those that `volseg networks` lists."""
+    dims: Literal[2, 3] = 3
+    """2: the network sees single slices. 3: volumes."""
+    deep_supervision: bool = True
+    """Also supervise coarser decoder levels."""
+    initialization: Literal["he", "pytorch"] = "he"
+    """First weights. he: N(0, sqrt(2 / inputs)). pytorch: what its layers begin with, 2.4 times smaller, which behind a
+    batch norm makes the first steps of a small learning rate as much larger."""
+    foreground_prior: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Probability that sigmoids of regions begin with, about the share of the image that they fill; by default 0.5."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the network, e.g. {features: [16, 32, 64, 128], norm: batch}; by default the plan's."""
+
+
+class LossSettings(Section):
+    """What training minimizes: a cross-entropy of voxels plus an overlap of organs.
+
+    Organs share a softmax; regions, which may overlap, have a sigmoid each.
+    """
+
+    ce_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the cross-entropy; for regions of the binary one."""
+    dice_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of 1 - soft Dice of the foreground, or of 1 - the Tversky index."""
+    batch_dice: bool = False
+    """Soft Dice over the whole batch instead of the mean over patches."""
+    smooth: Annotated[float, Field(ge=0.0)] = 1e-5
+    """Added to numerator and denominator of the soft Dice."""
+    tversky_alpha: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight of false positives in the overlap; with 0.5 and 0.5 it is the soft Dice."""
+    tversky_beta: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight of false negatives; above alpha it favours recall, e.g. of lesions (0.3 and 0.7)."""
+    focal_gamma: Annotated[float, Field(ge=0.0)] = 0.0
+    """Focal loss: the cross-entropy of a voxel times (1 - its probability) to this power."""
+    class_weights: Literal["none", "balanced", "plan"] | tuple[Positive, ...] = "none"
+    """Weights in the cross-entropy, which becomes a weighted mean: one per class, background first (regions: one per
+    region); balanced: from the inverse frequencies of the training cases, their mean over voxels being 1. plan: those
+    that plan.yaml proposes for tiny organs, at most 10, all else 1; a region weighs what its lightest organ does."""
+    border_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Largest extra weight of the narrow gaps between two objects in the cross-entropy; the 2015 U-Net has 10."""
+    border_sigma_voxels: Positive = 5.0
+    """How narrow such a gap is."""
+    head_weights: Literal["halving", "equal"] = "halving"
+    """Deep supervision: 1, 1/2, 1/4, … from the head that predicts, or the same weight for every head."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossSettings:
+        if self.dice_weight + self.ce_weight == 0:
+            raise ValueError("dice_weight, ce_weight: expected at least one above 0, got 0 and 0. Raise one.")
+        if self.tversky_alpha + self.tversky_beta == 0:
+            raise ValueError("tversky_alpha, tversky_beta: expected at least one above 0, got 0 and 0. Raise one.")
+        return self
+
+
+class TrainSettings(Section):
+    """Optimization."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    """sgd is with momentum."""
+    learning_rate: Positive = 1e-2
+    """Highest learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 3e-5
+    """Decoupled for adamw, L2 for sgd and adam."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Of sgd."""
+    nesterov: bool = True
+    """Whether sgd's momentum is Nesterov's."""
+    schedule: Literal["poly", "cosine", "onecycle", "step", "constant"] = "poly"
+    """How the learning rate falls over the whole training."""
+    step_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Of step: share of the training after which the learning rate falls once more, e.g. 10 of 50 epochs."""
+    step_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Of step: factor by which it falls."""
+    warmup_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the training in which the learning rate rises linearly from 0."""
+    epochs: Size = 100
+    """Number of epochs, unless a budget is given."""
+    iterations_per_epoch: Size = 250
+    """Batches per epoch with balanced patches (sliding: as many as the windows need)."""
+    budget: str | None = None
+    """Wall-clock time of the whole training, e.g. 10m or 1h30m; the step time is measured and the epochs are fitted."""
+    accumulate: Size = 1
+    """Batches whose gradients are averaged for one update: as one batch so many times larger, in the memory of one."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    gradient_clip: Positive | None = 12.0
+    """Largest gradient norm."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Validate and keep an exponential moving average of the weights; 0 switches it off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the device computes it natively, else fp16 on GPUs and fp32 on CPUs."""
+    validate_every: Size = 5
+    """Epochs between two full-volume validations."""
+    validation_cases: Size | None = None
+    """Validate on the first so many cases only; the final validation always takes all."""
+    patience: Size | None = None
+    """Stop after so many validations without a better mean Dice."""
+    checkpoint_minutes: Positive = 10.0
+    """A checkpoint is written after every epoch, and within long ones whenever so much time has passed."""
+    keep_checkpoints: Size = 1
+    """Number of checkpoints to keep, the last one included."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of weights, sampling and augmentation."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server, e.g. http://localhost:5000, that settings, epochs and curves are sent to."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = f"{value}s"
+        if isinstance(value, str):
+            parse_duration_s(value)
+        return value
+
+    @field_validator("mlflow")
+    @classmethod
+    def _mlflow(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or urlsplit(value).password is not None):
+            got, advice = "none", "Write for example http://localhost:5000, or null"
+            if value.strip():  # settings are written into the model folder
+                got, advice = "one with a password", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            raise ValueError(f"expected a URI without a password, got {got}. {advice}.")
+        return value
 
 
 class InferSettings(Section):

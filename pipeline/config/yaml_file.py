@@ -13,8 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config.fields import in_one_form, rule_of
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, in_one_form, rule_of
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, SupportsFloat
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -18,14 +20,231 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-from pipeline.console.terminal import CONSOLE, say
-from pipeline.console.training_view import TrainingView
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from pipeline.train.history import EpochRecord
+    from pipeline.train.log import EpochRecord
+__all__ = [
+    "CONSOLE",
+    "Bars",
+    "TrainingView",
+    "progress_bars",
+    "say",
+    "sparkline",
+]
 
-__all__ = ["Bars", "progress_bars"]
+
+# The terminal that everything is printed to.
+
+CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    CONSOLE.print(text)
+
+
+# Where a training stands, for a terminal of any size.
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_LOOK_S = 1.0  # reading the loss waits for a GPU, so it is done once a second
+_WAITS = 0.25  # a share of waiting for data from which on it stands out
+_FEW, _MOST = 3, 12  # organs shown in a low terminal, and in any
+_ELSE_LINES = 12  # lines beside the organs
+_BAR_LEAST = 8
+_SPARK_COLUMNS = 70  # narrower terminals get numbers only
+
+
+class TrainingView:
+    """Mutable state of one training as a person sees it; shown by printing it, again whenever something changed.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.began = clock()
+        self.begun = False
+        self.ended: float | None = None
+        self.records: list[EpochRecord] = []
+        self.epochs = 0
+        self.share, self.loss = 0.0, None  # type: float, float | None
+        self.looked_s = float("-inf")
+        self.base: tuple[float, float] | None = None  # seconds and share when the speed began to be measured
+        self.known: tuple[float, float] | None = None  # seconds at which so many were left
+
+    def on_start(self, records: Sequence[EpochRecord], epochs: int) -> None:
+        """Take the epochs of earlier runs and the expected number of epochs."""
+        self.begun, self.records, self.epochs, self.began = True, list(records), epochs, self.clock()
+
+    def on_step(self, share: float, loss: SupportsFloat) -> None:
+        """Take the share of the training that is done and the mean loss of the epoch so far."""
+        self.begun = True
+        self._advance(share)
+        if self.clock() - self.looked_s >= _LOOK_S:
+            self.loss, self.looked_s = float(loss), self.clock()
+
+    def on_epoch(self, record: EpochRecord, epochs: int) -> None:
+        """Take the record of an epoch and the expected number of epochs."""
+        self.begun, self.epochs, self.loss = True, epochs, None
+        self.records.append(record)
+        self._advance(record.progress)
+
+    def finish(self) -> None:
+        """Leave only the bar: what became of the training is printed below."""
+        self.ended = self.clock() if self.ended is None else self.ended
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has ended."""
+        return self.ended is not None
+
+    @property
+    def validated(self) -> list[EpochRecord]:
+        """Epochs with a validation."""
+        return [record for record in self.records if record.validation_s > 0]
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The first epoch with the best mean Dice."""
+        scored = [record for record in self.validated if record.mean_dice is not None]
+        return max(scored, key=lambda record: record.mean_dice or 0.0, default=None)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end, at the speed since this run began, validations included; None if unknown."""
+        if self.known is None:
+            return None
+        at, left = self.known
+        return max(0.0, left - (self.clock() - at))
+
+    def line(self) -> str:
+        """The last epoch in one line."""
+        record = self.records[-1]
+        line = (
+            f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
+            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}"
+        )
+        if record.mean_dice is None:
+            return line
+        best = "" if self.best is record or self.best is None else f", best {_told(self.best)}"
+        return f"{line}  validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s){best}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Bar, facts and organs as they fit."""
+        yield self._bar(options.max_width)
+        if self.finished:
+            return
+        yield self._facts(options.max_width >= _SPARK_COLUMNS and not options.ascii_only)
+        if self.validated and self.validated[-1].dice:
+            yield from self._organs(options.max_width, max(_FEW, min(_MOST, console.size.height - _ELSE_LINES)))
+
+    def _advance(self, share: float) -> None:
+        now, self.share = self.clock(), min(max(share, self.share if self.base else 0.0), 1.0)
+        if self.base is None:
+            self.base = (now, self.share)
+        began, first = self.base
+        if self.share > first:
+            self.known = (now, (now - began) * (1.0 - self.share) / (self.share - first))
+
+    def _bar(self, width: int) -> RenderableType:
+        done = len(self.records)
+        epoch = done if self.finished or self.share >= 1.0 else done + 1
+        texts = [
+            Text(f"epoch {epoch}/{max(self.epochs, epoch)}", "green"),
+            Text(_clock((self.clock() if self.ended is None else self.ended) - self.began)),
+        ]
+        if self.left_s is not None and not self.finished:
+            texts.append(Text(f"{_clock(self.left_s)} left", "cyan"))
+        room = width - sum(text.cell_len + 1 for text in texts) - len("train ")
+        if room < _BAR_LEAST:
+            line = Text("  ").join(texts)
+            line.no_wrap = False
+            return line
+        row = Table.grid(padding=(0, 1))
+        row.add_row("train", ProgressBar(total=1.0, completed=self.share, width=min(40, room)), *texts)
+        return row
+
+    def _facts(self, sparks: bool) -> RenderableType:
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(overflow="fold")
+        last = self.records[-1] if self.records else None
+        losses = [record.loss for record in self.records]
+        parts = [f"{self.loss:.3f} so far"] if self.loss is not None else []
+        parts += [f"{last.loss:.3f} in epoch {last.epoch}"] if last else []
+        if parts:
+            rows.add_row("loss", ", ".join(parts) + (f"  {sparkline(losses)}" if sparks else ""))
+        if last:
+            rows.add_row("learning rate", f"{last.learning_rate:.1e}")
+            speed = Text(f"{last.patches_per_s:.1f} patches/s, ")
+            speed.append(f"{last.data_share:.0%} of the time waiting for data", self._wait_style(last.data_share))
+            rows.add_row("speed", speed)
+        if self.validated and self.best:
+            dices = [record.mean_dice for record in self.validated if record.mean_dice is not None]
+            text = f"mean Dice {_told(self.validated[-1])}, best {_told(self.best)}"
+            rows.add_row("validation", text + (f"  {sparkline(dices)}" if sparks else ""))
+        return rows
+
+    @staticmethod
+    def _wait_style(share: float) -> str:
+        return "yellow" if share > _WAITS else ""
+
+    def _organs(self, width: int, most: int) -> Iterator[RenderableType]:
+        """Dice of the last and of the best validation; of many organs the worst."""
+        last, best = self.validated[-1].dice, (self.best or self.validated[-1]).dice
+        shown = list(last)
+        if len(last) > most:
+            shown = sorted(last, key=lambda organ: (_rank(last[organ]), organ))[:most]
+        few = len(shown) < len(last)
+        yield Text(f"Dice, the worst {len(shown)} of {len(last)} organs" if few else "Dice per organ", "italic")
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+        scores = 2 * (len("0.000") + 4) + 2  # rich before 14.3 counts the padding of the first column to its width
+        table.add_column("organ", overflow="ellipsis", no_wrap=True, max_width=max(8, width - scores))
+        for name in ("last", "best"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for organ in shown:
+            table.add_row(Text(organ), _score(last[organ]), _score(best.get(organ)))
+        yield table
+        rest = [value for organ, value in last.items() if organ not in shown and value is not None]
+        if rest:
+            yield Text(f"the others {min(rest):.3f} to {max(rest):.3f}", "italic")
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """Values as blocks of eight heights, the lowest the smallest; many are averaged, fewer than 3 give nothing."""
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if len(finite) < 3:
+        return ""
+    count = min(width, len(finite))
+    edges = [n * len(finite) // count for n in range(count + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    top = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
+
+
+def _told(record: EpochRecord) -> str:
+    return f"{_score(record.mean_dice)} in epoch {record.epoch}"
+
+
+def _score(value: float | None) -> str:
+    """Three digits, or a dash where nothing could be scored."""
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _rank(value: float | None) -> float:
+    """For sorting: what could not be scored comes last."""
+    return 2.0 if value is None or value != value else value
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds + 0.5), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
 
 _SPEED_S = 86_400.0  # by default only the last 30 s tell the time left, in which a large case may not even end
 

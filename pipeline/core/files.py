@@ -9,6 +9,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,14 +21,33 @@ __all__ = [
     "atomic_path",
     "copy_file",
     "file_hash",
+    "own_version",
     "read_json",
     "remove_leftovers",
+    "signature",
     "text_hash",
     "why_not_written",
     "write_bytes",
     "write_json",
     "write_text",
 ]
+
+
+# Who wrote a file and when, for the foot of pages and the provenance of models.
+
+
+def own_version() -> str:
+    """Version of volseg; ``source`` where it runs without being installed."""
+    try:
+        return version("volseg")
+    except PackageNotFoundError:
+        return "source"
+
+
+def signature() -> dict[str, str]:
+    """``version`` and ``date``, as pages take them."""
+    return {"version": own_version(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
 _MARK = 8  # characters that tell temporary names of the same file apart

@@ -2,11 +2,159 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import Any
 
-__all__ = ["available_bytes", "bytes_in_words", "processors", "total_bytes"]
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.files import why_not_written
+
+__all__ = [
+    "RowFile",
+    "RowMemory",
+    "available_bytes",
+    "bytes_in_words",
+    "keep_freed_memory",
+    "processors",
+    "release_freed_memory",
+    "total_bytes",
+]
+
+
+# What the C library does with memory that the process has freed: GNU's can be told, others are left alone.
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt in malloc.h
+_NEVER = 2**31 - 1  # the largest number that mallopt takes
+_TOP = 256 << 20
+_USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}  # what GNU's adapts itself to
+
+_LOCK = Lock()
+_limits: list[int] = []  # of the blocks that run now, one in the other or in several threads
+
+
+@contextmanager
+def keep_freed_memory(below: int | None = None) -> Iterator[None]:
+    """For the block, memory that is freed waits for its next use; after it all goes back to the system.
+
+    Blocks may lie in one another and run in several threads: the lowest limit counts, and the last one to end gives
+    back.
+
+    Otherwise every tensor of 32 MB or more comes from the system and returns there, which clears each page anew: of a
+    training step on a processor that is about a tenth, of inference with a hundred classes a third.
+
+    Args:
+        below: Bytes; what is as large goes back to the system at once. As soon as something small has taken a piece of
+            a large tensor's place, the next one of its size needs another, and both places count. None to keep all.
+    """
+    limit = _NEVER if below is None else min(below, _NEVER)
+    _change(lambda: _limits.append(limit))
+    try:
+        yield
+    finally:
+        _change(lambda: _limits.remove(limit))
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system now."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _change(limits: Callable[[], None]) -> None:
+    """Change the limits, and tell the C library what follows."""
+    with _LOCK:
+        limits()
+        if _limits:
+            lowest = min(_limits)
+            # What fits in the padding is put there, also what is above the limit.
+            _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest // 8)})
+        else:
+            _set(_USUAL)
+            release_freed_memory()
+
+
+def _set(options: dict[int, int]) -> None:
+    with suppress(AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(None)
+        for option, value in options.items():
+            library.mallopt(option, value)
+
+
+# An array that is too large to wait in memory: made row by row in a temporary file, then read through a map of it.
+
+
+class RowMemory:
+    """Rows of an array that are kept in memory.
+
+    Args:
+        shape: Of the whole array, rows first.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.rows = np.zeros(tuple(shape), np.float32)
+
+    def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
+        """Take rows (n, …), the first of which has a number."""
+        self.rows[first : first + len(rows)] = rows
+
+    def array(self) -> NDArray[np.float32]:
+        """All rows, 0 those that were not written."""
+        return self.rows
+
+
+class RowFile:
+    """Rows of an array that are kept in a file without a name: whatever ends the process, nothing of it is left.
+
+    Rows are written, not mapped, so that a full disk is an error and not a crash.
+
+    Args:
+        shape: Of the whole array, rows first.
+        folder: Where the disk has room; it is created.
+
+    Raises:
+        VolsegError: If the file cannot be made.
+    """
+
+    def __init__(self, shape: Sequence[int], folder: Path) -> None:
+        self.shape, self.folder = tuple(shape), folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.stream = TemporaryFile(dir=folder)  # noqa: SIM115  # closed with the last array that reads it
+        except OSError as error:
+            raise why_not_written(error, folder) from error
+
+    def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
+        """Take rows (n, …), the first of which has a number.
+
+        Raises:
+            VolsegError: If the disk is full.
+        """
+        try:
+            self.stream.seek(first * math.prod(self.shape[1:]) * 4)
+            self.stream.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+        except OSError as error:
+            raise why_not_written(error, self.folder) from error
+
+    def array(self) -> NDArray[np.float32]:
+        """All rows, 0 those that were not written: a map of the file, which is read as it is used.
+
+        Raises:
+            VolsegError: If the disk is full.
+        """
+        try:
+            self.stream.flush()
+            self.stream.truncate(math.prod(self.shape) * 4)
+        except OSError as error:
+            raise why_not_written(error, self.folder) from error
+        return np.memmap(self.stream, dtype=np.float32, mode="r", shape=self.shape)
 
 
 def processors() -> int:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
-from pipeline.core.orientation import reorient_array
+from pipeline.core.grid import GRID_TOLERANCE_MM, Grid, reorient_array
 
 __all__ = ["Case", "Image", "LabelMap", "require_same_grid"]
 

@@ -5,8 +5,3 @@
 ``reader`` is MONAI's way in (the only module here that imports MONAI), ``store`` keeps prepared cases. Format libraries
 are imported by the modules that need them, not here, so that start-up stays quick.
 """
-
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.volume_file import VOLUME_SUFFIXES, VolumeError, volume_stem
-
-__all__ = ["VOLUME_SUFFIXES", "CaseFiles", "Dataset", "VolumeError", "volume_stem"]

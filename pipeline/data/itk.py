@@ -17,10 +17,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  # its usual name
 from numpy.typing import NDArray
 
-from pipeline.core import Grid, VolsegError, flip_world
+from pipeline.core.errors import VolsegError
 from pipeline.core.files import atomic_path
-from pipeline.data.detached import detached_files
-from pipeline.data.itk_image import itk_affine, itk_image
+from pipeline.core.grid import Grid, flip_world
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -30,11 +29,51 @@ from pipeline.data.volume_file import (
     checked_path,
     checked_shape,
     checked_size,
+    detached_files,
     refuse,
     volume_suffix,
 )
 
-__all__ = ["open_itk", "read_picture", "write_itk", "write_picture"]
+__all__ = [
+    "itk_affine",
+    "itk_array",
+    "itk_image",
+    "open_itk",
+    "read_picture",
+    "write_itk",
+    "write_picture",
+]
+
+
+# The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+
+
+def itk_image(array: NDArray[Any], grid: Grid) -> Any:
+    """A SimpleITK image of voxels (I, J, K) on their grid."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    affine = flip_world(grid.affine)
+    spacing = np.asarray(grid.spacing_mm)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def itk_array(image: Any) -> NDArray[Any]:
+    """Voxels (I, J, K) of a SimpleITK image."""
+    return np.asarray(sitk.GetArrayFromImage(image).T)
+
+
+def itk_affine(header: Any) -> NDArray[np.float64]:
+    """Voxel to RAS+ affine (4, 4) of a 2D, 3D or 4D image or reader."""
+    axes = header.GetDimension()
+    spatial = min(axes, 3)
+    affine = np.eye(4)
+    direction = np.array(header.GetDirection(), dtype=np.float64).reshape(axes, axes)[:spatial, :spatial]
+    affine[:spatial, :spatial] = direction * np.array(header.GetSpacing()[:spatial], dtype=np.float64)
+    affine[:spatial, 3] = header.GetOrigin()[:spatial]
+    return flip_world(affine)
+
 
 _HEADER_BYTES = 1 << 16
 _NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place

@@ -4,16 +4,314 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import write_json, write_text
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.target_labels import label_content
-from pipeline.data.volume_file import split_source
+from pipeline.core.labels import LabelTable
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.label_files import label_table
+from pipeline.data.layouts import bare_name
+from pipeline.data.volume_file import join_source, split_source
 
-__all__ = ["description_file", "write_description"]
+__all__ = [
+    "TARGET_LAYOUTS",
+    "Target",
+    "TranslatedLabels",
+    "description_file",
+    "label_content",
+    "target_dataset",
+    "translate_labels",
+    "write_description",
+]
+
+
+# A label table as another dataset layout can hold it: which values become which, and what is lost.
+
+_UNSAFE = re.compile(r'[\\/:*?"<>|]')  # not in file names of some system
+_SHOWN = 8  # pairs quoted in a note
+
+
+@dataclass(frozen=True)
+class TranslatedLabels:
+    """Labels of a converted dataset.
+
+    Args:
+        labels: The table as it will be read back; class ``n`` is the source's class ``n``.
+        renumbered: Source value → value, of those that change; the ignore label included.
+        notes: What changes besides, one sentence each.
+    """
+
+    labels: LabelTable
+    renumbered: Mapping[int, int]
+    notes: tuple[str, ...]
+
+
+def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
+    """Bring a label table into the form that a layout can hold.
+
+    nnU-Net wants the values 1, 2, … without gaps and the ignore label behind them; of regions it has no names of
+    single values. The layout ``organs`` wants names that can be file names, and has no place for ignored voxels.
+
+    Args:
+        labels: The dataset's table.
+        layout: Name of the layout to write.
+
+    Raises:
+        DataError: If the layout cannot hold the table.
+    """
+    if layout == "organs":
+        return _as_files(labels)
+    if layout != "nnunet":
+        return TranslatedLabels(labels, {}, ())
+    table, renumbered = _consecutive(_spelled(labels))
+    content = label_content(table, layout)
+    read_back = label_table(content["labels"], "dataset.json", content)
+    notes = []
+    if renumbered:
+        pairs = [f"{old} -> {new}" for old, new in renumbered.items()]
+        shown = ", ".join(pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "…", pairs[-1]])
+        notes.append(f"labels renumbered, because nnU-Net wants values without gaps: {shown} (all in conversion.json)")
+    renamed = [name for name, new in zip(labels.organs, read_back.organs, strict=True) if name != new]
+    if renamed:
+        reason = "nnU-Net names regions only" if labels.regions else "nnU-Net's names are no numbers"
+        notes.append(f"names of label values lost, because {reason}: {', '.join(renamed)}")
+    if any(len(needed) > 1 for needed, _ in labels.painting()):
+        notes.append("regions cross: where they do, nnU-Net predicts the later one alone")
+    return TranslatedLabels(read_back, renumbered, tuple(notes))
+
+
+def label_content(labels: LabelTable, layout: str) -> dict[str, Any]:
+    """What a layout's description says about labels: ``labels`` and the keys that stand beside it.
+
+    Args:
+        labels: A table that :func:`translate_labels` returned for the layout.
+        layout: Name of the layout.
+
+    Returns:
+        Part of ``dataset.json`` for ``nnunet`` and ``decathlon``; content of ``labels.json`` for the others.
+    """
+    if layout == "nnunet":
+        return _nnunet_content(labels)
+    own = labels.to_json()
+    if layout != "decathlon":
+        return own
+    names = {"0": "background", **own["names"]}
+    if labels.ignore_label is not None:
+        names[str(labels.ignore_label)] = "ignore"
+    return {"labels": names, **{key: own[key] for key in ("regions", "regions_class_order") if key in own}}
+
+
+def _nnunet_content(labels: LabelTable) -> dict[str, Any]:
+    """nnU-Net's form. A region of one value is a number unless it must be a list to show that there are regions."""
+    entries: dict[str, Any] = {"background": 0, **{name: value for value, name in labels.names.items()}}
+    order: dict[str, Any] = {}
+    if labels.regions:
+        several = any(len(held) > 1 for held in labels.regions.values())
+        regions = {
+            name: held[0] if several and labels.names[held[0]] == name else list(held)
+            for name, held in labels.regions.items()
+        }
+        entries, order = {"background": 0, **regions}, {"regions_class_order": list(labels.painted)}
+    ignored = {} if labels.ignore_label is None else {"ignore": labels.ignore_label}
+    return {"labels": {**entries, **ignored}, **order}
+
+
+def _consecutive(labels: LabelTable) -> tuple[LabelTable, dict[int, int]]:
+    """The table with values 1, 2, …, the ignore label last, and the values that change."""
+    ignored = () if labels.ignore_label is None else (labels.ignore_label,)
+    new = {value: n for n, value in enumerate((*labels.values, *ignored), start=1)}
+    table = LabelTable(
+        {new[value]: name for value, name in labels.names.items()},
+        new[ignored[0]] if ignored else None,
+        {name: tuple(new[value] for value in held) for name, held in labels.regions.items()},
+        tuple(new[value] for value in labels.painted),
+    )
+    return table, {value: n for value, n in new.items() if value != n}
+
+
+def _spelled(labels: LabelTable) -> LabelTable:
+    """Names that are numbers get a word in front: ``{"10": 1}`` could be read as value 10 with the name 1."""
+    names = {value: f"label_{name}" if name.isdigit() else name for value, name in labels.names.items()}
+    return _renamed(labels, names)
+
+
+def _as_files(labels: LabelTable) -> TranslatedLabels:
+    if labels.ignore_label is not None:
+        rule, got = "a dataset without an ignore label", f"label {labels.ignore_label}"
+        advice = "One mask per organ cannot say which voxels were not annotated: convert to another layout"
+        raise DataError(sentence("organs layout", rule, got, advice))
+    names = {value: _UNSAFE.sub("_", name).lstrip(".") or f"label_{value}" for value, name in labels.names.items()}
+    changed = [f"{name} -> {names[value]}" for value, name in labels.names.items() if names[value] != name]
+    notes = (f"organs renamed, because files are named after them: {', '.join(changed)}",) if changed else ()
+    return TranslatedLabels(_renamed(labels, names), {}, notes)
+
+
+def _renamed(labels: LabelTable, names: Mapping[int, str]) -> LabelTable:
+    try:
+        return replace(labels, names=names)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+# Where the files of a dataset go in another layout: the converted dataset, as it will be read back.
+
+TARGET_LAYOUTS = ("nnunet", "decathlon", "datalist", "organs", "pairs")
+"""Layouts that can be written."""
+
+_ENDING = ".nii.gz"
+_UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
+_ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
+_LISTED = 5  # case ids quoted in a note
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dataset in another layout, before it is written.
+
+    Args:
+        dataset: As it will be read back. Its cases and tests are those of the source, in the same order.
+        renumbered: Source label value → value, of those that change.
+        notes: What changes or is lost, one sentence each.
+    """
+
+    dataset: Dataset
+    renumbered: Mapping[int, int]
+    notes: tuple[str, ...]
+
+
+def target_dataset(source: Dataset, out: Path, layout: str) -> Target:
+    """Lay a dataset out in another way.
+
+    Args:
+        source: The dataset.
+        out: Folder it will be written to.
+        layout: One of TARGET_LAYOUTS.
+
+    Returns:
+        The dataset in ``out``. Case ids are kept where they can be file names and are unique; of several channels in
+        one file, ``images`` names the parts.
+
+    Raises:
+        DataError: If there is no such layout, or it cannot hold the dataset.
+    """
+    if layout not in TARGET_LAYOUTS:
+        raise DataError(sentence("--to", f"one of {', '.join(TARGET_LAYOUTS)}", repr(layout), "Choose one of them"))
+    translated = translate_labels(source.labels, layout)
+    old = [files.id for files in (*source.cases, *source.tests)]
+    new = _file_names(old, layout)
+    count = len(source.cases)
+    place = _PLACES[layout]
+    values = translated.labels.names
+    cases = [
+        _laid_out(files, name, place(out, name, "Tr", source), values, layout)
+        for files, name in zip(source.cases, new[:count], strict=True)
+    ]
+    tests = [
+        _laid_out(files, name, place(out, name, "Ts", source), values, layout, held_out=True)
+        for files, name in zip(source.tests, new[count:], strict=True)
+    ]
+    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=tuple(cases), tests=tuple(tests))
+    notes = (*translated.notes, *_renamed_note(old, new), *_losses(source, layout))
+    return Target(dataset, translated.renumbered, notes)
+
+
+def _laid_out(
+    files: CaseFiles, name: str, places: CaseFiles, names: Mapping[int, str], layout: str, held_out: bool = False
+) -> CaseFiles:
+    """The case with new files: without a reference if it has none; in ``organs`` with a mask for every value."""
+    split = files.split if layout == "datalist" else None
+    if layout != "organs":
+        label = places.label if files.labelled else None
+        return CaseFiles(name, places.images, label, group=files.group, split=split)
+    folder = places.images[0].parent / "segmentations"
+    wanted = names if files.labelled and not held_out else {}
+    organs = tuple((value, folder / f"{organ}{_ENDING}") for value, organ in wanted.items())
+    return CaseFiles(name, places.images, organs=organs, group=files.group)
+
+
+def _nnunet_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
+    return _place(out, name, f"images{part}", f"labels{part}", [f"_{n:04d}" for n, _ in enumerate(source.channels)])
+
+
+def _pairs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
+    held_out = "" if part == "Tr" else part
+    several = [f"_{n:04d}" for n, _ in enumerate(source.channels)]
+    return _place(out, name, f"images{held_out}", f"labels{held_out}", several if len(several) > 1 else [""])
+
+
+def _decathlon_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
+    place, total = _place(out, name, f"images{part}", f"labels{part}", [""]), len(source.channels)
+    if total == 1:
+        return place
+    return replace(place, images=tuple(join_source(place.images[0], "channel", n + 1, total) for n in range(total)))
+
+
+def _organs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
+    channels = source.channels
+    stems = [f"image_{n:04d}" for n, _ in enumerate(channels)]
+    if len(channels) == 1:
+        stems = [_ORGANS_IMAGE.get(channels[0], "image")]
+    return CaseFiles(name, tuple(out / name / f"{stem}{_ENDING}" for stem in stems))
+
+
+def _place(out: Path, name: str, images: str, labels: str, endings: Sequence[str]) -> CaseFiles:
+    paths = tuple(out / images / f"{name}{ending}{_ENDING}" for ending in endings)
+    return CaseFiles(name, paths, out / labels / f"{name}{_ENDING}")
+
+
+_PLACES: dict[str, Callable[[Path, str, str, Dataset], CaseFiles]] = {
+    "nnunet": _nnunet_place,
+    "decathlon": _decathlon_place,
+    "datalist": _pairs_place,
+    "organs": _organs_place,
+    "pairs": _pairs_place,
+}
+
+
+def _file_names(ids: Sequence[str], layout: str) -> list[str]:
+    """Ids that can be file names, each once. Those that need no change keep their name whatever comes before them."""
+
+    def clean(case: str) -> str:
+        name = _UNSAFE_IN_PATHS.sub("_", case).lstrip(".") or "case"
+        return f"{name}_case" if layout == "pairs" and bare_name(Path(f"{name}{_ENDING}")) != name else name
+
+    kept = {case for case in ids if clean(case) == case}
+    used: set[str] = set()
+    names = []
+    for case in ids:
+        name, number = clean(case), 1
+        while name in used or (name != case and name in kept):
+            number += 1
+            name = f"{clean(case)}_{number}"
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def _renamed_note(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
+    changed = [f"{before} -> {after}" for before, after in zip(old, new, strict=True) if before != after]
+    if not changed:
+        return ()
+    shown = f"{', '.join(changed[:_LISTED])}{', …' if len(changed) > _LISTED else ''}"
+    return (f"{len(changed)} cases renamed, because files are named after them: {shown} (all in conversion.json)",)
+
+
+def _losses(source: Dataset, layout: str) -> tuple[str, ...]:
+    notes = []
+    if layout not in ("datalist", "nnunet") and any(files.split == "validation" for files in source.cases):
+        notes.append(f"the dataset's own split is lost, because {layout} has no place for it; datalist and nnunet have")
+    labelled = sum(files.labelled for files in source.tests)
+    if layout == "organs" and labelled:
+        notes.append(
+            f"references of {labelled} held-out cases are left out, because organs would take these cases for training"
+        )
+    return tuple(notes)
+
 
 _DESCRIPTIONS = {"nnunet": "dataset.json", "decathlon": "dataset.json", "datalist": "datalist.csv"}
 

@@ -2,24 +2,394 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.core import DataError, sentence
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.colours import split_colours
-from pipeline.data.layout_drishti import is_drishti, read_drishti
-from pipeline.data.layout_readers import (
-    read_datalist,
-    read_decathlon,
-    read_nnunet,
-    read_organs,
-    read_pairs,
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.labels import LabelTable
+from pipeline.data.dataset import CaseFiles, Dataset, Split
+from pipeline.data.descriptions import (
+    Description,
+    build_dataset,
+    channel_names,
+    described_labels,
+    folder_holds,
+    read_description,
 )
-from pipeline.data.layout_tables import Description, folder_holds, read_description
+from pipeline.data.label_files import label_table
+from pipeline.data.volume_file import COLOURS, PICTURE_SUFFIXES, join_source, split_source, volume_stem, volume_suffix
+from pipeline.data.volumes import open_header
 
-__all__ = ["LAYOUTS", "CaseFiles", "Dataset", "Layout", "open_dataset"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "bare_name",
+    "colour_channels",
+    "drishti_labels",
+    "group_channels",
+    "is_drishti",
+    "list_volumes",
+    "open_dataset",
+    "read_datalist",
+    "read_decathlon",
+    "read_drishti",
+    "read_entry",
+    "read_nnunet",
+    "read_organs",
+    "read_pairs",
+    "split_colours",
+]
+
+
+# Colour pictures as cases of three channels.
+
+
+def colour_channels(file: Path) -> tuple[Path, ...]:
+    """Sources of red, green and blue: ``scan.png#channel=1of3``, …; empty unless the file is a colour picture.
+
+    Nothing is refused here: a file that cannot be read counts as none.
+    """
+    if volume_suffix(file) not in PICTURE_SUFFIXES or split_source(file)[1]:
+        return ()
+    try:
+        colour = open_header(file).is_colour
+    except DataError:
+        return ()
+    return tuple(join_source(file, "channel", n, len(COLOURS)) for n in range(1, len(COLOURS) + 1)) if colour else ()
+
+
+def split_colours(dataset: Dataset) -> Dataset:
+    """Give cases that are one colour picture three channels.
+
+    Args:
+        dataset: Any dataset; its channels are called R, G and B unless it has three names already.
+
+    Returns:
+        The dataset itself if none of its images is a colour picture.
+    """
+    cases, tests = (tuple(_split(case) for case in part) for part in (dataset.cases, dataset.tests))
+    if (cases, tests) == (dataset.cases, dataset.tests):
+        return dataset
+    channels = dataset.channels if len(dataset.channels) == len(COLOURS) else COLOURS
+    return replace(dataset, cases=cases, tests=tests, channels=channels)
+
+
+def _split(case: CaseFiles) -> CaseFiles:
+    channels = colour_channels(case.images[0]) if len(case.images) == 1 else ()
+    return replace(case, images=channels) if channels else case
+
+
+# One reader per dataset layout: a described folder becomes a dataset. Listed files need not exist.
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
+_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """Volume files directly in a folder, sorted by name; hidden files (``._x.nii.gz``) are left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if volume_suffix(file) and file.name[0] != "." and file.is_file())
+
+
+def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Join ``case_0000.nii.gz`` and ``case_0001.nii.gz`` under ``case``; other names are cases of one channel.
+
+    Raises:
+        DataError: If two files claim the same channel of a case.
+    """
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for file in files:
+        match = _CHANNEL.match(volume_stem(file))
+        name, channel = (match[1], int(match[2])) if match else (volume_stem(file), 0)
+        if channel in groups[name]:
+            raise _same_name(groups[name][channel], file)
+        groups[name][channel] = file
+    return dict(groups)
+
+
+def read_decathlon(source: Description) -> Dataset:
+    """Medical Segmentation Decathlon: ``dataset.json`` lists image and label of every case under ``training``.
+
+    With several modalities, an image is a 4D file whose volumes are the channels, a list of files, or, as nnU-Net's
+    first version has it, a set of files ``name_0000.nii.gz``, ….
+
+    Raises:
+        DataError: If an entry is not of this form, or there is no labelled case.
+    """
+    channels = channel_names(source.content)
+    count = len(channels) if channels else 1
+    cases = [read_entry(entry, source, count) for entry in source.content["training"]]
+    tests = source.content.get("test") or source.content.get("testing") or []
+    return build_dataset("decathlon", source, cases, [read_entry(entry, source, count) for entry in tests])
+
+
+def read_nnunet(source: Description) -> Dataset:
+    """nnU-Net raw data: ``imagesTr/case_0000.nii.gz``, …, ``labelsTr/case.nii.gz``, ``imagesTs``, ``dataset.json``.
+
+    Raises:
+        DataError: If there is no labelled case.
+    """
+    channels = channel_names(source.content) or ("image",)
+    parts = [_nnunet_part(source.root, part, len(channels), source.content.get("file_ending")) for part in ("Tr", "Ts")]
+    return build_dataset("nnunet", source, *parts, channels=channels)
+
+
+def read_pairs(source: Description) -> Dataset:
+    """``images/`` and ``labels/`` (or ``imagesTr``, ``labelsTr``) whose files belong together by name.
+
+    The name is compared without its ending, a role (``_image``, ``_label``, ``_seg``, ``_mask``, …) and, where that
+    leads to a label map, nnU-Net's channel number ``_0000``. Test images are in ``imagesTs``.
+
+    Raises:
+        DataError: If two files have the same name, or there is no labelled case.
+    """
+    images, labels = next(pair for pair in _PAIRS if (source.root / pair[0]).is_dir())
+    cases = _paired(source.root / images, source.root / labels)
+    numbered = any(case.id != bare_name(case.images[0]) for case in cases)
+    tests = _paired(source.root / "imagesTs", source.root / "labelsTs", numbered)
+    return build_dataset("pairs", source, cases, tests)
+
+
+def read_organs(source: Description) -> Dataset:
+    """One folder per case: ``ct.nii.gz`` (or ``mri``, ``image``, or one file per channel) and ``segmentations/*``.
+
+    Organs are numbered from 1 in the order of their names, over all cases; with a ``labels.json``, only its organs are
+    taken, with its values. A case that lacks an organ's file does not have that organ. Several channels are in the
+    order of their file names, and may be named by ``channels`` of the ``labels.json``.
+
+    Raises:
+        DataError: If there is no labelled case.
+    """
+    folders = sorted(folder.parent for folder in source.root.glob("*/segmentations") if folder.is_dir())
+    masks = {folder: {volume_stem(file): file for file in list_volumes(folder / "segmentations")} for folder in folders}
+    organs = sorted({name for found in masks.values() for name in found})
+    numbered = {str(value): name for value, name in enumerate(organs, start=1)}
+    table = described_labels(source) or label_table(numbered, source.root)
+    images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
+    channels = sorted({name for found in images.values() for name in found})
+    single = all(len(found) <= 1 for found in images.values())
+    cases = []
+    for folder in folders:
+        wanted = [next(iter(images[folder]), "image")] if single else channels
+        paths = tuple(images[folder].get(name, folder / f"{name}.nii.gz") for name in wanted)
+        held = tuple((value, masks[folder][name]) for value, name in table.names.items() if name in masks[folder])
+        cases.append(CaseFiles(folder.name, paths, organs=held))
+    known = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
+    names = tuple(known.get(name.lower(), name) for name in channels)
+    described = channel_names(source.content) or ()
+    if not single and len(described) == len(channels):
+        names = described
+    clear = not single or (len(channels) == 1 and names[0] in known.values())
+    return build_dataset("organs", source, cases, labels=table, channels=names if clear else None)
+
+
+def read_datalist(source: Description) -> Dataset:
+    """A table of cases, as CSV or JSON: ``case``, ``image``, ``label``, ``group``, ``split``.
+
+    Several channels are ``image_1``, ``image_2``, …, or one ``image`` with a ``;`` between the files (in JSON also a
+    list). ``split`` is ``test`` for held-out cases; where some cases are ``validation``, all others name theirs too.
+    Files are relative to the table. Names of labels and channels are in the JSON (``labels``, ``channels``) or in a
+    ``labels.json`` beside the CSV (``{"names": {"1": "liver"}, "channels": ["CT"]}``).
+
+    Raises:
+        DataError: If a row has no image or an unknown split, only some rows name theirs, or there is no labelled case.
+    """
+    cases: list[CaseFiles] = []
+    tests: list[CaseFiles] = []
+    for number, row in enumerate(source.content["cases"], start=1):
+        where, split = f"row {number}", str((row if isinstance(row, Mapping) else {}).get("split") or "").lower()
+        if split not in ("", "test", *_SPLITS):
+            advice = "Write train, val or test"
+            raise DataError(sentence(f"{where}, split", "train, val or test", repr(split), advice, file=source.file))
+        case = read_entry(row, source, None, where)
+        (tests if split == "test" else cases).append(replace(case, split=_SPLITS.get(split)))
+    parts = [case.split for case in cases]
+    if "validation" in parts and None in parts:
+        got = f"none in {parts.count(None)} of {len(parts)} rows, e.g. case {cases[parts.index(None)].id}"
+        advice = "Name the split of every case, or of none to have folds drawn"
+        raise DataError(sentence("split", "train or val in every row", got, advice, file=source.file))
+    return build_dataset("datalist", source, cases, tests)
+
+
+def read_entry(entry: Any, source: Description, channels: int | None, where: str = "case") -> CaseFiles:
+    """One case of a list: a file name, or an object with image, label and so on; ``where`` names it in messages."""
+    row: Mapping[str, Any] = {"image": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {}
+    numbered = [key for key in row if re.fullmatch(r"image_\d+", str(key)) and row[key]]
+    listed = [row[key] for key in sorted(numbered, key=lambda key: int(key[6:]))] or row.get("image") or []
+    listed = listed.split(";") if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    names = [str(part).strip() for part in listed]
+    if not names or not all(names):
+        got = f"the keys {', '.join(map(str, row))}" if row else repr(entry)
+        advice = "Name the image file of every case"
+        raise DataError(sentence(where, "an image, or image_1, image_2, …", got, advice, file=source.file))
+    images = tuple(source.root / name for name in names)
+    match = _CHANNEL.match(volume_stem(images[0]))
+    stem = match[1] if match and len(images) > 1 else volume_stem(images[0])
+    if channels is not None and len(images) == 1:
+        images = _decathlon_channels(images[0], channels)
+    label = source.root / str(row["label"]) if row.get("label") else None
+    held_out = source.root / "labelsTs" / split_source(images[0])[0].name
+    if isinstance(entry, str) and held_out.is_file():
+        label = held_out
+    group = str(row["group"]) if row.get("group") not in (None, "") else None
+    name = str(row.get("case") or row.get("id") or stem)
+    if re.search(r"[/\\:]|^\.+$", name):
+        rule, advice = "a name without / \\ : that is more than dots", "Rename the case: files are named after it"
+        raise DataError(sentence(f"{where}, id", rule, repr(name), advice, file=source.file))
+    return CaseFiles(name, images, label, group=group)
+
+
+def _decathlon_channels(image: Path, channels: int) -> tuple[Path, ...]:
+    """The listed file, its volumes if there are several channels, or the ``_0000`` files that stand for it."""
+    suffix = volume_suffix(image)
+    numbered = tuple(image.with_name(f"{volume_stem(image)}_{n:04d}{suffix}") for n in range(channels))
+    if not image.exists() and numbered[0].exists():
+        return numbered
+    return (image,) if channels == 1 else tuple(join_source(image, "channel", n + 1, channels) for n in range(channels))
+
+
+def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> list[CaseFiles]:
+    images = [file for file in list_volumes(root / f"images{part}") if not ending or file.name.endswith(ending)]
+    labels = {volume_stem(file): file for file in list_volumes(root / f"labels{part}")}
+    groups = group_channels(file for file in images if _CHANNEL.match(volume_stem(file)))
+    cases = []
+    for name in sorted({*groups, *labels}):
+        found = groups.get(name, {})
+        suffix = ending or volume_suffix(next(iter(found.values()), labels.get(name, Path("case.nii.gz"))))
+        expected = (root / f"images{part}" / f"{name}_{n:04d}{suffix}" for n in range(channels))
+        cases.append(CaseFiles(name, tuple(found.get(n, path) for n, path in enumerate(expected)), labels.get(name)))
+    return cases
+
+
+def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[CaseFiles]:
+    """Cases of two folders.
+
+    Args:
+        images: Folder of images.
+        labels: Folder of label maps.
+        numbered: Whether file names end in a channel number; by default that is so if it leads to a label map.
+    """
+    by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
+    parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}
+    grouped = group_channels(sorted(parts))
+    if not (any(name in by_name for name in grouped) if numbered is None else numbered):
+        grouped, parts = {}, set()
+    whole = _by_name([file for file in files if file not in parts])
+    found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
+    found |= {name: tuple(channels[n] for n in sorted(channels)) for name, channels in grouped.items()}
+    found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
+    return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
+
+
+def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        name = bare_name(file)
+        if name in found:
+            raise _same_name(found[name], file)
+        found[name] = file
+    return found
+
+
+def _same_name(first: Path, second: Path) -> DataError:
+    got, advice = f"{first.name} and {second.name}", "Rename or remove one"
+    return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
+
+
+def bare_name(file: Path) -> str:
+    """Name of a case that an image or label map belongs to in ``pairs``: the file's, without ending and role."""
+    return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)
+
+
+# Drishti-GS1: fundus photographs with soft maps of the optic disc and the optic cup by four experts.
+#
+# Reference: Sivaswamy et al., A comprehensive retinal image dataset for the assessment of glaucoma from the optic
+# nerve head analysis, JSM Biomedical Imaging Data Papers 2(1), 2015.
+
+_MASKS = ((1, "ODsegSoftmap"), (2, "cupsegSoftmap"))  # label value and file name; the cup is painted over the disc
+_PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
+    ("Training", ("GT",), "train"),
+    ("Test", ("Test_GT", "GT"), "validation"),
+)
+_DEPTHS = ("", "*/", "*/*/")  # where Training and Test are: the archives unpack into one or two folders of their own
+
+
+def drishti_labels() -> LabelTable:
+    """Label table: 1 is the disc around the cup, 2 the cup; the regions to predict are the whole disc and the cup."""
+    return LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
+
+
+def is_drishti(source: Description) -> bool:
+    """Whether a folder (or one in it) has ``Training/Images`` and ``Training/GT``."""
+    return _part(source.root, "Training", ("GT",)) is not None
+
+
+def read_drishti(source: Description) -> Dataset:
+    """``Training/Images/x.png`` with ``Training/GT/x/SoftMap/x_ODsegSoftmap.png``, …; ``Test`` with ``Test_GT``.
+
+    Images may be in folders by diagnosis (``Images/GLAUCOMA``). A soft map is the share of four experts who marked a
+    pixel, 0 to 255; disc and cup are where at least half of them did. The split is the dataset's own: ``Training``
+    trains, ``Test`` validates. Without references of the test images they are held out, and folds are drawn.
+
+    Raises:
+        DataError: If two images have the same name, or there is no labelled case.
+    """
+    found: dict[Split, list[CaseFiles]] = {"train": [], "validation": []}
+    tests: list[CaseFiles] = []
+    for name, references, split in _PARTS:
+        folder = _part(source.root, name, references)
+        unlabelled = _part(source.root, name, ()) if folder is None else None
+        if folder is not None:
+            found[split] = _cases(folder[0], folder[1], split)
+        elif unlabelled is not None:
+            tests += [CaseFiles(stem, (path,)) for stem, path in _images(unlabelled[0]).items()]
+    cases = [*found["train"], *found["validation"]]
+    return build_dataset("drishti", source, cases, tests, channels=COLOURS, labels=drishti_labels())
+
+
+def _part(root: Path, name: str, references: tuple[str, ...]) -> tuple[Path, Path] | None:
+    """Folders of images and of references of a part; without names of references both are that of images."""
+    for depth in _DEPTHS:
+        for folder in sorted(root.glob(f"{depth}{name}")):
+            images = folder / "Images"
+            named = [folder / reference for reference in references] or [images]
+            there = [candidate for candidate in named if candidate.is_dir()]
+            if images.is_dir() and there:
+                return images, there[0]
+    return None
+
+
+def _cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
+    """Every image and every reference is a case; of what is missing, the expected file is named."""
+    listed = _images(images)
+    stems = {folder.name for folder in references.iterdir() if (folder / "SoftMap").is_dir()}
+    cases = []
+    for stem in sorted({*listed, *stems}):
+        maps = references / stem / "SoftMap"
+        organs = tuple((value, maps / f"{stem}_{mask}.png") for value, mask in _MASKS)
+        image = listed.get(stem, images / f"{stem}.png")
+        cases.append(CaseFiles(stem, (image,), organs=organs, soft=True, split=split))
+    return cases
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Images by name, of the folder and of the folders in it."""
+    found: dict[str, Path] = {}
+    for part in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
+        for file in list_volumes(part):
+            stem = volume_stem(file)
+            if stem in found:
+                got, advice = f"{found[stem]} and {file}", "Remove or rename one"
+                raise DataError(sentence("images", "one file per case", got, advice, case=stem, file=folder))
+            found[stem] = file
+    return found
 
 
 class Layout(NamedTuple):

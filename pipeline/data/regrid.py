@@ -11,8 +11,9 @@ import SimpleITK as sitk  # noqa: N813  # its usual name
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from pipeline.core import Grid, LabelMap
-from pipeline.data.itk_image import itk_array, itk_image
+from pipeline.core.grid import Grid
+from pipeline.core.volume import LabelMap
+from pipeline.data.itk import itk_array, itk_image
 
 __all__ = ["covered_share", "labelled_share_inside", "regrid_image", "regrid_labels"]
 

@@ -3,24 +3,112 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import DataError, LabelMap, VolsegError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import atomic_path, file_hash, read_json, text_hash, write_json
-from pipeline.data.case_files import CaseFiles
-from pipeline.data.check_case import CaseFacts, check_case
-from pipeline.data.repair_cases import PlannedCase
-from pipeline.data.repair_images import repair_images
-from pipeline.data.repair_labels import LabelRules, repair_labels
-from pipeline.data.repair_parts import Change, Part
+from pipeline.core.volume import LabelMap
+from pipeline.data.check import CaseFacts, check_case
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.repair_volumes import Change, LabelRules, Part, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
-from pipeline.data.volumes import write_label_map, write_voxels
+from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-__all__ = ["RepairTask", "RepairedCase", "repair_case"]
+__all__ = [
+    "PlannedCase",
+    "RepairTask",
+    "RepairedCase",
+    "planned_cases",
+    "repair_case",
+]
+
+
+# Which cases a repaired copy will have: each of its own name, time points of 4D images one by one.
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case of the copy.
+
+    Args:
+        files: Its original files.
+        held_out: Whether it is one of the dataset's held-out or unlabelled cases.
+        changes: What was repaired about the case as a whole.
+    """
+
+    files: CaseFiles
+    held_out: bool
+    changes: tuple[Change, ...] = ()
+
+
+def planned_cases(dataset: Dataset) -> list[PlannedCase]:
+    """Choose the cases of a repaired copy.
+
+    An unlabelled 4D image of a dataset with one channel becomes a case per volume, all of one group. A case listed
+    twice with the same files is kept once. Different cases of one name get numbers and, because one name often means
+    one patient, one group.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        Cases with different ids, held-out ones last.
+    """
+    listed = [PlannedCase(files, False) for files in dataset.cases]
+    listed += [PlannedCase(files, True) for files in dataset.tests]
+    volumes = [part for case in listed for part in _volumes(case, len(dataset.channels))]
+    return _own_names(list({(case.files, case.held_out): case for case in volumes}.values()))
+
+
+def _volumes(case: PlannedCase, channels: int) -> Iterable[PlannedCase]:
+    """The case itself, or one per volume of its 4D image."""
+    files = case.files
+    count = 1
+    if channels == 1 and len(files.images) == 1 and not files.labelled and not split_source(files.images[0])[1]:
+        try:
+            header = open_header(files.images[0], straighten=True)
+        except DataError:  # said when its turn comes
+            return [case]
+        count = 1 if header.is_colour else header.volumes
+    if count == 1:
+        return [case]
+    parts = []
+    for n in range(1, count + 1):
+        source, name = join_source(files.images[0], "channel", n, count), f"{files.id}_{n:0{len(str(count))}d}"
+        done, before = "one case per volume", f"a 4D file of {count} volumes"
+        change = Change(name, str(files.images[0]), "dimensions", done, before, f"volume {n}")
+        own = replace(files, id=name, images=(source,), group=files.group or files.id)
+        parts.append(PlannedCase(own, case.held_out, (change,)))
+    return parts
+
+
+def _own_names(cases: list[PlannedCase]) -> list[PlannedCase]:
+    taken = Counter(case.files.id for case in cases)
+    names = set(taken)
+    seen: Counter[str] = Counter()
+    result = []
+    for case in cases:
+        name = case.files.id
+        if taken[name] == 1:
+            result.append(case)
+            continue
+        seen[name] += 1
+        number = seen[name]
+        while number > 1 and f"{name}_{number}" in names:
+            number += 1
+        own = name if number == 1 else f"{name}_{number}"
+        names.add(own)
+        before = f"{taken[name]} cases called {name}"
+        change = Change(own, str(case.files.images[0]), "duplicate_id", "own name, one group", before, own)
+        files = replace(case.files, id=own, group=case.files.group or name)
+        result.append(PlannedCase(files, case.held_out, (*case.changes, change)))
+    return result
+
 
 _VERSION = "1"  # of the repairs; another one makes every case anew
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core import DataError, Grid, sentence
-from pipeline.core.grid import straightened
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.grid import Grid, straightened
 
 __all__ = [
     "COLOURS",
+    "MAX_LABEL",
     "NRRD_SUFFIXES",
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
@@ -28,13 +29,16 @@ __all__ = [
     "checked_shape",
     "checked_size",
     "checked_type",
+    "detached_files",
     "is_picture",
     "join_source",
+    "label_array",
     "refuse",
     "split_source",
     "volume_stem",
     "volume_suffix",
 ]
+
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
@@ -247,3 +251,97 @@ def checked_grid(
         return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
         raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None
+
+
+# Headers whose voxels lie in files of their own: MetaImage ``.mhd``, and NRRD with a ``data file``.
+#
+# Sources: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and the section "Detached
+# headers" of NRRD's definition (https://teem.sourceforge.net/nrrd/format.html).
+
+_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
+_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
+_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
+_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
+_HEADER_BYTES = 1 << 16
+
+
+def detached_files(path: Path) -> tuple[Path, ...]:
+    """Files beside a header that hold its voxels, whether they exist or not.
+
+    Args:
+        path: Any volume file.
+
+    Returns:
+        In the header's order; empty if the voxels are in the file itself, or it cannot be read.
+    """
+    suffix = volume_suffix(path)
+    if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
+        return ()
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(_HEADER_BYTES).decode("latin-1")
+    except OSError:
+        return ()
+    names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
+    return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
+
+
+def _nrrd_names(header: str) -> list[str]:
+    """One name, numbered names, or a list that ends the header; an attached header ends with an empty line."""
+    found = _NRRD.search(re.split(r"\r?\n\r?\n", header, maxsplit=1)[0])
+    if found is None:
+        return []
+    if found[1].split()[:1] == ["LIST"]:
+        return header[found.end() :].split("\n")[1 : 1 + _MOST_FILES]
+    numbered = _NUMBERED.fullmatch(found[1])
+    if numbered is None:
+        return [found[1]]
+    first, last, step = (int(numbered[group]) for group in (2, 3, 4))
+    numbers = range(first, last + (1 if step > 0 else -1), step)[:_MOST_FILES]
+    return [numbered[1] % number for number in numbers]
+
+
+# Whether voxels are labels: whole numbers, none negative, none rounded on the way.
+
+MAX_LABEL = 2**32 - 1
+"""Largest label value: what every format stores as an unsigned integer."""
+
+_SHOWN = 5  # fractional values quoted in a message
+
+
+def label_array(
+    array: NDArray[Any], path: Path, *, case: str | None = None, signed: bool = False
+) -> NDArray[np.integer[Any]]:
+    """Check that voxels are labels, and cast whole numbers stored as floats.
+
+    Args:
+        array: Voxels, any shape.
+        path: Their file, for messages.
+        case: Case id for messages.
+        signed: Allow negative values, which are to be replaced.
+
+    Returns:
+        The array itself if it is of an integer type, otherwise of the smallest type, unsigned unless a value is
+        negative.
+
+    Raises:
+        VolumeError: If a value is fractional, negative, NaN, infinite or above MAX_LABEL.
+    """
+    what, advice = "label values", "Export the label map without interpolation, as integers"
+    if array.dtype.kind == "f":
+        strange = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if strange:
+            got = f"NaN or infinity in {strange} voxels"
+            raise refuse("labels", what, "whole numbers", got, advice, case=case, file=path)
+        fractional = np.unique(array[array != np.rint(array)])
+        if fractional.size:
+            first = ", ".join(f"{float(value):g}" for value in fractional[:_SHOWN])
+            got = f"{first}{' …' if fractional.size > _SHOWN else ''} ({fractional.size} fractional values)"
+            raise refuse("labels", what, "whole numbers", got, advice, case=case, file=path)
+    lowest, highest = array.min(), array.max()
+    if lowest < (-MAX_LABEL if signed else 0) or highest > MAX_LABEL:
+        rule, got = f"values from 0 to {MAX_LABEL}", f"{int(lowest)} to {int(highest)}"
+        raise refuse("labels", what, rule, got, "Renumber the labels", case=case, file=path)
+    if array.dtype.kind == "f":
+        return array.astype(np.int64 if lowest < 0 else np.min_scalar_type(int(highest)))
+    return array

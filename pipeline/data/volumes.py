@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core import Grid, Image, LabelMap, require_same_grid
+from pipeline.core.grid import Grid
+from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.itk import open_itk, write_itk
-from pipeline.data.label_values import label_array
 from pipeline.data.legend import LegendEntry, caret_xml, segment_fields
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
@@ -23,21 +23,19 @@ from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
     VolumeFile,
+    label_array,
     refuse,
     split_source,
-    volume_stem,
     volume_suffix,
 )
 
 __all__ = [
-    "VOLUME_SUFFIXES",
     "open_header",
     "open_volume",
     "read_grid",
     "read_image",
     "read_label_map",
     "read_voxels",
-    "volume_stem",
     "write_image",
     "write_label_map",
     "write_voxels",

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from pipeline.evaluate.means import interval_95, mean_of, resampled_means
-from pipeline.evaluate.metrics import METRICS
-from pipeline.evaluate.rows import Row
-from pipeline.evaluate.summary import measured_metrics, score_table
+from pipeline.evaluate.measures import METRICS, Row
+from pipeline.evaluate.summary import interval_95, mean_of, measured_metrics, resampled_means, score_table
 
 __all__ = [
     "ALL_ORGANS",

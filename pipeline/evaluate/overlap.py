@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.rows import Status
+from pipeline.evaluate.measures import Status
 
 __all__ = ["Overlap", "joint_histogram", "overlaps"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
-from pipeline.data.organ_files import organ_file_names
+from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.volume_file import VolumeFile
 from pipeline.data.volumes import open_header
 from pipeline.evaluate.case import Probabilities

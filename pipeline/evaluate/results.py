@@ -13,11 +13,10 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
 from pipeline.evaluate.calibration import CALIBRATION_COLUMNS
+from pipeline.evaluate.compat import COMPAT_TOOLS, compat_columns
 from pipeline.evaluate.lesions import LESION_COLUMNS
-from pipeline.evaluate.measures import SURFACE_COLUMNS, Measures
-from pipeline.evaluate.rows import STATUSES, EvaluatedCase, Evaluation, Row, label_entry
+from pipeline.evaluate.measures import STATUSES, SURFACE_COLUMNS, EvaluatedCase, Evaluation, Measures, Row, label_entry
 from pipeline.evaluate.summary import summarize
-from pipeline.evaluate.voxel_surface import COMPAT_TOOLS, compat_columns
 
 __all__ = ["COLUMNS", "read_evaluation", "read_summary", "write_evaluation"]
 

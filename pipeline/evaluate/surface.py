@@ -8,19 +8,305 @@ distances are interpolated. Thick voxels are cut into thinner boxes first, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
-from pipeline.evaluate.faces import OrganFaces
-from pipeline.evaluate.nearest import lattice_distances, unique_codes
-from pipeline.evaluate.spread import Spread
+__all__ = [
+    "AxisFaces",
+    "Faces",
+    "LabelFaces",
+    "OrganFaces",
+    "Spread",
+    "SurfaceScores",
+    "label_faces",
+    "lattice_distances",
+    "no_surface",
+    "surface_scores",
+    "surface_spreads",
+    "unique_codes",
+]
 
-__all__ = ["Faces", "SurfaceScores", "no_surface", "surface_scores", "surface_spreads"]
+
+# The surface of every organ of a label map at once: the faces between voxels of different label values.
+#
+# Voxels are boxes, so the surface of an organ is exactly the faces between its voxels and others. One pass over the
+# label map finds the faces of all organs; beyond the field of view there is background.
+
+_PIECE_VOXELS = 1 << 23  # compared at a time, so that the temporary arrays stay small
+
+
+@dataclass(frozen=True, eq=False)
+class OrganFaces:
+    """Faces of one organ that are perpendicular to one axis.
+
+    Args:
+        corner: (F, 3) lowest corner of each face, in voxels: 0 is the volume's lower edge along an axis, n its upper.
+        above: (F,) whether the organ lies on the upper side of the face.
+    """
+
+    corner: NDArray[np.int64]
+    above: NDArray[np.bool_]
+
+    def voxels(self, axis: int) -> NDArray[np.int64]:
+        """(F, 3) index of the organ's voxel behind each face, for faces perpendicular to the axis."""
+        found = self.corner.copy()
+        found[:, axis] -= ~self.above
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class AxisFaces:
+    """All faces perpendicular to one axis, grouped by the label value on either side.
+
+    Args:
+        position: (N,) place of the lowest corner of each face, counted in an array of one more than the volume's shape.
+        sides: (2, N) label value below and above.
+        order: (2, N) indices that sort the faces by the value on that side.
+    """
+
+    position: NDArray[np.int64]
+    sides: NDArray[np.integer[Any]]
+    order: NDArray[np.int64]
+
+    def of(self, values: Sequence[int], side: int, without: Sequence[int] = ()) -> NDArray[np.int64]:
+        """Indices of the faces that have one of the values on this side (0 below, 1 above), and none on the other.
+
+        Nor do they have one of the values ``without`` on the other side.
+        """
+        order, ranked = self.order[side], self.sides[side]
+        found = []
+        for value in values:
+            if np.iinfo(ranked.dtype).min <= value <= np.iinfo(ranked.dtype).max:
+                typed = ranked.dtype.type(value)
+                first, last = (np.searchsorted(ranked, typed, side=end, sorter=order) for end in ("left", "right"))
+                found.append(order[first:last])
+        faces = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+        barred = [*(values if len(values) > 1 else ()), *without]  # the two sides of a face differ
+        return faces[~np.isin(self.sides[1 - side][faces], barred)] if barred else faces
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFaces:
+    """The faces of all organs of a label map.
+
+    Args:
+        shape: Shape of the label map.
+        axes: The faces perpendicular to each of its axes.
+        ignore: A value whose voxels were not annotated: a face that touches them is part of no surface.
+    """
+
+    shape: tuple[int, int, int]
+    axes: tuple[AxisFaces, AxisFaces, AxisFaces]
+    ignore: int | None = None
+
+    def of(self, values: Sequence[int]) -> tuple[OrganFaces, OrganFaces, OrganFaces]:
+        """Surface of the union of some label values, by axis; without faces if there is none.
+
+        Args:
+            values: Label values, not 0.
+        """
+        first, second, third = (self._of_axis(axis, values) for axis in self.axes)
+        return first, second, third
+
+    def box(self, values: Sequence[int]) -> tuple[slice, slice, slice] | None:
+        """The smallest part of the volume that holds the union of some label values; None if there is none."""
+        bounds = []
+        for number, axis in enumerate(self.axes):
+            position = axis.position[np.concatenate([axis.of(values, 0), axis.of(values, 1)])]
+            if not len(position):
+                return None
+            plane = np.unravel_index(position, [n + 1 for n in self.shape])[number]
+            bounds.append(slice(int(plane.min()), int(plane.max())))
+        return bounds[0], bounds[1], bounds[2]
+
+    def _of_axis(self, axis: AxisFaces, values: Sequence[int]) -> OrganFaces:
+        without = () if self.ignore is None else (self.ignore,)
+        below, above = axis.of(values, 0, without), axis.of(values, 1, without)
+        position = axis.position[np.concatenate([below, above])]
+        corner = np.stack(np.unravel_index(position, [n + 1 for n in self.shape]), axis=-1)
+        return OrganFaces(corner, np.arange(len(position)) >= len(below))
+
+
+def label_faces(array: NDArray[np.integer[Any]], ignore: int | None = None) -> LabelFaces:
+    """Find the faces between voxels of different label values.
+
+    Args:
+        array: Label values (I, J, K); fastest if C-contiguous.
+        ignore: A value whose voxels were not annotated: a face that touches them is part of no surface.
+    """
+    first, second, third = (_axis_faces(array, axis) for axis in range(3))
+    i, j, k = array.shape
+    return LabelFaces((i, j, k), (first, second, third), ignore)
+
+
+def _axis_faces(array: NDArray[np.integer[Any]], axis: int) -> AxisFaces:
+    shape = [n + 1 for n in array.shape]
+    found = [part for piece in _pieces(array, axis) if len((part := _differing(*piece, axis, shape))[0])]
+    position = np.concatenate([part[0] for part in found]) if found else np.zeros(0, dtype=np.int64)
+    low, high = (
+        np.concatenate([part[side] for part in found]) if found else np.zeros(0, dtype=array.dtype) for side in (1, 2)
+    )
+    order = np.stack([np.argsort(low, kind="stable"), np.argsort(high, kind="stable")])
+    return AxisFaces(position, np.stack([low, high]), order)
+
+
+def _pieces(
+    array: NDArray[np.integer[Any]], axis: int
+) -> Iterator[tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]], tuple[int, int]]]:
+    """Neighbours below and above, and where they are: planes from ``start`` on along axis 0, ``shift`` along ``axis``.
+
+    Background is added at both ends of the axis, as thin pieces of their own.
+    """
+    ends = np.zeros_like(array.take([0], axis=axis))
+    yield ends, array.take([0], axis=axis), (0, 0)
+    yield array.take([-1], axis=axis), ends, (0, array.shape[axis])
+    planes = max(1, _PIECE_VOXELS * len(array) // max(1, array.size))
+    for start in range(0, len(array), planes):
+        piece = array[start : start + planes + (axis == 0)]
+        low, high = (
+            piece[tuple(part if n == axis else slice(None) for n in range(3))]
+            for part in (slice(None, -1), slice(1, None))
+        )
+        yield low, high, (start, 1)
+
+
+def _differing(
+    low: NDArray[np.integer[Any]],
+    high: NDArray[np.integer[Any]],
+    place: tuple[int, int],
+    axis: int,
+    shape: Sequence[int],
+) -> tuple[NDArray[np.int64], NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+    """Position, value below and value above of the faces of a piece."""
+    differs = low != high
+    flat = np.flatnonzero(differs)
+    index = list(np.unravel_index(flat, differs.shape))
+    values = low[tuple(index)], high[tuple(index)]
+    start, shift = place
+    index[0] = index[0] + start
+    index[axis] = index[axis] + shift
+    return np.ravel_multi_index(tuple(index), shape), *values
+
+
+# Distances between two sets of lattice points.
+
+
+def unique_codes(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The different codes, ascending (several times faster than ``np.unique``, which also looks for NaN)."""
+    ordered = np.sort(codes, axis=None)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if ordered.size else ordered
+
+
+def lattice_distances(
+    start: NDArray[np.int64], goal: NDArray[np.int64], shape: Sequence[int], step_mm: Sequence[float]
+) -> NDArray[np.float64]:
+    """Distance in mm from each point of one set to the nearest of another.
+
+    Args:
+        start: (N,) different points, ascending, each the position in an array of ``shape``.
+        goal: (M,) the same of the other set, at least one.
+        shape: Points of the lattice along each axis.
+        step_mm: Distance of neighbouring points along each axis.
+
+    Returns:
+        (N,) distances in mm.
+    """
+    place = np.minimum(np.searchsorted(goal, start), len(goal) - 1)
+    apart = goal[place] != start  # surfaces often coincide, and the tree is slow beside a look-up
+    distance = np.zeros(len(start), dtype=np.float64)
+    if apart.any():
+        # split in the middle of space, not at the median: many times faster for points on surfaces, above all far apart
+        tree = KDTree(_positions(goal, shape, step_mm), balanced_tree=False, compact_nodes=False)
+        distance[apart] = tree.query(_positions(start[apart], shape, step_mm))[0]
+    return distance
+
+
+def _positions(codes: NDArray[np.int64], shape: Sequence[int], step_mm: Sequence[float]) -> NDArray[np.float64]:
+    index = np.unravel_index(codes, tuple(shape))
+    return np.stack([part * step for part, step in zip(index, step_mm, strict=True)], axis=-1)
+
+
+# How the distances from one surface to another are spread over its area.
+
+_RESOLUTION_MM = 1e-7  # to which percentiles are found
+_SAME_MM = 1e-6  # distances closer than this are equal: they are roots of sums of squares
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Distances over the area of a surface that was cut into N cells, in each of which they are spread evenly.
+
+    That is exact where the distance changes linearly along an axis of the cell, and of second order otherwise.
+
+    Args:
+        area_mm2: (N,) area of each cell.
+        low_mm: (N,) smallest distance in it.
+        high_mm: (N,) largest distance in it.
+        mean_mm: (N,) mean distance in it.
+    """
+
+    area_mm2: NDArray[np.float64]
+    low_mm: NDArray[np.float64]
+    high_mm: NDArray[np.float64]
+    mean_mm: NDArray[np.float64]
+
+    @property
+    def total_mm2(self) -> float:
+        """Area of the whole surface."""
+        return float(self.area_mm2.sum())
+
+    @property
+    def integral(self) -> float:
+        """Sum of distance times area; divided by the area it is the mean distance."""
+        return float(self.area_mm2 @ self.mean_mm)
+
+    @property
+    def largest_mm(self) -> float:
+        """Largest distance."""
+        return float(self.high_mm.max())
+
+    def within(self, distance_mm: float) -> float:
+        """Area in mm² that is no further away than a distance."""
+        limit = distance_mm + _SAME_MM
+        reached = self.low_mm <= limit
+        low, high, area = self.low_mm[reached], self.high_mm[reached], self.area_mm2[reached]
+        return float(area @ _share(low, high, limit))
+
+    def percentile(self, percent: float) -> float:
+        """Smallest distance in mm within which at least this much of the area lies.
+
+        Args:
+            percent: Above 0, at most 100.
+        """
+        wanted = percent / 100 * self.total_mm2 * (1 - 1e-12)  # sums are rounded
+        area, low, high = self.area_mm2, self.low_mm, self.high_mm
+        below, above = -_SAME_MM, self.largest_mm
+        settled = 0.0  # area of the cells that lie within `below`, which are not looked at again
+        while above - below > _RESOLUTION_MM:
+            middle = (below + above) / 2
+            reached = low <= middle
+            found = settled + float(area[reached] @ _share(low[reached], high[reached], middle))
+            if found >= wanted:
+                above, kept = middle, reached
+            else:
+                below, kept = middle, high > middle
+                settled += float(area[~kept].sum())
+            area, low, high = area[kept], low[kept], high[kept]
+        return max(0.0, above)
+
+
+def _share(low: NDArray[np.float64], high: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+    """Share of each cell that is no further away than a limit, for cells of which some part is not."""
+    width = np.maximum(high - low, _RESOLUTION_MM)
+    return np.minimum((limit - low) / width, 1.0, where=high > low, out=np.ones_like(low))
+
 
 Faces = tuple[OrganFaces, OrganFaces, OrganFaces]
 """The surface of an organ: its faces perpendicular to each axis."""

@@ -12,15 +12,12 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
-from pipeline.infer.labelling import SlabLabels
-from pipeline.infer.passes import Network, Passes, passes_of
-from pipeline.infer.soft import SlabLogits, both
-from pipeline.infer.stream import Stream
-from pipeline.infer.tiling import Tiling
-from pipeline.infer.visits import Padding, Skip, Visits
-from pipeline.infer.windows import Blend, importance_map
+from pipeline.infer.accumulate import Padding, Skip, Stream, Visits
+from pipeline.infer.labelling import SlabLabels, SlabLogits, both
+from pipeline.infer.tta import Network, Passes, passes_of
+from pipeline.infer.windows import Blend, Tiling, importance_map
 
-__all__ = ["Network", "Progress", "StreamingInferer"]
+__all__ = ["Progress", "StreamingInferer"]
 
 Progress = Callable[[int, int], None]
 """Called with the windows of a volume done so far and their number."""
@@ -49,14 +46,14 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         blend: Weight of a window's voxels where windows overlap: ``gaussian``, ``hann`` or ``constant``.
         batch: Windows per network call, at least 1.
         axis: Along which windows are visited; ``auto`` for the one along which the planes held are the least.
-        skip: Windows to leave out, see :data:`~pipeline.infer.visits.Skip`. Where there is no other, logits are 0 and
-            labels background.
+        skip: Windows to leave out, see :data:`~pipeline.infer.accumulate.Skip`. Where there is no other, logits
+            are 0 and labels background.
         accumulate: Type of the sums: ``float32`` (float64 if the network returns that), or ``float16`` for half the
             memory and rounding in the fourth digit; several passes then hold the mean of one more batch in float32.
         margin: The network's margin along each axis: the voxels of a window on either side that get no logits. None
             for networks whose logits are as large as their input.
         step: The network's divisor along each axis: with a margin, tiles start at its multiples. None for 1.
-        spacing: Of the windows, see :class:`~pipeline.infer.tiling.Tiling`.
+        spacing: Of the windows, see :class:`~pipeline.infer.windows.Tiling`.
         padding: What a window sees where the volume is smaller. With a margin, always the mirror image.
         fill: The constant of padding.
         box: First voxel, and one past the last, along each axis of what is looked at; where no window is, logits are 0
@@ -113,7 +110,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         Args:
             inputs: (B, C, *spatial) with as many spatial axes as the window.
             network: Takes (n, C, *window), returns logits (n, L, *window), less the margin, of any floating type; or
-                several of them in a sequence or mapping. Or :class:`~pipeline.infer.passes.Passes`, to average several
+                several of them in a sequence or mapping. Or :class:`~pipeline.infer.tta.Passes`, to average several
                 networks and mirror images in the memory of one.
             args: Handed to the network.
             kwargs: Handed to the network.
@@ -154,7 +151,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             network: As there; of several outputs the first one counts.
             output_shape: Voxels of the labels along each axis, over the same field of view: logits are resampled
                 linearly before the decision. None for those of the inputs.
-            painting: How regions become classes, see :func:`~pipeline.infer.decode.decode`; empty for a softmax.
+            painting: How regions become classes, see :func:`~pipeline.infer.labelling.decode`; empty for a softmax.
 
         Returns:
             (B, *output_shape): uint8 up to 256 classes, else uint16, on the device of the inputs. Of equal logits the

@@ -8,17 +8,212 @@ classes by the second, and the labels are exactly those of resampling all logits
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
-from pipeline.infer.candidates import winners
-from pipeline.infer.decode import decode
-from pipeline.infer.taps import Taps, interpolated, linear_taps
+from pipeline.preprocess.operators import apply_operator, resize_operator, resize_operators
 
-__all__ = ["NOT_FINITE", "SlabLabels", "label_type"]
+__all__ = [
+    "NOT_FINITE",
+    "SlabLabels",
+    "SlabLogits",
+    "Taps",
+    "both",
+    "corners",
+    "decode",
+    "interpolated",
+    "label_type",
+    "linear_taps",
+    "winners",
+]
+
+
+# From logits to class indices: the winner of a softmax, or regions painted over each other.
+
+
+def decode(logits: Tensor, painting: Sequence[PaintingStep] = ()) -> Tensor:
+    """Class index of every voxel.
+
+    A region is found where its logit is above 0, that is, its probability above 0.5; at exactly 0.5 it is not.
+
+    Args:
+        logits: (L, *S), one channel per class, or one per region.
+        painting: For regions, :meth:`~pipeline.core.labels.LabelTable.painting`: (channels, class), each painted where
+            all its channels were found, later ones over earlier ones; empty for classes.
+
+    Returns:
+        (*S) int64 on the same device. Without regions the class of the highest logit, of equal ones the lowest class.
+
+    Raises:
+        ValueError: If the painting needs channels that are not there.
+    """
+    if not painting:
+        return logits.max(dim=0).indices
+    needed = 1 + max(channel for channels, _ in painting for channel in channels)
+    if len(logits) != needed:
+        raise ValueError(
+            f"logits: expected {needed} channels, one per region, got {len(logits)}. "
+            "Check that the network belongs to this label table."
+        )
+    found = logits > 0
+    index = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
+    for channels, painted in painting:
+        index[found[list(channels)].all(dim=0)] = painted
+    return index
+
+
+# Linear interpolation between planes of logits: where it reads, and with which weights.
+
+_POINTS = 65536  # interpolated together: what is gathered for them stays in the cache
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Linear interpolation along an axis: ``(1 - share) * values[low] + share * values[low + 1]``.
+
+    Args:
+        low: (m,) int64, at most n - 2; 0 where there is one voxel alone.
+        share: (m,) float32 in [0, 1].
+    """
+
+    low: Tensor
+    share: Tensor
+
+    def part(self, first: int, stop: int, before: int = 0) -> Taps:
+        """Some of the outputs, read from values that begin at ``before``."""
+        return Taps(self.low[first:stop] - before, self.share[first:stop])
+
+    def at(self, places: Tensor) -> Taps:
+        """The outputs at some places."""
+        return Taps(self.low[places], self.share[places])
+
+
+def linear_taps(n: int, m: int, device: torch.device) -> Taps:
+    """How linear resampling brings an axis from ``n`` to ``m`` voxels over the same field of view.
+
+    The weights are those of :func:`~pipeline.preprocess.operators.resize_operator`.
+    """
+    if n == 1:
+        return Taps(torch.zeros(m, dtype=torch.int64, device=device), torch.zeros(m, device=device))
+    matrix = torch.eye(n) if n == m else torch.tensor(resize_operator(n, m, 1))
+    low = (matrix > 0).int().argmax(dim=1).clamp(max=n - 2)
+    return Taps(low.to(device), matrix.gather(1, low[:, None] + 1)[:, 0].to(device))
+
+
+def corners(taps: Sequence[Taps], shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The eight voxels around points, one after the other.
+
+    Args:
+        taps: For each of three axes, of P points.
+        shape: Voxels along the axes.
+
+    Yields:
+        Flat index (P,) of the voxel and its weight (P,).
+    """
+    for steps in product((0, 1), repeat=3):
+        index, weight = torch.zeros_like(taps[0].low), torch.ones_like(taps[0].share)
+        for one, step, size in zip(taps, steps, shape, strict=True):
+            index = index * size + (one.low + step).clamp(max=size - 1)
+            weight = weight * (one.share if step else 1.0 - one.share)
+        yield index, weight
+
+
+def interpolated(values: Tensor, taps: Sequence[Taps]) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of all classes at points.
+
+    Args:
+        values: (n, a, b, L).
+        taps: For each of the three axes, of P points.
+
+    Yields:
+        Which points, and their logits (p, L).
+    """
+    flat, count = values.reshape(-1, values.shape[-1]), len(taps[0].low)
+    for first in range(0, count, _POINTS):
+        part = slice(first, min(first + _POINTS, count))
+        total: Tensor | None = None
+        for index, weight in corners([one.part(part.start, part.stop) for one in taps], values.shape[:3]):
+            found = flat.index_select(0, index)
+            total = found.mul_(weight[:, None]) if total is None else total.addcmul_(found, weight[:, None])
+        assert total is not None
+        yield part, total
+
+
+# The winner among many classes between voxels, from the few classes that can win there.
+
+_CANDIDATES = 8  # classes kept per cell; cells with more are interpolated in full
+_CELLS = 8192  # looked through together: their logits stay in the cache
+_BEST_POINTS = 65536
+
+
+def winners(planes: Tensor, mixed: Tensor, taps: Sequence[Taps]) -> Tensor:
+    """Class of the highest logit at points between voxels.
+
+    Args:
+        planes: Logits (n, a, b, L).
+        mixed: Cells (n - 1, a - 1, b - 1) in which all points lie.
+        taps: For each of the three axes, of P points.
+
+    Returns:
+        (P,) int16; of equal logits the lowest class.
+    """
+    cells = mixed.nonzero()
+    rank = torch.zeros(mixed.shape, dtype=torch.int64, device=planes.device)
+    rank[mixed] = torch.arange(len(cells), device=planes.device)
+    number = rank[tuple(one.low for one in taps)]
+    classes, values, narrow = _candidates(planes, cells)
+    found = torch.empty_like(number, dtype=torch.int16)
+    sure = narrow[number]
+    inside = sure.nonzero()[:, 0]
+    for first in range(0, len(inside), _BEST_POINTS):
+        part = inside[first : first + _BEST_POINTS]
+        own = number[part]
+        total = torch.zeros((len(part), values.shape[-1]), device=planes.device)
+        for corner, (_, weight) in enumerate(corners([one.at(part) for one in taps], planes.shape[:3])):
+            total.addcmul_(values[corner].index_select(0, own), weight[:, None])
+        found[part] = classes[own].gather(1, total.argmax(dim=1, keepdim=True))[:, 0]
+    others = (~sure).nonzero()[:, 0]
+    for some, logits in interpolated(planes, [one.at(others) for one in taps]):
+        found[others[some]] = logits.argmax(dim=1).to(torch.int16)
+    return found
+
+
+def _candidates(planes: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes that can win in cells, ascending, their logits at the corners, and whether these classes are all.
+
+    Args:
+        planes: (n, a, b, L).
+        cells: (C, 3).
+
+    Returns:
+        (C, M) int16, (8, C, M) and (C,) bool.
+    """
+    count, kept = len(cells), min(_CANDIDATES, planes.shape[-1])
+    flat = planes.reshape(-1, planes.shape[-1])
+    classes = torch.empty((count, kept), dtype=torch.int16, device=planes.device)
+    values = torch.empty((8, count, kept), device=planes.device)
+    narrow = torch.empty(count, dtype=torch.bool, device=planes.device)
+    for first in range(0, count, _CELLS):
+        part = slice(first, min(first + _CELLS, count))
+        whole = [Taps(low, torch.zeros_like(low, dtype=torch.float32)) for low in cells[part].T]
+        logits = [flat.index_select(0, index) for index, _ in corners(whole, planes.shape[:3])]
+        highest, lowest = logits[0].clone(), logits[0].clone()
+        for corner in logits[1:]:
+            torch.maximum(highest, corner, out=highest)
+            torch.minimum(lowest, corner, out=lowest)
+        possible = highest >= lowest.amax(dim=1, keepdim=True)
+        narrow[part] = possible.sum(dim=1) <= kept
+        best = highest.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
+        classes[part] = best.to(torch.int16)
+        for number, corner in enumerate(logits):
+            values[number, part] = corner.gather(1, best)
+    return classes, values, narrow
+
 
 NOT_FINITE = "logits: expected finite numbers, got NaN or infinity. Predict in fp32, or train the network again."
 
@@ -141,3 +336,73 @@ def _mixed(kind: Tensor) -> Tensor:
                 differ = differ.narrow(other, 0, n - 1) | differ.narrow(other, 1, n - 1)
         mixed |= differ[tuple(slice(0, n) for n in mixed.shape)]
     return mixed
+
+
+# Logits on the grid of the output, row by row, for what needs more than the winner: averages, probabilities.
+
+_BYTES = 32 * 2**20  # of full-size logits given out at once; at least one row
+
+
+class SlabLogits:
+    """Takes planes of logits in their order, gives rows of linearly resampled logits as soon as they can be.
+
+    Args:
+        shape: Voxels of the logits, the streaming axis first.
+        target: Voxels of the result over the same field of view.
+    """
+
+    def __init__(self, shape: Sequence[int], target: Sequence[int]) -> None:
+        self.shape, self.target = tuple(shape), tuple(target)
+        self.across = resize_operators(self.shape[1:], self.target[1:], 1)
+        self.taps: Taps | None = None
+        self.seen = self.row = 0
+        self.last: Tensor | None = None
+
+    def add(self, planes: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Take the next planes.
+
+        Args:
+            planes: (n, a, b, L), at least one.
+
+        Yields:
+            First row and logits (rows, a', b', L), float32; valid until the next ones are asked for.
+        """
+        if self.taps is None:
+            self.taps = linear_taps(self.shape[0], self.target[0], planes.device)
+        known = planes if self.last is None else torch.cat([self.last[None], planes])
+        first, self.seen = self.seen - (self.last is not None), self.seen + len(planes)
+        self.last = planes[-1].clone()
+        if len(known) == 1 and self.shape[0] > 1:
+            return
+        stop = int(torch.searchsorted(self.taps.low, first + max(1, len(known) - 1)))
+        most = max(1, _BYTES // (4 * self.target[1] * self.target[2] * planes.shape[-1]))
+        while self.row < stop:
+            end = min(self.row + most, stop)
+            part = self.taps.part(self.row, end, first)
+            high = (part.low + 1).clamp(max=len(known) - 1)
+            share = part.share[:, None, None, None]
+            rows = known[part.low].float().mul_(1.0 - share).addcmul_(known[high].float(), share)
+            for axis, operator in enumerate(self.across, start=1):
+                rows = rows if operator is None else apply_operator(rows, operator, axis)
+            yield self.row, rows
+            self.row = end
+
+
+def both(planes: Iterable[Tensor], labels: SlabLabels, logits: SlabLogits) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Rows of labels and of the logits they come from, side by side.
+
+    Args:
+        planes: (n, a, b, L), one after the other.
+        labels: Of the shapes of the logits, new.
+        logits: New.
+
+    Yields:
+        First row, labels (rows, a', b') and logits (rows, a', b', L), valid until the next ones are asked for.
+    """
+    waiting: list[Tensor] = []
+    for part in planes:
+        waiting += [rows for _, rows in labels.add(part)]
+        for first, rows in logits.add(part):
+            known = torch.cat(waiting)  # those of these rows are there: they need no later planes
+            yield first, known[: len(rows)], rows
+            waiting = [known[len(rows) :]]

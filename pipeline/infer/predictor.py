@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.config import InferSettings
+from pipeline.config.settings import InferSettings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.cleaning import Cleaning, read_cleaning
-from pipeline.infer.focus import segment_region
-from pipeline.infer.member import Member
+from pipeline.infer.coarse_to_fine import segment_region
+from pipeline.infer.model import Member
+from pipeline.infer.probabilities import SoftPrediction, SoftWanted
+from pipeline.infer.restore import Prepared, segment, segment_softly
 from pipeline.infer.roi import Region
-from pipeline.infer.segment import Prepared, segment, segment_softly
-from pipeline.infer.soft_maps import SoftPrediction, SoftWanted
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders
 from pipeline.preprocess.prepare import prepare_image

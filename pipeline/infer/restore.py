@@ -10,14 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.orientation import reorient_array
+from pipeline.core.grid import reorient_array
 from pipeline.core.regions import PaintingStep
-from pipeline.infer.decode import decode
-from pipeline.infer.labelling import NOT_FINITE
-from pipeline.infer.soft_maps import probabilities
+from pipeline.infer.labelling import NOT_FINITE, decode
+from pipeline.infer.model import Member
+from pipeline.infer.probabilities import SoftMaps, SoftWanted, probabilities
 from pipeline.preprocess.trace import Trace
 
-__all__ = ["restore_average", "restore_labels"]
+__all__ = [
+    "Prepared",
+    "restore_average",
+    "restore_labels",
+    "segment",
+    "segment_softly",
+]
 
 
 def restore_labels(rows: Iterable[tuple[int, Tensor]], axis: int, trace: Trace) -> NDArray[np.unsignedinteger[Any]]:
@@ -60,7 +66,7 @@ def restore_average(
         parts: For each model its resampled logits on ``trace.cropped``, first row and (n, a, b, L), as they are
             finished; and the trace.
         axis: Along which the rows lie.
-        painting: How regions become classes, see :func:`~pipeline.infer.decode.decode`; empty for a softmax.
+        painting: How regions become classes, see :func:`~pipeline.infer.labelling.decode`; empty for a softmax.
         told: Of every row of the turned source: its number, mean probabilities (1, a, b, L) and classes (1, a, b).
 
     Returns:
@@ -114,3 +120,67 @@ class _Probabilities:
             raise ValueError(NOT_FINITE)
         result[self.box] = probabilities(logits, shared=self.shared)
         return result
+
+
+# From the prepared images of a case to its classes, by one model or several.
+
+Prepared = tuple[NDArray[np.floating[Any]], Trace]
+"""An image (C, I, J, K) on the grid of a model, and how it came there."""
+
+
+def segment(members: Sequence[Member], prepared: Sequence[Prepared]) -> NDArray[np.unsignedinteger[Any]]:
+    """Class index of every voxel of a case.
+
+    The logits of a member's folds are averaged, the probabilities of several members, which need not be on one grid.
+
+    Args:
+        members: At least one, all with the same label table.
+        prepared: For each member the image on its grid.
+
+    Returns:
+        Class indices on the grid of the source, as :func:`~pipeline.infer.restore.restore_labels` gives them.
+    """
+    if len(members) == 1:
+        array, trace = prepared[0]
+        axis, rows = members[0].labels(array, trace.cropped.shape)
+        return restore_labels(rows, axis, trace)
+    axis, parts = _parts(members, prepared)
+    return restore_average(parts, axis, painting=members[0].card.plan.label_table.painting())
+
+
+def segment_softly(
+    members: Sequence[Member], prepared: Sequence[Prepared], wanted: SoftWanted
+) -> tuple[NDArray[np.unsignedinteger[Any]], SoftMaps]:
+    """The same class indices, and how sure the networks are of them, in one pass.
+
+    Args:
+        members: As for :func:`segment`.
+        prepared: As there.
+        wanted: What to keep.
+
+    Returns:
+        What :func:`segment` returns, and all rows.
+
+    Raises:
+        DataError: If the network finds no such organ or region.
+        VolsegError: If there is no room for temporary files.
+    """
+    table, (array, trace) = members[0].card.plan.label_table, prepared[0]
+    if len(members) == 1:
+        axis, rows = members[0].labelled_rows(array, trace.cropped.shape)
+        maps = SoftMaps(wanted, table, trace, axis, whole=False)
+        return restore_labels(maps.watched(rows), axis, trace), maps
+    axis, parts = _parts(members, prepared)
+    maps = SoftMaps(wanted, table, trace, axis, whole=True)
+    return restore_average(parts, axis, painting=table.painting(), told=maps.add), maps
+
+
+def _parts(
+    members: Sequence[Member], prepared: Sequence[Prepared]
+) -> tuple[int, list[tuple[Iterator[tuple[int, Tensor]], Trace]]]:
+    """The axis along which all members' logits come, and these."""
+    axis = members[0].inference.streaming_axis(prepared[0][0].shape[1:])
+    return axis, [
+        (member.logit_rows(array, trace.cropped.shape, axis), trace)
+        for member, (array, trace) in zip(members, prepared, strict=True)
+    ]

@@ -4,21 +4,128 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.settings import InferSettings
+from pipeline.core.errors import ConfigError, sentence
+from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.plan import Plan
 
 __all__ = [
     "MIN_IMPORTANCE",
     "Blend",
+    "Place",
+    "Sized",
+    "Tiling",
     "axis_overlaps",
+    "check_window",
+    "fitting_window",
     "importance_map",
+    "in_volume",
     "interval_starts",
+    "prediction_window",
     "tile_starts",
     "window_starts",
 ]
+
+
+# How large the windows are that networks see: the training patch, or what suits a volume.
+
+_MOST = 1.25  # of the patch, along an axis; in 3D at most twice its voxels
+
+
+class Sized(Protocol):
+    """What the choice of a window needs to know of a network; all numbers per axis."""
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Voxels on either side of a window that get no logits."""
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Distance of legal sizes."""
+
+    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The smallest legal size that is at least ``size``."""
+
+
+def prediction_window(network: Sized, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The window that a network with a margin predicts a volume with, all sizes along the same axes.
+
+    Small windows would spend most work on margins that neighbours see once more. So it is at least the training patch,
+    its logits are at least as long as the margins on both sides together, and it is no larger than the volume needs.
+
+    Args:
+        network: With a margin along some axis.
+        patch: Training patch.
+        shape: Voxels of the volume.
+    """
+    margin, step = network.margin, network.divisor
+    ample = [max(n, 4 * lost, one + 2 * lost) for n, lost, one in zip(patch, margin, step, strict=True)]
+    enough = [n + 2 * lost for n, lost in zip(shape, margin, strict=True)]
+    sizes = zip(network.legal_size(ample), network.legal_size(enough), strict=True)
+    return network.legal_size([min(pair) for pair in sizes])
+
+
+def fitting_window(network: Any, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The window that sees a volume of about the size of the training patch at once, all sizes along the same axes.
+
+    Along an axis on which the volume needs no more than a quarter more than the patch, the window is as long as the
+    volume (at least half the patch), so that neither padding nor a second window is computed; along others it is the
+    patch.
+
+    Args:
+        network: Without a margin; one without ``legal_size`` takes any.
+        patch: Training patch.
+        shape: Voxels of the volume.
+    """
+    legal = getattr(network, "legal_size", tuple)
+    wanted = legal([max(n, one // 2) for n, one in zip(shape, patch, strict=True)])
+    return tuple(n if n <= _MOST * one else one for n, one in zip(wanted, patch, strict=True))
+
+
+def check_window(spec: NetworkSpec, settings: InferSettings) -> None:
+    """Refuse a window that the network cannot take, or whose logits are too few to tile a volume.
+
+    Args:
+        spec: The network's description.
+        settings: Section ``infer``.
+
+    Raises:
+        ConfigError: Naming the next legal size.
+    """
+    wanted = settings.window_size
+    if not isinstance(wanted, tuple):
+        return
+    if len(wanted) != spec.dims:
+        rule = f"{spec.dims} numbers for a network of {spec.dims} dimensions"
+        raise ConfigError([sentence("infer.window_size", rule, wanted, "Give one per axis the network sees")])
+    sizes = spec.sizes()
+    axes = zip(wanted, sizes.step, sizes.margin, strict=True)
+    legal = sizes.legal_size([max(n, step + 2 * lost) for n, step, lost in axes])
+    if legal != wanted:
+        rule, advice = f"a size {spec.name} can tile volumes with", f"The next legal one is {legal}"
+        raise ConfigError([sentence("infer.window_size", rule, wanted, advice)])
+
+
+def in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int, ...]:
+    """A size along i, j, k, of one voxel across slices.
+
+    Args:
+        size: Along the axes that the network sees.
+        plan: The dataset's plan.
+        spec: The network's description.
+    """
+    sizes = dict(zip(plan.axes(spec.dims), size, strict=True))
+    return tuple(sizes.get(axis, 1) for axis in range(3))
+
 
 Blend = Literal["gaussian", "hann", "constant"]
 
@@ -165,3 +272,120 @@ _PROFILES: dict[str, Callable[[int], NDArray[np.float64]]] = {
     "hann": _hann,
     "constant": _constant,
 }
+
+
+# Which windows cover a volume, in the order in which they are visited.
+
+Place = tuple[int, ...]
+"""First voxel of the logits of a window along each axis; negative where the volume is smaller than the window."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows and what they give logits for.
+
+    Args:
+        window: Voxels of the window along each of 2 or 3 axes, a size the network takes.
+        overlap: Fraction of the window (of its logits) that neighbours share, one per axis, each in [0, 1).
+        margin: The network's margin: the voxels of a window on either side that get no logits.
+        step: The network's divisor: with a margin, tiles start at its multiples.
+        spacing: ``interval``: a fixed distance, the last window moved back into the volume, as MONAI does; ``even``:
+            evenly spread, as nnU-Net does. Networks with a margin have tiles at multiples of their step instead.
+        box: First voxel, and one past the last, along each axis of what is covered; None for the whole volume. Windows
+            see what is around it.
+    """
+
+    window: tuple[int, ...]
+    overlap: tuple[float, ...]
+    margin: tuple[int, ...]
+    step: tuple[int, ...]
+    spacing: Literal["interval", "even"] = "interval"
+    box: tuple[tuple[int, int], ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        window: Sequence[int],
+        overlap: float | Sequence[float],
+        margin: Sequence[int] | None,
+        step: Sequence[int] | None,
+        spacing: Literal["interval", "even"],
+    ) -> Tiling:
+        """Check the numbers; None stands for no margin and for steps of 1.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
+        sizes = tuple(int(size) for size in window)
+        axes = len(sizes)
+        if axes not in (2, 3) or min(sizes) < 1:
+            raise ValueError(f"window: expected 2 or 3 sizes of at least 1 voxel, got {tuple(window)}. Correct it.")
+        if spacing not in ("interval", "even"):
+            raise ValueError(f"spacing: expected interval or even, got {spacing!r}. Choose one of them.")
+        made = cls(
+            sizes,
+            axis_overlaps(overlap, axes),
+            _per_axis("margin", margin, axes, 0),
+            _per_axis("step", step, axes, 1),
+            spacing,
+        )
+        if min(made.tile) < 1:
+            rule = f"more than twice the margin {made.margin}"
+            raise ValueError(f"window: expected {rule}, got {made.window}. Enlarge it.")
+        return made
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """Voxels of a window that get logits."""
+        return tuple(size - 2 * lost for size, lost in zip(self.window, self.margin, strict=True))
+
+    def places(self, shape: Sequence[int], axis: int) -> list[Place]:
+        """All windows of a volume, those that begin first along an axis first.
+
+        Args:
+            shape: Voxels of the volume.
+            axis: Along which the volume is finished, plane by plane.
+        """
+        starts = [self._within(number, size) for number, size in enumerate(shape)]
+        return sorted(product(*starts), key=lambda place: (place[axis], place))
+
+    def reaches(self, place: Place, mask: Tensor) -> bool:
+        """Whether the logits of a window lie in a mask (*spatial) of the volume, somewhere."""
+        tile = zip(place, self.tile, strict=True)
+        return bool(mask[tuple(slice(max(0, start), start + size) for start, size in tile)].any())
+
+    def thinnest(self, shape: Sequence[int]) -> int:
+        """The axis along which the planes that are not finished yet are the fewest voxels."""
+
+        def voxels(axis: int) -> float:
+            return min(self.tile[axis], shape[axis]) / shape[axis]
+
+        return min(range(len(shape)), key=voxels)
+
+    def _within(self, axis: int, size: int) -> list[int]:
+        """First voxels, along one axis of a volume, of the logits of all windows."""
+        tile, margin = self.tile[axis], any(self.margin)
+        first, stop = (0, size) if self.box is None else self.box[axis]
+        if margin:
+            first -= first % self.step[axis]
+        if stop - first >= size or (size <= tile and not margin):
+            return self._starts(axis, size)
+        if stop - first <= tile and not margin:
+            return [min(max(0, first - (tile - stop + first) // 2), size - tile)]
+        return [first + start for start in self._starts(axis, stop - first)]
+
+    def _starts(self, axis: int, size: int) -> list[int]:
+        """First voxels of the logits of the windows that cover an axis."""
+        tile, overlap = self.tile[axis], self.overlap[axis]
+        if any(self.margin):
+            return tile_starts(size, tile, self.step[axis], overlap)
+        if size <= tile:
+            return [-((tile - size) // 2)]
+        return (window_starts if self.spacing == "even" else interval_starts)(size, tile, overlap)
+
+
+def _per_axis(name: str, values: Sequence[int] | None, axes: int, least: int) -> tuple[int, ...]:
+    numbers = (least,) * axes if values is None else tuple(int(value) for value in values)
+    if len(numbers) != axes or min(numbers) < least:
+        raise ValueError(f"{name}: expected {axes} numbers of at least {least}, got {values}. Take the network's.")
+    return numbers

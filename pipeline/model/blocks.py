@@ -9,25 +9,112 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from pipeline.model.instance_norm import instance_norm, takes_instance_norm
 from pipeline.model.options import Activation, LevelOptions, Stage
 from pipeline.model.options import Norm as NormName
 
 __all__ = [
     "ConvUnit",
+    "ResidualBlock",
     "Style",
     "activation_layer",
     "conv_stage",
     "conv_unit",
     "head",
+    "instance_norm",
     "interpolation",
     "norm_layer",
+    "preactivated_block",
+    "preactivated_unit",
+    "shortcut",
     "style_of",
+    "takes_instance_norm",
     "upsampling",
 ]
+
+
+# Instance normalization and the activation behind it in one step on a processor, for images with channels last.
+#
+# PyTorch's own instance norm knows one memory order on processors: it copies an image with channels last there and
+# back, forwards and backwards, which costs a third of a training step. Its batch norm has no need to, and over the
+# batch of one sample it is instance norm.
+
+_KERNELS = torch.ops.aten
+_TYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def takes_instance_norm(norm: nn.Module | None, x: Tensor) -> bool:
+    """Whether :func:`instance_norm` can stand for a layer: an instance norm with scale and shift, on a processor.
+
+    Args:
+        norm: The layer.
+        x: Its input (B, C, *S); more than one voxel, of a type that a processor computes in.
+    """
+    return (
+        isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d)
+        and norm.affine
+        and not norm.track_running_stats
+        and x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and math.prod(x.shape[2:]) > 1
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
+
+
+def instance_norm(x: Tensor, layer: nn.Module, slope: float = 1.0) -> Tensor:
+    """Every channel of every sample with mean 0 and variance 1, scaled and shifted, then a leaky ReLU.
+
+    Args:
+        x: (B, C, *S), two or three spatial axes, on a processor; any memory order, which the result has too.
+        layer: One that :func:`takes_instance_norm` accepts.
+        slope: Factor of the activation below zero: 0 for ReLU, 1 for none.
+
+    Returns:
+        (B, C, *S) of the type of ``x``.
+
+    Reference: Ulyanov et al. 2016 (arXiv 1607.08022).
+    """
+    result: Tensor = _InstanceNorm.apply(x, layer.weight, layer.bias, layer.eps, slope)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """Sample by sample through the kernels of batch norm; what is kept is the input and the output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+        y, means, deviations = torch.empty_like(x), [], []
+        for n in range(len(x)):
+            one, mean, inverse = _KERNELS.native_batch_norm(x[n : n + 1], weight, bias, None, None, True, 0.0, eps)
+            _KERNELS.leaky_relu.out(one, slope, out=y[n : n + 1])
+            means.append(mean)
+            deviations.append(inverse)
+        ctx.save_for_backward(x, weight, y, torch.stack(means), torch.stack(deviations))
+        ctx.eps, ctx.slope = eps, slope
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, y, means, inverses = ctx.saved_tensors
+        to_x, to_weight, to_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        gradient = torch.empty_like(x).copy_(gradient) if gradient.stride() != x.stride() else gradient
+        for n in range(len(x)):
+            one = slice(n, n + 1)
+            behind = _KERNELS.leaky_relu_backward(gradient[one], y[one], ctx.slope, True)
+            part, scale, shift = _KERNELS.native_batch_norm_backward(
+                behind, x[one], weight, None, None, means[n], inverses[n], True, ctx.eps, [True, True, True]
+            )
+            to_x[one] = part
+            to_weight += scale
+            to_bias += shift
+        return to_x, to_weight, to_bias, None, None
+
 
 _ACTIVATIONS: Mapping[Activation, tuple[str, dict[str, Any]]] = {
     "relu": ("RELU", {"inplace": True}),
@@ -228,3 +315,110 @@ def interpolation(factor: Sequence[int], mode: Literal["nearest", "linear"]) -> 
 def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """1×1 convolution with bias that gives logits."""
     return Conv[Conv.CONV, dims](in_channels, out_channels, 1)  # type: ignore[no-any-return]
+
+
+# Residual blocks: a chain of units beside a shortcut.
+
+
+class ResidualBlock(nn.Module):
+    """activation(units(x) + shortcut(x)).
+
+    Args:
+        units: Any chain of layers that leaves its input as it is (no activation in place comes first).
+        shortcut: Gives what the units give, in channels and size; the identity where these stay.
+        activation: What follows the sum; None for nothing.
+    """
+
+    def __init__(self, units: nn.Module, shortcut: nn.Module, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.units = units
+        self.shortcut = shortcut
+        self.activation = nn.Identity() if activation is None else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) → what units and shortcut give."""
+        y: Tensor = self.activation(self.units(x) + self.shortcut(x))
+        return y
+
+
+def shortcut(in_channels: int, out_channels: int, style: Style, stride: tuple[int, ...] | None = None) -> nn.Module:
+    """The identity, or a 1×1 convolution where channels or size change.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        style: Gives the number of axes and whether the convolution has a bias.
+        stride: Stride per axis; None for 1.
+    """
+    if in_channels == out_channels and max(stride or (1,)) == 1:
+        return nn.Identity()
+    return Conv[Conv.CONV, style.dims](in_channels, out_channels, 1, stride=stride or 1, bias=style.bias)  # type: ignore[no-any-return]
+
+
+def preactivated_unit(
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, ...],
+    style: Style,
+    stride: tuple[int, ...] | None = None,
+    *,
+    bare: bool = False,
+) -> nn.Sequential:
+    """Normalization → activation → dropout → padded convolution; what the style leaves out has no layer.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel: Odd kernel size per axis.
+        style: Normalization, activation, bias, dropout.
+        stride: Stride per axis; None for 1.
+        bare: The convolution alone, for the unit that sees the image.
+
+    Returns:
+        (B, in, *spatial) → (B, out, *spatial / stride).
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if not bare:
+        if style.norm != "none":
+            layers["norm"] = norm_layer(style.norm, style.dims, in_channels)
+        # Without a normalization in front, an activation in place would change what the shortcut is given.
+        layers["activation"] = activation_layer(style.activation, inplace=style.norm != "none")
+        if style.dropout > 0:
+            layers["dropout"] = Dropout[Dropout.DROPOUT, 1](style.dropout)
+    layers["conv"] = Conv[Conv.CONV, style.dims](
+        in_channels, out_channels, kernel, stride=stride or 1, padding=tuple(n // 2 for n in kernel), bias=style.bias
+    )
+    return nn.Sequential(layers)
+
+
+def preactivated_block(
+    in_channels: int, stage: Stage, style: Style, *, convs: int = 2, down: bool = False, bare: bool = False
+) -> ResidualBlock:
+    """Residual block of pre-activated units, whose last layer is a convolution.
+
+    Args:
+        in_channels: Channels in.
+        stage: Channels out, kernel, and the stride of the step down.
+        style: Of the units; the shortcut has a bias where they have one, and no normalization.
+        convs: Number of units.
+        down: Whether the first unit and the shortcut step down.
+        bare: Whether the first unit is its convolution alone.
+
+    Returns:
+        (B, in, *spatial) → (B, stage.features, *spatial), or *spatial / stage.stride.
+
+    Reference: He et al. 2016 (arXiv 1603.05027), figure 4e.
+    """
+    stride = stage.stride if down else None
+    units: OrderedDict[str, nn.Module] = OrderedDict()
+    for index in range(convs):
+        first = index == 0
+        units[f"unit{index + 1}"] = preactivated_unit(
+            in_channels if first else stage.features,
+            stage.features,
+            stage.kernel,
+            style,
+            stride if first else None,
+            bare=bare and first,
+        )
+    return ResidualBlock(nn.Sequential(units), shortcut(in_channels, stage.features, style, stride))

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.model.base import SegmentationNetwork
+from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.options import NetworkOptions, Size
-from pipeline.model.sizes import SizeRule
 
 __all__ = ["WINDOW", "Ciresan", "CiresanOptions", "scan"]
 

@@ -2,14 +2,112 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["count_parameters", "kept_bytes", "multiply_adds"]
+from pipeline.core.errors import ConfigError, sentence
+from pipeline.core.machine import release_freed_memory
+from pipeline.model.registry import build_network, list_networks
+
+__all__ = [
+    "MEMORY_MEANS",
+    "NetworkCost",
+    "count_parameters",
+    "kept_bytes",
+    "multiply_adds",
+    "survey_networks",
+    "watch_memory",
+]
+
+
+# How much memory a piece of work takes at its peak, on the device that does it.
+
+MEMORY_MEANS = {
+    "cuda": "what PyTorch allocated on the GPU",
+    "cpu": "how far the process's own resident memory, sampled every 5 ms, rose above its size before the first level",
+}
+"""What the figure is on each kind of device; elsewhere nothing is measured."""
+
+_STATM = Path("/proc/self/statm")
+_PERIOD_S = 0.005  # a layer of a network worth measuring takes longer
+
+
+@contextmanager
+def watch_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Watch the memory of a device while the block runs.
+
+    On the CPU it is the resident memory of the whole process without the pages of files: program code comes and goes as
+    the system likes. What libraries keep for reuse, such as scratch space of convolutions, counts for all later work:
+    to compare several pieces of work, do the smallest first, and ask after each.
+
+    Args:
+        device: Where the work is done.
+
+    Yields:
+        A function that tells the highest use since it was last asked, in bytes above that at the start; None where the
+        system (other than Linux) or the device does not tell.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        allocated = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: _cuda_peak(device) - allocated
+    elif device.type == "cpu" and _STATM.exists():
+        with _sampled() as peak:
+            yield peak
+    else:
+        yield lambda: None
+
+
+def _cuda_peak(device: torch.device) -> int:
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+@contextmanager
+def _sampled() -> Iterator[Callable[[], int]]:
+    release_freed_memory()
+    before = _own_pages()
+    highest, stop, lock = [before], Event(), Lock()  # the lock: no sample from before a question counts after it
+
+    def sample() -> None:
+        while not stop.wait(_PERIOD_S):
+            with lock:
+                highest[0] = max(highest[0], _own_pages())
+
+    def peak() -> int:
+        with lock:
+            found = max(highest[0], _own_pages()) - before
+            gc.collect()
+            release_freed_memory()
+            highest[0] = before
+        return found * mmap.PAGESIZE
+
+    thread = Thread(target=sample, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _own_pages() -> int:
+    """Resident pages that belong to no file."""
+    words = _STATM.read_text(encoding="ascii").split()
+    return int(words[1]) - int(words[2])
+
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -99,3 +197,69 @@ def _layer_cost(layer: Any, inputs: Tensor, output: Tensor) -> int:
     if isinstance(layer, _TRANSPOSED):  # every input value meets the whole kernel
         return inputs.numel() * (int(layer.out_channels) // int(layer.groups)) * per_pair
     return output.numel() * (int(layer.in_channels) // int(layer.groups)) * per_pair
+
+
+# Every network side by side: its size, its cost for one patch, its source.
+
+_LARGEST = 16384  # products of larger edges overflow PyTorch's sizes
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """One network with its default options in one number of dimensions.
+
+    Args:
+        name: Name in the factory.
+        dims: Number of spatial axes.
+        parameters: Trainable parameters.
+        patch_size: Smallest legal size that covers the patch asked for.
+        output_size: Size of the logits of that patch.
+        multiply_adds: Of the convolutions, in predicting that patch.
+        summary: What it is, in one line.
+        source: Paper it comes from.
+    """
+
+    name: str
+    dims: int
+    parameters: int
+    patch_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    multiply_adds: int
+    summary: str
+    source: str
+
+
+def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> tuple[NetworkCost, ...]:
+    """Costs of all networks, in the order of the registry, 2D before 3D; takes no memory for weights.
+
+    Args:
+        edge: Voxels of the patch along every axis.
+        in_channels: Channels of the image.
+        out_channels: Channels of the logits.
+
+    Raises:
+        ConfigError: If the edge or a number of channels is below 1, or the edge above 16384.
+    """
+    if edge < 1:
+        raise ConfigError([sentence("patch", "an edge of at least 1 voxel", edge, "Enlarge it")])
+    if edge > _LARGEST:
+        raise ConfigError([sentence("patch", f"an edge of at most {_LARGEST} voxels", edge, "Reduce it")])
+    rows = []
+    for info in list_networks():
+        for dims in info.dims:
+            with torch.device("meta"):
+                network = build_network(info.name, dims, in_channels, out_channels)
+            patch = network.legal_size((edge,) * dims)
+            rows.append(
+                NetworkCost(
+                    info.name,
+                    dims,
+                    count_parameters(network),
+                    patch,
+                    network.output_size(patch),
+                    multiply_adds(network, patch, in_channels),
+                    info.summary,
+                    info.source,
+                )
+            )
+    return tuple(rows)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_bytes, write_json
 from pipeline.model.spec import NetworkSpec

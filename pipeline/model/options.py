@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from pipeline.config.fields import rule_of
-from pipeline.core import ConfigError, sentence
+from pipeline.config.settings import rule_of
+from pipeline.core.errors import ConfigError, sentence
 
 __all__ = [
     "Activation",

@@ -8,10 +8,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from pipeline.model.blocks import interpolation, style_of
+from pipeline.model.blocks import interpolation, preactivated_block, style_of
 from pipeline.model.options import LevelOptions, Size
-from pipeline.model.residual import preactivated_block
-from pipeline.model.ushape import UShape, level_heads
+from pipeline.model.unet import UShape, level_heads
 
 __all__ = ["ResUNet", "ResUNetOptions"]
 

@@ -9,14 +9,12 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import ModelSettings, SampleSettings
+from pipeline.config.settings import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError
-from pipeline.model.base import SegmentationNetwork
-from pipeline.model.factory import build_network
-from pipeline.model.registry import NETWORKS
-from pipeline.model.sizes import SizeRule
+from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.registry import NETWORKS, build_network
+from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.topology import feature_widths, topology
 
 __all__ = ["NetworkSpec", "design_network", "patches_per_batch"]
 

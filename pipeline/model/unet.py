@@ -2,26 +2,217 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.core import ConfigError, sentence
-from pipeline.model.base import Heads
-from pipeline.model.blocks import conv_stage, style_of, upsampling
-from pipeline.model.options import Stage, StageOptions
-from pipeline.model.sizes import SizeRule
-from pipeline.model.ushape import UShape, level_heads
-from pipeline.model.valid_sizes import head_margins, valid_size_rule
+from pipeline.core.errors import ConfigError, sentence
+from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
+from pipeline.model.blocks import conv_stage, head, style_of, upsampling
+from pipeline.model.options import LevelOptions, Norm, Size, Stage, StageOptions
 
-__all__ = ["DropoutAt", "HeadSize", "Padding", "UNet", "UNetOptions", "UpFeatures"]
+__all__ = [
+    "CicekUNetOptions",
+    "DropoutAt",
+    "HeadSize",
+    "Padding",
+    "PhsegUNetOptions",
+    "UNet",
+    "UNet32Options",
+    "UNet2015Options",
+    "UNetOptions",
+    "UShape",
+    "UpConvUNetOptions",
+    "UpFeatures",
+    "WideUNetOptions",
+    "head_margins",
+    "level_heads",
+    "valid_size_rule",
+]
+
+
+# The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
+
+
+class UShape(SegmentationNetwork):
+    """Forward pass that U-shaped networks share; a subclass builds the parts and overrides the step it does otherwise.
+
+    Level i of ``encoder``, ``upsamplings``, ``decoder`` and ``heads`` has the same resolution, 0 being the input's;
+    the encoder has one level more than the decoder. ``upsamplings[i]`` leads to level i, ``decoder[i]`` takes the skip
+    connection followed by what comes from below.
+
+    Args:
+        dims: Number of spatial axes.
+        in_channels: Channels of the image.
+        out_channels: Channels of the logits.
+        options: Stages, normalization and deep supervision.
+
+    Raises:
+        ConfigError: If a per-axis option has another number of axes than ``dims``.
+    """
+
+    encoder: nn.ModuleList
+    upsamplings: nn.ModuleList
+    decoder: nn.ModuleList
+    heads: nn.ModuleList
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, options: LevelOptions) -> None:
+        strides = [stage.stride for stage in options.stages(dims)]
+        sizes = size_rule(strides, lone_cell=options.norm != "instance")
+        batch_norm = options.norm == "batch"
+        super().__init__(dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=batch_norm)
+        self.deep_supervision = options.deep_supervision
+
+    def segment(self, x: Tensor) -> Tensor | Heads:
+        """Logits at full resolution; in training mode with deep supervision those of all heads, finest first."""
+        skips: list[Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        x = skips.pop()
+        levels: list[Tensor] = []
+        while skips:
+            level = len(skips) - 1
+            x = self.climb(level, skips.pop(), x)
+            levels.append(x)
+        return self.outputs(levels[::-1])
+
+    def climb(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        """One step up.
+
+        Args:
+            level: Level it leads to.
+            skip: What the encoder gives at that level.
+            below: What the decoder (at the bottom: the encoder) gives one level below.
+
+        Returns:
+            What the decoder gives at that level.
+        """
+        up = self.upsamplings[level](below)
+        features: Tensor = self.decoder[level](torch.cat([skip, up], dim=1))
+        return features
+
+    def outputs(self, levels: Sequence[Tensor]) -> Tensor | Heads:
+        """Logits, as :meth:`segment` returns them, of what the decoder gives at its levels, finest first."""
+        if self.training and self.deep_supervision:
+            return {f"level{n}": output(levels[n]) for n, output in enumerate(self.heads)}
+        logits: Tensor = self.heads[0](levels[0])
+        return logits
+
+
+def level_heads(dims: int, widths: Sequence[int], out_channels: int, deep_supervision: bool) -> nn.ModuleList:
+    """A head for the finest decoder level, with deep supervision for all but the lowest, as nnU-Net weights them.
+
+    Args:
+        dims: Number of spatial axes.
+        widths: Channels of the decoder's levels, finest first.
+        out_channels: Channels of the logits.
+        deep_supervision: Whether there is more than one.
+    """
+    supervised = widths[: max(1, len(widths) - 1)] if deep_supervision else widths[:1]
+    return nn.ModuleList(head(dims, width, out_channels) for width in supervised)
+
+
+# Which spatial sizes an encoder-decoder of valid convolutions takes, and what it loses at its borders.
+
+
+def valid_size_rule(stages: Sequence[Stage], *, convs: int = 2, strided: bool = False, up_convs: int = 0) -> SizeRule:
+    """Size rule of an encoder-decoder of valid convolutions whose skip connections are cropped at their centre.
+
+    Legal is what every step down divides without remainder and what leaves at least one voxel of every level. A size
+    that would leave one value per channel somewhere is never legal, so that there is always something to normalize.
+
+    Args:
+        stages: Levels with odd kernels, full resolution first.
+        convs: Convolutions of each level, in the encoder as in the decoder.
+        strided: Whether a level's first convolution steps down, instead of pooling before it.
+        up_convs: Convolutions of a step up, with the kernel of the level it leads to.
+
+    Returns:
+        The rule with its border, e.g. (16,) + (188,) and 92 per axis for the five levels of the U-Net of 2015.
+
+    Raises:
+        ConfigError: If a skip connection would not be larger by the same number of voxels on either side than what it
+            is joined with.
+
+    Reference: Ronneberger et al. 2015 (arXiv 1505.04597), section 2.
+    """
+    problems: list[str] = []
+    smallest, border, least = [], [], []
+    for axis in range(len(stages[0].kernel)):
+        levels = [(stage.kernel[axis], stage.stride[axis]) for stage in stages]
+        bottom = 1
+        while (walk := _valid_axis(bottom, levels, convs, strided, up_convs)).least < 1:
+            bottom += 1
+        for level, surplus in walk.uneven:
+            expected = f"skips larger by an even number of voxels along axis {axis} than what they are joined with"
+            advice = "Take down: pool, or odd strides that are not larger than the kernels"
+            problems.append(sentence(f"padding valid at level {level}", expected, surplus, advice))
+        smallest.append(walk.first)
+        border.append((walk.first - walk.last) // 2)
+        least.append(walk.least)
+    if problems:
+        raise ConfigError(problems, "network options")
+    step = tuple(math.prod(per_axis) for per_axis in zip(*(stage.stride for stage in stages), strict=True))
+    return SizeRule(step, tuple(smallest), lone_cell=max(least) > 1, border=tuple(border))
+
+
+def head_margins(stages: Sequence[Stage], *, convs: int = 2, up_convs: int = 0) -> list[tuple[int, ...]]:
+    """How far the decoder levels of valid convolutions reach beyond the final output on either side.
+
+    Args:
+        stages: See :func:`valid_size_rule`.
+        convs: See :func:`valid_size_rule`.
+        up_convs: See :func:`valid_size_rule`.
+
+    Returns:
+        Per level, full resolution first, and per axis, in voxels of full resolution; 0 at level 0. A level can be
+        cropped to the final output exactly where this is a multiple of its distance of voxels.
+    """
+    reach = [(0,) * len(stages[0].kernel)]
+    scale = stages[0].stride
+    for upper, lower in pairwise(stages[:-1]):
+        lost = [(convs + up_convs) * (n - 1) // 2 for n in upper.kernel]
+        reach.append(tuple(old + n * step for old, n, step in zip(reach[-1], lost, scale, strict=True)))
+        scale = tuple(a * b for a, b in zip(scale, lower.stride, strict=True))
+    return reach
+
+
+class _Walk(NamedTuple):
+    first: int  # size of the input
+    last: int  # size of the output
+    least: int  # smallest size after any convolution
+    uneven: list[tuple[int, int]]  # level and surplus of skips that cannot be cropped at their centre
+
+
+def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, strided: bool, up_convs: int) -> _Walk:
+    """Sizes along one axis if ``bottom`` voxels are left at the lowest level."""
+    size, skips = bottom, []
+    for kernel, stride in reversed(levels):
+        skips.append(size)
+        if strided:
+            size = (size + (convs - 1) * (kernel - 1) - 1) * stride + kernel
+        else:
+            size = (size + convs * (kernel - 1)) * stride
+    first, size, least, uneven = size, bottom, bottom, []
+    for level in reversed(range(len(levels) - 1)):
+        lost = levels[level][0] - 1
+        size = size * levels[level + 1][1] - up_convs * lost
+        surplus = skips[len(levels) - 1 - level] - size
+        if surplus < 0 or surplus % 2:
+            uneven.append((level, surplus))
+        size -= convs * lost
+        least = min(least, size)
+    return _Walk(first, size, least, uneven)
+
 
 Padding = Literal["same", "valid"]
 DropoutAt = Literal["all", "deep"]
@@ -142,3 +333,97 @@ def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, (x.shape[axis] - n) // 2, n)
     return x
+
+
+# The classical U-Nets: one class, the options of each publication or release as defaults.
+
+
+class UNet2015Options(UNetOptions):
+    """Options of ``unet2015``: valid convolutions with bias, no normalization.
+
+    Reference: Ronneberger et al. 2015 (arXiv 1505.04597), figure 1.
+    """
+
+    padding: Padding = "valid"
+    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
+    norm: Norm = "none"
+    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
+    bias: bool = True
+    """Whether the convolutions of units have a bias."""
+    head_size: HeadSize = "full"
+    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
+
+
+class PhsegUNetOptions(UNet2015Options):
+    """Options of ``unet_phseg_v5``: what the network released with the paper has beside the paper's text.
+
+    Reference: phseg_v5.prototxt of the u-net release, University of Freiburg, 2015.
+    """
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Probability of zeroing a value, where dropout_at says."""
+    dropout_at: DropoutAt = "deep"
+    """Dropout behind every unit, or behind the last unit of the two deepest encoder stages alone."""
+    up_features: UpFeatures = "last_kept"
+    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
+    up_activation: bool = True
+    """Whether the activation follows transposed convolutions."""
+
+
+class UpConvUNetOptions(UNetOptions):
+    """Options of ``unet_upconv``: padded, normalized, interpolation and a convolution instead of transposed ones."""
+
+    bias: bool = True
+    """Whether the convolutions of units have a bias."""
+    up: Literal["transposed", "nearest", "linear"] = "nearest"
+    """Transposed convolution, or interpolation followed by a convolution unit."""
+
+
+class UNet32Options(UNetOptions):
+    """Options of ``unet32``: the baseline of UNet++.
+
+    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
+    """
+
+    features: tuple[Size, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
+    """Channels of each stage, full resolution first; their number is the number of stages."""
+    norm: Norm = "none"
+    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
+    bias: bool = True
+    """Whether the convolutions of units have a bias."""
+
+
+class WideUNetOptions(UNet32Options):
+    """Options of ``wide_unet``: the second baseline of UNet++, widened to its number of parameters.
+
+    The paper gives 9.13 million parameters, which its widths do not.
+
+    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
+    """
+
+    features: tuple[Size, ...] = Field(default=(35, 70, 140, 280, 560), min_length=2)
+    """Channels of each stage, full resolution first; their number is the number of stages."""
+
+
+class CicekUNetOptions(UNetOptions):
+    """Options of ``unet3d_cicek``: channels double before pooling, up-convolutions keep them and have no bias.
+
+    The paper counts 19,069,955 parameters, without scale and shift of batch normalization.
+
+    Reference: Çiçek et al. 2016 (arXiv 1606.06650), figure 2.
+    """
+
+    features: tuple[Size, ...] = Field(default=(64, 128, 256, 512), min_length=2)
+    """Channels of each stage, full resolution first; their number is the number of stages."""
+    padding: Padding = "valid"
+    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
+    bias: bool = True
+    """Whether the convolutions of units have a bias."""
+    narrow_start: bool = True
+    """Whether the units of an encoder stage have half its channels but for the last one."""
+    up_features: UpFeatures = "kept"
+    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
+    up_bias: bool = False
+    """Whether transposed convolutions have a bias."""
+    head_size: HeadSize = "full"
+    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""

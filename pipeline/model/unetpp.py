@@ -10,11 +10,10 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.core import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork
+from pipeline.core.errors import ConfigError, sentence
+from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
 from pipeline.model.options import Norm, Size, StageOptions
-from pipeline.model.sizes import size_rule
 
 __all__ = ["UNetPlusOptions", "UNetPlusPlus", "UNetPlusPlusOptions", "average_heads"]
 

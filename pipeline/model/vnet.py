@@ -12,11 +12,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.core import sentence
-from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
+from pipeline.core.errors import sentence
+from pipeline.model.blocks import (
+    ResidualBlock,
+    Style,
+    activation_layer,
+    conv_stage,
+    conv_unit,
+    head,
+    norm_layer,
+    shortcut,
+    style_of,
+    upsampling,
+)
 from pipeline.model.options import Activation, LevelOptions, PerAxis, PerStage, Size, Stage, spread
-from pipeline.model.residual import ResidualBlock, shortcut
-from pipeline.model.ushape import UShape, level_heads
+from pipeline.model.unet import UShape, level_heads
 
 __all__ = ["VNet", "VNetOptions"]
 

@@ -7,8 +7,7 @@ label.
 
 from __future__ import annotations
 
-from pipeline.phantom.parts import WALL_MM, Part, both_sides, filler, inner, organ
-from pipeline.phantom.shapes import Ball, Half, Rings, Trunk, Tube
+from pipeline.phantom.shapes import WALL_MM, Ball, Half, Part, Rings, Trunk, Tube, both_sides, filler, inner, organ
 
 __all__ = ["ATLAS", "ORGANS", "TRUNK"]
 

@@ -8,13 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.core import Case, ConfigError, Image, LabelMap, LabelTable, VolsegError, sentence
+from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import read_json, write_json
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Case, Image, LabelMap
 from pipeline.data.nifti import write_nifti
 from pipeline.data.volumes import write_label_map
-from pipeline.phantom.acquisition import draw_grid
 from pipeline.phantom.anatomy import ORGANS
-from pipeline.phantom.body import draw_body
+from pipeline.phantom.body import draw_body, draw_grid
 from pipeline.phantom.render import render
 from pipeline.phantom.tissue import draw_scanner
 

@@ -14,13 +14,11 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core import Grid
+from pipeline.core.grid import Grid
 from pipeline.phantom.anatomy import ORGANS, TRUNK
 from pipeline.phantom.body import Body, from_world, to_world
-from pipeline.phantom.parts import Part
-from pipeline.phantom.shapes import Points, bounds_mm, distance_mm
+from pipeline.phantom.shapes import Part, Points, Waves, bounds_mm, distance_mm, wave_sum
 from pipeline.phantom.tissue import Scanner, add_noise
-from pipeline.phantom.waves import Waves, wave_sum
 
 __all__ = ["render"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
-from pipeline.phantom.waves import Waves, draw_waves
+from pipeline.phantom.shapes import Waves, draw_waves
 
 __all__ = ["CT_HU", "MR_SIGNAL", "Contrast", "Scanner", "add_noise", "draw_scanner"]
 

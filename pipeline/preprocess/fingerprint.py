@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
+from pipeline.core.regions import paired_names
 from pipeline.core.volume import Image, LabelMap, require_same_grid
-from pipeline.data.layouts import CaseFiles
+from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import read_image
 
@@ -20,11 +22,57 @@ __all__ = [
     "CaseFingerprint",
     "ChannelStatistics",
     "channel_statistics",
+    "dataset_fingerprint",
     "fingerprint_case",
     "foreground_box",
+    "intensity_histogram",
     "require_finite",
     "samples_per_case",
 ]
+
+
+# Histograms of intensities: few numbers whatever the number of cases.
+
+_BINS = 64
+_SAME = 1e-6  # relative; float32 holds no finer differences
+_BEYOND = 0.15  # of the distance between the limits, shown on either side of them
+
+
+def intensity_histogram(parts: Sequence[NDArray[np.float32]], low: float, high: float) -> dict[str, Any] | None:
+    """Count intensities in bins of equal width between two limits and somewhat beyond.
+
+    Where all intensities are integers, a bin holds the same number of integers as any other: else the counts of CT and
+    of 8-bit images would rise and fall for no reason of theirs.
+
+    Args:
+        parts: Intensities (N,) of each case; some may be empty.
+        low: Lower limit, e.g. the 0.5 percentile of all.
+        high: Upper limit.
+
+    Returns:
+        ``start`` of the first bin, ``width`` of each, at most 65 ``counts``, and how many lie ``below`` and ``above``;
+        None without any intensity.
+    """
+    filled = [part for part in parts if part.size]
+    if not filled:
+        return None
+    margin = _BEYOND * (high - low)
+    start = max(low - margin, min(float(part.min()) for part in filled))
+    stop = min(high + margin, max(float(part.max()) for part in filled))
+    width = (stop - start) / _BINS
+    if stop - start <= _SAME * abs(stop):
+        start, stop, width = start - 0.5, stop + 0.5, 2.0  # one bin
+    elif all(bool((part == np.rint(part)).all()) for part in filled):
+        start, width = math.floor(start) - 0.5, float(max(1, math.ceil((stop - start) / _BINS)))
+    bins = max(1, math.ceil((stop - start) / width - 1e-9))
+    counts = np.zeros(bins + 2, np.int64)
+    for part in filled:
+        places = np.floor((part.astype(np.float64) - start) / width).clip(-1, bins)
+        places[part == stop] = bins - 1  # the last bin holds its upper edge
+        counts += np.bincount(places.astype(np.int64) + 1, minlength=bins + 2)
+    found = counts.tolist()
+    return {"start": start, "width": width, "counts": found[1:-1], "below": found[0], "above": found[-1]}
+
 
 _MOST_SAMPLES, _ALL_SAMPLES, _FEWEST_SAMPLES = 10_000, 4_000_000, 100
 
@@ -197,3 +245,90 @@ def _statistics(values: NDArray[np.float32], weights: NDArray[np.float64]) -> Ch
     places = np.searchsorted(reached, [0.005, 0.995]).clip(max=len(order) - 1)
     low, high = values[order[places]].tolist()
     return ChannelStatistics(mean, sd or 1.0, low, high)
+
+
+# What a dataset is like, from the fingerprints of its cases: spacings, shapes, intensities, organ volumes.
+
+
+def dataset_fingerprint(
+    dataset: Dataset, fingerprints: Sequence[CaseFingerprint], *, orientation: str = "RAS"
+) -> dict[str, Any]:
+    """Put the fingerprints of all cases together.
+
+    Args:
+        dataset: The dataset.
+        fingerprints: One per usable case, at least one.
+        orientation: Axis codes of the axes in the fingerprints.
+
+    Returns:
+        A dictionary for JSON. ``orientation``: of the axes. ``spacing_mm``, ``shape`` and ``cropped_shape``: median,
+        smallest and largest along each axis. ``kept_by_crop``: median share of the volume. ``anisotropy``: median of
+        the coarsest spacing over the finest. ``channels``: mean, SD, percentiles and histogram of foreground
+        intensities (null limits and histogram where no case has any). ``organs``: number of cases that have the organ,
+        its volume in ml among those, its share of all foreground. ``regions``: the organs of each, where there are any.
+        ``side_pairs``: names that differ in their side. ``cases``: shape, spacing and voxels per organ of each.
+    """
+    spacings = np.array([case.spacing_mm for case in fingerprints])
+    shapes, cropped = (np.array([getattr(case, name) for case in fingerprints]) for name in ("shape", "cropped_shape"))
+    names = dataset.labels.organs
+    return {
+        "dataset": dataset.name,
+        "number_of_cases": len(fingerprints),
+        "orientation": orientation,
+        "spacing_mm": _spread(spacings),
+        "shape": _spread(shapes),
+        "cropped_shape": _spread(cropped),
+        "kept_by_crop": float(np.median(cropped.prod(axis=1) / shapes.prod(axis=1))),
+        "anisotropy": float(np.median(spacings.max(axis=1) / spacings.min(axis=1))),
+        "channels": _channels(dataset.channels, fingerprints),
+        "organs": _organs(names, fingerprints, spacings),
+        "regions": {
+            region: [names[index - 1] for index in dataset.labels.indexed().regions[region]]
+            for region in dataset.labels.regions
+        },
+        "side_pairs": [[names[left], names[right]] for left, right in paired_names(names)],
+        "cases": {case.id: _case(case, names) for case in fingerprints},
+    }
+
+
+def _spread(values: NDArray[Any]) -> dict[str, list[float]]:
+    """Median, smallest and largest along each axis."""
+    found = {"median": np.median(values, axis=0), "smallest": values.min(axis=0), "largest": values.max(axis=0)}
+    return {name: numbers.tolist() for name, numbers in found.items()}
+
+
+def _channels(names: Sequence[str], fingerprints: Sequence[CaseFingerprint]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for index, statistics in enumerate(channel_statistics(fingerprints)):
+        limits = statistics.percentile_00_5, statistics.percentile_99_5
+        name = names[index] if names.count(names[index]) == 1 else f"{names[index]} ({index})"
+        found[name] = {key: value if np.isfinite(value) else None for key, value in asdict(statistics).items()}
+        found[name]["histogram"] = intensity_histogram([case.intensities[index] for case in fingerprints], *limits)
+    return found
+
+
+def _organs(
+    names: Sequence[str], fingerprints: Sequence[CaseFingerprint], spacings_mm: NDArray[np.float64]
+) -> dict[str, Any]:
+    voxels = np.array([case.class_voxels for case in fingerprints], dtype=np.float64)[:, 1:]
+    volumes_ml = voxels * spacings_mm.prod(axis=1)[:, None] / 1000.0
+    total = volumes_ml.sum()
+    organs = {}
+    for index, name in enumerate(names):
+        present = volumes_ml[volumes_ml[:, index] > 0, index]
+        found = [float(value) for value in np.percentile(present, (0, 50, 100))] if present.size else [None] * 3
+        organs[name] = {
+            "cases": int(present.size),
+            "volume_ml": dict(zip(("smallest", "median", "largest"), found, strict=True)),
+            "share_of_foreground": float(present.sum() / total) if total else 0.0,
+        }
+    return organs
+
+
+def _case(case: CaseFingerprint, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "shape": list(case.shape),
+        "cropped_shape": list(case.cropped_shape),
+        "spacing_mm": list(case.spacing_mm),
+        "voxels": dict(zip(names, case.class_voxels[1:], strict=True)),
+    }

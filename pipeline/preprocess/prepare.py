@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,55 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
-from pipeline.data.case_files import CaseFiles, content_hashes
+from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
-from pipeline.preprocess.identity import identity
 from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.prepare_task import PrepareTask
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
 
-__all__ = ["case_hash", "prepare_case", "prepare_image", "run_transforms"]
+__all__ = [
+    "case_hash",
+    "identity",
+    "prepare_case",
+    "prepare_image",
+    "run_transforms",
+]
+
+
+# Texts that name a transform the same way in every process, so that a changed parameter shows in a hash.
+
+_DEEPEST = 6  # objects within objects; MONAI's transforms need 3
+
+
+def identity(value: Any, depth: int = 0) -> str:
+    """Name a value by what it is made of.
+
+    Containers count by their parts, arrays by a hash of their content, functions and classes by their name, other
+    objects by their class and attributes, random generators by their class alone.
+
+    Args:
+        value: Anything, e.g. a MONAI transform with its parameters.
+        depth: How many objects this one lies in.
+
+    Returns:
+        One line; equal for equal values, also in other processes.
+    """
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        array = value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value
+        return f"array({value.dtype}, {tuple(value.shape)}, {text_hash(array.tobytes().hex())})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{key}: {identity(item, depth)}' for key, item in value.items()))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(identity(item, depth) for item in value)}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(identity(item, depth) for item in value))}}}"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dict__") and depth < _DEEPEST:
+        return f"{type(value).__qualname__}{identity(vars(value), depth + 1)}"
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text
+
 
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
@@ -45,11 +86,14 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
     return text_hash(_RECIPE, *contents, plan.recipe, json.dumps([parts, files.group]), *map(identity, extra))
 
 
-def prepare_case(task: PrepareTask) -> bool:
+def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] = ()) -> bool:
     """Prepare one case and write it, unless the store already holds it unchanged.
 
     Args:
-        task: The case.
+        files: Where the case is; it has a reference.
+        plan: The plan of the dataset.
+        out: Folder of the prepared dataset.
+        extra: Further MONAI dictionary transforms, run last.
 
     Returns:
         True if it was written, False if nothing had changed.
@@ -57,16 +101,15 @@ def prepare_case(task: PrepareTask) -> bool:
     Raises:
         VolsegError: If the case cannot be used or the store cannot be written to.
     """
-    files = task.files
-    digest = case_hash(files, task.plan, task.extra)
-    if stored_hash(task.out, files.id) == digest:
+    digest = case_hash(files, plan, extra)
+    if stored_hash(out, files.id) == digest:
         return False
     data = {"id": files.id, "image": list(files.images), "label": files.label_sources}
-    result, trace = run_transforms(data, task.plan, extra=task.extra)
+    result, trace = run_transforms(data, plan, extra=extra)
     index = result["label"].as_tensor().numpy()[0]
     seed = int(text_hash(files.id), 16)
     write_prepared(
-        task.out,
+        out,
         PreparedCase(
             files.id,
             result["image"].as_tensor().numpy(),
@@ -74,14 +117,14 @@ def prepare_case(task: PrepareTask) -> bool:
             class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
             {
                 "hash": digest,
-                "recipe": task.plan.recipe,
+                "recipe": plan.recipe,
                 "group": files.group,
                 "images": [str(path.absolute()) for path in files.images],
                 "labels": [str(path.absolute()) for path in files.label_sources],
                 "trace": trace.to_json(),
             },
         ),
-        steps=task.plan.store_dtype == "int16",
+        steps=plan.store_dtype == "int16",
     )
     return True
 

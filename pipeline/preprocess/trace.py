@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.grid import Grid
-from pipeline.core.orientation import check_orientation
+from pipeline.core.grid import Grid, check_orientation
 
 __all__ = ["Trace"]
 

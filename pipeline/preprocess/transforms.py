@@ -23,11 +23,10 @@ from monai.transforms import (
 from scipy.ndimage import binary_fill_holes
 
 from pipeline.core.errors import DataError
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Grid, steps
 from pipeline.core.labels import LabelTable
-from pipeline.core.orientation import steps
 from pipeline.core.volume import require_same_grid
-from pipeline.data.reader import VolumeReader
+from pipeline.data.monai_reader import VolumeReader
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.resample import Resampled

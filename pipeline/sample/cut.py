@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.core.grid import mirrored_index
 from pipeline.core.labels import IGNORE_INDEX
-from pipeline.core.mirror import mirrored_index
 from pipeline.sample.patches import Patch
 
 __all__ = ["IMAGE_PADDING", "Sliceable", "cut", "cut_batch", "paste"]

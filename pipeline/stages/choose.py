@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import copy_file, write_json, write_text
+from pipeline.core.files import copy_file, own_version, write_json, write_text
+from pipeline.core.tables import score_cell, text_table
+from pipeline.engine.local import Progress, quiet
 from pipeline.evaluate.compare import PairedDifference, paired_difference
 from pipeline.evaluate.results import read_summary
-from pipeline.export.text_table import score_cell, text_table
 from pipeline.model.folder import ENSEMBLE_FILE, ensemble_members, fold_folder
-from pipeline.stages.batch import Progress, quiet
 from pipeline.stages.cross_validate import (
     FOLDER,
     CrossValidation,
+    Source,
     cross_validate,
     cross_validate_sources,
     read_source,
 )
-from pipeline.stages.out_of_fold import Source
 from pipeline.stages.postprocessing import write_postprocessing
-from pipeline.stages.signature import own_version
 
 __all__ = ["Candidate", "Choice", "choose"]
 

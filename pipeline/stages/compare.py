@@ -11,13 +11,11 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json, write_text
+from pipeline.engine.local import Progress, quiet
 from pipeline.evaluate.compare import PairedTest, Ranking, paired_tests, rankings
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.measures import METRICS, Evaluation, Measures
 from pipeline.evaluate.results import read_evaluation
-from pipeline.evaluate.rows import Evaluation
-from pipeline.export.compare_plots import difference_plot, rank_plot
-from pipeline.stages.batch import Progress, quiet
+from pipeline.report.compare_plots import difference_plot, rank_plot
 from pipeline.stages.evaluate import Meaning, evaluate
 
 __all__ = ["Comparison", "compare"]

@@ -10,17 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_json
-from pipeline.data.case_files import CaseFiles
-from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
-from pipeline.data.layout_targets import Target, target_dataset
-from pipeline.data.layout_writers import description_file, write_description
-from pipeline.data.layouts import Dataset, open_dataset
-from pipeline.engine import Outcome, Run, default_jobs, open_engine
+from pipeline.data.convert import ConvertedCase, ConvertTask, convert_case
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.layout_writers import Target, description_file, target_dataset, write_description
+from pipeline.data.layouts import open_dataset
+from pipeline.engine.local import Batch, Outcome, Progress, Run, collect, default_jobs, open_engine, quiet
 from pipeline.sample.folds import read_splits, usual_folds
-from pipeline.stages.batch import Batch, Progress, collect, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
 __all__ = ["RECORD_FILE", "convert"]
@@ -51,7 +49,7 @@ def convert(
     Args:
         dataset: Dataset folder or datalist.
         out: Folder to write: new, empty, or of an earlier conversion of the same dataset to the same layout.
-        to: Layout to write; one of :data:`pipeline.data.layout_targets.TARGET_LAYOUTS`.
+        to: Layout to write; one of :data:`pipeline.data.layout_writers.TARGET_LAYOUTS`.
         layout: Name of the dataset's layout; by default recognised.
         link: Make hard links of files that need no change, instead of copies.
         jobs: Worker processes; by default as many as pay.

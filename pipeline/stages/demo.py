@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.files import write_json
+from pipeline.engine.local import Progress, quiet
 from pipeline.model.folder import fold_folder
-from pipeline.phantom import write_phantom
-from pipeline.stages.batch import Progress, quiet
+from pipeline.phantom.dataset import write_phantom
 from pipeline.stages.evaluate import evaluate, report
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
-from pipeline.train.history import EpochRecord
+from pipeline.train.log import EpochRecord
 
 __all__ = ["DEMO_SETTINGS", "run_demo"]
 

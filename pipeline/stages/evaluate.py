@@ -8,22 +8,109 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.files import read_json, signature, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.data.volumes import read_grid
-from pipeline.engine import default_jobs, open_engine
-from pipeline.evaluate.choose_labels import MatchLabels, choose_labels
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.layouts import list_volumes, open_dataset
+from pipeline.data.organ_masks import read_reference
+from pipeline.data.volume_file import volume_stem, volume_suffix
+from pipeline.data.volumes import read_grid, write_label_map
+from pipeline.engine.local import Progress, collect, default_jobs, mapped, open_engine, quiet
+from pipeline.evaluate.labels import MatchLabels, choose_labels
 from pipeline.evaluate.measures import Measures
 from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.evaluate.results import write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
-from pipeline.evaluate.subgroups import read_metadata, summarize_subgroups
-from pipeline.export.report import write_report
-from pipeline.stages.batch import Progress, mapped, quiet
+from pipeline.evaluate.summary import read_metadata, summarize_subgroups
+from pipeline.report.report import write_report
 from pipeline.stages.memory import READING_WORKER_BYTES
-from pipeline.stages.references import merged_references
-from pipeline.stages.signature import signature
 
-__all__ = ["Meaning", "evaluate", "report"]
+__all__ = [
+    "Meaning",
+    "ReferenceTask",
+    "evaluate",
+    "merged_references",
+    "report",
+    "write_reference",
+]
+
+
+# Reference label maps of datasets that keep a mask per organ, so that predictions can be scored against them.
+
+_RECORD = "references.json"  # names of the label maps that are ours
+_LAYOUTS = ("organs", "drishti")  # those that have a mask per organ
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """One reference to write, as it travels to a worker."""
+
+    files: CaseFiles
+    target: Path
+
+
+def merged_references(
+    predictions: Path, references: Path, out: Path, jobs: int | None, progress: Progress
+) -> tuple[Path, list[tuple[str, str]]]:
+    """Write the label maps of a dataset whose references are organ masks.
+
+    Of a dataset that fixes its split, only the parts count of which a case was predicted.
+
+    Args:
+        predictions: Predicted label map or folder.
+        references: Anything that can be scored against.
+        out: Folder to write to.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Returns:
+        ``out`` with one label map per case and ``labels.json``, and (case id, sentence) of those that failed; or
+        ``references`` itself if it is no such dataset.
+    """
+    dataset = _opened(references)
+    if dataset is None:
+        return references, []
+    predicted = {volume_stem(file) for file in ([predictions] if predictions.is_file() else list_volumes(predictions))}
+    labelled = [files for files in (*dataset.cases, *dataset.tests) if files.organs]
+    parts = {files.split for files in labelled if files.id in predicted}
+    tasks = [
+        ReferenceTask(files, out / f"{files.id}{volume_suffix(files.organs[0][1])}")
+        for files in labelled
+        if not parts or files.split in parts
+    ]
+    _remove_earlier(out, {task.target.name for task in tasks})
+    write_json(out / "labels.json", dataset.labels.to_json())
+    with open_engine(jobs or default_jobs(len(tasks))) as run:
+        _, failed = collect(run, write_reference, tasks, [task.files.id for task in tasks], progress, "references")
+    return out, failed
+
+
+def write_reference(task: ReferenceTask) -> None:
+    """Merge the organ masks of a case and write the label map.
+
+    Raises:
+        VolsegError: If a mask cannot be used, or the label map not be written.
+    """
+    write_label_map(read_reference(task.files), task.target, like=task.files.organs[0][1])
+
+
+def _remove_earlier(out: Path, names: set[str]) -> None:
+    """Remove the label maps of another dataset, which would count as missed, and note those about to be written."""
+    record = out / _RECORD
+    for name in read_json(record)["files"] if record.is_file() else ():
+        if name not in names:
+            (out / Path(name).name).unlink(missing_ok=True)
+    write_json(record, {"files": sorted(names)})
+
+
+def _opened(references: Path) -> Dataset | None:
+    for layout in _LAYOUTS if references.is_dir() else ():
+        try:
+            return open_dataset(references, layout)
+        except VolsegError:  # not of this layout; what else is wrong shows when label maps are looked for
+            continue
+    return None
+
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HTML = (".html", ".htm")

@@ -12,20 +12,19 @@ from pathlib import Path
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_text
 from pipeline.core.labels import LabelTable
-from pipeline.data.label_names import label_table
-from pipeline.data.layout_readers import group_channels, list_volumes
+from pipeline.data.label_files import label_table
+from pipeline.data.layouts import group_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.data.volumes import read_grid, read_image, read_label_map
-from pipeline.engine import default_jobs, open_engine
-from pipeline.evaluate.choose_labels import find_labels
-from pipeline.evaluate.statistics import (
+from pipeline.engine.local import Batch, Progress, collect, default_jobs, open_engine, quiet
+from pipeline.evaluate.labels import find_labels
+from pipeline.evaluate.organ_statistics import (
     OrganStatistics,
     organ_statistics,
     statistics_columns,
     statistics_entry,
     statistics_row,
 )
-from pipeline.stages.batch import Batch, Progress, collect, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES
 
 __all__ = ["StatsTask", "label_stats", "measure_case", "stats_table"]

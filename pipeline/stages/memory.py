@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from pipeline.data.case_files import CaseFiles
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import read_grid
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.plan import Plan

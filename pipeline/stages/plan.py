@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Settings
-from pipeline.core.files import write_json
+from pipeline.config.settings import Settings
+from pipeline.core.files import signature, write_json
 from pipeline.data.layouts import open_dataset
-from pipeline.engine import default_jobs, open_engine
-from pipeline.export.fingerprint_page import write_fingerprint_page
-from pipeline.preprocess.dataset_fingerprint import dataset_fingerprint
-from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
-from pipeline.stages.batch import Batch, Progress, quiet
+from pipeline.engine.local import Batch, Progress, default_jobs, open_engine, quiet
+from pipeline.preprocess.fingerprint import dataset_fingerprint
+from pipeline.preprocess.plan import PLAN_FILE, write_plan
+from pipeline.report.fingerprint_page import write_fingerprint_page
 from pipeline.stages.memory import READING_WORKER_BYTES
-from pipeline.stages.plan_choice import fresh_plan, reading_jobs, require_fitting, take_fingerprints
-from pipeline.stages.signature import signature
+from pipeline.stages.prepare import fresh_plan, reading_jobs, require_fitting, take_fingerprints
 
 __all__ = ["PAGE_FILE", "plan"]
 

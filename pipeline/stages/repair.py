@@ -12,17 +12,13 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.check import CheckReport, check_dataset
-from pipeline.data.check_case import CaseFacts, lost_case
+from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.label_files import read_remap
 from pipeline.data.layouts import open_dataset
-from pipeline.data.remap import read_remap
-from pipeline.data.repair import RepairedCase, RepairTask, repair_case
-from pipeline.data.repair_cases import planned_cases
-from pipeline.data.repair_labels import LabelRules
-from pipeline.data.repair_parts import Change
-from pipeline.engine import Run, default_jobs, open_engine
-from pipeline.stages.batch import Progress, collect, mapped, quiet
+from pipeline.data.repair import RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_volumes import Change, LabelRules
+from pipeline.engine.local import Progress, Run, collect, default_jobs, mapped, open_engine, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
 __all__ = ["Repair", "repair"]
@@ -89,7 +85,7 @@ def repair(
     Args:
         dataset: Dataset folder or datalist; nothing in it is touched.
         out: Folder of the copy: a new one, or that of an earlier repair of this dataset.
-        remap: What unknown label values become, see :func:`pipeline.data.remap.read_remap`.
+        remap: What unknown label values become, see :func:`pipeline.data.label_files.read_remap`.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.

@@ -12,14 +12,15 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import processors
-from pipeline.engine import Outcome, open_engine, run_at_places
+from pipeline.engine.local import Outcome, open_engine
+from pipeline.engine.places import run_at_places
 from pipeline.model.device import choose_device
+from pipeline.stages.model_files import finished_as, mean_dice_of
 from pipeline.stages.train import train, training_hashes
-from pipeline.stages.training_folder import finished_as, mean_dice_of
-from pipeline.train.history import EpochRecord
+from pipeline.train.log import EpochRecord
 
 __all__ = ["FoldOutcome", "FoldsResult", "default_devices", "train_folds"]
 

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 from scipy.ndimage import label as connected_components
 from torch import Tensor
 
-from pipeline.train.terms import Regions
+from pipeline.core.regions import Regions
 
 __all__ = ["border_map", "instances", "squared_distances"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import copy_file
 from pipeline.model.folder import load_weights, save_weights
-from pipeline.train.history import EpochRecord
+from pipeline.train.log import EpochRecord
 from pipeline.train.state import EpochPart, Progress, TrainState
 
 __all__ = ["load_checkpoint", "require_identity", "save_checkpoint"]

@@ -1,24 +1,181 @@
 """What training minimizes: cross-entropy plus overlap, in float32, with an ignore label and deep supervision.
 
 Organs share a softmax, regions have a sigmoid each; both come down to the probability of the truth at every voxel and
-three sums per organ, which :mod:`pipeline.train.terms` turns into numbers.
+three sums per organ, which :mod:`pipeline.train.loss` turns into numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, log_softmax, logsigmoid
 
-from pipeline.config import LossSettings
+from pipeline.config.settings import LossSettings
+from pipeline.core.labels import IGNORE_INDEX
+from pipeline.core.regions import Regions
 from pipeline.train.border import border_map
-from pipeline.train.processes import ALONE, Processes
-from pipeline.train.terms import Regions, focal_cross_entropy, region_terms, softmax_terms, tversky_index
+from pipeline.train.distributed import ALONE, Processes
 
-__all__ = ["head_weights", "supervised_loss"]
+__all__ = [
+    "Terms",
+    "focal_cross_entropy",
+    "head_weights",
+    "region_terms",
+    "softmax_terms",
+    "supervised_loss",
+    "tversky_index",
+]
+
+
+# The terms of the loss: from logits to the probability of the truth, cross-entropy, and overlap per organ.
+
+_TINY = 1e-12  # keeps 0 / 0 and the slope of 0 ** gamma finite, and is lost in any sum that matters
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Logits compared with labels: B patches, N voxels, T terms of cross-entropy per voxel, L classes or regions.
+
+    Args:
+        log_truth: (B, T, N) log-probability of the truth; T is 1 for a softmax, L for regions.
+        scores: (B, L, N) log-probabilities of the softmax, or logits of the regions.
+        truth: (B, N) class indices for a softmax, (B, L, N) whether the voxel lies in each region.
+        valid: (B, 1, N), 1 where annotated, 0 where ignored.
+    """
+
+    log_truth: Tensor
+    scores: Tensor
+    truth: Tensor
+    valid: Tensor
+
+    def weights(self, class_weights: Tensor | None, border: Tensor | None) -> Tensor:
+        """Weights (B, T, N) of the cross-entropy: class weight plus border weight, 0 where ignored.
+
+        Args:
+            class_weights: (L,), one per class or region; by default 1.
+            border: (B, N) to add, or None.
+        """
+        if class_weights is None:
+            weights = torch.ones_like(self.valid)
+        elif self._has_regions:
+            weights = class_weights[None, :, None]
+        else:
+            weights = class_weights[self.truth][:, None]
+        if border is not None:
+            weights = weights + border[:, None]
+        return (weights * self.valid).expand_as(self.log_truth)
+
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Volumes of intersection (soft), reference and prediction (soft), each (B, K) in voxels.
+
+        K are the foreground classes or the regions.
+        """
+        if self._has_regions:
+            probabilities, reference = self.scores.sigmoid(), self.truth * self.valid
+            predicted = (probabilities * self.valid).sum(2)
+            return (probabilities * reference).sum(2), reference.sum(2), predicted
+        predicted = (self.scores.exp() * self.valid).sum(2)
+        zeros, valid = torch.zeros_like(predicted), self.valid[:, 0]
+        # gathered per voxel and scattered by class: no one-hot volume
+        intersection = zeros.scatter_add(1, self.truth, self.log_truth[:, 0].exp() * valid)
+        reference = zeros.scatter_add(1, self.truth, valid)
+        return intersection[:, 1:], reference[:, 1:], predicted[:, 1:]
+
+    @property
+    def _has_regions(self) -> bool:
+        return self.truth.ndim == 3
+
+
+def softmax_terms(scores: Tensor, index: Tensor) -> Terms:
+    """Compare a softmax over classes with class indices.
+
+    Args:
+        scores: (B, L, N) float32 logits, background first.
+        index: (B, N) int64 class indices.
+    """
+    log_p, truth = log_softmax(scores, dim=1), index.clamp(min=0)
+    return Terms(log_p.gather(1, truth[:, None]), log_p, truth, _valid(index))
+
+
+def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
+    """Compare a sigmoid per region with class indices; a voxel lies in region r if its class is in ``regions[r]``.
+
+    Args:
+        scores: (B, R, N) float32 logits.
+        index: (B, N) int64 class indices.
+        regions: Class indices of each of the R regions.
+    """
+    outside = 1 + max(max(region) for region in regions)  # this class and all above are in no region
+    member = torch.tensor([[n in region for n in range(outside + 1)] for region in regions], device=index.device)
+    truth = member[:, index.clamp(0, outside)].movedim(0, 1)
+    return Terms(logsigmoid(torch.where(truth, scores, -scores)), scores, truth, _valid(index))
+
+
+def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = ALONE) -> Tensor:
+    """Weighted mean of -(1 - p)^gamma · log p; with gamma 0 the ordinary cross-entropy.
+
+    The sum is divided by the sum of the weights, not by the number of voxels, so that a few heavy voxels change what a
+    patch teaches but not how large its loss is.
+
+    Args:
+        log_truth: log p of the truth, any shape.
+        weights: Same shape, at least 0.
+        gamma: At least 0.
+        processes: Those that share the batch: the mean of their results is the loss of the whole batch.
+
+    Returns:
+        Scalar; 0 if all weights are 0.
+
+    Reference: Lin et al. 2017 (arXiv 1708.02002), eq. 4.
+    """
+    loss = -log_truth
+    if gamma > 0:
+        loss = loss * (-torch.expm1(log_truth)).clamp(min=_TINY) ** gamma
+    return (loss * weights).sum() * processes.count / processes.summed(weights.sum()).clamp(min=_TINY)
+
+
+def tversky_index(
+    intersection: Tensor,
+    reference: Tensor,
+    predicted: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth: float = 0.0,
+    batch: bool = False,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Soft Tversky index (2·TP + s) / (2·TP + 2·alpha·FP + 2·beta·FN + s); with 0.5 and 0.5 the soft Dice.
+
+    Args:
+        intersection: (B, K) TP, soft, in voxels.
+        reference: (B, K) TP + FN.
+        predicted: (B, K) TP + FP, soft.
+        alpha: Weight of false positives.
+        beta: Weight of false negatives.
+        smooth: s.
+        batch: Whether to pool the volumes over the batch first.
+        processes: Those that share the batch.
+
+    Returns:
+        (B, K), or (1, K) if pooled; 1 where reference and prediction are both empty.
+
+    Reference: Salehi et al. 2017 (arXiv 1706.05721), eq. 4.
+    """
+    if batch:
+        pooled = torch.stack([intersection, reference, predicted]).sum(1, keepdim=True)
+        intersection, reference, predicted = processes.summed(pooled)
+    smooth = max(smooth, _TINY)
+    overlap = 2 * (1 - alpha - beta) * intersection + 2 * beta * reference + 2 * alpha * predicted
+    return (2 * intersection + smooth) / (overlap + smooth)
+
+
+def _valid(index: Tensor) -> Tensor:
+    return (index != IGNORE_INDEX).float()[:, None]
 
 
 def head_weights(heads: int, kind: Literal["halving", "equal"] = "halving") -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.config import TrainSettings, parse_duration_s
+from pipeline.config.settings import TrainSettings, parse_duration_s
 
 __all__ = ["Budget", "build_optimizer", "learning_rate", "make_budget"]
 

@@ -4,33 +4,154 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings, TrainSettings
+from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.machine import bytes_in_words
+from pipeline.core.signals import STOPS, StopRequest, stoppable
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import choose_dtype
-from pipeline.model.execution import PLAIN, Execution, execute, recompute_activations
-from pipeline.model.folder import save_weights
+from pipeline.model.cost import kept_bytes
+from pipeline.model.device import (
+    PLAIN,
+    Execution,
+    choose_dtype,
+    execute,
+    free_bytes,
+    out_of_memory,
+    recompute_activations,
+)
+from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
-from pipeline.train.balance import class_weights
-from pipeline.train.batches import TrainingBatches
 from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.train.divergence import diverged, has_exploded
-from pipeline.train.history import EpochRecord, write_history
+from pipeline.train.class_weights import class_weights
+from pipeline.train.distributed import ALONE, Orders, Processes
+from pipeline.train.loader import PatchSource, TrainingBatches
+from pipeline.train.log import EpochRecord, log_epoch, plot_history, write_history
 from pipeline.train.loss import supervised_loss
-from pipeline.train.processes import ALONE, Orders, Processes
 from pipeline.train.schedule import learning_rate, make_budget
-from pipeline.train.state import EpochPart, first_state
-from pipeline.train.step import other_weights, update, update_average, without_margin
-from pipeline.train.stop import StopRequest
-from pipeline.train.values import OnStep, Validation, ValidationScores
+from pipeline.train.state import (
+    EpochPart,
+    Frame,
+    OnStep,
+    Progress,
+    Validation,
+    ValidationScores,
+    first_state,
+    other_weights,
+    update,
+    update_average,
+    without_margin,
+)
+from pipeline.train.usage import Usage
 
-__all__ = ["Trainer"]
+__all__ = [
+    "BATCH_FILE",
+    "TrainResult",
+    "Trainer",
+    "diverged",
+    "has_exploded",
+    "require_room",
+    "train_fold",
+]
+
+
+# When a training diverges: what its batch held, and what to do.
+
+BATCH_FILE = "diverged.safetensors"
+"""The batch with which a training diverged: ``images`` (B, C, *S) and ``labels`` (B, *S)."""
+
+_EXPLODED = 20.0  # times the best epoch's loss
+_SMALLEST_LOSS = 0.05  # below this the best loss says nothing about the scale
+_STRANGE = 100.0  # SD; normalized intensities this large are not tissue
+
+
+def has_exploded(loss: float, earlier: Sequence[float]) -> bool:
+    """Whether an epoch's loss is out of all proportion to those before it.
+
+    Args:
+        loss: Mean loss of the epoch.
+        earlier: Those of the epochs before.
+    """
+    return bool(earlier) and loss > _EXPLODED * max(min(earlier), _SMALLEST_LOSS)
+
+
+def diverged(
+    folder: Path,
+    loss: float,
+    iteration: int,
+    batch: tuple[Tensor, Tensor],
+    cases: Sequence[str],
+    settings: TrainSettings,
+) -> VolsegError:
+    """Save the batch and put together the error to raise.
+
+    Args:
+        folder: Folder of the fold; receives :data:`BATCH_FILE`.
+        loss: The loss that was not finite or too large.
+        iteration: Number of the step, from 1.
+        batch: The images and labels of this step.
+        cases: Ids of their cases.
+        settings: Section ``train``.
+    """
+    images, labels = batch
+    save_weights(folder / BATCH_FILE, {"images": images.contiguous(), "labels": labels.contiguous()})
+    classes = [value for value in torch.unique(labels).tolist() if value >= 0]
+    strange = int((~images.isfinite()).sum())
+    low, high = (float(value) for value in torch.aminmax(images.nan_to_num()))
+    if strange:
+        cause = f"{strange} of its intensities are not finite. Look for them with `volseg check`, and preprocess again"
+    elif max(-low, high) > _STRANGE:
+        cause = "Its intensities are far from 0. Look at these cases: an outlier may have escaped the normalization"
+    else:
+        clip = "" if settings.gradient_clip else ", or set train.gradient_clip: 12"
+        cause = f"Its intensities look right. Lower train.learning_rate ({settings.learning_rate:g}){clip}"
+    named = ", ".join(dict.fromkeys(cases))
+    return VolsegError(
+        f"training loss: expected a finite number like those before, got {loss:g} in step {iteration}. Its batch is in "
+        f"{folder / BATCH_FILE}: cases {named}; intensities {low:.3g} to {high:.3g}; classes "
+        f"{', '.join(map(str, classes)) or 'none'}. {cause}. The checkpoint before it is kept."
+    )
+
+
+# Whether a training step has room: asked before the first one, so that the system does not kill the training.
+
+
+def require_room(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
+    """Refuse a batch whose activations alone are more than the device's free memory.
+
+    What passes may still be too much, by gradients, optimizer and scratch space. Nothing is asked where activations
+    are recomputed.
+
+    Args:
+        network: What is trained.
+        source: Its patches, the cached cases loaded.
+        settings: Section ``train``.
+
+    Raises:
+        VolsegError: If the memory is too small, with the numbers.
+    """
+    free = free_bytes(source.device)
+    if free is None or settings.recompute:
+        return
+    size = [length for axis, length in enumerate(source.patch_size) if axis != source.squeeze_axis]
+    dtype = choose_dtype(source.device, settings.precision)
+    needed = kept_bytes(network, (source.batch_size, network.in_channels, *size), dtype)
+    if needed > free:
+        patches = f"{source.batch_size} patches of {' x '.join(map(str, size))}"
+        rule = f"at least {bytes_in_words(needed)} for a step with {patches}"
+        advice = (
+            "Lower sample.batch_size (train.accumulate makes up for it) or sample.patch_size, or set train.recompute"
+        )
+        raise VolsegError(sentence(f"memory of {source.device}", rule, bytes_in_words(free), advice))
+
 
 _RESERVE = 1.1  # validations take a little longer now and then
 _FIRST_VALIDATION = 0.1  # with a time budget, the first comes after this share: its duration is needed
@@ -38,7 +159,7 @@ _LOOK_EVERY = 50  # steps between looks at the losses on a GPU, which each wait 
 
 
 class Trainer:
-    """Mutable state of one training; :func:`pipeline.train.loop.train_fold` drives it.
+    """Mutable state of one training; :func:`pipeline.train.trainer.train_fold` drives it.
 
     Args:
         network: With its initial weights.
@@ -247,3 +368,141 @@ class Trainer:
         speed = part.patches * self.processes.count / seconds
         number = len(self.progress.records) + 1
         return EpochRecord(number, self.progress.iteration, loss, rate, seconds, speed, part.waited_s / seconds, share)
+
+
+# The training loop: one fold of one network, resumable at every epoch.
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training leaves.
+
+    Args:
+        scores: Full validation of the best weights.
+        progress: Final state, with all epochs.
+    """
+
+    scores: ValidationScores
+    progress: Progress
+
+
+def train_fold(
+    network: SegmentationNetwork,
+    source: PatchSource,
+    frame: Frame,
+    validation: Validation,
+    settings: Settings,
+    folder: Path,
+    identity: str,
+    on_epoch: Callable[[EpochRecord, int], None],
+    began: float | None = None,
+    processes: Processes = ALONE,
+    how: Execution = PLAIN,
+    *,
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
+    on_step: OnStep = lambda share, loss: None,
+) -> TrainResult:
+    """Train one fold to its end, or continue where an earlier run stopped.
+
+    The folder receives ``last.safetensors`` every epoch and every few minutes, ``best.safetensors`` at every better
+    validation, ``history.csv``, ``curves.png``, TensorBoard events, and at the end ``model.safetensors``, the best
+    weights. Torch's global random state, which dropout uses, is seeded for the training and given back as it was.
+
+    Args:
+        network: With its initial weights.
+        source: Training patches.
+        frame: Axes and left/right pairs, for augmentation, and regions, for the loss.
+        validation: Full-volume validation.
+        settings: All settings.
+        folder: Folder of the fold.
+        identity: Hash of everything that must not change before continuing.
+        on_epoch: Called after every epoch with its record and the expected number of epochs.
+        on_start: Called once with the epochs of earlier runs and the expected number of epochs.
+        on_step: Called after every step with the share of the training that is done and the epoch's mean loss so far.
+        began: ``time.monotonic()`` when this sitting started, if loading should count towards the budget.
+        processes: Those that train together, each on its parts of the source's batches.
+        how: How the network is executed.
+
+    Returns:
+        Scores of the best weights on all validation cases, and the history.
+
+    Raises:
+        ConfigError: If there are more or fewer class weights than outputs of the network.
+        VolsegError: If the training diverges, the memory is too small, or the folder holds another training.
+        KeyboardInterrupt, Stopped: If Ctrl-C or SIGTERM asked for it; what was done is saved.
+    """
+    began = time.monotonic() if began is None else began
+    with (
+        torch.random.fork_rng([source.device] if source.device.type == "cuda" else []),
+        stoppable() as stop,
+        TrainingBatches(
+            source, frame, settings.augment, range(processes.rank, source.parts, processes.count)
+        ) as batches,
+    ):
+        torch.manual_seed(settings.train.seed)
+        usage = Usage(network, source, choose_dtype(source.device, settings.train.precision))
+        trainer = Trainer(network, batches, validation, settings, folder, identity, began, processes, how)
+        try:
+            epochs = trainer.budget.epochs(len(trainer.progress.records), trainer.share, settings.train.epochs)
+            on_start(trainer.progress.records, epochs)
+            _run(trainer, usage, on_epoch, on_step, stop)
+            with stop.at_once():
+                return _finish(trainer)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise VolsegError(
+                f"memory of {source.device}: expected enough for the network and {source.batch_size} patches of "
+                f"{source.patch_size}, got too little. Lower sample.batch_size, sample.patch_size or sample.cache_mb."
+            ) from None
+
+
+def _run(
+    trainer: Trainer,
+    usage: Usage,
+    on_epoch: Callable[[EpochRecord, int], None],
+    on_step: OnStep,
+    stop: StopRequest,
+) -> None:
+    """Epochs until the training is finished.
+
+    Raises:
+        KeyboardInterrupt, Stopped: If a signal asked for it; the checkpoint is written.
+    """
+    first = trainer.processes.first
+    with SummaryWriter(str(trainer.folder / "events")) if first else nullcontext() as writer:
+        while not trainer.progress.finished:
+            record = trainer.epoch(stop, on_step)
+            if record is None:
+                stop.stop()
+            if trainer.validation_is_due(record.epoch):
+                record = _validated(trainer, record, stop)
+            record = usage.complete(record)
+            trainer.note_epoch(record)
+            if writer is None:
+                continue
+            log_epoch(writer, record)
+            if record.mean_dice is not None:
+                plot_history(trainer.progress.records, trainer.folder / "curves.png")
+            epochs = trainer.budget.epochs(record.epoch, record.progress, trainer.settings.train.epochs)
+            on_epoch(record, epochs)
+
+
+def _validated(trainer: Trainer, record: EpochRecord, stop: StopRequest) -> EpochRecord:
+    """Validate; a signal that comes meanwhile leaves a checkpoint from which the validation begins again."""
+    try:
+        with stop.at_once():
+            return trainer.note_validation(record)
+    except STOPS:
+        trainer.save()
+        raise
+
+
+def _finish(trainer: Trainer) -> TrainResult:
+    """Score the best weights on all validation cases and make them the model."""
+    trainer.processes.wait()  # until the first one has written
+    best = load_weights(trainer.folder / "best.safetensors")
+    scores = trainer.best_scores or trainer.validate(True, best)
+    if trainer.processes.first:
+        save_weights(trainer.folder / "model.safetensors", best)
+    return TrainResult(scores, trainer.progress)

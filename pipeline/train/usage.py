@@ -13,8 +13,8 @@ from torch import nn
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import multiply_adds
 from pipeline.model.device import autocast
-from pipeline.train.history import EpochRecord
-from pipeline.train.source import PatchSource
+from pipeline.train.loader import PatchSource
+from pipeline.train.log import EpochRecord
 
 __all__ = ["Usage", "convolution_ceiling"]
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import InferSettings, Settings
-from pipeline.core.grid import Grid
+from pipeline.config.settings import InferSettings, Settings
+from pipeline.core.grid import Grid, reorient_array
 from pipeline.core.labels import LabelTable
-from pipeline.core.orientation import reorient_array
 from pipeline.core.volume import Image
-from pipeline.infer.member import Member
+from pipeline.infer.model import Member
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from pipeline.model import SegmentationNetwork, build_network, list_networks
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.registry import build_network, list_networks
 
 FEATURES = {"features": (4, 8)}
 TINY: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
 import importlib
 from pydoc import locate
 
-from pipeline.model.nnunet_plans import nnunet_weights
+from pipeline.model.nnunet import nnunet_weights
 
 
 def reference_network(architecture, in_channels, out_channels):

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.faces import label_faces
-from pipeline.evaluate.surface import Faces, SurfaceScores, surface_scores
+from pipeline.evaluate.surface import Faces, SurfaceScores, label_faces, surface_scores
 
 Mask = NDArray[np.bool_]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import write_image, write_label_map

@@ -12,13 +12,13 @@ import torch
 from command_line import run
 from toy import toy_settings, write_toy
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.member import Member
+from pipeline.infer.model import Member
 from pipeline.infer.predictor import Predictor
-from pipeline.infer.segment import segment
+from pipeline.infer.restore import segment
 from pipeline.model.folder import ensemble_members, member_folders
 from pipeline.preprocess.trace import Trace
 from pipeline.stages.choose import choose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.config import load_settings
+from pipeline.config.yaml_file import load_settings
 from pipeline.stages.demo import DEMO_SETTINGS, run_demo
 
 QUICK = (

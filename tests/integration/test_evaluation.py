@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from command_line import run
 
-from pipeline.core import Grid, LabelMap
+from pipeline.core.grid import Grid
+from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map
 
 Call = Callable[..., tuple[int, str]]

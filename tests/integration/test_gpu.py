@@ -11,8 +11,7 @@ from toy import toy_case, toy_settings
 
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import load_weights
-from pipeline.preprocess.resample import resample
-from pipeline.preprocess.resample_labels import resample_labels
+from pipeline.preprocess.resample import resample, resample_labels
 from pipeline.stages.train import train
 
 pytestmark = pytest.mark.gpu

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.config import Settings
-from pipeline.engine import Outcome, Run
+from pipeline.config.settings import Settings
+from pipeline.engine.local import Outcome, Run
 from pipeline.stages import prepare
 from pipeline.stages.plan import plan
 from pipeline.stages.prepare import check

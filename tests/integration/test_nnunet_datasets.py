@@ -12,10 +12,11 @@ import pytest
 from anisotropic import write_coronal_mr, write_thick_ct
 from nnunet_plans import require_same_plan
 
-from pipeline.config import PreprocessSettings
-from pipeline.data.layouts import CaseFiles, Dataset, open_dataset
+from pipeline.config.settings import PreprocessSettings
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
-from pipeline.phantom import write_phantom
+from pipeline.phantom.dataset import write_phantom
 from pipeline.preprocess.fingerprint import CaseFingerprint, channel_statistics, fingerprint_case
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.planning import make_plan

@@ -16,19 +16,19 @@ import torch
 from toy import toy_case, toy_settings, write_toy
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.orientation import ORIENTATIONS
+from pipeline.core.grid import ORIENTATIONS
 from pipeline.data.store import prepared_ids, read_prepared
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
-from pipeline.export.report import write_report
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
-from pipeline.preprocess.plan_file import read_plan
+from pipeline.preprocess.plan import read_plan
 from pipeline.preprocess.trace import Trace
+from pipeline.report.report import write_report
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.model_files import LOCK_FILE
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
-from pipeline.stages.training_folder import LOCK_FILE
 
 
 def test_the_whole_way(dataset: Path, model: Path, tmp_path: Path) -> None:

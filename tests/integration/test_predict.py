@@ -23,12 +23,12 @@ from pipeline.core import files as core_files
 from pipeline.core.errors import VolsegError
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.export.palette import organ_color
-from pipeline.infer.passes import Pass
 from pipeline.infer.predictor import Predictor
+from pipeline.infer.tta import Pass
+from pipeline.report.palette import organ_color
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
-from pipeline.stages.prediction_output import Output
+from pipeline.stages.prediction_files import Output
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ import pytest
 from command_line import run
 
 from pipeline.core import files as core_files
-from pipeline.core import scratch
+from pipeline.core import machine as scratch
 from pipeline.core.errors import VolsegError
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.evaluate import Measures
 from pipeline.evaluate.calibration import calibration, dilated_box
+from pipeline.evaluate.measures import Measures
 from pipeline.infer.predictor import Predictor
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
-from pipeline.stages.prediction_output import Output
+from pipeline.stages.prediction_files import Output
 
 ORGANS = ("box_left", "box_small")
 STEP = 2.0**-14

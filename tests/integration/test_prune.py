@@ -12,11 +12,11 @@ import torch
 from toy import toy_settings
 
 from pipeline.__main__ import main
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.infer.predictor import Predictor
-from pipeline.model import count_parameters
+from pipeline.model.cost import count_parameters
 from pipeline.model.folder import fold_folder, load_network, load_weights, read_card, trained_folds, write_card
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train

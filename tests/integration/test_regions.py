@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy import toy_case, toy_settings, write_toy
 
-from pipeline.config import InferSettings
+from pipeline.config.settings import InferSettings
 from pipeline.core.labels import LabelTable
 from pipeline.data.check import check_dataset
 from pipeline.data.layouts import open_dataset

@@ -13,9 +13,9 @@ import pytest
 from toy import toy_case, write_toy
 
 from pipeline.__main__ import main
-from pipeline.core import VolsegError
+from pipeline.core.errors import VolsegError
 from pipeline.data.layouts import open_dataset
-from pipeline.data.repair_parts import REPAIRABLE
+from pipeline.data.repair_volumes import REPAIRABLE
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
 from pipeline.stages import repair as repair_module
 from pipeline.stages.prepare import check

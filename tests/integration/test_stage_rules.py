@@ -10,20 +10,20 @@ import pytest
 from monai.transforms import ScaleIntensityd
 from toy import toy_settings, write_toy
 
-from pipeline.config import InferSettings, Settings
+from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
-from pipeline.phantom import write_phantom
-from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.phantom.dataset import write_phantom
+from pipeline.preprocess.plan import read_plan, write_plan
+from pipeline.stages.model_files import alone_in
 from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
-from pipeline.stages.training_folder import alone_in
 
 
 def changed(settings: Settings, **sections: dict[str, object]) -> Settings:
@@ -291,7 +291,7 @@ def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeyp
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pipeline.train.batches.augment", refuse)
+    monkeypatch.setattr("pipeline.train.loader.augment", refuse)
     with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower sample.batch_size"):
         train(prepared, tmp_path / "m", toy_settings(), device="cpu")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from toy import toy_settings
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.model.folder import fold_folder, trained_folds
 from pipeline.stages import train_folds as module
 from pipeline.stages.train_folds import FoldOutcome, FoldsResult, train_folds
-from pipeline.train.history import EpochRecord
+from pipeline.train.log import EpochRecord
 
 
 def short(**train: object) -> Settings:

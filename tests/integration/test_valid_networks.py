@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy import toy_settings, write_toy
 
-from pipeline.config import Settings
+from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.data.volumes import read_grid, read_label_map
 from pipeline.model.folder import read_card

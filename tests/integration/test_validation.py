@@ -10,10 +10,10 @@ from toy import toy_settings
 
 from pipeline.data.store import open_prepared, prepared_ids
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.member import Member
+from pipeline.infer.model import Member
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import design_network
-from pipeline.preprocess.plan_file import read_plan
+from pipeline.preprocess.plan import read_plan
 from pipeline.validation import make_validation
 
 

@@ -12,7 +12,7 @@ from pipeline import Predictor
 from pipeline.core.errors import VolsegError
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.stages.predict import predict
-from pipeline.stages.prediction_output import Output
+from pipeline.stages.prediction_files import Output
 
 
 def test_threads_give_what_calls_one_after_the_other_give(dataset: Path, model: Path) -> None:

@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Settings, load_settings, save_settings
+from pipeline.config.settings import Settings
+from pipeline.config.yaml_file import load_settings, save_settings
 
 positive = st.floats(1e-6, 1e3)
 share = st.floats(0.0, 1.0)

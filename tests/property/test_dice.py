@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.core import LabelTable
-from pipeline.evaluate import overlaps
+from pipeline.core.labels import LabelTable
+from pipeline.evaluate.overlap import overlaps
 
 TABLE = LabelTable({1: "a", 2: "b", 3: "c"})
 SHAPES = st.tuples(*[st.integers(1, 5)] * 3)

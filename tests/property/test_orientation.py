@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from pipeline.core.grid import Grid
+from pipeline.core.grid import ORIENTATIONS, Grid, axis_codes, flip_world, reorient_array
 from pipeline.core.labels import LabelTable
-from pipeline.core.orientation import ORIENTATIONS, axis_codes, flip_world, reorient_array
 from pipeline.core.volume import LabelMap
 
 orientations = st.sampled_from(ORIENTATIONS)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import tiny
 
-from pipeline.core.mirror import mirrored_index
+from pipeline.core.grid import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.windows import tile_starts
 

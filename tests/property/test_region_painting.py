@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.labels import LabelTable
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.decode import decode
+from pipeline.infer.labelling import decode
 
 NAMES = {value: f"label_{value}" for value in (1, 2, 3, 4)}
 SUBSETS = [held for size in (4, 3, 2, 1) for held in combinations(NAMES, size)]  # from large to small

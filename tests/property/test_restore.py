@@ -4,10 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from restoring import restore_labels
 
-from pipeline.core.grid import Grid
-from pipeline.core.orientation import ORIENTATIONS, reorient_array
-from pipeline.preprocess.resample import resample
-from pipeline.preprocess.resample_labels import resample_labels
+from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
+from pipeline.preprocess.resample import resample, resample_labels
 from pipeline.preprocess.trace import Trace
 
 _shapes = st.tuples(*[st.integers(1, 12)] * 3)

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from pipeline.infer.decode import decode
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.labelling import SlabLabels
+from pipeline.infer.labelling import SlabLabels, decode
 from pipeline.preprocess.resample import resample
 
 

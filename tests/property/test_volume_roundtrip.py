@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core import ORIENTATIONS, Grid, LabelMap
+from pipeline.core.grid import ORIENTATIONS, Grid
+from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_grid, read_label_map, write_label_map
 
 FORMATS = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.tiling import Tiling
-from pipeline.infer.windows import window_starts
+from pipeline.infer.windows import Tiling, window_starts
 
 _overlaps = st.floats(0.0, 0.99)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import load_settings
+from pipeline.config.yaml_file import load_settings
 from pipeline.data.volumes import read_grid
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict

@@ -15,11 +15,14 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.core import Grid, Image, LabelMap, LabelTable
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Image, LabelMap
 from pipeline.data.itk import write_picture
 from pipeline.data.volumes import write_image, write_label_map
-from pipeline.evaluate import evaluate, write_evaluation
-from pipeline.export import write_report
+from pipeline.evaluate.results import write_evaluation
+from pipeline.evaluate.scoring import evaluate
+from pipeline.report.report import write_report
 
 LAYERS = ("image", "reference", "prediction", "errors")
 TABLE = LabelTable({1: "liver", 2: "spleen", **{n: f"organ {n}" for n in range(3, 120)}})

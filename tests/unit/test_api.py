@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config import load_settings
-from pipeline.model.factory import build_network
+from pipeline.config.yaml_file import load_settings
+from pipeline.model.registry import build_network
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "pipeline" / "stages" / "demo.yaml"]
@@ -26,7 +26,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_the_examples_run() -> None:
-    for module in ("pipeline", "pipeline.infer.predictor", "pipeline.stages.predictor", "pipeline.infer.inferer"):
+    for module in ("pipeline", "pipeline.infer.predictor", "pipeline.stages.predict", "pipeline.infer.inferer"):
         failed, _ = doctest.testmod(importlib.import_module(module))
         assert failed == 0
 

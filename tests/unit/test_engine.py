@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.engine import default_jobs, local, open_engine
+from pipeline.engine import local
+from pipeline.engine.local import default_jobs, open_engine
 
 GIB = 2**30
 PATHS = os.pathsep.join((str(Path(__file__).parent), str(Path(local.__file__).parents[2])))  # of this file, of pipeline
@@ -112,7 +113,7 @@ def test_one_killer_among_thirty_does_not_cost_the_others_a_process_each(killer:
 def test_workers_begin_with_one_thread_and_the_parent_keeps_its_environment(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os\nfrom test_engine import THREADS, first_environment\nfrom pipeline.engine import open_engine\n"
+        "import os\nfrom test_engine import THREADS, first_environment\nfrom pipeline.engine.local import open_engine\n"
         "if __name__ == '__main__':\n"
         "    before = dict(os.environ)\n"
         "    with open_engine(2) as run:\n"
@@ -206,7 +207,8 @@ def start_and_wait(marker: str) -> None:
 def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     marker = tmp_path / "worker"
     code = (
-        "from test_engine import start_and_wait\nfrom pipeline.engine import open_engine\nif __name__ == '__main__':\n"
+        "from test_engine import start_and_wait\nfrom pipeline.engine.local import open_engine\n"
+        "if __name__ == '__main__':\n"
         f"    with open_engine(2) as run:\n        list(run(start_and_wait, [{str(marker)!r}]))\n"
     )
     script = tmp_path / "script.py"
@@ -230,7 +232,8 @@ def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tm
     )
     script = tmp_path / "script.py"
     script.write_text(
-        "from pipeline.engine import open_engine, warm_up\nfrom work import niceness, plots\n"
+        "from pipeline.engine.local import open_engine\n"
+        "from pipeline.engine.workers import warm_up\nfrom work import niceness, plots\n"
         "def first(function, **how):\n    with open_engine(2, **how) as run:\n"
         "        return next(iter(run(function, [0, 0]))).value\n"
         "if __name__ == '__main__':\n    before = first(niceness, light=True)\n"
@@ -247,7 +250,7 @@ def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tm
 def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, delay_s: float) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\nfrom pipeline.engine import warm_up\nif __name__ == '__main__':\n"
+        "import time\nfrom pipeline.engine.workers import warm_up\nif __name__ == '__main__':\n"
         "    try:\n        warm_up(2, 'pipeline.preprocess.prepare')\n        print('ready', flush=True)\n"
         "        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.engine import places, run_at_places
+from pipeline.engine import places
+from pipeline.engine.places import run_at_places
 
 PATHS = os.pathsep.join((str(Path(__file__).parent), str(Path(places.__file__).parents[2])))
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Settings, load_settings, save_settings
+from pipeline.config.settings import Settings
+from pipeline.config.yaml_file import load_settings, save_settings
 from pipeline.core.errors import ConfigError
 
 

@@ -2,10 +2,23 @@ from __future__ import annotations
 
 import pickle
 
+import nibabel
 import numpy as np
 import pytest
 
-from pipeline.core.grid import Grid, corner_distance_mm, straightened
+from pipeline.core.grid import (
+    ORIENTATIONS,
+    Grid,
+    axis_codes,
+    check_orientation,
+    corner_distance_mm,
+    flip_world,
+    mirrored_index,
+    reorient_affine,
+    reorient_array,
+    steps,
+    straightened,
+)
 
 LPS_AFFINE = np.array([[-2.0, 0, 0, 10], [0, -3.0, 0, 20], [0, 0, 4.0, -30], [0, 0, 0, 1]])
 
@@ -197,3 +210,99 @@ def test_corner_distance() -> None:
     moved = np.diag([1.0, 1.0, 1.5, 1.0])
     moved[1, 3] = 3.0
     assert corner_distance_mm(np.eye(4), moved, (2, 2, 9)) == 5.0  # 4 mm along k, 3 mm along j
+
+
+def test_the_border_is_not_repeated_at_any_distance() -> None:
+    letters = np.array(list("abc"))
+    assert "".join(letters[mirrored_index(-5, 13, 3)]) == "babcb" + "abc" + "babcb"
+
+
+@pytest.mark.parametrize(("start", "length", "expected"), [(0, 4, [0, 1, 2, 3]), (2, 4, [2, 3, 2, 1]), (-1, 2, [1, 0])])
+def test_indices(start: int, length: int, expected: list[int]) -> None:
+    index = mirrored_index(start, length, 4)
+    assert index.tolist() == expected
+    assert index.dtype == np.int64
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("before", [0, 3, 11])
+def test_equals_reflecting_padding(size: int, before: int) -> None:
+    volume = np.random.default_rng(0).normal(size=size)
+    expected = np.pad(volume, (before, 9), mode="reflect" if size > 1 else "edge")
+    np.testing.assert_array_equal(volume[mirrored_index(-before, before + size + 9, size)], expected)
+
+
+def test_nothing_and_no_voxel() -> None:
+    assert mirrored_index(7, 0, 3).shape == (0,)
+    with pytest.raises(ValueError, match=r"mirrored axis: expected at least 1 voxel, got 0\. Check the volume"):
+        mirrored_index(0, 3, 0)
+
+
+def test_there_are_48_orientations() -> None:
+    assert len(ORIENTATIONS) == len(set(ORIENTATIONS)) == 48
+    assert {"RAS", "LPS", "SLA", "IPR"} <= set(ORIENTATIONS)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_axis_codes_agree_with_nibabel(orientation: str) -> None:
+    affine = Grid.from_spacing((3, 4, 5), (0.5, 1.0, 7.0), orientation).affine
+    assert axis_codes(affine) == orientation == "".join(nibabel.aff2axcodes(affine))
+
+
+def test_axis_codes_name_the_closest_axes_of_an_oblique_grid() -> None:
+    angle = np.deg2rad(30)
+    affine = np.eye(4)
+    affine[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, -1]]
+    assert axis_codes(affine) == "RAI"
+
+
+def test_axis_codes_always_name_three_different_world_axes() -> None:
+    # Both i and j lean most to the right; the one that leans more gets it.
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0.8, 0.9, 0.1], [0.6, -0.43, 0.0], [0.0, 0.0, 1.0]])
+    assert axis_codes(affine) == "ARS"
+
+
+def test_flip_world_negates_right_and_anterior() -> None:
+    affine = np.arange(16, dtype=np.float64).reshape(4, 4)
+    flipped = flip_world(affine)
+    np.testing.assert_array_equal(flipped[:2], -affine[:2])
+    np.testing.assert_array_equal(flipped[2:], affine[2:])
+    np.testing.assert_array_equal(flip_world(flipped), affine)
+
+
+def test_steps_by_hand() -> None:
+    assert steps("RAS", "RAS") == ((0, 1, 2), (False, False, False))
+    assert steps("RAS", "LPS") == ((0, 1, 2), (True, True, False))
+    assert steps("RAS", "SLA") == ((2, 0, 1), (False, True, False))
+
+
+def test_reorienting_an_array_by_hand() -> None:
+    array = np.arange(6).reshape(1, 2, 3)  # i Right, j Anterior, k Superior
+    np.testing.assert_array_equal(reorient_array(array, "RAS", "RPS"), [[[3, 4, 5], [0, 1, 2]]])
+    np.testing.assert_array_equal(reorient_array(array, "RAS", "IAR"), [[[2], [5]], [[1], [4]], [[0], [3]]])
+
+
+def test_reorienting_is_a_view_and_leaves_leading_axes_alone() -> None:
+    array = np.zeros((2, 3, 4, 5))
+    turned = reorient_array(array, "LPS", "SAL")
+    assert turned.shape == (2, 5, 4, 3)
+    assert np.shares_memory(turned, array)
+
+
+def test_reorienting_an_affine_by_hand() -> None:
+    affine, shape = reorient_affine(np.diag([2.0, 3.0, 4.0, 1.0]), (5, 6, 7), "SLA")
+    assert shape == (7, 5, 6)
+    # First voxel: the last along R, 4 x 2 = 8 mm to the right.
+    np.testing.assert_array_equal(affine, [[0, -2, 0, 8], [0, 0, 3, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("wrong", ["", "RA", "RAR", "RASS", "XYZ", "LRA"])
+def test_orientations_that_do_not_exist_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"orientation: expected three axis codes, .*, got '" + wrong + "'"):
+        check_orientation(wrong)
+
+
+def test_lower_case_is_understood() -> None:
+    assert check_orientation("lps") == "LPS"
+    assert steps("ras", "lps") == steps("RAS", "LPS")

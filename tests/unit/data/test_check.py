@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core import LabelTable
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.check import CheckReport, check_dataset
-from pipeline.data.check_case import check_case
+from pipeline.core.labels import LabelTable
+from pipeline.data.check import CheckReport, check_case, check_dataset
+from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import open_dataset
 
 LABELS = LabelTable({1: "liver", 2: "spleen"})

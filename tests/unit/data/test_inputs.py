@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, VolsegError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.data.inputs import find_inputs
 
 

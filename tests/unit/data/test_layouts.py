@@ -8,11 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # its usual name
 
-from pipeline.core import DataError, LabelTable, VolsegError
-from pipeline.data.layouts import CaseFiles, open_dataset
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.labels import LabelTable
+from pipeline.data.check import check_dataset
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.inputs import find_inputs
+from pipeline.data.itk import write_picture
+from pipeline.data.layouts import colour_channels, open_dataset
+from pipeline.data.monai_reader import VolumeReader
 from pipeline.data.organ_masks import read_reference
-from pipeline.data.volumes import read_image
+from pipeline.data.volume_file import VolumeError
+from pipeline.data.volumes import open_header, read_image, read_label_map
 
 
 def touch(root: Path, *names: str) -> None:
@@ -315,3 +323,226 @@ def test_real_decathlon(real_data) -> None:
     assert dataset.labels.organs == ("Anterior", "Posterior")
     assert dataset.channels == ("MRI",)
     assert not dataset.is_ct
+
+
+# Colour pictures: one file, three channels.
+
+PIXELS = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)  # row 2, column 1 is (33, 34, 35)
+LABEL = np.pad(np.ones((2, 2), np.uint8), ((1, 1), (1, 2)))
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_red_green_and_blue_are_channels(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_picture(PIXELS, path)
+    header = open_header(path)
+    assert (header.volumes, header.is_colour, header.grid.shape) == (3, True, (5, 4, 1))
+    image = read_image(colour_channels(path))
+    assert image.array[:, 1, 2, 0].tolist() == [33, 34, 35]
+    assert image.grid.spacing_mm == pytest.approx((1, 1, 1), rel=1e-6)
+    reader = VolumeReader()
+    array, _ = reader.get_data(reader.read([str(source) for source in colour_channels(path)]))
+    np.testing.assert_array_equal(array, image.array)
+
+
+def test_opacity_is_dropped_if_it_says_nothing(tmp_path: Path) -> None:
+    opaque = np.dstack([PIXELS, np.full((4, 5), 200, np.uint8)])
+    sources = colour_channels(write(tmp_path / "opaque.png", opaque))
+    assert [source.name for source in sources] == [f"opaque.png#channel={n}of3" for n in (1, 2, 3)]
+    assert read_image(sources).array[2, 1, 2, 0] == 35
+    opaque[0, 0, 3] = 0
+    faded = colour_channels(write(tmp_path / "faded.png", opaque))
+    with pytest.raises(
+        VolumeError, match=r"faded.png: alpha channel: expected one opacity .*, got opacity from 0 to 200\. Save the"
+    ):
+        read_image(faded)
+
+
+def test_grey_pictures_volumes_and_damaged_files_are_no_colours(tmp_path: Path, nifti, ramp) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    files = (write(tmp_path / "grey.png", LABEL), nifti("a.nii", ramp), tmp_path / "damaged.png", tmp_path / "no.png")
+    assert [colour_channels(file) for file in files] == [()] * 4
+
+
+def test_a_model_of_one_channel_refuses_colours(tmp_path: Path) -> None:
+    (case,) = find_inputs([write(tmp_path / "a.png", PIXELS)], 1).cases
+    message = r"a.png: shape: expected one number per pixel, got the three colours of a picture\. Save it in greyscale"
+    with pytest.raises(VolumeError, match=message):
+        read_image(case.images)
+
+
+def test_label_maps_may_be_greys_stored_as_colours(tmp_path: Path) -> None:
+    grey = read_label_map(write(tmp_path / "grey.png", np.dstack([LABEL] * 3)))
+    np.testing.assert_array_equal(grey.array[..., 0], LABEL.T)
+    coloured = write(tmp_path / "a.png", np.dstack([LABEL, LABEL, 2 * LABEL]))
+    message = r"a.png: label map: expected one number per pixel, got colours in 4 pixels\. Save it in greyscale"
+    with pytest.raises(VolumeError, match=message):
+        read_label_map(coloured)
+
+
+def test_every_layout_takes_colour_pictures(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "images" / f"{name}.png", PIXELS)
+        write(tmp_path / "labels" / f"{name}.png", LABEL)
+    (tmp_path / "list.csv").write_text("case,image,label\na,images/a.png,labels/a.png\n")
+    for path, cases in ((tmp_path, 2), (tmp_path / "list.csv", 1)):
+        dataset = open_dataset(path)
+        assert dataset.channels == ("R", "G", "B")
+        assert len(dataset.cases) == cases
+        assert dataset.cases[0].images == colour_channels(tmp_path / "images" / "a.png")
+        assert dataset.cases[0].files == (tmp_path / "images/a.png", tmp_path / "labels/a.png")
+        assert not check_dataset(dataset).count("error")
+
+
+def test_a_grey_picture_among_coloured_ones_is_named(tmp_path: Path) -> None:
+    for name, pixels in (("a", PIXELS), ("b", PIXELS[..., 0])):
+        write(tmp_path / "images" / f"{name}.png", pixels)
+        write(tmp_path / "labels" / f"{name}.png", LABEL)
+    report = check_dataset(open_dataset(tmp_path))
+    assert [problem.case for problem in report.problems if problem.code == "channels"] == ["b"]
+    assert "case b: image channels: expected 3 files, got 1." in next(p.message for p in report.problems)
+
+
+def test_pictures_to_predict_are_cases_whatever_their_numbers(tmp_path: Path) -> None:
+    for name in ("eye_0001", "eye_0002", "b"):
+        write(tmp_path / f"{name}.png", PIXELS)
+    assert [case.id for case in find_inputs([tmp_path], 3).cases] == ["b", "eye_0001", "eye_0002"]
+    ((case, problem),) = find_inputs([write(tmp_path / "grey" / "grey.png", LABEL)], 3).failed
+    assert case == "grey"
+    assert "channels: expected 3 files ending in _0000, _0001, _0002, got grey.png." in problem
+
+
+# The layout of Drishti-GS1, its soft maps and its split.
+
+DISC = np.array([[0, 64, 127, 128], [191, 255, 255, 255]], np.uint8)  # two rows of four pixels
+CUP = np.array([[0, 0, 0, 0], [0, 128, 255, 64]], np.uint8)
+PHOTO = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+
+
+def write_case(part: Path, references: str, name: str, *, folder: str = "Images") -> Path:
+    maps = part / references / name / "SoftMap"
+    for path, pixels in (
+        (part / folder / f"{name}.png", PHOTO),
+        (maps / f"{name}_ODsegSoftmap.png", DISC),
+        (maps / f"{name}_cupsegSoftmap.png", CUP),
+    ):
+        write_picture(pixels, path)
+    return maps
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two cases to train with and one to validate with."""
+    write_case(tmp_path / "Training", "GT", "drishtiGS_002")
+    write_case(tmp_path / "Training", "GT", "drishtiGS_004", folder="Images/GLAUCOMA")
+    write_case(tmp_path / "Test", "Test_GT", "drishtiGS_001")
+    return tmp_path
+
+
+def test_cases_channels_split_and_regions(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    assert (dataset.layout, dataset.channels, dataset.tests) == ("drishti", ("R", "G", "B"), ())
+    assert [(case.id, case.split) for case in dataset.cases] == [
+        ("drishtiGS_001", "validation"),
+        ("drishtiGS_002", "train"),
+        ("drishtiGS_004", "train"),
+    ]
+    assert dataset.labels.organs == ("rim", "cup")
+    assert dataset.labels.regions == {"disc": (1, 2), "cup": (2,)}
+    assert dataset.labels.targets == ("disc", "cup")
+    case = dataset.cases[2]
+    assert case.images[0] == folder / "Training/Images/GLAUCOMA/drishtiGS_004.png#channel=1of3"
+    assert [source.name for source in case.label_sources] == [
+        "drishtiGS_004_ODsegSoftmap.png#soft=1",
+        "drishtiGS_004_cupsegSoftmap.png#soft=2",
+    ]
+
+
+def test_organs_are_where_half_of_the_experts_agree(folder: Path) -> None:
+    case = open_dataset(folder).cases[0]
+    reference = read_reference(case)
+    assert reference.array[..., 0].T.tolist() == [[0, 0, 0, 1], [1, 2, 2, 1]]
+    reader = VolumeReader(labels=True)
+    array, _ = reader.get_data(reader.read(case.label_sources))
+    np.testing.assert_array_equal(array, reference.array)
+
+
+def test_a_cup_in_its_disc_is_no_problem(folder: Path) -> None:
+    report = check_dataset(open_dataset(folder))
+    assert {problem.code for problem in report.problems} == {"duplicate_content"}
+    assert report.summary["cases_with_organ"] == {"disc": 3, "cup": 3}
+
+
+@pytest.mark.parametrize("inner", ["Drishti-GS1_files", "a/Drishti-GS1_files"])
+def test_the_folders_that_the_archive_brings_along(folder: Path, tmp_path: Path, inner: str) -> None:
+    outside = tmp_path / "outside"
+    for part in ("Training", "Test"):
+        (outside / inner).mkdir(parents=True, exist_ok=True)
+        (folder / part).rename(outside / inner / part)
+    dataset = open_dataset(outside)
+    assert (dataset.layout, dataset.name, len(dataset.cases)) == ("drishti", "outside", 3)
+
+
+def test_test_images_without_references_are_held_out(folder: Path) -> None:
+    (folder / "Test" / "Test_GT").rename(folder / "Test" / "elsewhere")
+    dataset = open_dataset(folder)
+    assert [case.id for case in dataset.cases] == ["drishtiGS_002", "drishtiGS_004"]
+    assert [(case.id, case.labelled) for case in dataset.tests] == [("drishtiGS_001", False)]
+    assert dataset.tests[0].images[0].name == "drishtiGS_001.png#channel=1of3"
+
+
+def problems(dataset: Dataset) -> dict[str, str]:
+    return {
+        problem.case or "": problem.message
+        for problem in check_dataset(dataset).problems
+        if problem.severity == "error"
+    }
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    cup = folder / "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_cupsegSoftmap.png"
+    cup.unlink()
+    (folder / "Training/Images/GLAUCOMA/drishtiGS_004.png").unlink()
+    write_picture(PHOTO, folder / "Test/Images/drishtiGS_009.png")  # without references
+    found = problems(open_dataset(folder))
+    rule = "expected an existing file, got nothing there. Check the path."
+    assert found == {
+        "drishtiGS_002": f"case drishtiGS_002: {cup}: file: {rule}",
+        "drishtiGS_004": f"case drishtiGS_004: {folder}/Training/Images/drishtiGS_004.png: file: {rule}",
+        "drishtiGS_009": f"case drishtiGS_009: {folder}/Test/Test_GT/drishtiGS_009/SoftMap/"
+        f"drishtiGS_009_ODsegSoftmap.png: file: {rule}",
+    }
+
+
+def test_sizes_that_differ_and_maps_without_agreement(folder: Path) -> None:
+    maps = folder / "Training/GT/drishtiGS_002/SoftMap"
+    write_picture(CUP[:, :3], maps / "drishtiGS_002_cupsegSoftmap.png")
+    write_picture(PHOTO[:, :2], folder / "Training/Images/GLAUCOMA/drishtiGS_004.png")
+    write_picture(DISC // 4, folder / "Test/Test_GT/drishtiGS_001/SoftMap/drishtiGS_001_ODsegSoftmap.png")
+    found = problems(open_dataset(folder))
+    assert "organ mask grid: expected the grid of drishtiGS_002_ODsegSoftmap.png" in found["drishtiGS_002"]
+    assert "got shapes (4, 2, 1) and (3, 2, 1)" in found["drishtiGS_002"]
+    assert "label map grid: expected the image grid" in found["drishtiGS_004"]
+    assert "soft map: expected half agreement (128 or more) somewhere, got at most 63." in found["drishtiGS_001"]
+
+
+def test_two_images_of_one_name(folder: Path) -> None:
+    write_picture(PHOTO, folder / "Training/Images/NORMAL/drishtiGS_002.png")
+    with pytest.raises(
+        DataError, match=r"case drishtiGS_002: .*images: expected one file per case, got .*\. Remove or"
+    ):
+        open_dataset(folder)
+
+
+def test_masks_that_are_not_declared_soft_stay_strict(folder: Path) -> None:
+    path = folder / "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_ODsegSoftmap.png"
+    with pytest.raises(
+        VolumeError, match=r"organ mask: expected 0 and one other value, got \[64, 127, 128, 191, 255\]"
+    ):
+        read_reference(CaseFiles("x", (), organs=((1, path),)))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.core import Grid, LabelMap
+from pipeline.core.grid import Grid
+from pipeline.core.volume import LabelMap
 from pipeline.data.legend import LegendEntry, snap_labels
 from pipeline.data.volumes import read_label_map, write_label_map
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.core import ORIENTATIONS, Grid, LabelMap
+from pipeline.core.grid import ORIENTATIONS, Grid
+from pipeline.core.volume import LabelMap
 from pipeline.data.regrid import covered_share, labelled_share_inside, regrid_image, regrid_labels
 from pipeline.data.volumes import read_label_map
 

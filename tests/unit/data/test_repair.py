@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.core import DataError, Grid, LabelMap, LabelTable
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.repair import RepairedCase, RepairTask, repair_case
-from pipeline.data.repair_cases import PlannedCase, planned_cases
-from pipeline.data.repair_labels import LabelRules
+from pipeline.core.errors import DataError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import LabelMap
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.repair import PlannedCase, RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_volumes import LabelRules
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map, write_voxels
 
 LABELS = LabelTable({1: "liver", 2: "spleen"})

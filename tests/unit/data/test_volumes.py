@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.core import DataError, Grid, Image, LabelMap, VolsegError
-from pipeline.data.case_files import CaseFiles
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.grid import Grid
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import VolumeError, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import (

@@ -5,13 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, Grid, LabelMap, LabelTable, VolsegError
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map, write_voxels
-from pipeline.evaluate import Measures, evaluate, score_case, summarize
-from pipeline.evaluate.case import diagonal_mm, score_without_prediction
-from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.case import diagonal_mm, score_case, score_without_prediction
+from pipeline.evaluate.measures import METRICS, Measures
 from pipeline.evaluate.probabilities import read_probabilities
-from pipeline.evaluate.scoring import evaluate_pairs
+from pipeline.evaluate.scoring import evaluate, evaluate_pairs
+from pipeline.evaluate.summary import summarize
 
 TABLE = LabelTable({1: "liver", 2: "lesion"})
 GRID = Grid.from_spacing((20, 16, 12), (1.0, 1.5, 2.0))

@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, LabelTable
-from pipeline.evaluate import joint_histogram, overlaps
+from pipeline.core.errors import DataError
+from pipeline.core.labels import LabelTable
+from pipeline.evaluate.overlap import joint_histogram, overlaps
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})
 

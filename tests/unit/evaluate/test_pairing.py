@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, LabelTable, VolsegError
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.labels import LabelTable
 from pipeline.data.itk import write_picture
-from pipeline.evaluate import FilePair, find_labels, pair_files
-from pipeline.evaluate.pairing import find_images
+from pipeline.evaluate.labels import find_labels
+from pipeline.evaluate.pairing import FilePair, find_images, pair_files
 
 
 def touch(folder: Path, *names: str) -> Path:

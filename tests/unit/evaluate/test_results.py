@@ -5,8 +5,10 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from pipeline.core import LabelTable, VolsegError
-from pipeline.evaluate import EvaluatedCase, Evaluation, Measures, Row, read_evaluation, read_summary, write_evaluation
+from pipeline.core.errors import VolsegError
+from pipeline.core.labels import LabelTable
+from pipeline.evaluate.measures import EvaluatedCase, Evaluation, Measures, Row
+from pipeline.evaluate.results import read_evaluation, read_summary, write_evaluation
 
 NAN = float("nan")
 

@@ -9,10 +9,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, Grid, LabelMap, LabelTable, VolsegError
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map, write_label_map
-from pipeline.evaluate import OVERLAP_ONLY, Measures, evaluate, overlaps, score_case
-from pipeline.evaluate.scoring import _score_pair
+from pipeline.evaluate.case import score_case
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.overlap import overlaps
+from pipeline.evaluate.scoring import _score_pair, evaluate
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})
 GRID = Grid.from_spacing((4, 4, 4), (10.0, 10.0, 10.0))  # one voxel is 1 mL
@@ -129,7 +134,7 @@ def test_nothing_to_score_is_one_sentence(folders, tmp_path):
 
 
 def test_evaluation_imports_neither_torch_nor_monai():
-    code = "import sys, pipeline.evaluate, pipeline.export.report; print({'torch', 'monai'} & set(sys.modules))"
+    code = "import sys, pipeline.evaluate, pipeline.report.report; print({'torch', 'monai'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 

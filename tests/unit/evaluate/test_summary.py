@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluate import TABLE_COLUMNS, Row, summarize, table_rows
+from pipeline.evaluate.measures import Row
+from pipeline.evaluate.summary import TABLE_COLUMNS, summarize, table_rows
 
 NAN = float("nan")
 

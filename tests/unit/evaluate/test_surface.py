@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from solids import ball, box, compared, faces_of
 
-from pipeline.evaluate.faces import label_faces
-from pipeline.evaluate.surface import surface_scores, surface_spreads
+from pipeline.evaluate.surface import label_faces, surface_scores, surface_spreads
 
 CUBE = box((48, 44, 44), (2, 2, 2), (40, 40, 40))
 SPHERE = ball((54, 54, 80), (26.5, 26.5, 26.5), 25)
@@ -116,7 +115,7 @@ def test_a_region_has_no_surface_between_its_organs():
 
 def test_large_volumes_are_read_in_pieces(monkeypatch):
     expected = asdict(compared(SPHERE, SPHERE | ROD))
-    monkeypatch.setattr("pipeline.evaluate.faces._PIECE_VOXELS", 10_000)
+    monkeypatch.setattr("pipeline.evaluate.surface._PIECE_VOXELS", 10_000)
     assert asdict(compared(SPHERE, SPHERE | ROD)) == expected
 
 

@@ -5,15 +5,14 @@ import torch
 from networks import tiny
 from torch import nn
 
-from pipeline.config import InferSettings
+from pipeline.config.settings import InferSettings
 from pipeline.core.errors import ConfigError
-from pipeline.core.mirror import mirrored_index
+from pipeline.core.grid import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.logits import CaseInference
-from pipeline.infer.passes import Passes
-from pipeline.infer.slices import SliceNetwork
-from pipeline.infer.window_size import check_window, prediction_window
-from pipeline.model import build_network
+from pipeline.infer.model import CaseInference, SliceNetwork
+from pipeline.infer.tta import Passes
+from pipeline.infer.windows import check_window, prediction_window
+from pipeline.model.registry import build_network
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 

@@ -3,11 +3,9 @@ import pytest
 import torch
 from restoring import restore_labels
 
-from pipeline.core.grid import Grid
-from pipeline.core.orientation import ORIENTATIONS, reorient_array
-from pipeline.infer.decode import decode
+from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
+from pipeline.infer.labelling import SlabLogits, decode
 from pipeline.infer.restore import restore_average as put_average_back
-from pipeline.infer.soft import SlabLogits
 from pipeline.preprocess.resample import resample
 from pipeline.preprocess.trace import Trace
 

@@ -6,7 +6,7 @@ import torch
 from members import member_of, smooth_scan
 from torch import nn
 
-from pipeline.core.orientation import reorient_array
+from pipeline.core.grid import reorient_array
 from pipeline.infer.predictor import Predictor
 from pipeline.preprocess.prepare import prepare_image
 from pipeline.preprocess.resample import resample

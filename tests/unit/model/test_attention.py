@@ -3,10 +3,11 @@ import torch
 from networks import silent_parameters
 from torch import nn
 
-from pipeline.core import ConfigError, DataError
-from pipeline.model import build_network, count_parameters
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.attention import aligned_gate, grid_gate
 from pipeline.model.blocks import Style
-from pipeline.model.gates import aligned_gate, grid_gate
+from pipeline.model.cost import count_parameters
+from pipeline.model.registry import build_network
 
 OKTAY, ALIGNED = "attention_unet_oktay", "attention_unet"
 NARROW = {"features": (4, 6, 8, 10)}

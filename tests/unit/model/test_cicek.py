@@ -3,7 +3,8 @@ import torch
 from networks import silent_parameters
 from torch import nn
 
-from pipeline.model import build_network, count_parameters
+from pipeline.model.cost import count_parameters
+from pipeline.model.registry import build_network
 
 NARROW = {"features": (2, 2, 4), "activation": "prelu"}
 

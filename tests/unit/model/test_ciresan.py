@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from pipeline.core import ConfigError, DataError
-from pipeline.model import build_network, count_parameters, forward_any_size, multiply_adds
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.base import forward_any_size
 from pipeline.model.ciresan import scan
+from pipeline.model.cost import count_parameters, multiply_adds
+from pipeline.model.registry import build_network
 
 NARROW = {"features": (3, 4, 3, 2), "hidden": 5}
 

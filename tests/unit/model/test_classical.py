@@ -3,8 +3,10 @@ import torch
 from networks import silent_parameters
 from torch import nn
 
-from pipeline.core import ConfigError, DataError
-from pipeline.model import build_network, count_parameters, forward_any_size
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.base import forward_any_size
+from pipeline.model.cost import count_parameters
+from pipeline.model.registry import build_network
 
 VALID = {"features": (3, 4, 5), "padding": "valid", "norm": "none", "bias": True}
 

@@ -1,11 +1,15 @@
+import sys
+import threading
+import time
+
 import pytest
 import torch
 from networks import MEMBERS, batch, tiny
 from torch import nn
 
-from pipeline.core import DataError
-from pipeline.model import build_network, count_parameters, multiply_adds
-from pipeline.model.cost import kept_bytes
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.cost import count_parameters, kept_bytes, multiply_adds, survey_networks, watch_memory
+from pipeline.model.registry import build_network, list_networks
 
 
 @pytest.mark.parametrize(
@@ -96,3 +100,64 @@ def test_kept_memory_is_that_of_a_step(name: str, dims: int) -> None:
     assert (
         0.9 * found <= said <= 1.01 * found
     )  # instance norm has a kernel of its own on the CPU, which keeps more or less
+
+
+# The peak is that of the work in between, whatever was there before and after.
+
+MIB = 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_the_peak_of_the_cpu_is_above_the_start_and_begins_anew_when_asked():
+    kept = torch.ones(64 * MIB, dtype=torch.uint8)
+    with watch_memory(torch.device("cpu")) as peak:
+        high = torch.ones(96 * MIB, dtype=torch.uint8)
+        time.sleep(0.1)
+        del high
+        assert 90 <= (peak() or 0) / MIB <= 110
+        assert (peak() or 0) / MIB <= 10
+        high = torch.ones(32 * MIB, dtype=torch.uint8)
+        assert 28 <= (peak() or 0) / MIB <= 42  # what is there when asked needs no sample
+    assert kept.numel() + high.numel() == 96 * MIB
+    assert "memory" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_is_what_was_allocated():
+    device = torch.device("cuda")
+    kept = torch.ones(64 * MIB, dtype=torch.uint8, device=device)
+    with watch_memory(device) as peak:
+        torch.ones(96 * MIB, dtype=torch.uint8, device=device)
+        assert peak() == 96 * MIB
+        assert peak() == 0
+    assert kept.numel() == 64 * MIB
+
+
+def test_elsewhere_nothing_is_claimed():
+    with watch_memory(torch.device("meta")) as peak:
+        assert peak() is None
+
+
+def test_a_row_for_every_network_and_number_of_axes():
+    rows = survey_networks(32)
+    assert [(row.name, row.dims) for row in rows] == [
+        (info.name, dims) for info in list_networks() for dims in info.dims
+    ]
+    assert all(low >= 32 for row in rows for low in row.patch_size)
+
+
+def test_costs_by_hand():
+    row = next(row for row in survey_networks(30, in_channels=3) if (row.name, row.dims) == ("unet", 2))
+    assert row.parameters == 31_037_698
+    assert row.patch_size == row.output_size == (32, 32)
+    first = 32 * 32 * (3 * 64 + 64 * 64) * 9  # the two convolutions at full resolution
+    assert row.multiply_adds > first
+    doubled = next(row for row in survey_networks(64, in_channels=3) if (row.name, row.dims) == ("unet", 2))
+    assert doubled.multiply_adds == 4 * row.multiply_adds
+
+
+def test_an_empty_patch_is_refused():
+    with pytest.raises(ConfigError, match="patch: expected an edge of at least 1 voxel, got 0"):
+        survey_networks(0)
+    with pytest.raises(ConfigError, match="patch: expected an edge of at most 16384 voxels, got 16385"):
+        survey_networks(16385)

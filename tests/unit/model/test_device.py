@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.model import device
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.device import PLAIN, Execution, execute, recompute_activations
+from pipeline.model.registry import build_network
 
 
 def test_free_memory_counts_what_pytorch_holds_but_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +20,81 @@ def test_free_memory_counts_what_pytorch_holds_but_does_not_use(monkeypatch: pyt
     monkeypatch.setattr(device, "available_bytes", lambda: 5)
     assert device.free_bytes(torch.device("cpu")) == 5
     assert device.free_bytes(torch.device("mps")) is None
+
+
+# Ways of executing a network differ in speed and memory, not in what comes out.
+
+CPU = torch.device("cpu")
+
+
+def gradients(network: SegmentationNetwork, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    network.zero_grad()
+    output = network.train()(images)
+    heads = [output] if isinstance(output, torch.Tensor) else list(output.values())
+    sum(head.square().mean() for head in heads).backward()
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("unet", {"features": (4, 8), "norm": "instance", "deep_supervision": True, "dropout": 0.3}),
+        ("unetpp", {"features": (4, 8, 8), "norm": "instance", "deep_supervision": True}),
+        ("resunet", {"features": (4, 8), "norm": "instance"}),
+    ],
+)
+def test_recomputed_activations_give_the_same_gradients(name: str, options: dict[str, object]) -> None:
+    network = build_network(name, 2, 1, 2, seed=0, **options)
+    images = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = gradients(network, images)
+    names = list(network.state_dict())
+    kept: list[int] = []
+    recompute_activations(network)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        found = gradients(network, images)
+    assert list(network.state_dict()) == names
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient)
+
+
+def test_recomputing_keeps_less() -> None:
+    sizes = []
+    for recompute in (False, True):
+        network = build_network("unet", 2, 1, 2, seed=0, features=(4, 8, 16), norm="instance")
+        if recompute:
+            recompute_activations(network)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            network.train()(torch.randn(1, 1, 64, 64))
+        sizes.append(sum(kept))
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_compiled_networks_give_the_same_logits_and_predict_any_size() -> None:
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(3))
+    except Exception as error:  # no compiler, or no headers of Python
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    options = {"features": (4, 8), "norm": "instance", "deep_supervision": False}
+    plain, fused = (build_network("unet", 2, 1, 2, seed=0, **options) for _ in range(2))
+    execute(plain, CPU, PLAIN)
+    execute(fused, CPU, Execution(compiled="fused"))
+    images = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    for key, gradient in gradients(plain, images).items():
+        torch.testing.assert_close(gradients(fused, images)[key], gradient, rtol=1e-4, atol=1e-5)
+        break
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        larger = torch.randn(1, 1, 24, 32)
+        torch.testing.assert_close(fused.eval()(larger), plain.eval()(larger))
+
+
+def test_channels_first_is_left_alone() -> None:
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8))
+    execute(network, CPU, Execution(channels_last=False))
+    assert all(p.is_contiguous() for m in network.modules() if isinstance(m, nn.Conv3d) for p in m.parameters())
+    images = torch.zeros(2, 3, 4, 4, 4)
+    assert Execution(channels_last=False).images(images) is images
+    assert PLAIN.images(images).stride()[1] == 1
+    assert str(Execution(compiled="graphs")) == "channels last, graphs"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from networks import MEMBERS, TINY, batch, silent_parameters, tiny
 
-from pipeline.model import list_networks
 from pipeline.model.base import start_outputs_at
+from pipeline.model.registry import list_networks
 
 SUPERVISED = [
     (info.name, dims) for info in list_networks() if "deep_supervision" in info.defaults for dims in info.dims

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.core import ConfigError, VolsegError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.model.options import Stage, StageOptions, parse_options
 
 

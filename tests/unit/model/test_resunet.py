@@ -3,11 +3,11 @@ import torch
 from networks import silent_parameters
 from torch import nn
 
-from pipeline.core import ConfigError, DataError
-from pipeline.model import build_network, count_parameters
-from pipeline.model.blocks import Style
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.blocks import ResidualBlock, Style, preactivated_block, preactivated_unit
+from pipeline.model.cost import count_parameters
 from pipeline.model.options import Stage
-from pipeline.model.residual import ResidualBlock, preactivated_block, preactivated_unit
+from pipeline.model.registry import build_network
 
 NARROW = {"features": (4, 6, 8)}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.config import ModelSettings, SampleSettings
+from pipeline.config.settings import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan import Plan

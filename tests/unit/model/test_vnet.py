@@ -4,8 +4,9 @@ from monai.networks.nets.vnet import VNet as MonaiVNet
 from networks import silent_parameters
 from torch import nn
 
-from pipeline.core import ConfigError, DataError
-from pipeline.model import build_network, count_parameters
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.model.cost import count_parameters
+from pipeline.model.registry import build_network
 from pipeline.model.vnet import Repeated, VNet, VNetOptions
 
 NARROW = {"features": (4, 6, 8), "convs_per_stage": 2, "decoder_convs": (1, 2), "kernel_sizes": 3}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass, label
 
-from pipeline.core import ConfigError, VolsegError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
 from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from pipeline.core import ConfigError, VolsegError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash, read_json
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.phantom import TEST_START, phantom_case, phantom_labels, write_phantom
-from pipeline.phantom.acquisition import ORIENTATIONS, SPACINGS_MM, draw_grid
 from pipeline.phantom.anatomy import ATLAS, ORGANS
-from pipeline.phantom.body import draw_body
+from pipeline.phantom.body import ORIENTATIONS, SPACINGS_MM, draw_body, draw_grid
+from pipeline.phantom.dataset import TEST_START, phantom_case, phantom_labels, write_phantom
 from pipeline.phantom.tissue import CT_HU, MR_SIGNAL
 
 LABELS = phantom_labels()

@@ -5,14 +5,12 @@ from math import pi
 import numpy as np
 import pytest
 
-from pipeline.core import Grid
+from pipeline.core.grid import Grid
 from pipeline.phantom import render as render_module
 from pipeline.phantom.body import Body
-from pipeline.phantom.parts import Part, both_sides
 from pipeline.phantom.render import render
-from pipeline.phantom.shapes import Ball, Half, Tube
+from pipeline.phantom.shapes import Ball, Half, Part, Tube, Waves, both_sides, draw_waves, wave_sum
 from pipeline.phantom.tissue import Scanner, add_noise, draw_scanner
-from pipeline.phantom.waves import Waves, draw_waves, wave_sum
 
 VALUES = {"air": 0.0, "fat": 50.0, "liver": 100.0, "bile": 200.0}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from nnunet_plans import require_same_plan
 
-from pipeline.config import PreprocessSettings
+from pipeline.config.settings import PreprocessSettings
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
-from pipeline.data.layouts import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.planning import make_plan
 

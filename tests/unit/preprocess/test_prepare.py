@@ -11,20 +11,18 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
 
-from pipeline.config import PreprocessSettings
+from pipeline.config.settings import PreprocessSettings
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
-from pipeline.data.case_files import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.store import read_prepared
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
-from pipeline.preprocess.plan import Normalization, Plan
-from pipeline.preprocess.plan_file import read_plan, write_plan
+from pipeline.preprocess.plan import Normalization, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.prepare import case_hash, prepare_case, prepare_image
-from pipeline.preprocess.prepare_task import PrepareTask
+from pipeline.preprocess.prepare import case_hash, identity, prepare_case, prepare_image
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import Normalized
 
@@ -176,8 +174,8 @@ def test_zscore_has_mean_0_and_sd_1() -> None:
 def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientation: str) -> None:
     files = case(tmp_path, orientation=orientation)
     plan = plan_of(tmp_path, files)
-    assert prepare_case(PrepareTask(files, plan, tmp_path / "out"))
-    assert not prepare_case(PrepareTask(files, plan, tmp_path / "out"))  # nothing changed
+    assert prepare_case(files, plan, tmp_path / "out")
+    assert not prepare_case(files, plan, tmp_path / "out")  # nothing changed
     stored = read_prepared(tmp_path / "out", "one")
     assert stored.image.dtype == np.float32
     assert stored.image.shape == (1, 6, 8, 6)
@@ -196,18 +194,18 @@ def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientat
 def test_a_changed_file_or_plan_is_prepared_again(tmp_path: Path) -> None:
     files = case(tmp_path)
     plan = plan_of(tmp_path, files)
-    prepare_case(PrepareTask(files, plan, tmp_path / "out"))
-    assert prepare_case(PrepareTask(files, plan.model_copy(update={"spacing_mm": (2, 2, 2)}), tmp_path / "out"))
+    prepare_case(files, plan, tmp_path / "out")
+    assert prepare_case(files, plan.model_copy(update={"spacing_mm": (2, 2, 2)}), tmp_path / "out")
     assert read_prepared(tmp_path / "out", "one").label.shape == (3, 4, 6)
     case(tmp_path, orientation="LPS")  # the same name, written anew
-    assert prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+    assert prepare_case(files, plan, tmp_path / "out")
 
 
 def test_a_users_monai_transform_is_run_last(tmp_path: Path) -> None:
     files = case(tmp_path)
     plan = plan_of(tmp_path, files)
     extra = (ScaleIntensityd(["image"], minv=0.0, maxv=5.0),)
-    prepare_case(PrepareTask(files, plan, tmp_path / "out", extra))
+    prepare_case(files, plan, tmp_path / "out", extra)
     image = read_prepared(tmp_path / "out", "one").image
     assert (float(image.min()), float(image.max())) == (0.0, 5.0)
 
@@ -243,7 +241,7 @@ def test_nan_wrong_channels_and_unknown_labels_are_named(tmp_path: Path) -> None
     labels = np.full(grid.shape, 3, np.uint8)
     write_label_map(LabelMap(labels, grid), tmp_path / "one_label.nii.gz")
     with pytest.raises(DataError, match=r"case one: label values: expected only 0 and .* got \[3\]"):
-        prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+        prepare_case(files, plan, tmp_path / "out")
 
 
 def test_a_label_map_on_another_grid_is_refused_in_mm(tmp_path: Path) -> None:
@@ -252,7 +250,7 @@ def test_a_label_map_on_another_grid_is_refused_in_mm(tmp_path: Path) -> None:
     shifted = Grid.from_spacing((10, 12, 8), (1.0, 1.0, 2.0)).cropped((1, 0, 0), (11, 12, 8))
     write_label_map(LabelMap(np.ones(shifted.shape, np.uint8), shifted), tmp_path / "one_label.nii.gz")
     with pytest.raises(DataError, match=r"case one: label.* grid: expected the image grid .* a difference of 1 mm"):
-        prepare_case(PrepareTask(files, plan, tmp_path / "out"))
+        prepare_case(files, plan, tmp_path / "out")
 
 
 def test_an_image_of_zeros_is_kept_whole(tmp_path: Path) -> None:
@@ -294,3 +292,49 @@ def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:
 def test_a_case_that_lacks_a_channel_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"case one: image channels: expected 3 files, got 1\. Add the missing files"):
         fingerprint_case(case(tmp_path), LABELS, "RAS", "none", channels=3)
+
+
+# Texts that name a value the same way in every process.
+
+
+class Plain:
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "None"),
+        (1.5, "1.5"),
+        ((1, "a"), "[1, 'a']"),
+        ({"b": 1, "a": [2]}, "{a: [2], b: 1}"),
+        ({3, 1, 2}, "{1, 2, 3}"),
+        (torch.float16, "torch.float16"),
+        (Plain(size=3, inner=Plain(x="y")), "Plain{inner: Plain{x: 'y'}, size: 3}"),
+        (np.linalg.norm, "numpy.linalg.norm"),
+        (object(), "object"),
+    ],
+)
+def test_values_by_hand(value: object, expected: str) -> None:
+    assert identity(value) == expected
+
+
+def test_arrays_are_named_by_type_shape_and_content() -> None:
+    array = np.arange(6.0).reshape(2, 3)
+    assert identity(array) == identity(array.copy())
+    assert len({identity(x) for x in (array, array + 1, array.T.copy(), array.astype(np.float32))}) == 4
+    assert identity(torch.ones(3)) != identity(torch.zeros(3))
+
+
+def test_an_object_that_holds_itself_has_a_name() -> None:
+    loop = Plain()
+    loop.__dict__["itself"] = loop
+    assert identity(loop).startswith("Plain{itself: Plain{")
+
+
+def test_transforms_differ_by_their_parameters_alone() -> None:
+    assert identity(ScaleIntensityd(["image"], minv=0.0)) == identity(ScaleIntensityd(["image"], minv=0.0))
+    assert identity(ScaleIntensityd(["image"], minv=0.0)) != identity(ScaleIntensityd(["image"], minv=0.5))
+    assert identity(RandGaussianNoised(["image"], std=0.1)) == identity(RandGaussianNoised(["image"], std=0.1))
+    assert identity(RandGaussianNoised(["image"], std=0.1)) != identity(RandGaussianNoised(["image"], std=0.2))

@@ -7,8 +7,7 @@ from skimage.transform import resize
 
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import Resampled, coarse_axis, resample
-from pipeline.preprocess.resample_labels import _boxes, _boxes_on_device, resample_labels
+from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, coarse_axis, resample, resample_labels
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):

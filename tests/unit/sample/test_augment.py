@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.config import AugmentSettings
+from pipeline.config.settings import AugmentSettings
 from pipeline.sample.augment import augment, directions
 from pipeline.sample.randomness import BatchRandom
 

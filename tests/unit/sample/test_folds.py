@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import DataError, VolsegError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.sample.folds import Fold, fixed_fold, make_folds, read_splits, usual_folds, write_splits
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "folds_seed12345.json"

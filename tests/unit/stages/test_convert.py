@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, Grid, Image, LabelMap, LabelTable, VolsegError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import read_json
-from pipeline.data.case_files import CaseFiles, Dataset
-from pipeline.data.layout_targets import TARGET_LAYOUTS, target_dataset
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.layout_writers import TARGET_LAYOUTS, target_dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import open_volume, read_image, write_image, write_label_map
-from pipeline.phantom import write_fundus
+from pipeline.phantom.fundus import write_fundus
 from pipeline.stages.convert import convert
 
 LABELS = LabelTable({1: "liver", 2: "spleen"})

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core import DataError, Grid, Image, LabelMap, LabelTable
-from pipeline.data.case_files import CaseFiles
-from pipeline.data.check_case import check_case
+from pipeline.core.errors import DataError
+from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.check import check_case
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case
 from pipeline.preprocess.plan import Normalization, PatchPlan, Plan

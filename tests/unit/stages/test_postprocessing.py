@@ -13,23 +13,21 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map
-from pipeline.engine import open_engine
+from pipeline.engine.local import open_engine
 from pipeline.evaluate.pairing import FilePair
 from pipeline.infer.cleaning import Cleaning, read_cleaning
-from pipeline.stages.cleaning_effects import (
+from pipeline.stages.postprocessing import (
     SIZES_ML,
     CaseEffects,
     EffectTask,
-    Step,
-    measure_effects,
-    size_effects,
-)
-from pipeline.stages.postprocessing import (
     Postprocessing,
+    Step,
     best_sizes,
     choose_postprocessing,
     judge,
+    measure_effects,
     read_postprocessing,
+    size_effects,
     write_postprocessing,
 )
 

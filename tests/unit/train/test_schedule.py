@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import TrainSettings
+from pipeline.config.settings import TrainSettings
 from pipeline.train.schedule import Budget, build_optimizer, learning_rate, make_budget
 
 

@@ -1,0 +1,183 @@
+"""What dataset descriptions say beside the list of files: label names, channels, groups; and what to do without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.files import read_json
+from pipeline.core.labels import LabelTable
+from pipeline.core.tables import read_csv
+from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.label_files import label_table
+from pipeline.data.volumes import read_image, read_label_map
+
+__all__ = [
+    "Description",
+    "build_dataset",
+    "channel_names",
+    "described_labels",
+    "folder_holds",
+    "read_description",
+]
+
+_CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
+_SHOWN = 8  # names quoted in a message
+
+
+@dataclass(frozen=True)
+class Description:
+    """A dataset folder and what its JSON or CSV file says.
+
+    Args:
+        root: Folder that file names are relative to.
+        file: The JSON or CSV file, or None.
+        content: Its content; rows of a CSV and entries of a bare JSON list are under ``cases``.
+    """
+
+    root: Path
+    file: Path | None
+    content: Mapping[str, Any]
+
+
+def read_description(path: Path) -> Description:
+    """Read ``dataset.json``, ``datalist.json`` or ``datalist.csv`` of a folder, or the file itself.
+
+    Label names in a ``labels.json`` (which may list ``channels`` beside ``names``) and groups in a ``groups.csv`` of
+    the folder are added.
+
+    Raises:
+        DataError: If the path does not exist or is a file of another kind.
+        VolsegError: If a JSON file cannot be read.
+    """
+    if not path.exists():
+        raise DataError(
+            sentence("dataset", "a folder, or a JSON or CSV file", "nothing there", "Check the path", file=path)
+        )
+    root, file = (path, None) if path.is_dir() else (path.parent, path)
+    if file is None:
+        names = ("dataset.json", "datalist.json", "datalist.csv")
+        file = next((root / name for name in names if (root / name).is_file()), None)
+    content: dict[str, Any] = {}
+    if file is not None:
+        if file.suffix.lower() not in (".json", ".csv"):
+            advice = "Give the dataset's folder or its list of cases"
+            raise DataError(sentence("dataset", "a folder, or a JSON or CSV file", repr(file.name), advice, file=path))
+        found = {"cases": read_csv(file)} if file.suffix.lower() == ".csv" else read_json(file)
+        content = {"cases": found} if isinstance(found, list) else found
+        if not isinstance(content, dict):
+            got, advice = type(found).__name__, "See the dataset layouts in the documentation"
+            raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
+    if "labels" not in content and (root / "labels.json").is_file():
+        labels = read_json(root / "labels.json")
+        content = {**content, "labels": labels}
+        if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
+            content["channels"] = labels.get("channels")
+    if "groups" not in content and (root / "groups.csv").is_file():
+        rows = read_csv(root / "groups.csv", required=("case", "group"))
+        content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
+    return Description(root, file, content)
+
+
+def described_labels(source: Description) -> LabelTable | None:
+    """The label table that a description has under ``labels``; None if it has none.
+
+    Raises:
+        DataError: If it is no label table.
+    """
+    found = source.content.get("labels")
+    return label_table(found, source.file or source.root, source.content) if found else None
+
+
+def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Channel names under ``channel_names``, ``modality`` or ``channels``, in order; None if there are none."""
+    for key in ("channel_names", "modality", "channels"):
+        found = content.get(key)
+        if isinstance(found, str):
+            return (found,)
+        if isinstance(found, list) and found:
+            return tuple(str(name) for name in found)
+        if isinstance(found, Mapping) and found:
+            ordered = sorted(found, key=lambda number: (len(str(number)), str(number)))
+            return tuple(str(found[number]) for number in ordered)
+    return None
+
+
+def build_dataset(
+    layout: str,
+    source: Description,
+    cases: Iterable[CaseFiles],
+    tests: Iterable[CaseFiles] = (),
+    *,
+    channels: tuple[str, ...] | None = None,
+    labels: LabelTable | None = None,
+) -> Dataset:
+    """Put a dataset together; cases without reference join the tests, missing names are found in the files.
+
+    Args:
+        layout: Name of the layout.
+        source: Its description.
+        cases: Cases for training.
+        tests: Held-out cases.
+        channels: Channel names, if the layout knows them better than the description.
+        labels: Label table, likewise. If no one knows, all label maps are read and their values named ``label_1``, ….
+
+    Raises:
+        DataError: If there is no labelled case, or no label in any of them.
+    """
+    groups = source.content.get("groups") or {}
+    listed = [_grouped(case, groups) for case in cases]
+    kept = tuple(sorted((case for case in listed if case.labelled), key=lambda case: case.id))
+    held_out = [*(case for case in listed if not case.labelled), *(_grouped(case, groups) for case in tests)]
+    if not kept:
+        got = f"{len(held_out)} cases without a label map" if held_out else folder_holds(source.root)
+        advice = "Add label maps, or correct the file names"
+        where = source.file or source.root
+        raise DataError(sentence(f"{layout} dataset", "at least one labelled case", got, advice, file=where))
+    if labels is None:
+        labels = described_labels(source) or _scanned_labels(kept, source.root)
+    channels = channels or channel_names(source.content) or _guessed_channels(kept)
+    name = str(source.content.get("name") or source.root.resolve().name)
+    tests_sorted = tuple(sorted(held_out, key=lambda case: case.id))
+    return Dataset(name, source.root, layout, channels, labels, kept, tests_sorted)
+
+
+def folder_holds(folder: Path) -> str:
+    """The first few names in a folder, for messages; folders end in a slash."""
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"a folder that holds {shown}{more}" if names else "an empty folder"
+
+
+def _grouped(case: CaseFiles, groups: Mapping[str, Any]) -> CaseFiles:
+    return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
+
+
+def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
+    """Names for the values that are in the label maps; files that cannot be read are left to ``volseg check``."""
+    values: set[int] = set()
+    for case in cases:
+        try:
+            values.update(read_label_map(case.label_sources[0], case=case.id).values())
+        except DataError:
+            continue
+    if not values - {0}:
+        advice = 'Check the label maps, or write labels.json: {"1": "liver"}'
+        raise DataError(sentence("label maps", "a value above 0 in at least one", "none", advice, file=root))
+    return LabelTable({value: f"label_{value}" for value in sorted(values - {0})})
+
+
+def _guessed_channels(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
+    """CT if the first readable image has the values of air, otherwise neutral names."""
+    for case in cases:
+        try:
+            image = read_image(case.images, case=case.id)
+        except DataError:
+            continue
+        names = ["image"] if image.channels == 1 else [f"channel_{n + 1}" for n in range(image.channels)]
+        return tuple("CT" if image.array[n].min() <= _CT_AIR_HU else name for n, name in enumerate(names))
+    return ("image",) if len(cases[0].images) == 1 else tuple(f"channel_{n + 1}" for n in range(len(cases[0].images)))

@@ -1,0 +1,225 @@
+"""Which label value means what: label tables as people and other tools write them, regions included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.labels import LabelTable
+from pipeline.core.tables import read_csv
+
+__all__ = [
+    "label_table",
+    "read_remap",
+    "remapped",
+]
+
+
+# Tables that say which label values become which others, as a user gives them.
+
+_EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"
+
+
+def read_remap(texts: Sequence[str], labels: LabelTable) -> dict[int, int]:
+    """Read replacements of label values.
+
+    Args:
+        texts: Each ``from=to``, or a CSV file with the columns ``from`` and ``to``, or a YAML (or JSON) file of
+            ``from: to``. Values are numbers or names of the label table; ``background`` is 0.
+        labels: The dataset's label table.
+
+    Returns:
+        Old value → new value.
+
+    Raises:
+        DataError: If a text is none of these, a name is unknown, a new value is not in the label table, or an old value
+            is given two new ones.
+    """
+    table: dict[int, int] = {}
+    for text in texts:
+        for old, new in _pairs(text):
+            source, target = _value(old, labels, text), _value(new, labels, text)
+            if labels.unknown([target]):
+                rule, advice = f"a label value ({_known(labels)}) to replace by", "Add it to the label names first"
+                raise DataError(sentence(f"--remap {text}", rule, new, advice))
+            if table.setdefault(source, target) != target:
+                got = f"{table[source]} and {target} for {source}"
+                raise DataError(sentence(f"--remap {text}", "one new value for every old one", got, "Keep one"))
+    return table
+
+
+def remapped(array: NDArray[np.integer[Any]], table: Mapping[int, int]) -> tuple[NDArray[np.int64], dict[int, int]]:
+    """Replace label values, all at once: ``{1: 2, 2: 1}`` swaps.
+
+    Args:
+        array: Any shape.
+        table: Old value → new value.
+
+    Returns:
+        The new array, and how many voxels of each old value were replaced.
+    """
+    values, position, counts = np.unique(array, return_inverse=True, return_counts=True)
+    new = np.array([table.get(int(value), int(value)) for value in values], dtype=np.int64)
+    replaced = {int(v): int(n) for v, n in zip(values, counts, strict=True) if table.get(int(v), int(v)) != v}
+    return new[position].reshape(array.shape), replaced
+
+
+def _pairs(text: str) -> Iterable[tuple[str, str]]:
+    path = Path(text)
+    if not path.is_file():
+        old, equals, new = text.partition("=")
+        if not equals or not old.strip() or not new.strip():
+            got = "something else" if equals else "neither a file nor from=to"
+            raise DataError(sentence(f"--remap {text}", "from=to or an existing file", got, _EXAMPLE))
+        return [(old.strip(), new.strip())]
+    if path.suffix.lower() == ".csv":
+        return [(row["from"], row["to"]) for row in read_csv(path, required=("from", "to"))]
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        got = " ".join(str(error).split())
+        raise DataError(sentence("--remap", "CSV or YAML", got, _EXAMPLE, file=path)) from None
+    entries = root.value if isinstance(root, yaml.MappingNode) else []  # the text itself: 3 stays "3", no stays "no"
+    if not entries or not all(isinstance(node, yaml.ScalarNode) for entry in entries for node in entry):
+        raise DataError(sentence("--remap", "a table of old and new values", "something else", _EXAMPLE, file=path))
+    return [(old.value.strip(), new.value.strip()) for old, new in entries]
+
+
+def _value(text: str, labels: LabelTable, where: str) -> int:
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    if text.lower() == "background":
+        return 0
+    if text.lower() == "ignore" and labels.ignore_label is not None:
+        return labels.ignore_label
+    found = next((value for value, name in labels.names.items() if name == text), None)
+    if found is None:
+        got, advice = repr(text), "Check the spelling, or give the number"
+        raise DataError(sentence(f"--remap {where}", f"a number or a known name ({_known(labels)})", got, advice))
+    return found
+
+
+def _known(labels: LabelTable) -> str:
+    names = [f"{value} {name}" for value, name in labels.names.items()]
+    shown = names if len(names) <= 12 else [*names[:10], "…", names[-1]]
+    ignored = [] if labels.ignore_label is None else [f"{labels.ignore_label} ignore"]
+    return ", ".join(["0 background", *shown, *ignored])
+
+
+_NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
+_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
+
+
+def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None = None) -> LabelTable:
+    """Label table from a description of values, names and regions.
+
+    Names are ``{"1": "liver"}`` or ``{"liver": 1}``, alone or under ``names`` or ``labels``; ``background`` is dropped,
+    ``ignore`` recognised. Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of
+    values, which makes every entry a region. They are painted in the order of ``regions_class_order``, which names a
+    value for each; without it from large to small. Values that only lists mention are called ``label_<value>``; so are
+    all where only regions are given.
+
+    Args:
+        content: What the description has under ``labels``, or the content of a ``labels.json``.
+        file: The description, for messages.
+        beside: The rest of the description, where ``regions`` and ``regions_class_order`` may stand as well.
+
+    Raises:
+        DataError: If it is no such table, or the table contradicts itself (see :class:`~pipeline.core.LabelTable`).
+    """
+    if not isinstance(content, Mapping):
+        raise DataError(
+            sentence("labels", "an object of values and names", type(content).__name__, _NAMES_EXAMPLE, file=file)
+        )
+    outer = {**(beside or {}), **content}
+    inner = next((content[key] for key in ("names", "labels") if isinstance(content.get(key), Mapping)), content)
+    names, ignored, listed = _entries(inner, file)
+    if inner is not content and content.get("ignore_label") is not None:
+        ignored = _named_value(content["ignore_label"], "ignore", file)
+    given = _regions(outer, inner is content, file)
+    if given and listed:
+        advice = "Keep one of the two"
+        raise DataError(sentence("regions", "lists of values or an object of regions", "both", advice, file=file))
+    regions = listed or {str(name): _members(values, str(name), file) for name, values in given.items()}
+    order = outer.get("regions_class_order") if regions else None
+    if listed or not names:
+        for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
+            names.setdefault(value, f"label_{value}")
+    if not order:
+        regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
+    painted = _members(order or [], "regions_class_order", file)
+    try:
+        return LabelTable(names, ignored, regions, painted)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def _entries(
+    content: Mapping[str, Any], file: Path | str
+) -> tuple[dict[int, str], int | None, dict[str, tuple[int, ...]]]:
+    """Names by value, the ignore label, and the regions if some entry is a list: then every entry is one."""
+    names: dict[int, str] = {}
+    ignored = None
+    regions: dict[str, tuple[int, ...]] = {}
+    entries = {key: value for key, value in content.items() if not _is_about_regions(key, value)}
+    if entries.get("ignore_label", 0) is None:
+        del entries["ignore_label"]
+    for key, value in entries.items():
+        number, name = (key, value) if str(key).strip().isdigit() else (value, key)
+        if isinstance(number, list):
+            members = _members(number, str(name), file)
+            if set(members) != {0}:
+                regions[str(name)] = members
+            continue
+        number = _named_value(number, name, file)
+        if str(name).strip().lower() in ("ignore", "ignore_label"):
+            ignored = number
+        elif number in names:
+            got, advice = f"{names[number]!r} and {name!r} for {number}", "Give every organ its own value"
+            raise DataError(sentence("labels", "one name per value", got, advice, file=file))
+        elif number != 0:
+            names[number] = str(name)
+            regions[str(name)] = (number,)
+    listed = any(isinstance(value, list) for value in entries.values())
+    return names, ignored, regions if listed else {}
+
+
+def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[str, Any]:
+    """The object of regions; beside organs, one of them may be called regions."""
+    given = next((value for key, value in outer.items() if str(key).lower() == "regions"), None)
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, list) or not (given is None or flat):
+        got = type(given).__name__
+        raise DataError(sentence("regions", "an object of regions", got, _REGIONS_EXAMPLE, file=file))
+    return {}
+
+
+def _is_about_regions(key: str, value: Any) -> bool:
+    return (str(key).lower() == "regions" and isinstance(value, (Mapping, list))) or (
+        key == "regions_class_order" and isinstance(value, list)
+    )
+
+
+def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
+    """Values of a region, or of ``regions_class_order``."""
+    found = values if isinstance(values, list) else [values]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
+        got = f"{values!r} for {name!r}"
+        raise DataError(sentence("regions", "a list of label values", got, _REGIONS_EXAMPLE, file=file))
+    return tuple(found)
+
+
+def _named_value(number: Any, name: Any, file: Path | str) -> int:
+    if isinstance(number, bool) or not str(number).strip().isdigit():
+        raise DataError(
+            sentence("labels", "one integer per label", f"{number!r} for {name!r}", _NAMES_EXAMPLE, file=file)
+        )
+    return int(number)

@@ -1,0 +1,315 @@
+"""All passes over a window: several networks, each on its device, that see the window mirrored and rotated.
+
+The logits of a pass go into the sums of the volume as they are, not turned back and not averaged before, so that more
+passes take no more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.settings import AugmentSettings, InferSettings, Settings
+from pipeline.core.errors import sentence
+from pipeline.model.device import autocast
+from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.plan import Plan
+from pipeline.sample.augment import directions
+from pipeline.sample.spatial import coarse_axis
+
+__all__ = [
+    "Network",
+    "Outputs",
+    "Pass",
+    "Passes",
+    "Rotation",
+    "View",
+    "augmentation_problems",
+    "mirror_axes",
+    "passes_of",
+    "rotation_of",
+    "spread",
+    "views",
+]
+
+
+# Test-time augmentation by mirroring and by rotations of right angles, aware of left and right.
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotations in a plane, by right angles, which need no interpolation.
+
+    Args:
+        axes: The two spatial axes of the plane, 0 for the first.
+        quarter: Whether also by 90 and 270 degrees, where a window is as long along both axes; else by 180 only.
+    """
+
+    axes: tuple[int, int]
+    quarter: bool = True
+
+    def within(self, *sizes: Sequence[int]) -> Rotation:
+        """The rotations that leave sizes as they are.
+
+        Args:
+            sizes: Voxels along each axis, of all that is rotated.
+        """
+        one, other = self.axes
+        return replace(self, quarter=self.quarter and all(size[one] == size[other] for size in sizes))
+
+
+@dataclass(frozen=True)
+class View:
+    """One way for the network to see a window.
+
+    Args:
+        swapped: Two axes that change places, first; none in a view that leaves all where they are.
+        flips: Axes that are reversed then.
+        mirrored: Axes over which it was mirrored; what a rotation reverses is not among them.
+    """
+
+    swapped: tuple[int, ...] = ()
+    flips: tuple[int, ...] = ()
+    mirrored: tuple[int, ...] = ()
+
+    def of(self, windows: Tensor) -> Tensor:
+        """Windows (n, C, *window) as the network sees them: a copy."""
+        return torch.flip(self._exchanged(windows), [axis + 2 for axis in self.flips])
+
+    def back(self, logits: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Logits (n, L, *tile) of such windows with their axes in place, without a copy, and the axes to reverse."""
+        places = dict(zip(self.swapped, reversed(self.swapped), strict=True))
+        return self._exchanged(logits), tuple(places.get(axis, axis) for axis in self.flips)
+
+    def _exchanged(self, tensor: Tensor) -> Tensor:
+        return tensor.transpose(*(axis + 2 for axis in self.swapped)) if self.swapped else tensor
+
+
+def views(axes: Sequence[int], rotation: Rotation | None = None) -> tuple[View, ...]:
+    """All that a window can be turned to by mirroring along axes and by rotations, each once, the plain one first.
+
+    Args:
+        axes: Spatial axes to mirror.
+        rotation: In which plane to rotate; None for no rotation.
+
+    Returns:
+        8 for mirroring along three axes; 8 of a plane with rotations and mirroring along any axis of it.
+    """
+    distinct = sorted(set(axes))
+    turns: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]
+    if rotation is not None:
+        turns.append(((), rotation.axes))
+        if rotation.quarter:
+            turns += [(rotation.axes, (axis,)) for axis in rotation.axes]
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], View] = {}
+    for count in range(len(distinct) + 1):
+        for mirrors in combinations(distinct, count):
+            for swapped, reverses in turns:
+                flips = tuple(sorted(set(mirrors) ^ set(reverses)))
+                found.setdefault((swapped, flips), View(swapped, flips, mirrors))
+    return tuple(found.values())
+
+
+# What a model may be shown at test time: mirrored and rotated windows of the kinds that it was trained with.
+
+_ALIKE = 0.01  # spacings that differ by less are taken for equal: a quarter turn stretches no more
+_ADVICE = "Set it to false"
+
+
+def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:
+    """Volume axes that training mirrors: the network knows no other mirror images.
+
+    Args:
+        plan: The dataset's plan.
+        dims: Spatial axes of the network.
+        settings: Section ``augment``.
+    """
+    flips = settings.augment.flip_axes if settings.augment.enabled else ()
+    named = directions(plan.orientation)
+    return tuple(axis for axis in plan.axes(dims) if named[axis] in flips)
+
+
+def rotation_of(plan: Plan, spec: NetworkSpec) -> Rotation:
+    """The plane in which windows are rotated: that of a 2D network, in 3D across the coarse axis, else across slices.
+
+    Args:
+        plan: The dataset's plan.
+        spec: The network's description.
+    """
+    axes = plan.axes(spec.dims)
+    if spec.dims == 3:
+        coarse = coarse_axis(spec.patch_size, plan.spacing_mm)
+        across = plan.slice_axis if coarse is None else coarse
+        axes = tuple(axis for axis in axes if axis != across)
+    one, other = axes
+    low, high = sorted((plan.spacing_mm[one], plan.spacing_mm[other]))
+    return Rotation((one, other), quarter=high <= low * (1 + _ALIKE))
+
+
+def augmentation_problems(plan: Plan, spec: NetworkSpec, settings: Settings, infer: InferSettings) -> list[str]:
+    """Why a model cannot be shown what is asked for, a sentence for each reason.
+
+    Args:
+        plan: The dataset's plan.
+        spec: The network's description.
+        settings: What the model is trained with.
+        infer: What is asked for.
+    """
+    problems = []
+    if infer.mirror and not mirror_axes(plan, spec.dims, settings):
+        problems.append(sentence("infer.mirror", "a model trained with flips", "one without", _ADVICE))
+    if not infer.rotate:
+        return problems
+    largest = _largest_rotation(settings.augment)
+    if largest < 180:
+        got = f"one with up to {largest:g}" if largest else "one without"
+        rule = "a model trained with rotations of up to 180 degrees (augment.rotate_degrees)"
+        problems.append(sentence("infer.rotate", rule, got, _ADVICE))
+    sides = directions(plan.orientation).index("LR")
+    pairs = plan.label_table.output_side_pairs()
+    if pairs and sides in rotation_of(plan, spec).axes and sides in mirror_axes(plan, spec.dims, settings):
+        rule = "no left and right organs where training mirrors left and right, which a rotation confuses"
+        problems.append(sentence("infer.rotate", rule, f"{len(pairs)} pairs", _ADVICE))
+    return problems
+
+
+def _largest_rotation(augment: AugmentSettings) -> float:
+    return augment.rotate_degrees if augment.enabled and augment.rotate_p > 0 else 0.0
+
+
+Network = Callable[..., Any]
+"""Takes (B, C, *window), returns logits (B, L, *window), smaller by the margin on either side if there is one, or
+several of them in a sequence or mapping."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One network that sees windows in one way.
+
+    Args:
+        run: Takes windows (n, C, *window), turned already, and returns all outputs of the network.
+        view: How they are turned.
+        swapped: Pairs of channels of the logits that have changed places.
+        device: Where the network is; None for that of the windows.
+    """
+
+    run: Callable[[Tensor], list[Tensor]]
+    view: View = field(default_factory=View)
+    swapped: tuple[tuple[int, int], ...] = ()
+    device: torch.device | None = None
+
+    def __call__(self, windows: Tensor) -> list[Tensor]:
+        """All outputs of the network for windows (n, C, *window), turned as it sees them."""
+        return self.run(self.view.of(windows))
+
+
+class Outputs:
+    """A network as it is: one pass, whose outputs are a list, whatever the network returns them in.
+
+    Args:
+        network: Any.
+        args: Handed to the network.
+        kwargs: Handed to the network.
+    """
+
+    def __init__(self, network: Network, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        self.network, self.args, self.kwargs = network, args, kwargs or {}
+        self.packed: Callable[[list[Tensor]], Any] = tuple
+
+    def each(self, window: Sequence[int], tile: Sequence[int]) -> list[Pass]:
+        """The one pass there is."""
+        return [Pass(self._run)]
+
+    def _run(self, windows: Tensor) -> list[Tensor]:
+        found = self.network(windows, *self.args, **self.kwargs)
+        if isinstance(found, Mapping):
+            names = list(found)
+            self.packed = lambda totals: dict(zip(names, totals, strict=True))
+            return list(found.values())
+        if isinstance(found, tuple | list):
+            return list(found)
+        self.packed = lambda totals: totals[0]
+        return [found]
+
+
+class Passes:
+    """Networks, and how each of them sees a window: the inferer averages the logits of all passes.
+
+    Where a pass mirrors left and right, a left organ looks like its right twin, so the channels of the pairs are
+    swapped back; a rotation leaves them.
+
+    Args:
+        networks: At least one; take (n, C, *window) and return one tensor of logits.
+        dtype: Type of their arithmetic.
+        axes: Spatial axes to mirror, 0 for the first: 2, 4 or 8 passes of each network.
+        sides: Spatial axis that runs from left to right, or None.
+        side_pairs: (left, right) channels of the logits.
+        rotation: In which plane to rotate. Windows that are not as long along both of its axes are rotated by 180
+            degrees only.
+
+    Reference: Isensee et al., nnU-Net, Nature Methods 2021 (mirroring at test time); Ronneberger et al. 2015
+    (arXiv 1505.04597), section 4 (the mean over rotated versions of the input).
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        dtype: torch.dtype = torch.float32,
+        axes: Sequence[int] = (),
+        sides: int | None = None,
+        side_pairs: Sequence[tuple[int, int]] = (),
+        rotation: Rotation | None = None,
+    ) -> None:
+        self.networks, self.dtype, self.axes = list(networks), dtype, tuple(axes)
+        self.sides, self.side_pairs, self.rotation = sides, tuple(side_pairs), rotation
+        self.devices = [_device_of(network) for network in self.networks]
+        self.packed: Callable[[list[Tensor]], Any] = lambda totals: totals[0]
+
+    def each(self, window: Sequence[int], tile: Sequence[int]) -> list[Pass]:
+        """All passes; those that follow each other are on different devices, as far as there are several.
+
+        Args:
+            window: Voxels that networks see along each axis.
+            tile: Voxels of their logits.
+        """
+        rotation = self.rotation and self.rotation.within(window, tile)
+        return [
+            Pass(self._runner(network, device), view, self.side_pairs if self.sides in view.mirrored else (), device)
+            for view in views(self.axes, rotation)
+            for network, device in zip(self.networks, self.devices, strict=True)
+        ]
+
+    def _runner(self, network: Network, device: torch.device | None) -> Callable[[Tensor], list[Tensor]]:
+        def run(windows: Tensor) -> list[Tensor]:
+            place = device or windows.device
+            with autocast(place, self.dtype):
+                return [network(windows.to(place))]
+
+        return run
+
+
+def passes_of(network: Network | Passes, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    """What gives the passes of anything that counts as a network.
+
+    Args:
+        network: Any, or several passes.
+        args: Handed to a network.
+        kwargs: Handed to a network.
+    """
+    return network if isinstance(network, Passes) else Outputs(network, args, kwargs)
+
+
+def spread(count: int, devices: Sequence[torch.device]) -> list[torch.device]:
+    """The device of each of some networks: one after the other, and again from the first."""
+    return [devices[number % len(devices)] for number in range(count)]
+
+
+def _device_of(network: Network) -> torch.device | None:
+    """Where the parameters of a network are; None for one without."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), None)

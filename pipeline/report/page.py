@@ -1,0 +1,128 @@
+"""Pages: one HTML file each, that needs neither network nor scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.core.files import write_text
+from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
+
+__all__ = [
+    "Picture",
+    "Table",
+    "both_themes",
+    "compact",
+    "render_page",
+    "write_picture_page",
+]
+
+
+def render_page(template: str, context: Mapping[str, Any]) -> str:
+    """Fill in a template of this package; what comes from files is escaped.
+
+    Args:
+        template: Its name.
+        context: Everything it uses; a name that is missing is an error.
+    """
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
+    environment.filters["interval"] = lambda pair: f"{pair[0]:.3f} – {pair[1]:.3f}" if pair else "–"
+    environment.filters["compact"] = compact
+    return str(environment.get_template(template).render(context))
+
+
+def both_themes(draw: Callable[[Theme], bytes]) -> dict[str, str]:
+    """A plot for light and for dark screens, as ``data:`` URIs.
+
+    Args:
+        draw: Takes the colours and gives a PNG.
+    """
+    return {"light": png_uri(draw(LIGHT)), "dark": png_uri(draw(DARK))}
+
+
+def compact(value: float | None) -> str:
+    """A number as a person writes it: three digits, from 100 on without decimals; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+# Pages of pictures with what belongs to them: numbers at the head, lines of text, tables.
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A section of a page.
+
+    Args:
+        heading: Of the section.
+        png: The picture.
+        alt: What it shows, for those who cannot see it.
+        lines: Sentences above it.
+    """
+
+    heading: str
+    png: bytes
+    alt: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; the first column names its rows.
+
+    Args:
+        heading: Of the section.
+        caption: What it holds.
+        columns: Names.
+        rows: Cells as they are shown.
+    """
+
+    heading: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def write_picture_page(
+    out: Path,
+    title: str,
+    *,
+    pictures: Sequence[Picture],
+    numbers: Sequence[tuple[str, str, str]] = (),
+    tables: Sequence[Table] = (),
+    version: str = "",
+    date: str = "",
+) -> Path:
+    """Write an HTML file that needs neither network nor scripts.
+
+    Args:
+        out: The file.
+        title: Heading.
+        pictures: Sections with a picture.
+        numbers: Name, value and detail of what is shown large at the head.
+        tables: Sections with a table.
+        version: Version of volseg, for the foot of the page.
+        date: Date, likewise.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        VolsegError: If it cannot be written.
+    """
+    shown = [{"heading": p.heading, "uri": png_uri(p.png), "alt": p.alt, "lines": p.lines} for p in pictures]
+    context = {"title": title, "numbers": numbers, "pictures": shown, "tables": tables}
+    write_text(out, render_page("pictures.html.j2", {**context, "version": version, "date": date}))
+    return out

@@ -1,0 +1,426 @@
+"""What a prediction writes and where: masks, their names and colours, a file per organ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError, VolsegError, sentence
+from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.labels import LabelTable, select_organs
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.dataset import CaseFiles
+from pipeline.data.legend import LegendEntry, snap_labels
+from pipeline.data.nifti import write_shares
+from pipeline.data.organ_masks import organ_file_names
+from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
+from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
+from pipeline.infer.probabilities import SoftPrediction
+from pipeline.model.device import out_of_memory
+from pipeline.report.palette import organ_color
+
+__all__ = [
+    "ENTROPY",
+    "FORMATS",
+    "PROBABILITIES",
+    "STATISTICS_FILES",
+    "Labels",
+    "Output",
+    "Place",
+    "SoftPlace",
+    "chosen_labels",
+    "earlier_entries",
+    "earlier_statistics",
+    "measure",
+    "note_prediction",
+    "places",
+    "prediction_entry",
+    "require_own_files",
+    "soft_organs",
+    "soft_place",
+    "why_failed",
+    "write_entries",
+    "write_labels",
+    "write_soft",
+    "write_statistics",
+]
+
+
+# Which soft outputs a prediction writes and where: a file per organ of probabilities, and one of the entropy.
+
+PROBABILITIES, ENTROPY = "probabilities", "entropy"
+"""Folders beside the masks; the first is one that ``volseg evaluate --probabilities`` takes."""
+
+_SUFFIX = ".nii.gz"
+_ALL = ("all",)
+
+
+@dataclass(frozen=True)
+class SoftPlace:
+    """Where the soft outputs of a case go.
+
+    Args:
+        probabilities: Organ or region → file.
+        entropy: Its file; None without.
+    """
+
+    probabilities: Mapping[str, Path] = field(default_factory=dict)
+    entropy: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.probabilities.values(), *(() if self.entropy is None else (self.entropy,)))
+
+
+def soft_organs(known: LabelTable, kept: LabelTable, names: Sequence[str]) -> tuple[str, ...]:
+    """The organs whose probabilities are written.
+
+    Args:
+        known: All labels of the model.
+        kept: Those that masks keep.
+        names: What was asked for; ``all`` for all organs (or regions) that masks keep.
+
+    Raises:
+        DataError: If the network finds no such organ or region.
+    """
+    if tuple(names) == _ALL and "all" not in known.targets:
+        return tuple(name for name in known.targets if name in kept.targets)
+    unknown = [name for name in names if name not in known.targets]
+    if unknown:
+        rule, got = f"all, or some of {', '.join(known.targets)}", ", ".join(unknown)
+        raise DataError(sentence("probabilities", rule, got, "Correct the names"))
+    return tuple(dict.fromkeys(names))
+
+
+def soft_place(out: Path, case: str, known: LabelTable, organs: Sequence[str], *, entropy: bool) -> SoftPlace:
+    """Where the soft outputs of a case go; an organ's file has the same name whichever others are chosen.
+
+    Args:
+        out: Folder of the masks.
+        case: Case id.
+        known: All labels of the model.
+        organs: Whose probabilities are written.
+        entropy: Whether the entropy is.
+    """
+    names = organ_file_names(known, _SUFFIX)
+    files = {name: out / PROBABILITIES / case / names[name] for name in organs}
+    return SoftPlace(files, out / ENTROPY / f"{case}{_SUFFIX}" if entropy else None)
+
+
+def write_soft(soft: SoftPrediction, place: SoftPlace, *, like: Path | None = None) -> None:
+    """Write the soft outputs of a case, each file atomically.
+
+    Args:
+        soft: What the predictor gave.
+        place: Where to.
+        like: As in :func:`~pipeline.data.volumes.write_label_map`.
+
+    Raises:
+        VolsegError: If a file cannot be written.
+    """
+    grid = soft.label_map.grid
+    for name, path in place.probabilities.items():
+        write_shares(soft.probabilities[name], grid, path, like=like)
+    if place.entropy is not None and soft.entropy is not None:
+        write_shares(soft.entropy, grid, place.entropy, like=like)
+
+
+# ``statistics.json`` and ``statistics.csv`` beside the masks: volume, intensities and edges of every organ.
+
+STATISTICS_FILES = ("statistics.json", "statistics.csv")
+"""Names of what :func:`write_statistics` writes."""
+
+_CONVENTIONS = (
+    "volume_ml: number of voxels times the volume of a voxel",
+    "mean, sd: intensities of the image's own voxels in its own units (HU of a CT); sd divides by their number",
+    "touches_edge: some voxel lies in the first or last plane along an axis, so a part may be outside; edges: "
+    "which sides of the patient these are (L, R, A, P, I, S)",
+    "confidence: mean probability of the organ over the voxels that the network gave to it, before cleaning; empty "
+    "where it was not asked for (--confidence, --probabilities, --entropy) or no voxel was given",
+)
+
+
+def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
+    """What is known of every mask, by file name; empty without a file, or with one that is damaged."""
+    try:
+        content = read_json(out / STATISTICS_FILES[0])
+        return {entry["prediction"]: entry for entry in content["cases"]}
+    except (VolsegError, KeyError, TypeError):
+        return {}
+
+
+def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
+    """Statistics of a case: organ or region → its numbers."""
+    found = organ_statistics(label_map, table, image)
+    return {organ.name: statistics_entry(organ, channels) for organ in found}
+
+
+def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels: Sequence[str]) -> None:
+    """Write both files.
+
+    Args:
+        out: Folder of the masks.
+        cases: File name of a mask → ``case``, ``prediction``, ``hash`` and ``organs``, as :func:`measure` gave them,
+            with ``confidence`` where it is known.
+        channels: Name of every channel of the images.
+
+    Raises:
+        VolsegError: If they cannot be written.
+    """
+    entries = [cases[name] for name in sorted(cases)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow((*statistics_columns(channels), "confidence"))
+    for entry in entries:
+        for name, organ in entry["organs"].items():
+            sure = organ.get("confidence")
+            row = statistics_row(entry["case"], name, organ, channels)
+            table.writerow((*row, "" if sure is None else f"{sure:.6g}"))
+    content = {"channels": list(channels), "cases": entries, "conventions": list(_CONVENTIONS)}
+    write_json(out / STATISTICS_FILES[0], content)
+    write_text(out / STATISTICS_FILES[1], text.getvalue())
+
+
+# ``predictions.json`` beside the masks: which image each came from, how it was cleaned, and whether it is finished.
+
+_FILE = "predictions.json"
+
+
+def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
+    """Entries of ``predictions.json`` by file name; a damaged file counts as none, and is written anew."""
+    try:
+        content = read_json(out / _FILE)
+        return {entry["prediction"]: entry for entry in content["cases"]}
+    except (VolsegError, KeyError, TypeError):
+        return {}
+
+
+def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entry of a mask that is not done yet, which an empty hash says.
+
+    Args:
+        files: The case.
+        name: File name of the mask.
+        cleaning: How it is cleaned, as :meth:`~pipeline.infer.cleaning.Cleaning.to_json` has it; None if it is not.
+    """
+    images = [str(path.resolve()) for path in files.images]
+    return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
+
+
+def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
+    """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
+    entries[entry["prediction"]] = entry
+    write_entries(out, entries)
+
+
+def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write ``predictions.json``, a line per case: it is written often, and this is many times faster.
+
+    Raises:
+        VolsegError: If it cannot be written.
+    """
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
+    write_text(out / _FILE, f'{{"cases": [\n{lines}\n]}}\n')
+
+
+def why_failed(case: str, error: BaseException) -> str:
+    """One sentence on why a case could not be predicted."""
+    if isinstance(error, VolsegError):
+        return str(error)
+    if out_of_memory(error):
+        return f"case {case}: memory: expected enough, got too little. Lower infer.batch_size, or use --device cpu."
+    return f"case {case}: expected a prediction, got {type(error).__name__}: {error}. Check the file and the device."
+
+
+FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
+"""Formats that masks can be written in, whatever their inputs are."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What to write beside or in place of a mask per case in its image's format.
+
+    Args:
+        format: One of FORMATS; by default the image's own.
+        organs: Organs and regions to keep, the others becoming background; by default all.
+        split: Also write a file per organ, into a folder per case.
+        statistics: Also write ``statistics.json`` and ``statistics.csv``.
+        probabilities: Organs and regions whose probabilities are also written, or ``("all",)``.
+        entropy: Also write the entropy.
+        confidence: Also note the mean probability of every organ; comes with the two.
+    """
+
+    format: str | None = None
+    organs: tuple[str, ...] = ()
+    split: bool = False
+    statistics: bool = False
+    probabilities: tuple[str, ...] = ()
+    entropy: bool = False
+    confidence: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown formats."""
+        if self.format is not None and self.format not in FORMATS:
+            advice = "Choose one of them, or leave it out for the image's own"
+            raise VolsegError(sentence("format", f"one of {', '.join(FORMATS)}", repr(self.format), advice))
+
+    @property
+    def soft(self) -> bool:
+        """Whether more than the winner of every voxel is wanted."""
+        return bool(self.probabilities) or self.entropy or self.confidence
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a case go.
+
+    Args:
+        mask: Its label map.
+        folder: Folder of its organs' masks.
+        organ_files: Organ or region → name of its mask there; empty without.
+        soft: Its probabilities and entropy.
+    """
+
+    mask: Path
+    folder: Path
+    organ_files: Mapping[str, str]
+    soft: SoftPlace = field(default_factory=SoftPlace)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names and colours of what is written.
+
+    Args:
+        table: The organs chosen.
+        legend: One entry per label value.
+        colors: Organ or region → ``#rrggbb``.
+        known: All labels of the model, where only some were chosen.
+    """
+
+    table: LabelTable
+    legend: tuple[LegendEntry, ...]
+    colors: Mapping[str, str]
+    known: LabelTable | None = None
+
+
+def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
+    """The labels of a model, or some of them; an organ's colour does not depend on the others that are chosen.
+
+    Args:
+        known: All labels of the model.
+        organs: Names of those to keep; empty for all.
+
+    Raises:
+        DataError: If a name is not known.
+    """
+    table = select_organs(known, organs) if organs else known
+    colors = {value: organ_color(n) for n, value in enumerate(known.values)}
+    legend = tuple(LegendEntry(value, name, colors[value]) for value, name in table.names.items())
+    drawn = dict(zip(table.regions, table.painted, strict=True)) or {name: value for value, name in table.names.items()}
+    shown = {name: colors[value] for name, value in drawn.items()}
+    return Labels(table, legend, shown, known if organs else None)
+
+
+def places(
+    cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
+) -> dict[str, Place]:
+    """Case id → its place: the mask has the input's own name, or the case's where that is another.
+
+    Args:
+        cases: All cases.
+        out: Folder of the masks.
+        output: What to write; its probabilities are names of organs.
+        table: The organs that masks keep.
+        known: All labels of the model.
+
+    Raises:
+        VolsegError: If two masks would be one file, or a mask its own input.
+    """
+    found: dict[str, Place] = {}
+    taken: dict[Path, str] = {}
+    for files in cases:
+        first, stem = files.images[0], volume_stem(files.images[0])
+        suffix = f".{output.format}" if output.format else volume_suffix(first)
+        alone = len(files.images) == 1 and split_source(first)[0] == first
+        own = alone and files.id in (stem, stem.removesuffix("_0000"))
+        mask = out / (first.name if own and not output.format else f"{stem if own else files.id}{suffix}")
+        if mask in taken or mask.resolve() == split_source(first)[0].resolve():
+            culprit = f"case {taken[mask]}" if mask in taken else "the input itself"
+            raise VolsegError(f"{mask}: expected one mask per file, got {culprit} there too. Use another folder.")
+        taken[mask] = files.id
+        names = organ_file_names(table, suffix) if output.split else {}
+        soft = soft_place(out, files.id, known, output.probabilities, entropy=output.entropy)
+        found[files.id] = Place(mask, out / volume_stem(mask), names, soft)
+    return found
+
+
+def require_own_files(
+    out: Path,
+    wanted: Iterable[Place],
+    beside: Sequence[str],
+    entries: Mapping[str, Mapping[str, Any]],
+    table: LabelTable,
+) -> None:
+    """Refuse to overwrite what no earlier prediction wrote, and to mix masks whose values mean different organs.
+
+    Args:
+        out: Folder of the masks.
+        wanted: Places of the cases.
+        beside: Names of the files that are written beside the masks.
+        entries: Entries of ``predictions.json`` by file name.
+        table: What the values will mean.
+
+    Raises:
+        VolsegError: If there is such a file.
+    """
+    masks = {place.mask.name: place for place in wanted}
+    soft = {name for entry in entries.values() for name in entry.get("soft_files", ())}
+    strangers = [place.mask for name, place in masks.items() if name not in entries and place.mask.exists()]
+    for name, place in masks.items():
+        ours = entries.get(name, {}).get("organ_files") or ()
+        files = (place.folder / file for file in place.organ_files.values() if file not in ours)
+        soft_files = (file for file in place.soft.files if file.relative_to(out).as_posix() not in soft)
+        strangers += [file for file in (*files, *soft_files) if file.exists()]
+    if not (out / "predictions.json").exists():
+        strangers += [out / name for name in beside if (out / name).exists()]
+    if strangers:
+        raise VolsegError(
+            f"{strangers[0]}: expected a free place or the mask of an earlier prediction, got another file. "
+            "Use another output folder."
+        )
+    others = [name for name in entries if name not in masks and (out / name).is_file()]
+    if others and (out / "labels.json").is_file() and not _same_labels(out / "labels.json", table):
+        raise VolsegError(
+            f"{out / 'labels.json'}: expected the organs of the masks that stay there, e.g. {others[0]}, got others. "
+            "Use another output folder."
+        )
+
+
+def write_labels(out: Path, labels: Labels) -> None:
+    """Write ``labels.json`` and, for ITK-SNAP, ``labels.txt``.
+
+    Where only some labels of a model were chosen, ``chosen_from`` has them all: those who score the masks then know
+    which labels of the references cannot be in them.
+
+    Raises:
+        VolsegError: If they cannot be written.
+    """
+    colors = {str(entry.value): entry.color for entry in labels.legend}
+    chosen_from = {} if labels.known is None else {"chosen_from": labels.known.to_json()}
+    write_json(out / "labels.json", {**labels.table.to_json(), "colors": colors, **chosen_from})
+    write_text(out / "labels.txt", snap_labels(labels.legend))
+
+
+def _same_labels(file: Path, table: LabelTable) -> bool:
+    try:
+        there = LabelTable.from_json(read_json(file))
+    except (VolsegError, KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return (there.names, there.regions) == (table.names, table.regions)

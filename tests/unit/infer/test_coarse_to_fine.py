@@ -1,0 +1,119 @@
+"""Coarse to fine: windows where the organs are, and everywhere where the coarse pass may be wrong."""
+
+import numpy as np
+import pytest
+import torch
+from members import member_of, plan_of
+from torch import nn
+
+from pipeline.core.grid import Grid, reorient_array
+from pipeline.core.volume import Image
+from pipeline.infer.predictor import Predictor
+from pipeline.infer.roi import Box
+
+
+class _Bright(nn.Module):
+    """Organ 1 where the neighbourhood is bright; how much a window sees of it matters at its border."""
+
+    def __init__(self, width=3, threshold=0.5):
+        super().__init__()
+        self.width, self.threshold, self.calls = width, threshold, []
+
+    def forward(self, windows):
+        self.calls.append(len(windows))
+        mean = nn.functional.avg_pool3d(windows, self.width, 1, self.width // 2)
+        return torch.cat([torch.zeros_like(mean), mean - self.threshold], 1)
+
+
+def _scan(*bright, shape=(48, 40, 44), orientation="LPI"):
+    """Noise with bright boxes, in RAS order, on voxels of 1 x 2 x 2 mm."""
+    array = np.random.default_rng(0).uniform(0.0, 0.2, (1, *shape)).astype(np.float32) + 0.01
+    for box in bright:
+        array[(0, *box)] += 1.0
+    return Image(array, Grid.from_spacing(shape, (1.0, 2.0, 2.0))).reoriented(orientation)
+
+
+ORGAN = (slice(12, 28), slice(6, 14), slice(8, 16))
+
+
+def _predicted(image, network=None, **infer):
+    regions = []
+    member = member_of(network or _Bright(), 2, batch_size=1, **infer)
+    return Predictor([member]).predict(image, "case", regions.append), regions
+
+
+def test_windows_cover_the_box_and_what_is_around_it_is_background():
+    image, calls = _scan(ORGAN), _Bright(width=1)  # each voxel by itself: where its windows lie makes no difference
+    whole, none = _predicted(image, _Bright(width=1))
+    found, (region,) = _predicted(image, calls, roi="organs", roi_margin_mm=8.0)
+    assert none == []
+    assert region.kind == "organs"
+    assert region.why is None
+    # 24 x 40 x 44 voxels of 2 mm; the organ is at 6 to 14 in all axes, as coarse voxels 3 to 7, the margin is 4 voxels.
+    assert region.box == Box((2, 2, 4), (18, 18, 20))
+    assert region.windows == 5 * 9 * 10
+    assert region.skipped == 450 - 3**3  # windows of 8 voxels begin at 0, 4 and 8 of the 16 of the box
+    assert sum(calls.calls) == 27 + 2 * 3 * 4  # the coarse grid has 12 x 20 x 22 voxels
+    np.testing.assert_array_equal(found.array, whole.array)
+    assert np.count_nonzero(found.array) > 800
+
+
+def test_outside_the_box_is_background():
+    # The second spot is too small for the coarse pass, where it melts into its neighbourhood.
+    image = _scan(ORGAN, (slice(36, 40), slice(30, 32), slice(36, 38)))
+    network = _Bright(threshold=0.3)
+    whole, _ = _predicted(image, network)
+    found, (region,) = _predicted(image, network, roi="organs", roi_margin_mm=8.0)
+    assert region.kind == "organs"
+    both = [reorient_array(mask.array, "LPI", "RAS") for mask in (whole, found)]
+    assert both[0][34:, 28:, 34:].any()
+    assert not both[1][34:, 28:, 34:].any()
+    near = [mask[:34, :28, :34] for mask in both]
+    assert np.count_nonzero(near[0] != near[1]) < 0.01 * np.count_nonzero(near[0])  # other windows, other borders
+
+
+@pytest.mark.parametrize(
+    ("bright", "why"),
+    [((), "the coarse pass found no organ"), ((slice(4, 40), slice(8, 14), slice(8, 12)), "reaches the end")],
+)
+def test_where_the_coarse_pass_may_be_wrong_everything_is_looked_at(bright, why, monkeypatch):
+    image = _scan(bright) if bright else _scan()
+    if bright:  # the coarse pass sees a part alone
+        monkeypatch.setattr(
+            "pipeline.infer.coarse_to_fine.organ_box", lambda labels, shape: Box((6, 8, 8), (12, 14, 12))
+        )
+    whole, _ = _predicted(image)
+    found, (region,) = _predicted(image, roi="organs", roi_margin_mm=2.0)
+    assert region.kind == "none"
+    assert why in region.why
+    assert region.skipped == 0
+    np.testing.assert_array_equal(found.array, whole.array)
+
+
+def test_windows_of_background_alone_are_left_out():
+    image = _scan(ORGAN)
+    turned = reorient_array(image.array[0], "LPI", "RAS")
+    turned[30:], turned[:, 22:] = -5.0, -5.0  # air
+    network = _Bright()
+    whole, _ = _predicted(image, network)
+    found, (region,) = _predicted(image, network, roi="body")
+    assert (region.kind, region.box, region.why) == ("body", None, None)
+    # Body voxels end at 15 of 24 and 22 of 40 (and one more by interpolation).
+    assert region.skipped == 450 - 4 * 6 * 10
+    assert sum(network.calls) == 450 + 240
+    np.testing.assert_array_equal(found.array, whole.array)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((48, 40, 44), "organs"), ((20, 10, 10), "body")])
+def test_auto_looks_for_organs_where_that_costs_little(shape, kind):
+    place = tuple(slice(n // 3, 2 * n // 3) for n in shape)
+    _, (region,) = _predicted(_scan(place, shape=shape), roi="auto", roi_margin_mm=12.0)
+    assert region.kind == kind
+
+
+def test_an_ensemble_looks_at_everything():
+    image, regions = _scan(ORGAN), []
+    members = [member_of(_Bright(), 2, plan_of(2), roi="organs") for _ in range(2)]
+    found = Predictor(members).predict(image, "case", regions.append)
+    assert regions == []
+    assert found.array.any()

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pipeline.core.errors import Stopped
+from pipeline.core.signals import StopRequest, stoppable
+from pipeline.stages.predict import overlapped
+
+WAIT_S = 30.0
+
+
+def test_the_next_is_read_and_the_last_written_while_one_is_computed() -> None:
+    read_next, written = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    met: list[tuple[int, bool, bool]] = []
+
+    def read(item: int) -> int:
+        read_next[item].set()
+        return item
+
+    def work(item: int) -> int:
+        ahead = item == 2 or read_next[item + 1].wait(WAIT_S)
+        behind = item == 0 or written[item - 1].wait(WAIT_S)
+        met.append((item, ahead, behind))
+        return item
+
+    overlapped(
+        [0, 1, 2], read, work, lambda item: written[item].set(), failed=no_failure, worked=lambda: None,
+        stop=StopRequest(),
+    )  # fmt: skip
+    assert met == [(0, True, True), (1, True, True), (2, True, True)]
+    assert written[2].is_set()
+
+
+def no_failure(item: int, error: Exception) -> None:
+    raise AssertionError(f"{item}: {error}")
+
+
+def test_no_more_than_one_is_read_ahead_and_one_waits_to_be_written() -> None:
+    counts = {"read": 0, "worked": 0, "written": 0}
+    most = {"ahead": 0, "behind": 0}
+
+    def read(item: int) -> int:
+        counts["read"] += 1
+        most["ahead"] = max(most["ahead"], counts["read"] - counts["worked"])
+        return item
+
+    def work(item: int) -> int:
+        time.sleep(0.002)
+        most["behind"] = max(most["behind"], counts["worked"] - counts["written"])
+        counts["worked"] += 1
+        return item
+
+    def write(item: int) -> None:
+        time.sleep(0.01)
+        counts["written"] += 1
+
+    overlapped(range(12), read, work, write, failed=no_failure, worked=lambda: None, stop=StopRequest())
+    assert counts == {"read": 12, "worked": 12, "written": 12}
+    assert most["ahead"] <= 3  # the one that is computed, the next, and one whose turn to be counted has not come
+    assert most["behind"] <= 2  # the one that is written, and the one that waits for it
+
+
+def test_an_item_that_fails_in_any_step_does_not_end_the_others() -> None:
+    written: list[int] = []
+    failed: list[tuple[int, str]] = []
+    seen: list[None] = []
+
+    def failing(step: int):
+        def run(item: int) -> int:
+            if item == step:
+                raise ValueError(f"step {step}")
+            return item
+
+        return run
+
+    def write(item: int) -> None:
+        failing(2)(item)
+        written.append(item)
+
+    overlapped(
+        range(5),
+        failing(0),
+        failing(1),
+        write,
+        failed=lambda item, error: failed.append((item, str(error))),
+        worked=lambda: seen.append(None),
+        stop=StopRequest(),
+    )
+    assert written == [3, 4]
+    assert sorted(failed) == [(0, "step 0"), (1, "step 1"), (2, "step 2")]
+    assert len(seen) == 5
+
+
+def test_nothing_is_nothing() -> None:
+    overlapped([], abs, abs, print, failed=no_failure, worked=lambda: None, stop=StopRequest())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_write_and_for_nothing_else(number: signal.Signals) -> None:
+    written: list[int] = []
+
+    def work(item: int) -> int:
+        if item == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(WAIT_S)  # the signal ends it
+        return item
+
+    def write(item: int) -> None:
+        time.sleep(0.2)
+        written.append(item)
+
+    began = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, Stopped)) as caught, stoppable() as stop:
+        overlapped(range(5), abs, work, write, failed=no_failure, worked=lambda: None, stop=stop)
+    assert isinstance(caught.value, KeyboardInterrupt) == (number == signal.SIGINT)
+    assert written == [0, 1]
+    assert time.monotonic() - began < WAIT_S

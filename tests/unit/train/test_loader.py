@@ -1,0 +1,118 @@
+"""Patches for networks that see more than they give logits for."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.settings import SampleSettings
+from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.train.loader import Ahead, PatchSource
+
+SHAPE = (11, 12, 13)
+TARGET, MARGIN = (4, 3, 5), (6, 0, 14)  # the last margin is wider than the volume
+INPUT = (16, 3, 33)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    label = np.zeros(SHAPE, np.int8)
+    label[3:6, 3:6, 3:6] = 1
+    image = generator.normal(size=(1, *SHAPE)).astype(np.float32)
+    write_prepared(tmp_path, PreparedCase("a", image, label, class_voxels(label, 50, generator), {"group": None}))
+    return tmp_path
+
+
+def source(prepared: Path, size: tuple[int, int, int], margin: tuple[int, int, int], **sample: object) -> PatchSource:
+    settings = SampleSettings.model_validate({"foreground_share": 0.5, **sample})
+    return PatchSource(prepared, ["a"], size, 4, settings, torch.device("cpu"), margin=margin)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+@pytest.mark.parametrize("strategy", ["balanced", "sliding"])
+def test_targets_are_placed_as_patches_without_a_margin(prepared: Path, strategy: str, cache_mb: int) -> None:
+    sample = {"strategy": strategy, "cache_mb": cache_mb}
+    plain, wide = source(prepared, TARGET, (0, 0, 0), **sample), source(prepared, INPUT, MARGIN, **sample)
+    assert wide.target_size == TARGET
+    batches = wide.batches_per_epoch(3)
+    assert batches == plain.batches_per_epoch(3)
+    epochs = [[part.batch(n)[:2] for n in range(batches)] for part in (plain, wide)]
+    for (images, labels), (around, labels_around) in zip(*epochs, strict=True):
+        assert around.shape[2:] == labels_around.shape[1:] == INPUT
+        assert torch.equal(images, around[:, :, 6:10, :, 14:19])
+        assert torch.equal(labels, labels_around[:, 6:10, :, 14:19])
+
+
+def test_around_a_target_lies_the_image_mirrored_at_its_border(prepared: Path) -> None:
+    wide = source(prepared, (13, 14, 15), (1, 1, 1))  # one target, which is the volume
+    images, labels, _ = wide.batch(0)
+    volume = wide.volumes["a"][0][...].numpy()
+    expected = np.pad(volume, [(0, 0), (1, 1), (1, 1), (1, 1)], mode="reflect")
+    assert all(np.array_equal(image, expected) for image in images.numpy())
+    assert int((labels[0] == -1).sum()) == 13 * 14 * 15 - 11 * 12 * 13
+
+
+def test_targets_larger_than_the_volume_are_ignored_outside_it(prepared: Path) -> None:
+    wide = source(prepared, (17, 12, 13), (2, 0, 0))  # targets of 13 voxels in a volume of 11: one more on either side
+    images, labels, _ = wide.batch(0)
+    assert (labels[0, :, 0, 0] == -1).tolist() == [True] * 3 + [False] * 11 + [True] * 3
+    assert torch.equal(images[0, 0, 2], images[0, 0, 4])
+
+
+def test_sliding_targets_see_every_voxel_once(prepared: Path) -> None:
+    wide = source(prepared, (9, 12, 17), (4, 4, 2), strategy="sliding")  # targets of (1, 4, 13)
+    batches = wide.batches_per_epoch(0)
+    assert batches * 4 == 11 * 3 + 3
+    inner = [labels[:, 4:-4, 4:-4, 2:-2] for _, labels, _ in map(wide.batch, range(batches))]
+    assert sum(part.numel() for part in inner) == 11 * 12 * 13
+    assert int(sum((part == 1).sum() for part in inner)) == 27
+
+
+def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
+    settings = SampleSettings()
+    flat = PatchSource(prepared, ["a"], (9, 1, 8), 3, settings, torch.device("cpu"), squeeze_axis=1, margin=(4, 0, 3))
+    images, labels, _ = flat.batch(0)
+    assert (images.shape, labels.shape) == ((3, 1, 9, 8), (3, 9, 8))
+    assert flat.target_size == (1, 1, 2)
+
+
+# Values are made ahead, in order, and what making them raises comes out where they are asked for.
+
+
+def test_values_come_by_number_and_are_made_before_they_are_asked_for() -> None:
+    made: list[int] = []
+    ahead = Ahead(lambda number: made.append(number) or number * 10, count=2)
+    assert ahead.get(3)[0] == 30
+    deadline = time.monotonic() + 10
+    while made != [3, 4, 5] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made == [3, 4, 5]
+    assert [ahead.get(number)[0] for number in (4, 5)] == [40, 50]
+    ahead.close()
+    assert not ahead.coming
+    assert not any(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+def test_waiting_is_measured() -> None:
+    ahead = Ahead(lambda number: time.sleep(0.2), count=1)
+    assert ahead.get(0)[1] > 0.15
+    time.sleep(0.4)
+    assert ahead.get(1)[1] < 0.1
+    ahead.close()
+
+
+def test_errors_come_where_the_value_is_asked_for() -> None:
+    def make(number: int) -> int:
+        if number == 1:
+            raise ValueError("broken")
+        return number
+
+    ahead = Ahead(make)
+    assert ahead.get(0)[0] == 0
+    with pytest.raises(ValueError, match="broken"):
+        ahead.get(1)
+    ahead.close()

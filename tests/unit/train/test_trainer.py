@@ -1,0 +1,410 @@
+"""The training loop on a tiny store: it learns, stops, continues bit for bit, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.settings import LossSettings, Settings, TrainSettings
+from pipeline.core.errors import ConfigError, Stopped, VolsegError
+from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.model.cost import kept_bytes, multiply_adds
+from pipeline.model.folder import load_weights
+from pipeline.model.registry import build_network
+from pipeline.train import trainer
+from pipeline.train import trainer as room
+from pipeline.train.loader import PatchSource
+from pipeline.train.log import EpochRecord
+from pipeline.train.state import Frame, Progress, Validation, ValidationScores
+from pipeline.train.trainer import TrainResult, require_room, train_fold
+
+SIZE = (8, 8, 8)
+FRAME = Frame(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
+NO_VALIDATION = Validation(lambda network, everything: ValidationScores({}, None, {}), 1, 1)
+
+
+def settings(**train: object) -> Settings:
+    return Settings.model_validate(
+        {
+            "sample": {"patch_size": SIZE, "batch_size": 2},
+            "train": {
+                "epochs": 4,
+                "iterations_per_epoch": 3,
+                "validate_every": 2,
+                "precision": "fp32",
+                "optimizer": "adamw",
+                "learning_rate": 1e-2,
+                **train,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        label = np.zeros((12, 12, 12), np.int8)
+        label[3:9, 3:9, 3:9] = 1
+        image = (label + generator.normal(0, 0.1, label.shape))[None].astype(np.float32)
+        write_prepared(tmp_path, PreparedCase(name, image, label, class_voxels(label, 50, generator), {"group": None}))
+    return tmp_path
+
+
+def run(prepared: Path, out: Path, options: Settings, stop_after: int | None = None, dice: float = 0.5) -> TrainResult:
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    scores = iter([dice, dice + 0.1, dice - 0.1, dice - 0.2, dice - 0.3, dice - 0.4])
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        assert not network.training
+        value = 0.9 if everything else next(scores)
+        return ValidationScores({"organ": value}, value, {"a": {"organ": value}})
+
+    def on_epoch(record: EpochRecord, epochs: int) -> None:
+        if record.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    return train_fold(network, source, FRAME, Validation(validate, 1, 2), options, out, "identity", on_epoch)
+
+
+def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path: Path) -> None:
+    result = run(prepared, tmp_path / "m", settings(epochs=10, iterations_per_epoch=5, validate_every=5))
+    losses = [record.loss for record in result.progress.records]
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.scores.mean_dice == 0.9
+    assert result.progress.best_dice == pytest.approx(0.6)
+    assert result.progress.iteration == 50
+    rows = (tmp_path / "m" / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,iteration,loss,learning_rate")
+    assert rows[0].endswith("dice_organ")
+    assert len(rows) == 11
+    assert (tmp_path / "m" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "m" / "events").glob("events.*"))
+    record = result.progress.records[-1]
+    operations = 6 * multiply_adds(build_network("unet", 3, 1, 2, seed=0, features=(4, 8)), SIZE, 1)
+    assert record.gflops == pytest.approx(operations * record.patches_per_s / 1e9)
+    assert record.ceiling_gflops is not None
+    assert record.ceiling_gflops > 0.1
+    assert record.peak_memory_mb is not None
+    assert record.peak_memory_mb > 100
+
+
+def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, tmp_path: Path) -> None:
+    options = settings(ema_decay=0.9)
+    run(prepared, tmp_path / "whole", options)
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, tmp_path / "cut", options, stop_after=2)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    result = run(prepared, tmp_path / "cut", options, dice=0.6)
+    assert [record.epoch for record in result.progress.records] == [1, 2, 3, 4]
+    whole, cut = (load_weights(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "regions", "size", "loss", "optimizer"),
+    [
+        ("unet", ((1,),), SIZE, {"ce_weight": 0.5, "dice_weight": 0.5, "smooth": 1.0}, "adam"),
+        ("unet", (), SIZE, {"dice_weight": 0.0, "border_weight": 10.0, "class_weights": "balanced"}, "adamw"),
+        ("unet2015", (), (20, 20, 20), {"focal_gamma": 2.0, "tversky_alpha": 0.3, "tversky_beta": 0.7}, "adam"),
+    ],
+)
+def test_every_kind_of_loss_falls(
+    prepared: Path,
+    tmp_path: Path,
+    network: str,
+    regions: tuple[tuple[int, ...], ...],
+    size: tuple[int, int, int],
+    loss: dict[str, float | str],
+    optimizer: str,
+) -> None:
+    options = settings(epochs=2, iterations_per_epoch=25, optimizer=optimizer)
+    options = options.model_copy(update={"loss": LossSettings.model_validate(loss)})
+    built = build_network(network, 3, 1, 1 if regions else 2, seed=0, features=(4, 8))
+    margin = (built.margin[0], built.margin[1], built.margin[2])
+    source = PatchSource(prepared, ["a", "b"], size, 2, options.sample, torch.device("cpu"), margin=margin)
+    frame = replace(FRAME, regions=regions)
+    result = train_fold(built, source, frame, NO_VALIDATION, options, tmp_path / "m", "i", lambda record, epochs: None)
+    first, last = (record.loss for record in result.progress.records)
+    assert last < 0.8 * first
+
+
+def test_class_weights_of_another_number_than_the_outputs_are_refused(prepared: Path, tmp_path: Path) -> None:
+    options = settings().model_copy(update={"loss": LossSettings(class_weights=(1.0, 2.0, 3.0))})
+    with pytest.raises(ConfigError, match=r"loss.class_weights: expected 2 numbers \(class 0, class 1\), got 3"):
+        run(prepared, tmp_path / "m", options)
+
+
+def test_steps_are_told_and_what_earlier_runs_did(prepared: Path, tmp_path: Path) -> None:
+    def train(options: Settings, steps: list[tuple[float, float]], starts: list[tuple[int, int]]) -> TrainResult:
+        source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+        return train_fold(
+            network,
+            source,
+            FRAME,
+            NO_VALIDATION,
+            options,
+            tmp_path / "m",
+            "i",
+            lambda record, epochs: None,
+            on_start=lambda records, epochs: starts.append((len(records), epochs)),
+            on_step=lambda share, loss: steps.append((share, float(loss))),
+        )
+
+    steps: list[tuple[float, float]] = []
+    starts: list[tuple[int, int]] = []
+    result = train(settings(epochs=2), steps, starts)
+    assert [share for share, _ in steps] == pytest.approx([n / 6 for n in range(1, 7)])
+    assert [steps[2][1], steps[5][1]] == pytest.approx([record.loss for record in result.progress.records])
+    train(settings(epochs=3), steps, starts)
+    assert starts == [(0, 2), (2, 3)]
+    assert len(steps) == 9
+
+
+def test_a_finished_training_is_not_trained_again(prepared: Path, tmp_path: Path) -> None:
+    first = run(prepared, tmp_path / "m", settings())
+    second = run(prepared, tmp_path / "m", settings())
+    assert second.progress == first.progress
+
+
+def test_other_settings_do_not_continue_an_old_training(prepared: Path, tmp_path: Path) -> None:
+    run(prepared, tmp_path / "m", settings())
+    source = PatchSource(prepared, ["a"], SIZE, 2, settings().sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    with pytest.raises(VolsegError, match=r"expected the settings, plan and split this training began with.*--restart"):
+        train_fold(
+            network, source, FRAME, NO_VALIDATION, settings(), tmp_path / "m", "other", lambda record, epochs: None
+        )
+
+
+def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path: Path) -> None:
+    result = run(prepared, tmp_path / "m", settings(epochs=12, iterations_per_epoch=1, validate_every=1, patience=2))
+    assert [record.mean_dice for record in result.progress.records] == pytest.approx([0.5, 0.6, 0.4, 0.3])
+
+
+def test_the_budget_ends_the_training_on_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=0.1)  # a clock that moves 0.1 s whenever it is looked at
+    monkeypatch.setattr("pipeline.train.trainer.time.monotonic", lambda: next(ticks))
+    result = run(prepared, tmp_path / "m", settings(budget="20s", validate_every=1000))
+    assert 20 <= result.progress.elapsed_s < 23
+    assert result.progress.records[-1].progress == 1.0
+    assert [record.mean_dice for record in result.progress.records if record.mean_dice] == [
+        0.5,
+        0.6,
+    ]  # early, at the end
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis_and_its_batch(prepared: Path, tmp_path: Path) -> None:
+    sentence = r"training loss: expected a finite number like those before, got nan in step 2\. .*classes 0, 1\. "
+    with pytest.raises(
+        VolsegError, match=sentence + r"Its intensities look right. Lower train.learning_rate \(1e\+30\)"
+    ):
+        run(prepared, tmp_path / "m", settings(learning_rate=1e30, gradient_clip=None, optimizer="sgd"))
+    batch = load_weights(tmp_path / "m" / "diverged.safetensors")
+    assert (batch["images"].shape, batch["labels"].shape) == ((2, 1, *SIZE), (2, *SIZE))
+    assert not (tmp_path / "m" / "last.safetensors").exists()  # nothing is saved of what is broken
+
+
+def test_a_loss_that_explodes_stops_the_training(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.4, 0.3, 0.3, 0.2, 0.2, 3.0, 9.0, 9.0])  # means 0.4, 0.23 and 7
+    real = trainer.update
+
+    def update(*arguments: Any) -> torch.Tensor:
+        return real(*arguments) * 0 + next(losses)
+
+    monkeypatch.setattr(trainer, "update", update)
+    with pytest.raises(VolsegError, match=r"got 7 in step 9\. .*The checkpoint before it is kept"):
+        run(prepared, tmp_path / "m", settings())
+    assert load_weights(tmp_path / "m" / "last.safetensors")
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_a_training_that_was_asked_to_stop_continues_at_the_next_step(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    options = settings(ema_decay=0.9, accumulate=2)
+    run(prepared, tmp_path / "whole", options)
+    real, done = trainer.update, itertools.count(1)
+
+    def update(*arguments: Any) -> torch.Tensor:
+        if next(done) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "update", update)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        run(prepared, tmp_path / "cut", options)
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    result = run(prepared, tmp_path / "cut", options, dice=0.5 if step < 7 else 0.6)
+    assert result.progress.iteration == 12
+    whole, cut = (load_weights(tmp_path / name / "last.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    losses = [
+        [line.split(",")[2] for line in (tmp_path / name / "history.csv").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_signal_during_a_validation_ends_it_and_it_is_made_again(prepared: Path, tmp_path: Path) -> None:
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, settings().sample, torch.device("cpu"))
+    asked = iter([True, False, False])
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        if next(asked, False):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return ValidationScores({"organ": 0.5}, 0.5, {})
+
+    def train() -> TrainResult:
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+        return train_fold(
+            network,
+            source,
+            FRAME,
+            Validation(validate, 1, 1),
+            settings(),
+            tmp_path / "m",
+            "i",
+            lambda record, epochs: None,
+        )
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert time.monotonic() - began < 9
+    result = train()
+    assert [record.mean_dice for record in result.progress.records] == [None, 0.5, None, 0.5]
+    assert result.progress.iteration == 12
+
+
+def test_checkpoints_are_kept_by_number_and_within_epochs(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    real = trainer.save_checkpoint
+
+    def save(folder: Path, progress: Progress, *rest: Any) -> None:
+        saved.append(progress.iteration)
+        real(folder, progress, *rest)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    run(prepared, tmp_path / "m", settings(checkpoint_minutes=1e-9, keep_checkpoints=3))
+    assert sorted(set(saved)) == list(range(1, 13))
+    names = sorted(path.name for path in (tmp_path / "m").glob("step_*"))
+    assert names == ["step_00000010.safetensors", "step_00000011.safetensors", "step_00000012.safetensors"]
+
+
+def test_accumulated_parts_update_as_one_large_batch(prepared: Path, tmp_path: Path) -> None:
+    weights = []
+    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
+        options = settings(accumulate=accumulate, optimizer="sgd", epochs=1)
+        plain = options.augment.model_copy(update={"enabled": False})  # turned patches have ignored corners, which
+        options = options.model_copy(update={"augment": plain})  # makes parts of unlike weight in the cross-entropy
+        source = PatchSource(
+            prepared, ["a", "b"], SIZE, batch_size, options.sample, torch.device("cpu"), parts=accumulate
+        )
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), norm="instance")
+        out = tmp_path / str(accumulate)
+        train_fold(network, source, FRAME, NO_VALIDATION, options, out, "i", lambda record, epochs: None)
+        weights.append(load_weights(out / "last.safetensors"))
+    for name, tensor in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_is_the_same_whenever_it_is_made(prepared: Path) -> None:
+    for strategy in ("balanced", "sliding"):
+        sample = settings().sample.model_copy(update={"strategy": strategy})
+        source, again = (
+            PatchSource(prepared, ["a", "b"], SIZE, 2, sample, torch.device("cpu"), seed=3, parts=2) for _ in range(2)
+        )
+        whole = PatchSource(prepared, ["a", "b"], SIZE, 4, sample, torch.device("cpu"), seed=3)
+        later = again.batch(5, 1)
+        made = {n: source.batch(n, 1) for n in range(6)}
+        assert torch.equal(made[5][0], later[0])
+        assert not torch.equal(made[4][0], later[0])
+        both, parts = whole.batch(5)[0], [source.batch(5, part) for part in (0, 1)]
+        for images, _, places in parts:
+            assert torch.equal(images, both[list(places)])
+
+
+def test_sliding_patches_see_every_voxel_once(prepared: Path) -> None:
+    sample = settings().sample.model_copy(update={"strategy": "sliding", "patch_size": (4, 4, 4)})
+    source = PatchSource(prepared, ["a", "b"], (4, 4, 4), 5, sample, torch.device("cpu"))
+    batches = source.batches_per_epoch(999)
+    assert batches == -(-2 * 27 // 5)
+    seen = sum(int((labels >= 0).sum()) for _, labels, _ in map(source.batch, range(batches)))
+    assert seen == 2 * 12**3
+
+
+def test_uncached_cases_give_the_same_patches(prepared: Path) -> None:
+    sample = settings().sample
+    sources = [
+        PatchSource(prepared, ["a", "b"], SIZE, 2, sample.model_copy(update={"cache_mb": mb}), torch.device("cpu"))
+        for mb in (0, 64)
+    ]
+    batches = [[source.batch(n)[:2] for n in range(3)] for source in sources]
+    for (images, labels), (others, their_labels) in zip(*batches, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, their_labels)
+
+
+def test_a_2d_source_drops_the_slice_axis(prepared: Path) -> None:
+    source = PatchSource(prepared, ["a"], (8, 1, 6), 3, settings().sample, torch.device("cpu"), squeeze_axis=1)
+    images, labels, _ = source.batch(0)
+    assert images.shape == (3, 1, 8, 6)
+    assert labels.shape == (3, 8, 6)
+
+
+def test_record_round_trip() -> None:
+    record = EpochRecord(1, 2, 0.5, 0.1, 1.0, 2.0, 0.1, 0.5, dice={"a": None})
+    assert EpochRecord(**record.to_json()) == record
+    assert replace(record, epoch=2) != record
+
+
+# A step that cannot fit is refused before it is tried.
+
+NETWORK = build_network("unet", 2, 1, 3, features=(4, 8))
+NEEDED = kept_bytes(NETWORK, (6, 1, 64, 32))
+
+
+def source(squeeze_axis: int | None = 2) -> Any:
+    return cast(
+        Any,
+        SimpleNamespace(device=torch.device("cpu"), patch_size=(64, 32, 1), batch_size=6, squeeze_axis=squeeze_axis),
+    )
+
+
+def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings(precision="fp32")
+    monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED)
+    require_room(NETWORK, source(), settings)
+    monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED - 1)
+    said = r"memory of cpu: expected at least \d MB for a step with 6 patches of 64 x 32, got \d MB\. Lower sample"
+    with pytest.raises(VolsegError, match=said):
+        require_room(NETWORK, source(), settings)
+    require_room(NETWORK, source(), settings.model_copy(update={"recompute": True}))
+
+
+def test_where_the_memory_is_unknown_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda device: None)
+    require_room(NETWORK, source(), TrainSettings())
