@@ -8,8 +8,6 @@ from typing import Any
 
 from pipeline.core.errors import Stopped, VolsegError
 
-__all__ = ["main"]
-
 _USAGE = 1
 _INTERRUPTED = 130
 

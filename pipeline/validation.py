@@ -24,8 +24,6 @@ from pipeline.preprocess.plan import Plan
 from pipeline.train.distributed import ALONE, Processes
 from pipeline.train.state import Validation, ValidationScores
 
-__all__ = ["make_validation"]
-
 
 def make_validation(
     prepared: Path,

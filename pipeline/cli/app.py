@@ -14,8 +14,6 @@ from pipeline.cli.folds import folds_app
 from pipeline.cli.steps import steps
 from pipeline.cli.tools import config_app, tools
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="volseg",
     help="3D medical segmentation: from a folder of CT or MRI volumes to masks, per-organ Dice and a report.",

@@ -12,7 +12,6 @@ from pipeline.cli.options import Jobs, OutFolder
 if TYPE_CHECKING:
     from pipeline.evaluate.measures import Measures
 
-__all__ = ["evaluation_app"]
 
 evaluation_app = typer.Typer()
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from pipeline.stages.cross_validate import CrossValidation
 
-__all__ = ["folds_app", "train_all"]
 
 folds_app = typer.Typer()
 

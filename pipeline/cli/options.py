@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Config", "Device", "Jobs", "Layout", "OutFolder", "Set"]
-
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings; see configs/.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: section.key=value. Repeatable.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes; by default as many as pay.")]

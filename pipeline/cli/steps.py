@@ -11,12 +11,6 @@ import typer
 from pipeline.cli.folds import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-__all__ = [
-    "predict",
-    "steps",
-]
-
-
 # The command that segments images.
 
 

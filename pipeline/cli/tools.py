@@ -9,8 +9,6 @@ import typer
 
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-__all__ = ["config_app", "tools"]
-
 tools = typer.Typer()
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 

@@ -12,27 +12,6 @@ from pydantic_core import ErrorDetails
 
 from pipeline.core.grid import check_orientation
 
-__all__ = [
-    "AugmentSettings",
-    "InferSettings",
-    "LossSettings",
-    "ModelSettings",
-    "Positive",
-    "PositiveRange",
-    "PreprocessSettings",
-    "Probability",
-    "Range",
-    "SampleSettings",
-    "Section",
-    "Settings",
-    "Size",
-    "TrainSettings",
-    "in_one_form",
-    "parse_duration_s",
-    "rule_of",
-]
-
-
 # Lengths of time as people write them.
 
 _NUMBER = r"(\d+(?:\.\d+)?)"

@@ -17,8 +17,6 @@ from pipeline.config.settings import Settings, in_one_form, rule_of
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
 
-__all__ = ["json_schema", "load_settings", "save_settings"]
-
 
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read settings from a YAML file and apply ``section.key=value`` overrides.

@@ -26,14 +26,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from pipeline.train.log import EpochRecord
-__all__ = [
-    "CONSOLE",
-    "Bars",
-    "TrainingView",
-    "progress_bars",
-    "say",
-    "sparkline",
-]
 
 
 # The terminal that everything is printed to.

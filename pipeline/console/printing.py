@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.console.bars import CONSOLE, Bars, progress_bars, say
+from pipeline.console.bars import CONSOLE, say
 from pipeline.core.files import read_json
 
 if TYPE_CHECKING:
@@ -21,23 +21,6 @@ if TYPE_CHECKING:
     from pipeline.stages.prune import PruningResult
     from pipeline.train.log import EpochRecord
     from pipeline.train.trainer import TrainResult
-__all__ = [
-    "Bars",
-    "print_batch",
-    "print_check",
-    "print_comparison",
-    "print_demo",
-    "print_evaluation",
-    "print_fingerprint",
-    "print_networks",
-    "print_plan",
-    "print_pruning",
-    "print_stats",
-    "print_training",
-    "progress_bars",
-    "say",
-    "say_validation",
-]
 
 
 # Tables of scores, comparisons and measured label maps in the terminal.

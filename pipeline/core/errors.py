@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["ConfigError", "DataError", "Stopped", "VolsegError", "listed", "sentence"]
-
 
 class VolsegError(Exception):
     """Base of all errors caused by input, settings or the machine rather than by a defect of the code."""

@@ -17,22 +17,6 @@ from uuid import uuid4
 
 from pipeline.core.errors import VolsegError
 
-__all__ = [
-    "atomic_path",
-    "copy_file",
-    "file_hash",
-    "own_version",
-    "read_json",
-    "remove_leftovers",
-    "signature",
-    "text_hash",
-    "why_not_written",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
-
 # Who wrote a file and when, for the foot of pages and the provenance of models.
 
 

@@ -12,22 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "GRID_TOLERANCE_MM",
-    "ORIENTATIONS",
-    "Grid",
-    "axis_codes",
-    "check_orientation",
-    "corner_distance_mm",
-    "flip_world",
-    "mirrored_index",
-    "reorient_affine",
-    "reorient_array",
-    "steps",
-    "straightened",
-]
-
-
 # Positions beyond the border of a volume, mirrored back into it.
 
 

@@ -22,15 +22,6 @@ from pipeline.core.regions import (
     swapped_classes,
 )
 
-__all__ = [
-    "IGNORE_INDEX",
-    "LabelTable",
-    "keep_values",
-    "select_organs",
-    "select_values",
-]
-
-
 IGNORE_INDEX = -1
 """Class index of voxels that carry the ignore label: neither loss nor score sees them."""
 

@@ -17,18 +17,6 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import why_not_written
 
-__all__ = [
-    "RowFile",
-    "RowMemory",
-    "available_bytes",
-    "bytes_in_words",
-    "keep_freed_memory",
-    "processors",
-    "release_freed_memory",
-    "total_bytes",
-]
-
-
 # What the C library does with memory that the process has freed: GNU's can be told, others are left alone.
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt in malloc.h

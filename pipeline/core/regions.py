@@ -12,22 +12,6 @@ from typing import TypeAlias
 
 from pipeline.core.errors import listed
 
-__all__ = [
-    "PaintingStep",
-    "Regions",
-    "check_regions",
-    "joined_with",
-    "left_without",
-    "one_sided_classes",
-    "one_sided_names",
-    "paint",
-    "painted_values",
-    "painting_steps",
-    "paired_names",
-    "swapped_classes",
-]
-
-
 Regions: TypeAlias = tuple[tuple[int, ...], ...]
 """Class indices of each region."""
 

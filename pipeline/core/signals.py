@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from pipeline.core.errors import Stopped
 
-__all__ = ["STOPS", "StopRequest", "stoppable"]
-
 STOPS = (KeyboardInterrupt, Stopped)
 """What ends a training that was asked to stop."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError, sentence
 
-__all__ = ["read_csv", "score_cell", "text_table"]
-
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Lines of a Markdown table, columns as wide as their longest cell, all but the first to the right.

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import GRID_TOLERANCE_MM, Grid, reorient_array
 
-__all__ = ["Case", "Image", "LabelMap", "require_same_grid"]
-
 
 @dataclass(frozen=True, eq=False)
 class Image:

@@ -21,17 +21,6 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeError, VolumeFile
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels
 
-__all__ = [
-    "CaseFacts",
-    "CheckReport",
-    "Problem",
-    "Severity",
-    "check_case",
-    "check_dataset",
-    "lost_case",
-]
-
-
 # Everything that can be wrong with one case. Nothing here knows other cases, so cases can be checked in parallel.
 
 Severity = Literal["error", "warning", "note"]

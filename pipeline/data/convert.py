@@ -25,8 +25,6 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels, write_label_map
 
-__all__ = ["ConvertTask", "ConvertedCase", "convert_case"]
-
 _RECIPE = "1"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
 

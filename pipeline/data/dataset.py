@@ -11,8 +11,6 @@ from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
 from pipeline.data.volume_file import detached_files, join_source, split_source
 
-__all__ = ["CaseFiles", "Dataset", "Split", "content_hashes"]
-
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
 

@@ -15,15 +15,6 @@ from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
-__all__ = [
-    "Description",
-    "build_dataset",
-    "channel_names",
-    "described_labels",
-    "folder_holds",
-    "read_description",
-]
-
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
 _SHOWN = 8  # names quoted in a message
 

@@ -19,14 +19,6 @@ from pipeline.data.layouts import colour_channels, group_channels, list_volumes,
 from pipeline.data.volume_file import COLOURS, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
 
-__all__ = [
-    "LIST_SUFFIXES",
-    "Inputs",
-    "find_inputs",
-    "read_list",
-]
-
-
 # Lists of images to predict: dataset.json and MONAI's datalists, CSV, and text files with a path per line.
 
 LIST_SUFFIXES = (".json", ".csv", ".txt")

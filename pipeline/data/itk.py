@@ -34,17 +34,6 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
-__all__ = [
-    "itk_affine",
-    "itk_array",
-    "itk_image",
-    "open_itk",
-    "read_picture",
-    "write_itk",
-    "write_picture",
-]
-
-
 # The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
 
 

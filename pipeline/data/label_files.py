@@ -15,13 +15,6 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 
-__all__ = [
-    "label_table",
-    "read_remap",
-    "remapped",
-]
-
-
 # Tables that say which label values become which others, as a user gives them.
 
 _EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"

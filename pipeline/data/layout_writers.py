@@ -18,18 +18,6 @@ from pipeline.data.label_files import label_table
 from pipeline.data.layouts import bare_name
 from pipeline.data.volume_file import join_source, split_source
 
-__all__ = [
-    "TARGET_LAYOUTS",
-    "Target",
-    "TranslatedLabels",
-    "description_file",
-    "label_content",
-    "target_dataset",
-    "translate_labels",
-    "write_description",
-]
-
-
 # A label table as another dataset layout can hold it: which values become which, and what is lost.
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|]')  # not in file names of some system

@@ -24,27 +24,6 @@ from pipeline.data.label_files import label_table
 from pipeline.data.volume_file import COLOURS, PICTURE_SUFFIXES, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
 
-__all__ = [
-    "LAYOUTS",
-    "Layout",
-    "bare_name",
-    "colour_channels",
-    "drishti_labels",
-    "group_channels",
-    "is_drishti",
-    "list_volumes",
-    "open_dataset",
-    "read_datalist",
-    "read_decathlon",
-    "read_drishti",
-    "read_entry",
-    "read_nnunet",
-    "read_organs",
-    "read_pairs",
-    "split_colours",
-]
-
-
 # Colour pictures as cases of three channels.
 
 

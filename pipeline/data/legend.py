@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-__all__ = ["LegendEntry", "caret_xml", "segment_fields", "snap_labels"]
-
 _SNAP_HEAD = """\
 ################################################
 # ITK-SnAP Label Description File

@@ -17,8 +17,6 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import refuse, split_source, volume_suffix
 from pipeline.data.volumes import read_image, read_label_map
 
-__all__ = ["VolumeReader"]
-
 _INT32_MAX = 2**31 - 1
 
 FileNames = Sequence[str | PathLike[str]] | str | PathLike[str]

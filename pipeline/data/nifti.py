@@ -30,16 +30,6 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
-__all__ = [
-    "SHARE_STEP",
-    "load_nifti",
-    "nifti_array",
-    "open_nifti",
-    "write_nifti",
-    "write_shares",
-]
-
-
 _GZIP_LEVEL = 5
 _BLOCK = 16  # voxels
 _GZIP_MAGIC = b"\x1f\x8b"

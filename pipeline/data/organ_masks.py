@@ -16,14 +16,6 @@ from pipeline.data.legend import LegendEntry
 from pipeline.data.volume_file import refuse
 from pipeline.data.volumes import read_label_map, write_label_map
 
-__all__ = [
-    "merge_organs",
-    "organ_file_names",
-    "read_reference",
-    "write_organs",
-]
-
-
 # A label map as one mask file per organ.
 
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')  # not in file names of some system

@@ -15,8 +15,6 @@ from pipeline.core.grid import Grid
 from pipeline.core.volume import LabelMap
 from pipeline.data.itk import itk_array, itk_image
 
-__all__ = ["covered_share", "labelled_share_inside", "regrid_image", "regrid_labels"]
-
 _TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
 _PROBES = 24  # points per axis that stand for a grid
 _EDGE = 0.5 + 1e-6  # voxels reach half a voxel beyond their centres

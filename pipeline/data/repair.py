@@ -19,15 +19,6 @@ from pipeline.data.repair_volumes import Change, LabelRules, Part, repair_images
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-__all__ = [
-    "PlannedCase",
-    "RepairTask",
-    "RepairedCase",
-    "planned_cases",
-    "repair_case",
-]
-
-
 # Which cases a repaired copy will have: each of its own name, time points of 4D images one by one.
 
 

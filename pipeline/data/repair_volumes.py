@@ -31,19 +31,6 @@ from pipeline.data.volume_file import (
 )
 from pipeline.data.volumes import open_header, open_volume, read_label_map, read_voxels
 
-__all__ = [
-    "REPAIRABLE",
-    "SNAP_VOXELS",
-    "Change",
-    "LabelRules",
-    "Part",
-    "described",
-    "open_repaired",
-    "repair_images",
-    "repair_labels",
-]
-
-
 # What repairs of images and of label maps share: the log entry, the volume to be written, headers put right.
 
 REPAIRABLE = (

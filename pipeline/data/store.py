@@ -23,25 +23,6 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
 
-__all__ = [
-    "PreparedArray",
-    "PreparedCase",
-    "StepTensor",
-    "class_voxels",
-    "damaged",
-    "open_array",
-    "open_prepared",
-    "packed",
-    "prepared_ids",
-    "read_class_voxels",
-    "read_info",
-    "read_prepared",
-    "step_of",
-    "stored_hash",
-    "write_prepared",
-]
-
-
 # Arrays of the prepared-case store: compressed in small blocks, read whole or patch by patch.
 #
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the

@@ -16,30 +16,6 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Grid, straightened
 
-__all__ = [
-    "COLOURS",
-    "MAX_LABEL",
-    "NRRD_SUFFIXES",
-    "PICTURE_SUFFIXES",
-    "VOLUME_SUFFIXES",
-    "VolumeError",
-    "VolumeFile",
-    "checked_grid",
-    "checked_path",
-    "checked_shape",
-    "checked_size",
-    "checked_type",
-    "detached_files",
-    "is_picture",
-    "join_source",
-    "label_array",
-    "refuse",
-    "split_source",
-    "volume_stem",
-    "volume_suffix",
-]
-
-
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
 

@@ -29,18 +29,6 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
-__all__ = [
-    "open_header",
-    "open_volume",
-    "read_grid",
-    "read_image",
-    "read_label_map",
-    "read_voxels",
-    "write_image",
-    "write_label_map",
-    "write_voxels",
-]
-
 _NIFTI = (".nii", ".nii.gz")
 _ADVICE_4D = "Split it into one 3D file per channel or time point, or name its channels in the dataset's description"
 _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"

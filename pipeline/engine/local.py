@@ -21,20 +21,6 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
 from pipeline.engine.workers import starting_workers, worker_pool
 
-__all__ = [
-    "Batch",
-    "Outcome",
-    "Progress",
-    "Run",
-    "collect",
-    "default_jobs",
-    "mapped",
-    "open_engine",
-    "outcome_of",
-    "quiet",
-]
-
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 from pipeline.engine.local import Outcome, outcome_of
 from pipeline.engine.workers import start_worker, starting_workers, worker_context
 
-__all__ = ["run_at_places"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -15,8 +15,6 @@ from threading import Event, Thread
 
 from pipeline.core.machine import processors
 
-__all__ = ["start_worker", "starting_workers", "warm_up", "worker_context", "worker_pool"]
-
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CALIBRATION_BINS", "CALIBRATION_COLUMNS", "CALIBRATION_MARGIN_MM", "calibration", "dilated_box"]
-
 CALIBRATION_COLUMNS = ("ece", "brier")
 CALIBRATION_BINS = 15
 CALIBRATION_MARGIN_MM = 10.0

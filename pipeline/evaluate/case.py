@@ -22,17 +22,6 @@ from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, Measures, Row, Sta
 from pipeline.evaluate.overlap import Overlap, overlaps
 from pipeline.evaluate.surface import LabelFaces, label_faces, surface_scores
 
-__all__ = [
-    "Probabilities",
-    "aligned",
-    "diagonal_mm",
-    "replaced_values",
-    "score_case",
-    "score_without_prediction",
-    "without_values",
-]
-
-
 # Prediction and reference brought together: one grid and one set of label values, or what differs in a sentence.
 
 _ADVICE = "Export it again on the reference's grid, or score it with --resample"

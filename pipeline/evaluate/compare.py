@@ -14,17 +14,6 @@ from scipy.stats import wilcoxon
 from pipeline.evaluate.measures import METRICS, Row
 from pipeline.evaluate.summary import interval_95, mean_of, measured_metrics, resampled_means, score_table
 
-__all__ = [
-    "ALL_ORGANS",
-    "PairedDifference",
-    "PairedTest",
-    "Ranking",
-    "holm",
-    "paired_difference",
-    "paired_tests",
-    "rankings",
-]
-
 ALL_ORGANS = "all organs"
 """Name of the comparison of the cases' means over their organs."""
 

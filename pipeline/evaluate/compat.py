@@ -17,18 +17,6 @@ from numpy.typing import NDArray
 
 from pipeline.evaluate.surface import Faces, SurfaceScores, lattice_distances, no_surface, unique_codes
 
-__all__ = [
-    "COMPAT_TOOLS",
-    "Compat",
-    "Organ",
-    "compat_columns",
-    "compat_scores",
-    "surfels",
-    "voxel_scores",
-    "weighted_percentile",
-]
-
-
 # Surface elements of the tool surface-distance: pieces of a marching-cubes surface around the corners of voxels.
 
 _NORMALS = {

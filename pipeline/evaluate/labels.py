@@ -13,17 +13,6 @@ from pipeline.core.labels import LabelTable, select_values
 from pipeline.data.descriptions import described_labels, read_description
 from pipeline.data.label_files import label_table, read_remap
 
-__all__ = [
-    "ChosenLabels",
-    "MatchLabels",
-    "Scored",
-    "choose_labels",
-    "find_labels",
-    "missed_note",
-    "scored_labels",
-]
-
-
 # Labels of the references that no prediction can have: which these are, and how a reader of the scores is told.
 
 _SHOWN = 8  # names quoted in a note

@@ -9,8 +9,6 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LESION_COLUMNS", "LesionScores", "lesion_scores"]
-
 LESION_COLUMNS = ("lesions_reference", "lesions_prediction", "lesion_f1", "lesion_rq", "lesion_sq", "lesion_pq")
 _MATCH = 0.5  # IoU above which a prediction can match one lesion only
 

@@ -14,21 +14,6 @@ from pipeline.evaluate.calibration import CALIBRATION_BINS, CALIBRATION_COLUMNS,
 from pipeline.evaluate.compat import COMPAT_TOOLS, Compat, compat_columns
 from pipeline.evaluate.lesions import LESION_COLUMNS
 
-__all__ = [
-    "METRICS",
-    "OVERLAP_ONLY",
-    "STATUSES",
-    "SURFACE_COLUMNS",
-    "EvaluatedCase",
-    "Evaluation",
-    "Measures",
-    "Metric",
-    "Row",
-    "Status",
-    "label_entry",
-]
-
-
 # The columns of scores that say how good a prediction is, and what a missed organ gets in each.
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 
-__all__ = ["OrganStatistics", "organ_statistics", "statistics_columns", "statistics_entry", "statistics_row"]
-
 _PIECE_VOXELS = 4_000_000  # looked at together, at 8 bytes per place and intensity
 _OPPOSITE = dict(zip("LRPAIS", "RLAPSI", strict=True))
 

@@ -13,8 +13,6 @@ from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.evaluate.measures import Status
 
-__all__ = ["Overlap", "joint_histogram", "overlaps"]
-
 _PIECE_VOXELS = 1 << 22  # the temporary arrays stay near 100 MB, whatever the size of the volume
 _BYTE = 256
 _TABLE_LIMIT = 1 << 20  # label values up to here are looked up in a table, larger ones by binary search

@@ -14,17 +14,6 @@ from pipeline.data.descriptions import read_description
 from pipeline.data.layouts import colour_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 
-__all__ = [
-    "FilePair",
-    "find_images",
-    "is_list",
-    "listed_maps",
-    "pair_files",
-    "prediction_names",
-    "unpaired_predictions",
-]
-
-
 # Lists of cases, CSV or JSON, as predictions or references.
 
 _KEYS = {

@@ -18,8 +18,6 @@ from pipeline.data.volume_file import VolumeFile
 from pipeline.data.volumes import open_header
 from pipeline.evaluate.case import Probabilities
 
-__all__ = ["OrganProbabilities", "read_probabilities"]
-
 _SUFFIXES = (".npz", ".nii.gz", ".nii")
 
 

@@ -18,8 +18,6 @@ from pipeline.evaluate.lesions import LESION_COLUMNS
 from pipeline.evaluate.measures import STATUSES, SURFACE_COLUMNS, EvaluatedCase, Evaluation, Measures, Row, label_entry
 from pipeline.evaluate.summary import summarize
 
-__all__ = ["COLUMNS", "read_evaluation", "read_summary", "write_evaluation"]
-
 COLUMNS: tuple[str, ...] = (
     *("case", "label", "name", "status", "dice", "iou"),
     *(*SURFACE_COLUMNS, "tolerance_mm"),

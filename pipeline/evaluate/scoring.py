@@ -18,8 +18,6 @@ from pipeline.evaluate.measures import OVERLAP_ONLY, EvaluatedCase, Evaluation, 
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
 from pipeline.evaluate.probabilities import read_probabilities
 
-__all__ = ["CaseScores", "MapCases", "evaluate", "evaluate_pairs"]
-
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
 

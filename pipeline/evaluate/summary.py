@@ -13,27 +13,6 @@ from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.tables import read_csv
 from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, STATUSES, Measures, Metric, Row, label_entry
 
-__all__ = [
-    "BOOTSTRAP_SAMPLES",
-    "CONVENTIONS",
-    "TABLE_COLUMNS",
-    "UNKNOWN",
-    "interval_95",
-    "mean_of",
-    "measured_metrics",
-    "plain",
-    "read_metadata",
-    "resampled_means",
-    "score_table",
-    "spread_of",
-    "statistics",
-    "subgroup_rows",
-    "summarize",
-    "summarize_subgroups",
-    "table_rows",
-]
-
-
 # Means over cases and organs, and how sure they are.
 
 BOOTSTRAP_SAMPLES = 10_000

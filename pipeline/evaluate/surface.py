@@ -18,22 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-__all__ = [
-    "AxisFaces",
-    "Faces",
-    "LabelFaces",
-    "OrganFaces",
-    "Spread",
-    "SurfaceScores",
-    "label_faces",
-    "lattice_distances",
-    "no_surface",
-    "surface_scores",
-    "surface_spreads",
-    "unique_codes",
-]
-
-
 # The surface of every organ of a label map at once: the faces between voxels of different label values.
 #
 # Voxels are boxes, so the surface of an organ is exactly the faces between its voxels and others. One pass over the

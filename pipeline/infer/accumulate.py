@@ -18,19 +18,6 @@ from pipeline.infer.windows import Place, Tiling
 from pipeline.model.device import out_of_memory
 from pipeline.sample.cut import paste
 
-__all__ = [
-    "Padding",
-    "Planes",
-    "Skip",
-    "Slab",
-    "Stream",
-    "Sums",
-    "Visit",
-    "Visits",
-    "Weights",
-]
-
-
 # The planes of a volume that windows still touch: sums of weighted logits in a ring that moves through the volume.
 
 _EXPANDED_BYTES = 32 * 2**20  # weights of a window are repeated for every class up to here: faster for few classes

@@ -19,19 +19,6 @@ from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.regions import joined_with
 
-__all__ = [
-    "POSTPROCESSING_FILE",
-    "Cleaning",
-    "Piece",
-    "classes_with",
-    "connected_pieces",
-    "fill_holes",
-    "keep_largest",
-    "read_cleaning",
-    "remove_small",
-]
-
-
 # Clean-up of label maps after inference.
 
 Connectivity = Literal[6, 18, 26]

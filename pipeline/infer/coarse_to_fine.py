@@ -17,8 +17,6 @@ from pipeline.infer.roi import Box, Region, body_mask, coarse_shape, organ_box
 from pipeline.preprocess.resample import resample
 from pipeline.preprocess.trace import Trace
 
-__all__ = ["segment_region"]
-
 _WORTH = 4  # times as much must the fine pass over everything cost as the coarse pass, for auto to take that
 _OVERLAP = 0.25  # of the coarse pass
 _NOTHING = "the coarse pass found no organ"

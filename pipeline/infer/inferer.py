@@ -17,8 +17,6 @@ from pipeline.infer.labelling import SlabLabels, SlabLogits, both
 from pipeline.infer.tta import Network, Passes, passes_of
 from pipeline.infer.windows import Blend, Tiling, importance_map
 
-__all__ = ["Progress", "StreamingInferer"]
-
 Progress = Callable[[int, int], None]
 """Called with the windows of a volume done so far and their number."""
 

@@ -18,21 +18,6 @@ from torch import Tensor
 from pipeline.core.regions import PaintingStep
 from pipeline.preprocess.operators import apply_operator, resize_operator, resize_operators
 
-__all__ = [
-    "NOT_FINITE",
-    "SlabLabels",
-    "SlabLogits",
-    "Taps",
-    "both",
-    "corners",
-    "decode",
-    "interpolated",
-    "label_type",
-    "linear_taps",
-    "winners",
-]
-
-
 # From logits to class indices: the winner of a softmax, or regions painted over each other.
 
 

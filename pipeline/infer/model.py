@@ -27,15 +27,6 @@ from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 
-__all__ = [
-    "CaseInference",
-    "Member",
-    "SliceNetwork",
-    "check_inference",
-    "device_with_room",
-]
-
-
 # Where the sums over windows have room: asked before the first window, so that no prediction dies on its way.
 
 _SHARE = 0.8  # of a GPU's free memory; the network's activations need some too

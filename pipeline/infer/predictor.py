@@ -26,8 +26,6 @@ from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders
 from pipeline.preprocess.prepare import prepare_image
 
-__all__ = ["Predictor"]
-
 
 class Predictor:
     """A trained model, or an ensemble of several, ready to segment.

@@ -19,8 +19,6 @@ from pipeline.core.machine import RowFile, RowMemory
 from pipeline.core.volume import LabelMap
 from pipeline.preprocess.trace import Trace
 
-__all__ = ["SoftMaps", "SoftPrediction", "SoftWanted", "entropy", "probabilities"]
-
 _VALUES = 2**22  # probabilities looked at together: a few copies of them are all that is held beside the rows
 
 

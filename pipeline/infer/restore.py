@@ -17,14 +17,6 @@ from pipeline.infer.model import Member
 from pipeline.infer.probabilities import SoftMaps, SoftWanted, probabilities
 from pipeline.preprocess.trace import Trace
 
-__all__ = [
-    "Prepared",
-    "restore_average",
-    "restore_labels",
-    "segment",
-    "segment_softly",
-]
-
 
 def restore_labels(rows: Iterable[tuple[int, Tensor]], axis: int, trace: Trace) -> NDArray[np.unsignedinteger[Any]]:
     """Put labels that come row by row where they belong on the input's grid.

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Box", "Region", "body_mask", "coarse_shape", "organ_box"]
-
 _COARSE = 2.0  # times the spacing: training draws scales from 0.7 to 1.4, so organs half as large are still known
 _FEWEST = 8  # voxels of the coarse labels; fewer are noise
 

@@ -22,22 +22,6 @@ from pipeline.preprocess.plan import Plan
 from pipeline.sample.augment import directions
 from pipeline.sample.spatial import coarse_axis
 
-__all__ = [
-    "Network",
-    "Outputs",
-    "Pass",
-    "Passes",
-    "Rotation",
-    "View",
-    "augmentation_problems",
-    "mirror_axes",
-    "passes_of",
-    "rotation_of",
-    "spread",
-    "views",
-]
-
-
 # Test-time augmentation by mirroring and by rotations of right angles, aware of left and right.
 
 

@@ -18,24 +18,6 @@ from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 
-__all__ = [
-    "MIN_IMPORTANCE",
-    "Blend",
-    "Place",
-    "Sized",
-    "Tiling",
-    "axis_overlaps",
-    "check_window",
-    "fitting_window",
-    "importance_map",
-    "in_volume",
-    "interval_starts",
-    "prediction_window",
-    "tile_starts",
-    "window_starts",
-]
-
-
 # How large the windows are that networks see: the training patch, or what suits a volume.
 
 _MOST = 1.25  # of the patch, along an axis; in 3D at most twice its voxels

@@ -29,17 +29,6 @@ from pipeline.model.blocks import (
 from pipeline.model.options import LevelOptions, Size, Stage, StageOptions
 from pipeline.model.unet import UShape, level_heads
 
-__all__ = [
-    "AttentionGate",
-    "AttentionUNet",
-    "AttentionUNetOptions",
-    "OktayAttentionUNet",
-    "OktayAttentionUNetOptions",
-    "aligned_gate",
-    "grid_gate",
-]
-
-
 # Attention gates: a skip connection is weighted, voxel by voxel, by what the decoder already sees.
 #
 # Reference: Oktay et al. 2018 (arXiv 1804.03999), section 2.1.

@@ -17,20 +17,6 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import mirrored_index
 from pipeline.model.options import NetworkOptions
 
-__all__ = [
-    "Heads",
-    "SegmentationNetwork",
-    "SizeRule",
-    "forward_any_size",
-    "initialize",
-    "is_output",
-    "pad_to_legal",
-    "pad_to_rule",
-    "size_rule",
-    "start_outputs_at",
-]
-
-
 # Which spatial sizes a network takes, and how to feed it any other size.
 
 

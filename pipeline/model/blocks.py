@@ -17,26 +17,6 @@ from torch.autograd.function import once_differentiable
 from pipeline.model.options import Activation, LevelOptions, Stage
 from pipeline.model.options import Norm as NormName
 
-__all__ = [
-    "ConvUnit",
-    "ResidualBlock",
-    "Style",
-    "activation_layer",
-    "conv_stage",
-    "conv_unit",
-    "head",
-    "instance_norm",
-    "interpolation",
-    "norm_layer",
-    "preactivated_block",
-    "preactivated_unit",
-    "shortcut",
-    "style_of",
-    "takes_instance_norm",
-    "upsampling",
-]
-
-
 # Instance normalization and the activation behind it in one step on a processor, for images with channels last.
 #
 # PyTorch's own instance norm knows one memory order on processors: it copies an image with channels last there and

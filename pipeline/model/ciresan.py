@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.options import NetworkOptions, Size
 
-__all__ = ["WINDOW", "Ciresan", "CiresanOptions", "scan"]
-
 WINDOW = 95
 """Pixels along each side of the window that a pixel is classified by."""
 

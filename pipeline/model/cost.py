@@ -19,17 +19,6 @@ from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.machine import release_freed_memory
 from pipeline.model.registry import build_network, list_networks
 
-__all__ = [
-    "MEMORY_MEANS",
-    "NetworkCost",
-    "count_parameters",
-    "kept_bytes",
-    "multiply_adds",
-    "survey_networks",
-    "watch_memory",
-]
-
-
 # How much memory a piece of work takes at its peak, on the device that does it.
 
 MEMORY_MEANS = {

@@ -17,20 +17,6 @@ from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
 from pipeline.model.options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
 
-__all__ = [
-    "DenseBlock",
-    "DenseUNet",
-    "DenseUNet167",
-    "DenseUNet167Options",
-    "DenseUNetOptions",
-    "Scale",
-    "densenet_block",
-    "densenet_stem",
-    "densenet_transition",
-    "norm_activation",
-]
-
-
 # Parts of densely connected networks: dense blocks, and the pre-activated layers that DenseNets fill them with.
 
 

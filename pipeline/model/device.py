@@ -16,23 +16,6 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import available_bytes, total_bytes
 from pipeline.model.base import SegmentationNetwork
 
-__all__ = [
-    "PLAIN",
-    "Execution",
-    "autocast",
-    "choose_device",
-    "choose_devices",
-    "choose_dtype",
-    "device_name",
-    "execute",
-    "free_bytes",
-    "out_of_memory",
-    "planning_memory_gb",
-    "recompute_activations",
-    "to_device",
-]
-
-
 _MOST_PLANNED_GB = (
     24  # nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556)
 )

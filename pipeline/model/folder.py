@@ -21,20 +21,6 @@ from pipeline.core.files import read_json, write_bytes, write_json
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan import Plan
 
-__all__ = [
-    "ENSEMBLE_FILE",
-    "ModelCard",
-    "ensemble_members",
-    "fold_folder",
-    "load_network",
-    "load_weights",
-    "member_folders",
-    "read_card",
-    "save_weights",
-    "trained_folds",
-    "write_card",
-]
-
 ENSEMBLE_FILE = "ensemble.json"
 """Names the members of an ensemble, model folders beside it."""
 

@@ -18,22 +18,6 @@ from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_unit, head, style_of, upsampling
 from pipeline.model.options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
 
-__all__ = [
-    "BasicBlock",
-    "Decoder",
-    "Encoder",
-    "NNUNetOptions",
-    "PlainOptions",
-    "PlainUNet",
-    "ResidualOptions",
-    "ResidualUNet",
-    "nnunet_options",
-    "nnunet_weights",
-    "residual_stage",
-    "stacked_units",
-]
-
-
 # Parts of nnU-Net's networks: encoder, decoder and residual block, their layers under nnU-Net's names.
 
 

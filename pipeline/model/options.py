@@ -13,20 +13,6 @@ from pydantic_core import ErrorDetails
 from pipeline.config.settings import rule_of
 from pipeline.core.errors import ConfigError, sentence
 
-__all__ = [
-    "Activation",
-    "LevelOptions",
-    "NetworkOptions",
-    "Norm",
-    "PerAxis",
-    "PerStage",
-    "Stage",
-    "StageOptions",
-    "parse_options",
-    "spread",
-    "suggestion",
-]
-
 Norm = Literal["batch", "instance", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "prelu", "elu", "gelu", "silu"]
 Size = Annotated[int, Field(ge=1)]

@@ -30,14 +30,6 @@ from pipeline.model.unet import (
 from pipeline.model.unetpp import UNetPlusOptions, UNetPlusPlus, UNetPlusPlusOptions
 from pipeline.model.vnet import VNet, VNetOptions
 
-__all__ = [
-    "NETWORKS",
-    "NetworkEntry",
-    "NetworkInfo",
-    "build_network",
-    "list_networks",
-]
-
 
 @dataclass(frozen=True)
 class NetworkEntry:

@@ -12,8 +12,6 @@ from pipeline.model.blocks import interpolation, preactivated_block, style_of
 from pipeline.model.options import LevelOptions, Size
 from pipeline.model.unet import UShape, level_heads
 
-__all__ = ["ResUNet", "ResUNetOptions"]
-
 
 class ResUNetOptions(LevelOptions):
     """Options of ``resunet``; the defaults are the paper's."""

@@ -16,8 +16,6 @@ from pipeline.model.registry import NETWORKS, build_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan import Plan
 
-__all__ = ["NetworkSpec", "design_network", "patches_per_batch"]
-
 
 class NetworkSpec(BaseModel):
     """Name, shape and options of a network and the patch it was designed for.

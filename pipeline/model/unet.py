@@ -19,26 +19,6 @@ from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
 from pipeline.model.options import LevelOptions, Norm, Size, Stage, StageOptions
 
-__all__ = [
-    "CicekUNetOptions",
-    "DropoutAt",
-    "HeadSize",
-    "Padding",
-    "PhsegUNetOptions",
-    "UNet",
-    "UNet32Options",
-    "UNet2015Options",
-    "UNetOptions",
-    "UShape",
-    "UpConvUNetOptions",
-    "UpFeatures",
-    "WideUNetOptions",
-    "head_margins",
-    "level_heads",
-    "valid_size_rule",
-]
-
-
 # The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
 
 

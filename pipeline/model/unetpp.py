@@ -15,8 +15,6 @@ from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
 from pipeline.model.options import Norm, Size, StageOptions
 
-__all__ = ["UNetPlusOptions", "UNetPlusPlus", "UNetPlusPlusOptions", "average_heads"]
-
 
 class UNetPlusPlusOptions(StageOptions):
     """Options of ``unetpp``; the defaults are the paper's: no normalization, dropout 0.5."""

@@ -28,8 +28,6 @@ from pipeline.model.blocks import (
 from pipeline.model.options import Activation, LevelOptions, PerAxis, PerStage, Size, Stage, spread
 from pipeline.model.unet import UShape, level_heads
 
-__all__ = ["VNet", "VNetOptions"]
-
 
 class VNetOptions(LevelOptions):
     """Options of ``vnet``; the defaults are those of its widely used implementation in MONAI."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pipeline.phantom.shapes import WALL_MM, Ball, Half, Part, Rings, Trunk, Tube, both_sides, filler, inner, organ
 
-__all__ = ["ATLAS", "ORGANS", "TRUNK"]
-
 ORGANS: tuple[str, ...] = (
     "liver",
     "spleen",

@@ -13,18 +13,6 @@ from pipeline.core.grid import Grid
 from pipeline.phantom.anatomy import ATLAS, TRUNK
 from pipeline.phantom.shapes import WALL_MM, Ball, Half, Part, Points, Triple, Tube, Waves, bounds_mm, draw_waves, moved
 
-__all__ = [
-    "ORIENTATIONS",
-    "SPACINGS_MM",
-    "Body",
-    "Size",
-    "draw_body",
-    "draw_grid",
-    "from_world",
-    "to_world",
-]
-
-
 _BOWEL_LOOPS = 9
 
 

@@ -19,8 +19,6 @@ from pipeline.phantom.body import draw_body, draw_grid
 from pipeline.phantom.render import render
 from pipeline.phantom.tissue import draw_scanner
 
-__all__ = ["TEST_START", "phantom_case", "phantom_labels", "write_phantom"]
-
 TEST_START = 1000
 """Index of the first test case, so that test cases do not depend on how many training cases there are."""
 

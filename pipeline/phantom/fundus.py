@@ -24,15 +24,6 @@ from pipeline.phantom.fundus_eye import (
     signed_distance,
 )
 
-__all__ = [
-    "EXPERTS",
-    "FUNDUS_SIZE",
-    "fundus_case",
-    "photograph",
-    "write_fundus",
-]
-
-
 # From an eye to its photograph: colours, illumination, vessels, distractors, blur and noise.
 
 Photo = NDArray[np.float32]

@@ -9,20 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "EVERYWHERE",
-    "Box",
-    "Eye",
-    "Outline",
-    "Plane",
-    "Vector",
-    "draw_eye",
-    "draw_vessels",
-    "outline_angle",
-    "signed_distance",
-]
-
-
 Plane = NDArray[np.float32]
 """(H, W): one number per pixel."""
 

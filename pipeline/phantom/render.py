@@ -20,8 +20,6 @@ from pipeline.phantom.body import Body, from_world, to_world
 from pipeline.phantom.shapes import Part, Points, Waves, bounds_mm, distance_mm, wave_sum
 from pipeline.phantom.tissue import Scanner, add_noise
 
-__all__ = ["render"]
-
 _LATTICE_MM = 4.5
 _SLAB_VOXELS = 1_000_000
 _Box = tuple[slice, slice, slice]

@@ -13,32 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-__all__ = [
-    "WALL_MM",
-    "Ball",
-    "Bounds",
-    "Half",
-    "Part",
-    "Points",
-    "Rings",
-    "Role",
-    "Shape",
-    "Triple",
-    "Trunk",
-    "Tube",
-    "Waves",
-    "both_sides",
-    "bounds_mm",
-    "distance_mm",
-    "draw_waves",
-    "filler",
-    "inner",
-    "moved",
-    "organ",
-    "wave_sum",
-]
-
-
 Triple = tuple[float, float, float]
 Points = NDArray[np.float32]
 """(3, I, J, K) positions in mm."""

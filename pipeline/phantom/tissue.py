@@ -13,8 +13,6 @@ from scipy.ndimage import correlate1d
 
 from pipeline.phantom.shapes import Waves, draw_waves
 
-__all__ = ["CT_HU", "MR_SIGNAL", "Contrast", "Scanner", "add_noise", "draw_scanner"]
-
 Contrast = Literal["ct", "mr"]
 
 CT_HU: Mapping[str, tuple[float, float, float]] = MappingProxyType(

@@ -18,19 +18,6 @@ from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import read_image
 
-__all__ = [
-    "CaseFingerprint",
-    "ChannelStatistics",
-    "channel_statistics",
-    "dataset_fingerprint",
-    "fingerprint_case",
-    "foreground_box",
-    "intensity_histogram",
-    "require_finite",
-    "samples_per_case",
-]
-
-
 # Histograms of intensities: few numbers whatever the number of cases.
 
 _BINS = 64

@@ -12,20 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "ANISOTROPIC",
-    "Topology",
-    "batch_size",
-    "coarsest_axis",
-    "feature_map_values",
-    "feature_widths",
-    "low_resolution_spacing",
-    "plan_patch",
-    "target_spacing",
-    "topology",
-]
-
-
 # Where a U-shaped network pools, how wide its stages are, what its feature maps weigh: nnU-Net's rules as functions.
 #
 # Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning; the exact

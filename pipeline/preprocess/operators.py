@@ -18,8 +18,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, zoom
 
-__all__ = ["Operator", "Order", "apply_operator", "apply_operators", "band", "resize_operator", "resize_operators"]
-
 Operator = NDArray[np.float32]
 """(n_out, n_in): what each voxel before contributes to each voxel after."""
 

@@ -16,17 +16,6 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import text_hash, write_text
 from pipeline.core.labels import LabelTable
 
-__all__ = [
-    "PLAN_FILE",
-    "LowResolution",
-    "Normalization",
-    "PatchPlan",
-    "Plan",
-    "read_plan",
-    "write_plan",
-]
-
-
 _PASSIVE = {
     "class_weights",
     "dataset",

@@ -16,12 +16,6 @@ from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, 
 from pipeline.preprocess.nnunet_rules import batch_size, low_resolution_spacing, plan_patch, target_spacing
 from pipeline.preprocess.plan import LowResolution, Normalization, PatchPlan, Plan
 
-__all__ = [
-    "make_plan",
-    "propose_class_weights",
-]
-
-
 # Class weights for tiny organs, proposed from how much of the foreground each organ is.
 
 _LARGEST = 10.0  # so that no handful of voxels, perhaps mislabelled ones, rules a training

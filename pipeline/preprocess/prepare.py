@@ -24,15 +24,6 @@ from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.trace import Trace
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
 
-__all__ = [
-    "case_hash",
-    "identity",
-    "prepare_case",
-    "prepare_image",
-    "run_transforms",
-]
-
-
 # Texts that name a transform the same way in every process, so that a changed parameter shows in a hash.
 
 _DEEPEST = 6  # objects within objects; MONAI's transforms need 3

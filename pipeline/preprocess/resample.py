@@ -16,14 +16,6 @@ from pipeline.core.grid import Grid
 from pipeline.preprocess.nnunet_rules import ANISOTROPIC
 from pipeline.preprocess.operators import Order, apply_operators, band, resize_operator, resize_operators
 
-__all__ = [
-    "Resampled",
-    "coarse_axis",
-    "resample",
-    "resample_labels",
-]
-
-
 # Resampling of label maps: a vote between the values, one value in memory at a time.
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])

@@ -8,8 +8,6 @@ from typing import Any
 
 from pipeline.core.grid import Grid, check_orientation
 
-__all__ = ["Trace"]
-
 
 @dataclass(frozen=True)
 class Trace:

@@ -31,8 +31,6 @@ from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
-__all__ = ["CheckGridd", "CropNonzerod", "LabelIndexd", "Normalized", "Turned", "grid_of", "prepare_transforms"]
-
 
 def grid_of(volume: MetaTensor) -> Grid:
     """Grid of a MetaTensor whose last three axes are spatial."""

@@ -12,8 +12,6 @@ from pipeline.evaluate.measures import METRICS
 from pipeline.report.palette import LIGHT, figure_png
 from pipeline.report.plots import plain_text, style_axes
 
-__all__ = ["difference_plot", "rank_plot"]
-
 _DPI = 150
 _WIDTH_INCHES = 9.6
 _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536

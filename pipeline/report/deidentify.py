@@ -10,8 +10,6 @@ from pathlib import Path
 from pipeline.core.files import text_hash
 from pipeline.evaluate.measures import EvaluatedCase
 
-__all__ = ["Names", "names_of"]
-
 _DIGITS = 8
 _SHORT = 3  # an id or a folder of fewer letters is also an ordinary word: it is looked for in fewer places
 _NUMBER = 5  # digits of a number that may be a patient's

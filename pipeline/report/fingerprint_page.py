@@ -24,20 +24,6 @@ from pipeline.report.fingerprint_plots import (
 )
 from pipeline.report.page import both_themes, compact, render_page
 
-__all__ = [
-    "Outlier",
-    "SidePair",
-    "anisotropy_sentence",
-    "axis_names",
-    "measure",
-    "outliers",
-    "region_rows",
-    "side_pairs",
-    "volumes_ml",
-    "write_fingerprint_page",
-]
-
-
 # What a fingerprint says beyond its numbers: volumes per case, left against right, cases unlike the others.
 
 _FEWEST_CASES = 5

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from pipeline.report.palette import Theme, figure_png
 from pipeline.report.plots import box, even_spread, log_ticks, plain_text, style_axes
 
-__all__ = ["MOST_CHANNELS", "MOST_ROWS", "axis_histograms", "intensity_histograms", "side_ratios", "volume_boxes"]
-
 MOST_CHANNELS = 12
 """Channels in one plot."""
 

@@ -18,26 +18,6 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.report.palette import ERROR_COLORS, figure_png, organ_color
 
-__all__ = [
-    "CT_WINDOW_HU",
-    "PLANES",
-    "SEEN",
-    "Overlay",
-    "Plane",
-    "Scene",
-    "build_scene",
-    "case_overlay",
-    "display_range",
-    "draw_outline",
-    "error_masks",
-    "error_position",
-    "frame_panel",
-    "plane_slice",
-    "shown_planes",
-    "write_on",
-]
-
-
 # Planes through a volume in RAS order: axes true to scale, letters for the patient's sides, outlines of masks.
 
 _Horizontal = Literal["left", "center", "right"]

@@ -12,15 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.core.files import write_text
 from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
 
-__all__ = [
-    "Picture",
-    "Table",
-    "both_themes",
-    "compact",
-    "render_page",
-    "write_picture_page",
-]
-
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
     """Fill in a template of this package; what comes from files is escaped.

@@ -12,19 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-__all__ = [
-    "DARK",
-    "ERROR_COLORS",
-    "FALSE_NEGATIVE",
-    "FALSE_POSITIVE",
-    "LIGHT",
-    "OTHER_ORGAN",
-    "Theme",
-    "figure_png",
-    "organ_color",
-    "png_uri",
-]
-
 _ORGANS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
 """Okabe and Ito, Color Universal Design, 2008, without black; light ones first, since they lie on grey images."""
 

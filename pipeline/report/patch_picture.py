@@ -18,16 +18,6 @@ from pipeline.report.overlay import Plane, display_range, draw_outline, frame_pa
 from pipeline.report.palette import DARK, figure_png, organ_color
 from pipeline.report.plots import plain_text
 
-__all__ = [
-    "PatchRow",
-    "PatchScene",
-    "PatchView",
-    "draw_patches",
-    "patch_figure",
-    "telling_slices",
-]
-
-
 # What a picture of patches shows: patches as they are cut, changed, and which slices of them to draw.
 
 

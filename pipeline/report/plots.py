@@ -13,20 +13,6 @@ from numpy.typing import NDArray
 from pipeline.evaluate.measures import METRICS, Metric, Row
 from pipeline.report.palette import Theme, figure_png
 
-__all__ = [
-    "MOST_PANELS",
-    "agreement_panels",
-    "box",
-    "dice_against_volume",
-    "even_spread",
-    "log_ticks",
-    "metric_boxplots",
-    "plain_text",
-    "style_axes",
-    "volume_agreement",
-]
-
-
 # What plots share: boxes in rows, the look of axes, names that Matplotlib shows as they are.
 
 

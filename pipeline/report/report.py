@@ -25,21 +25,6 @@ from pipeline.report.palette import ERROR_COLORS, png_uri
 from pipeline.report.plots import MOST_PANELS, dice_against_volume, metric_boxplots, volume_agreement
 from pipeline.report.viewer import Ranked, Room, ViewerCase, chosen_cases, viewer_case, viewer_context
 
-__all__ = [
-    "STATUS_TITLES",
-    "OpenedCase",
-    "ShownCases",
-    "case_status",
-    "newer_predictions",
-    "open_case",
-    "other_metrics",
-    "show_cases",
-    "table_context",
-    "worst_rows",
-    "write_report",
-]
-
-
 # A case of an evaluation with its volumes, as it was evaluated.
 
 

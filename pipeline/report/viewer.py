@@ -19,21 +19,6 @@ from pipeline.core.labels import LabelTable
 from pipeline.report.overlay import CT_WINDOW_HU, Scene, error_masks
 from pipeline.report.palette import ERROR_COLORS, organ_color
 
-__all__ = [
-    "ERROR_VALUES",
-    "PackedCase",
-    "Ranked",
-    "Room",
-    "ViewerCase",
-    "chosen_cases",
-    "nifti_base64",
-    "pack_case",
-    "smaller",
-    "viewer_case",
-    "viewer_context",
-]
-
-
 # Volumes for a viewer in a page: cropped, made smaller where they must be, and packed as NIfTI without any text.
 
 ERROR_VALUES: Mapping[str, int] = {"false negative": 1, "false positive": 2, "taken for another organ": 3}

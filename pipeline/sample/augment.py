@@ -16,8 +16,6 @@ from pipeline.config.settings import AugmentSettings
 from pipeline.sample import intensity, spatial
 from pipeline.sample.randomness import BatchRandom
 
-__all__ = ["Direction", "augment", "directions"]
-
 Direction = Literal["LR", "AP", "SI"]
 
 _DIRECTIONS: dict[str, Direction] = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}

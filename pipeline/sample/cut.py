@@ -16,8 +16,6 @@ from pipeline.core.grid import mirrored_index
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.sample.patches import Patch
 
-__all__ = ["IMAGE_PADDING", "Sliceable", "cut", "cut_batch", "paste"]
-
 IMAGE_PADDING = 0.0
 """Intensity outside the volume: the mean of normalized intensities. Labels there are ``IGNORE_INDEX``: no loss."""
 

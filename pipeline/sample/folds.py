@@ -10,8 +10,6 @@ from typing import Any
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import read_json, text_hash, write_json
 
-__all__ = ["Fold", "fixed_fold", "make_folds", "read_splits", "usual_folds", "write_splits"]
-
 _LONGEST_LIST = 8
 _PARTS = ("train", "validation")
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from pipeline.sample.operators import along_axis, blur_operator, low_resolution_operator
 from pipeline.sample.randomness import BatchRandom
 
-__all__ = ["blur", "brightness", "contrast", "gamma", "low_resolution", "noise"]
-
 _TINY = 1e-7
 
 

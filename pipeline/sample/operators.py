@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["along_axis", "blur_operator", "low_resolution_operator", "spline_operator"]
-
 
 def along_axis(arrays: Tensor, operator: Tensor, axis: int) -> Tensor:
     """Multiply every line along one axis by a matrix.

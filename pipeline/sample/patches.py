@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CaseInfo", "Patch", "balanced_patches", "sliding_patches"]
-
 Triple = tuple[int, int, int]
 
 

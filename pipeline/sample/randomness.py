@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BatchRandom", "seeded"]
-
 
 def seeded(*numbers: int) -> np.random.Generator:
     """A generator whose draws depend on these numbers alone, each at least 0."""

@@ -17,8 +17,6 @@ from pipeline.core.labels import IGNORE_INDEX
 from pipeline.sample.operators import along_axis, spline_operator
 from pipeline.sample.randomness import BatchRandom
 
-__all__ = ["affine_matrices", "coarse_axis", "elastic_displacement", "sampling_grid", "swap_sides", "warp"]
-
 ANISOTROPY = 3.0
 """From this ratio on, of spacings or of patch sizes, the coarse axis is left alone."""
 

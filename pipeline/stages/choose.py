@@ -26,8 +26,6 @@ from pipeline.stages.cross_validate import (
 )
 from pipeline.stages.postprocessing import write_postprocessing
 
-__all__ = ["Candidate", "Choice", "choose"]
-
 
 @dataclass(frozen=True)
 class Candidate:

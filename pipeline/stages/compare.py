@@ -18,8 +18,6 @@ from pipeline.evaluate.results import read_evaluation
 from pipeline.report.compare_plots import difference_plot, rank_plot
 from pipeline.stages.evaluate import Meaning, evaluate
 
-__all__ = ["Comparison", "compare"]
-
 _SCORES = "summary.json"
 _CONVENTIONS = (
     "Models are compared on the same cases; a missing prediction counts as a miss, and the image's diagonal stands for "

@@ -21,8 +21,6 @@ from pipeline.engine.local import Batch, Outcome, Progress, Run, collect, defaul
 from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
-__all__ = ["RECORD_FILE", "convert"]
-
 RECORD_FILE = "conversion.json"
 """What was converted from where; it marks a folder as an earlier conversion."""
 

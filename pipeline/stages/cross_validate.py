@@ -40,18 +40,6 @@ from pipeline.stages.postprocessing import (
 from pipeline.stages.prediction_files import earlier_entries, note_prediction, prediction_entry, why_failed
 from pipeline.stages.prune import mean_scores
 
-__all__ = [
-    "FOLDER",
-    "CrossValidation",
-    "OutOfFold",
-    "Source",
-    "cross_validate",
-    "cross_validate_sources",
-    "predict_out_of_fold",
-    "read_source",
-]
-
-
 # Every training case predicted by the fold that did not train on it, on its own grid.
 
 _FALLBACK_SUFFIX = ".nii.gz"

@@ -17,8 +17,6 @@ from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 from pipeline.train.log import EpochRecord
 
-__all__ = ["DEMO_SETTINGS", "run_demo"]
-
 DEMO_SETTINGS = Path(__file__).with_name("demo.yaml")
 """Settings of the demo: a network small enough for two processor cores."""
 

@@ -25,16 +25,6 @@ from pipeline.evaluate.summary import read_metadata, summarize_subgroups
 from pipeline.report.report import write_report
 from pipeline.stages.memory import READING_WORKER_BYTES
 
-__all__ = [
-    "Meaning",
-    "ReferenceTask",
-    "evaluate",
-    "merged_references",
-    "report",
-    "write_reference",
-]
-
-
 # Reference label maps of datasets that keep a mask per organ, so that predictions can be scored against them.
 
 _RECORD = "references.json"  # names of the label maps that are ours

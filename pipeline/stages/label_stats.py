@@ -27,8 +27,6 @@ from pipeline.evaluate.organ_statistics import (
 )
 from pipeline.stages.memory import READING_WORKER_BYTES
 
-__all__ = ["StatsTask", "label_stats", "measure_case", "stats_table"]
-
 _BYTES_PER_VOXEL = 40  # the label map, the image, and both as the widest type of some planes
 
 

@@ -9,15 +9,6 @@ from pipeline.data.volumes import read_grid
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.plan import Plan
 
-__all__ = [
-    "READING_WORKER_BYTES",
-    "TORCH_WORKER_BYTES",
-    "check_bytes",
-    "fingerprint_bytes",
-    "prepare_bytes",
-    "rewrite_bytes",
-]
-
 READING_WORKER_BYTES = 250 * 2**20
 """A worker that reads volumes, before its first case: its libraries."""
 

@@ -27,24 +27,6 @@ from pipeline.train.class_weights import sampling_weights
 from pipeline.train.distributed import ALONE, Processes
 from pipeline.train.mlflow import RUN_FILE
 
-__all__ = [
-    "LOCK_FILE",
-    "PAGE",
-    "alone_in",
-    "finished_as",
-    "keep_card",
-    "mean_dice_of",
-    "number_of_folds",
-    "provenance",
-    "remove_training",
-    "require_same_model",
-    "training_identity",
-    "validation_cases",
-    "wanted_folds",
-    "with_length",
-]
-
-
 PAGE = "training.html"
 """Curves, validations and scores of a fold as a page."""
 

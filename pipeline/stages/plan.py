@@ -14,8 +14,6 @@ from pipeline.report.fingerprint_page import write_fingerprint_page
 from pipeline.stages.memory import READING_WORKER_BYTES
 from pipeline.stages.prepare import fresh_plan, reading_jobs, require_fitting, take_fingerprints
 
-__all__ = ["PAGE_FILE", "plan"]
-
 PAGE_FILE = "fingerprint.html"
 """The page that shows what was measured."""
 

@@ -22,24 +22,6 @@ from pipeline.evaluate.overlap import joint_histogram
 from pipeline.evaluate.pairing import FilePair
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
 
-__all__ = [
-    "SIZES_ML",
-    "CaseEffects",
-    "Decision",
-    "EffectTask",
-    "Postprocessing",
-    "Step",
-    "StepKind",
-    "best_sizes",
-    "choose_postprocessing",
-    "judge",
-    "measure_effects",
-    "read_postprocessing",
-    "size_effects",
-    "write_postprocessing",
-]
-
-
 # What a step of cleaning does to the scores of one case; the work behind the choice of post-processing.
 
 StepKind = Literal["keep_largest", "remove_small", "fill_holes"]

@@ -53,21 +53,6 @@ from pipeline.stages.prediction_files import (
     write_statistics,
 )
 
-__all__ = [
-    "CaseRead",
-    "CaseSegmented",
-    "Prediction",
-    "Predictor",
-    "infer_settings",
-    "overlapped",
-    "predict",
-    "predict_files",
-    "read_case",
-    "segment_case",
-    "write_case",
-]
-
-
 # Reading the next case and writing the last one while one is computed.
 
 T = TypeVar("T")

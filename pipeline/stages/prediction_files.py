@@ -24,33 +24,6 @@ from pipeline.infer.probabilities import SoftPrediction
 from pipeline.model.device import out_of_memory
 from pipeline.report.palette import organ_color
 
-__all__ = [
-    "ENTROPY",
-    "FORMATS",
-    "PROBABILITIES",
-    "STATISTICS_FILES",
-    "Labels",
-    "Output",
-    "Place",
-    "SoftPlace",
-    "chosen_labels",
-    "earlier_entries",
-    "earlier_statistics",
-    "measure",
-    "note_prediction",
-    "places",
-    "prediction_entry",
-    "require_own_files",
-    "soft_organs",
-    "soft_place",
-    "why_failed",
-    "write_entries",
-    "write_labels",
-    "write_soft",
-    "write_statistics",
-]
-
-
 # Which soft outputs a prediction writes and where: a file per organ of probabilities, and one of the entropy.
 
 PROBABILITIES, ENTROPY = "probabilities", "entropy"

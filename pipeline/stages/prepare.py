@@ -30,19 +30,6 @@ from pipeline.stages.memory import (
     prepare_bytes,
 )
 
-__all__ = [
-    "PrepareTask",
-    "check",
-    "fresh_plan",
-    "given_plan",
-    "kept_patches",
-    "preprocess",
-    "reading_jobs",
-    "require_fitting",
-    "take_fingerprints",
-]
-
-
 # What a worker is told to prepare a case; apart from the work, so that sending it needs neither torch nor MONAI.
 
 

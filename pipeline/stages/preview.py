@@ -31,17 +31,6 @@ from pipeline.stages.train import axes_frame, patch_source, training_split
 from pipeline.train.loader import PatchSource
 from pipeline.train.state import Frame
 
-__all__ = [
-    "DrawnPatch",
-    "PatchMaker",
-    "Preview",
-    "Strongest",
-    "open_patches",
-    "preview",
-    "strongest_changes",
-]
-
-
 # Every augmentation alone and as strong as the settings allow, so that a person can judge the settings.
 
 _STEPS: tuple[tuple[str, str, str], ...] = (

@@ -38,24 +38,6 @@ from pipeline.report.palette import LIGHT, figure_png
 from pipeline.stages.model_files import validation_cases, wanted_folds
 from pipeline.validation import make_validation
 
-__all__ = [
-    "CaseDice",
-    "LevelRow",
-    "LevelTask",
-    "MeasuredLevel",
-    "PruningResult",
-    "load_level",
-    "mean_scores",
-    "measure_levels",
-    "prune",
-    "pruning_csv",
-    "pruning_markdown",
-    "pruning_plot",
-    "smallest_level",
-    "supervised",
-]
-
-
 # What pruning a UNet++ to each of its levels costs and gains: the values, as tables and as a picture.
 
 _COLUMNS = ("level", "Dice", "parameters", "multiply-adds", "s per case", "memory")

@@ -21,8 +21,6 @@ from pipeline.data.repair_volumes import Change, LabelRules
 from pipeline.engine.local import Progress, Run, collect, default_jobs, mapped, open_engine, quiet
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
-__all__ = ["Repair", "repair"]
-
 _LOG = "fixes.json"
 _LISTED = 20  # cases left out that are printed before the rest is only counted
 

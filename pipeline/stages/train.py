@@ -47,22 +47,6 @@ from pipeline.train.state import Frame, OnStep
 from pipeline.train.trainer import TrainResult, require_room, train_fold
 from pipeline.validation import make_validation
 
-__all__ = [
-    "GivenWeights",
-    "Transfer",
-    "axes_frame",
-    "begin_with",
-    "given_weights",
-    "patch_source",
-    "train",
-    "training_folds",
-    "training_hashes",
-    "training_split",
-    "transfer_weights",
-    "write_outcome",
-]
-
-
 # Beginning with the weights of another model: everything that fits, except the layers that give logits.
 
 

@@ -22,8 +22,6 @@ from pipeline.stages.model_files import finished_as, mean_dice_of
 from pipeline.stages.train import train, training_hashes
 from pipeline.train.log import EpochRecord
 
-__all__ = ["FoldOutcome", "FoldsResult", "default_devices", "train_folds"]
-
 OnEpoch = Callable[[EpochRecord, int, str], None]
 """Told an epoch's record, the expected number of epochs, and which fold it was."""
 

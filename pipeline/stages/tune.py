@@ -24,20 +24,6 @@ from pipeline.preprocess.plan import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import supervised_loss
 from pipeline.train.state import first_state, update
 
-__all__ = [
-    "Measured",
-    "Trial",
-    "autotune",
-    "fastest",
-    "measure_step",
-    "measured_ways",
-    "noise_batch",
-    "remember",
-    "remembered",
-    "trial",
-]
-
-
 # Measuring which way of executing a network is fastest on a machine, and remembering it.
 
 _STEPS = 4  # the first chooses algorithms, compiles and reserves memory; the fastest of the others counts

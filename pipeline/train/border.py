@@ -18,8 +18,6 @@ from torch import Tensor
 
 from pipeline.core.regions import Regions
 
-__all__ = ["border_map", "instances", "squared_distances"]
-
 _BLOCK = 2**17  # voxels a CPU works on at a time: they stay in its cache
 _REACH_SD = 6.0  # beyond, the weight is below 2e-8 of its largest value and lost in float32
 

@@ -17,8 +17,6 @@ from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.log import EpochRecord
 from pipeline.train.state import EpochPart, Progress, TrainState
 
-__all__ = ["load_checkpoint", "require_identity", "save_checkpoint"]
-
 _FILE = "last.safetensors"
 _NUMBERED = "step_"
 

@@ -14,15 +14,6 @@ from pipeline.core.regions import Regions
 from pipeline.preprocess.plan import Plan
 from pipeline.sample.cut import Sliceable
 
-__all__ = [
-    "balanced_weights",
-    "class_voxel_counts",
-    "class_weights",
-    "planned_weights",
-    "require_class_weights",
-    "sampling_weights",
-]
-
 _SLAB = 64  # slices read at once, as many as a compressed chunk has
 
 

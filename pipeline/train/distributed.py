@@ -22,8 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.core.errors import VolsegError
 
-__all__ = ["ALONE", "Orders", "Processes", "joined"]
-
 _PATIENCE = timedelta(hours=2)  # the others wait while one validates a large volume
 
 

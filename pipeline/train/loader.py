@@ -22,13 +22,6 @@ from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_p
 from pipeline.sample.randomness import BatchRandom, seeded
 from pipeline.train.state import Frame
 
-__all__ = [
-    "Ahead",
-    "PatchSource",
-    "TrainingBatches",
-]
-
-
 # Making batches ahead: a thread prepares the next ones while the current one is trained on.
 
 T = TypeVar("T")

@@ -19,16 +19,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.core.files import atomic_path, write_text
 
-__all__ = [
-    "EpochRecord",
-    "history_figure",
-    "log_epoch",
-    "plot_history",
-    "scalars",
-    "write_history",
-]
-
-
 # What happened epoch by epoch: a CSV and TensorBoard events.
 
 

@@ -20,17 +20,6 @@ from pipeline.core.regions import Regions
 from pipeline.train.border import border_map
 from pipeline.train.distributed import ALONE, Processes
 
-__all__ = [
-    "Terms",
-    "focal_cross_entropy",
-    "head_weights",
-    "region_terms",
-    "softmax_terms",
-    "supervised_loss",
-    "tversky_index",
-]
-
-
 # The terms of the loss: from logits to the probability of the truth, cross-entropy, and overlap per organ.
 
 _TINY = 1e-12  # keeps 0 / 0 and the slope of 0 ** gamma finite, and is lost in any sum that matters

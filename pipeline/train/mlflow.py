@@ -18,8 +18,6 @@ from pipeline.core.files import read_json, write_json
 from pipeline.train.log import EpochRecord, scalars
 from pipeline.train.state import ValidationScores
 
-__all__ = ["RUN_FILE", "Tracker", "require_mlflow", "tracking"]
-
 RUN_FILE = "mlflow.json"
 """In the fold's folder: server and run, so that a training that is continued continues its run."""
 

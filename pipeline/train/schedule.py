@@ -10,8 +10,6 @@ from torch import nn
 
 from pipeline.config.settings import TrainSettings, parse_duration_s
 
-__all__ = ["Budget", "build_optimizer", "learning_rate", "make_budget"]
-
 _POLY_POWER = 0.9
 _ONECYCLE_RISE = 0.25
 _ONECYCLE_START = 1 / 25

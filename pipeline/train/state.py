@@ -19,22 +19,6 @@ from pipeline.sample.augment import Direction
 from pipeline.train.log import EpochRecord
 from pipeline.train.schedule import build_optimizer
 
-__all__ = [
-    "EpochPart",
-    "Frame",
-    "OnStep",
-    "Progress",
-    "TrainState",
-    "Validation",
-    "ValidationScores",
-    "first_state",
-    "other_weights",
-    "update",
-    "update_average",
-    "without_margin",
-]
-
-
 # What a training is given and what it reports, as values.
 
 OnStep = Callable[[float, SupportsFloat], None]

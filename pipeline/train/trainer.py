@@ -52,17 +52,6 @@ from pipeline.train.state import (
 )
 from pipeline.train.usage import Usage
 
-__all__ = [
-    "BATCH_FILE",
-    "TrainResult",
-    "Trainer",
-    "diverged",
-    "has_exploded",
-    "require_room",
-    "train_fold",
-]
-
-
 # When a training diverges: what its batch held, and what to do.
 
 BATCH_FILE = "diverged.safetensors"

@@ -16,8 +16,6 @@ from pipeline.model.device import autocast
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 
-__all__ = ["Usage", "convolution_ceiling"]
-
 _PASSES = 3  # forward, and backward to the inputs and to the weights
 _ROUNDS = 5
 
