@@ -34,7 +34,7 @@ from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import ModelCard, fold_folder, save_weights, write_card
 from pipeline.model.nnunet import nnunet_options, nnunet_weights
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.predict import predict
 
 NAME = "Dataset900_benchmark"

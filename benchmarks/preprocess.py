@@ -26,9 +26,9 @@ from nibabel.orientations import apply_orientation, io_orientation
 from pipeline.core.volume import LabelMap
 from pipeline.data.store import open_prepared, prepared_ids, read_info
 from pipeline.data.volumes import write_label_map, write_voxels
-from pipeline.phantom.dataset import phantom_case, phantom_labels
-from pipeline.preprocess.plan import read_plan, write_plan
-from pipeline.preprocess.trace import Trace
+from pipeline.phantom.torso import phantom_case, phantom_labels
+from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.plan_file import read_plan, write_plan
 
 NAME = "Dataset900_benchmark"
 SLICES = 150  # of a phantom
@@ -80,7 +80,7 @@ def differences(preprocessed: Path, ours: Path) -> str:
     worst, beyond, equal, voxels, unequal_shapes = 0.0, 0, 0, 0, 0
     for case in prepared_ids(ours):
         image, label = open_prepared(ours, case)
-        turns = io_orientation(Trace.from_json(read_info(ours, case)["trace"]).source.affine)
+        turns = io_orientation(GridHistory.from_json(read_info(ours, case)["trace"]).source.affine)
         files = (preprocessed / "nnUNetPlans_3d_fullres" / f"{case}{end}.b2nd" for end in ("", "_seg"))
         their_image, their_label = (
             np.stack([apply_orientation(part.transpose(back).T, turns) for part in stored(path)]) for path in files

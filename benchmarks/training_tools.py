@@ -11,7 +11,7 @@ from typing import Any
 
 from commands import Cost, run
 
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 
 NAME = "Dataset900_benchmark"
 WATCH_S = 5.0  # between two looks at memory: seldom enough to cost nothing

@@ -15,13 +15,13 @@ from torch import nn
 from pipeline.config.settings import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.model import CaseInference
+from pipeline.infer.trained_model import CaseInference
 from pipeline.infer.tta import mirror_axes, rotation_of, views
 from pipeline.infer.windows import in_volume
 from pipeline.model.device import choose_dtype
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
-from pipeline.train.distributed import ALONE, Processes
+from pipeline.preprocess.plan_file import Plan
+from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.state import Validation, ValidationScores
 
 
@@ -32,7 +32,7 @@ def make_validation(
     plan: Plan,
     settings: Settings,
     device: torch.device,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Validation:
     """How training scores a network on full volumes.
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.cross_validation import folds_app
 from pipeline.cli.evaluation import evaluation_app
-from pipeline.cli.folds import folds_app
 from pipeline.cli.steps import steps
 from pipeline.cli.tools import config_app, tools
 

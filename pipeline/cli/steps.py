@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.folds import train_all
+from pipeline.cli.cross_validation import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
 # The command that segments images.
@@ -195,7 +195,7 @@ def preprocess(
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
     from pipeline.engine.workers import warm_up
 
-    warm_up(jobs, "pipeline.preprocess.prepare")  # beside the imports of this process, which take as long
+    warm_up(jobs, "pipeline.preprocess.prepare_case")  # beside the imports of this process, which take as long
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_batch, print_plan

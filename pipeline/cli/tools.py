@@ -46,8 +46,8 @@ def phantom(
     """Write a synthetic dataset: torsos in nnU-Net's layout, or fundus photographs in that of Drishti-GS1."""
     from pipeline.console.bars import progress_bars, say
     from pipeline.core.errors import ConfigError
-    from pipeline.phantom.dataset import write_phantom
     from pipeline.phantom.fundus import write_fundus
+    from pipeline.phantom.torso import write_phantom
 
     if kind not in ("torso", "fundus"):
         raise ConfigError([f"kind: expected torso or fundus, got {kind!r}. Change it."], "phantom")

@@ -60,7 +60,7 @@ def print_comparison(comparison: Comparison) -> int:
     Returns:
         Exit code: 0, or 2 if some files could not be scored.
     """
-    from pipeline.evaluate.compare import ALL_ORGANS
+    from pipeline.evaluate.significance import ALL_ORGANS
 
     columns = ("Metric", "Organ", "Models", "Difference", "95 % interval", "Win/tie/loss", "p (Holm)")
     rows = []
@@ -173,7 +173,7 @@ def print_fingerprint(path: Path) -> None:
 
 def print_plan(prepared: Path) -> None:
     """Print the plan's choices and where to read why."""
-    from pipeline.preprocess.plan import PLAN_FILE, read_plan
+    from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 
     for line in (*read_plan(prepared / PLAN_FILE).lines(), f"the reasons: {prepared / PLAN_FILE}"):
         say(f"plan  {line}")

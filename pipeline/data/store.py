@@ -37,7 +37,7 @@ _ADVICE = "Delete the case's folder and run `volseg preprocess` again."
 
 
 @dataclass(frozen=True, eq=False)
-class StepTensor:
+class QuantizedTensor:
     """Intensities in memory as whole steps, two bytes each; a slice gives them as float32.
 
     Args:
@@ -90,10 +90,10 @@ class PreparedArray:
         values = self._values(box)
         return values if self.step is None else values.astype(np.float32) * np.float32(self.step)
 
-    def load(self, device: torch.device) -> torch.Tensor | StepTensor:
+    def load(self, device: torch.device) -> torch.Tensor | QuantizedTensor:
         """All of it in the memory of a device, in as many bytes as are stored."""
         values = torch.from_numpy(self._values(...)).to(device)
-        return values if self.step is None else StepTensor(values, self.step)
+        return values if self.step is None else QuantizedTensor(values, self.step)
 
     def _values(self, box: Any) -> NDArray[Any]:
         try:

@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
+from pipeline.core.progress import Progress, silent
 from pipeline.engine.workers import starting_workers, worker_pool
 
 T = TypeVar("T")
@@ -204,10 +205,6 @@ def _is_lost(future: Future[R]) -> bool:
 # Running a step over many cases and telling what became of each.
 
 
-Progress = Callable[[int, int, str], None]
-"""Told how many items are done, how many there are, and what is being done."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """What became of a batch of cases.
@@ -232,16 +229,12 @@ class Batch:
         return 2 if self.done or self.kept else 3
 
 
-def quiet(done: int, total: int, what: str) -> None:
-    """Report progress to nobody."""
-
-
 def collect(
     run: Run,
     function: Callable[[T], R],
     items: Sequence[T],
     names: Sequence[str],
-    progress: Progress = quiet,
+    progress: Progress = silent,
     what: str = "",
     bytes_of: Callable[[T], int] | None = None,
 ) -> tuple[dict[str, R], list[tuple[str, str]]]:
@@ -271,7 +264,7 @@ def collect(
     return results, failed
 
 
-def mapped(
+def map_cases(
     run: Run,
     progress: Progress,
     what: str,

@@ -13,10 +13,10 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
-from pipeline.evaluate.labels import choose_labels
+from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.measures import OVERLAP_ONLY, EvaluatedCase, Evaluation, Measures, Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
-from pipeline.evaluate.probabilities import read_probabilities
+from pipeline.evaluate.probability_files import read_probabilities
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -67,7 +67,7 @@ def evaluate(
         predictions: Predicted label map or folder of label maps.
         references: Reference label map, folder of label maps, or dataset folder.
         labels: The organs or regions. By default those of ``labels.json`` beside the predictions or ``dataset.json``
-            beside the references, as :func:`~pipeline.evaluate.labels.choose_labels` decides; without such files
+            beside the references, as :func:`~pipeline.evaluate.label_choice.choose_labels` decides; without such files
             every value found is an organ called ``label_<value>``.
         map_cases: Applies the scoring of one case to all of them, like ``map``.
         measures: What to measure beside overlap and volumes.

@@ -25,7 +25,7 @@ _PIECE_BYTES = 32 * 2**20  # planes of float32 logits given out at once; at leas
 _ADDED_BYTES = 2 * 2**20  # planes of a window added at once, at least one: copies of them stay in the cache
 
 
-class Weights:
+class WindowWeights:
     """Weight of every voxel of a window, in the layout of a slab.
 
     Args:
@@ -41,8 +41,8 @@ class Weights:
         self.wide = wide.expand(*importance.shape, classes).contiguous() if fits else wide
 
 
-class Slab:
-    """Sums over windows of the planes ``[first, first + thickness)``, which are finished from the front.
+class PlaneBuffer:
+    """Accumulator over windows of the planes ``[first, first + thickness)``, which are finished from the front.
 
     Classes lie side by side in memory, so that what is decided per voxel reads one stretch of memory.
 
@@ -74,7 +74,7 @@ class Slab:
         self,
         place: Sequence[int],
         logits: Tensor,
-        weights: Weights,
+        weights: WindowWeights,
         flips: Sequence[int] = (),
         swapped: Sequence[tuple[int, int]] = (),
     ) -> None:
@@ -143,7 +143,7 @@ class Slab:
         self.first = stop
 
 
-class Sums:
+class Accumulator:
     """The sums of a volume over windows and over the passes that each of them takes.
 
     Every pass is added as it comes, which takes no more memory than one pass; or the mean over the passes of a window
@@ -156,19 +156,21 @@ class Sums:
         elsewhere: Where to make the mean; None to add every pass.
     """
 
-    def __init__(self, slab: Slab, importance: Tensor, passes: int, elsewhere: torch.device | None = None) -> None:
+    def __init__(
+        self, slab: PlaneBuffer, importance: Tensor, passes: int, elsewhere: torch.device | None = None
+    ) -> None:
         classes, device = slab.sums.shape[-1], slab.sums.device
         self.slab, self.passes, self.elsewhere, self.window = slab, passes, elsewhere, importance.shape
-        self.means: dict[tuple[int, ...], tuple[int, Slab]] = {}
+        self.means: dict[tuple[int, ...], tuple[int, PlaneBuffer]] = {}
         if elsewhere is not None:
-            self.even = Weights(torch.full(self.window, 1 / passes, device=elsewhere), classes, torch.float32)
+            self.even = WindowWeights(torch.full(self.window, 1 / passes, device=elsewhere), classes, torch.float32)
         share = 1 if elsewhere is not None else passes
-        self.weights = Weights(importance.to(device) / share, classes, slab.wide)
+        self.weights = WindowWeights(importance.to(device) / share, classes, slab.wide)
 
     def add(
         self, place: Sequence[int], logits: Tensor, flips: Sequence[int], swapped: Sequence[tuple[int, int]]
     ) -> None:
-        """Add the logits of a pass over a window; see :meth:`Slab.add`."""
+        """Add the logits of a pass over a window; see :meth:`PlaneBuffer.add`."""
         if self.elsewhere is None:
             self.slab.add(place, logits, self.weights, flips, swapped)
             return
@@ -180,9 +182,9 @@ class Sums:
         else:
             self.slab.add(place, mean.sums.permute(3, 0, 1, 2), self.weights)
 
-    def _empty_mean(self, device: torch.device) -> Slab:
+    def _empty_mean(self, device: torch.device) -> PlaneBuffer:
         thickness, *across = self.window
-        return Slab(thickness, across, self.slab.sums.shape[-1], torch.float32, device, self.slab.relative)
+        return PlaneBuffer(thickness, across, self.slab.sums.shape[-1], torch.float32, device, self.slab.relative)
 
 
 def _order(channels: int, swapped: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:
@@ -214,7 +216,7 @@ lie outside; a function of the window (C, *window): those for which it is true."
 
 
 @dataclass(frozen=True)
-class Visit:
+class WindowBatch:
     """A window, and what one pass over it gives.
 
     Args:
@@ -231,7 +233,7 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Visits:
+class WindowBatches:
     """How windows go through networks.
 
     Args:
@@ -250,7 +252,7 @@ class Visits:
     padding: Padding
     fill: float
 
-    def each(self, volume: Tensor, passes: Sequence[Pass], told: Callable[[int, int], None]) -> Iterator[Visit]:
+    def each(self, volume: Tensor, passes: Sequence[Pass], told: Callable[[int, int], None]) -> Iterator[WindowBatch]:
         """Every window that is not skipped, with every pass; of none but skipped ones, one window and zeros.
 
         Networks on several devices, each of which runs ahead of the processor, compute at the same time. Where a device
@@ -274,7 +276,7 @@ class Visits:
                 for number, place in enumerate(group[first : first + len(outputs[0])]):
                     found = [logits[number] for logits in outputs]
                     found = found if wanted else [torch.zeros_like(logits) for logits in found]
-                    yield Visit((place if len(passes) == 1 else group[0])[self.axis], place, one, found)
+                    yield WindowBatch((place if len(passes) == 1 else group[0])[self.axis], place, one, found)
                     del found
                 del outputs  # before the network makes the next ones
             done += len(group)
@@ -415,7 +417,7 @@ class Stream:
         sums: Type of the sums.
     """
 
-    visits: Visits
+    visits: WindowBatches
     importance: Tensor
     sums: torch.dtype
 
@@ -447,7 +449,7 @@ class Stream:
         """
         shape, tiling = volume.shape[1:], self.visits.tiling
         passes = network.each(tiling.window, tiling.tile)
-        sums: list[Sums] = []
+        sums: list[Accumulator] = []
         with ExitStack() as stack:
             for visit in self.visits.each(volume, passes, told):
                 if not sums:
@@ -463,8 +465,8 @@ class Stream:
         others = [n for axis, n in enumerate(numbers) if axis != self.axis]
         return (numbers[self.axis], *others, *[last] * (2 - len(others)))
 
-    def _sums(self, volume: Tensor, logits: Tensor, passes: int, relative: bool) -> Sums:
-        """Sums for a volume of an output (L, *tile) of so many passes.
+    def _sums(self, volume: Tensor, logits: Tensor, passes: int, relative: bool) -> Accumulator:
+        """Accumulator for a volume of an output (L, *tile) of so many passes.
 
         The few digits of float16 would lose many small numbers added to a large one, and logits that a GPU computes for
         sums on the CPU had better go there once: then, the mean over the passes of a window is made first.
@@ -472,12 +474,12 @@ class Stream:
         shape, half = volume.shape[1:], self.sums == torch.float16
         dtype = self.sums if half else torch.promote_types(logits.dtype, self.sums)
         thickness, across = self.visits.thickness(shape, passes), self.turned(shape, 1)[1:]
-        slab = Slab(thickness, across, len(logits), dtype, volume.device, relative)
+        slab = PlaneBuffer(thickness, across, len(logits), dtype, volume.device, relative)
         apart = passes > 1 and (half or logits.device != volume.device)
         importance = self._lifted(self.importance[None])[0]
-        return Sums(slab, importance, passes, logits.device if apart else None)
+        return Accumulator(slab, importance, passes, logits.device if apart else None)
 
-    def _add(self, sums: Sequence[Sums], visit: Visit) -> None:
+    def _add(self, sums: Sequence[Accumulator], visit: WindowBatch) -> None:
         order, place = self.turned(range(len(visit.place)), 2), self.turned(visit.place, 0)
         for one, logits in zip(sums, visit.outputs, strict=True):
             back, reversed_axes = visit.one.view.back(logits[None])
@@ -496,7 +498,7 @@ def _not_kept(outputs: Sequence[Tensor]) -> int | None:
     return min(_KEPT_BYTES, *large) if large else None
 
 
-def _finished(slabs: Sequence[Slab], stop: int) -> Iterator[Planes]:
+def _finished(slabs: Sequence[PlaneBuffer], stop: int) -> Iterator[Planes]:
     """The next planes of all slabs, which move together.
 
     With many classes, what happens to the planes takes other memory than the windows before and after them: freed

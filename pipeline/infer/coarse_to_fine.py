@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.core.box import Box
 from pipeline.core.grid import reorient_array
-from pipeline.infer.model import CaseInference, Member
 from pipeline.infer.restore import restore_labels
-from pipeline.infer.roi import Box, Region, body_mask, coarse_shape, organ_box
+from pipeline.infer.roi import SearchRegion, body_mask, coarse_shape, organ_box
+from pipeline.infer.trained_model import CaseInference, TrainedModel
+from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.resample import resample
-from pipeline.preprocess.trace import Trace
 
 _WORTH = 4  # times as much must the fine pass over everything cost as the coarse pass, for auto to take that
 _OVERLAP = 0.25  # of the coarse pass
@@ -24,8 +25,8 @@ _CUT = "an organ reaches the end of the margin around what the coarse pass found
 
 
 def segment_region(
-    member: Member, prepared: NDArray[np.floating[Any]], trace: Trace
-) -> tuple[NDArray[np.unsignedinteger[Any]], Region]:
+    member: TrainedModel, prepared: NDArray[np.floating[Any]], trace: GridHistory
+) -> tuple[NDArray[np.unsignedinteger[Any]], SearchRegion]:
     """Class index of every voxel of a case, of which ``infer.roi`` says how much a model looks at.
 
     ``body``: windows that show nothing but background are left out, and are background. ``organs``: the first network
@@ -52,21 +53,21 @@ def segment_region(
         if box is not None:
             index = _restored(member, prepared, trace, box)
             if _background_outside(index, trace, box):
-                return index, Region("organs", windows, windows - inference.windows(shape, box), box)
+                return index, SearchRegion("organs", windows, windows - inference.windows(shape, box), box)
         why = _NOTHING if box is None else _CUT
         wanted = "body" if member.settings.roi == "auto" else "none"
     found = body_mask(torch.from_numpy(prepared)) if wanted == "body" else None
     index = _restored(member, prepared, trace, found)
-    return index, Region(wanted, windows, windows - inference.windows(shape, found), why=why)
+    return index, SearchRegion(wanted, windows, windows - inference.windows(shape, found), why=why)
 
 
-def _coarse(member: Member) -> CaseInference:
+def _coarse(member: TrainedModel) -> CaseInference:
     """The first network alone, not mirrored, its windows overlapping by a quarter at most."""
     settings = member.settings.model_copy(update={"overlap": min(_OVERLAP, member.settings.overlap)})
     return CaseInference(member.networks[:1], member.card.network, member.card.plan, settings, member.dtype)
 
 
-def _organs(member: Member, prepared: NDArray[np.floating[Any]], trace: Trace) -> Box | None:
+def _organs(member: TrainedModel, prepared: NDArray[np.floating[Any]], trace: GridHistory) -> Box | None:
     """The box of what the coarse pass finds and a margin around it, on the prepared grid."""
     image, shape = torch.from_numpy(prepared), prepared.shape[1:]
     small = resample(image, coarse_shape(shape), 1, anti_alias=True).to(member.device)
@@ -77,13 +78,13 @@ def _organs(member: Member, prepared: NDArray[np.floating[Any]], trace: Trace) -
 
 
 def _restored(
-    member: Member, prepared: NDArray[np.floating[Any]], trace: Trace, part: Tensor | Box | None
+    member: TrainedModel, prepared: NDArray[np.floating[Any]], trace: GridHistory, part: Tensor | Box | None
 ) -> NDArray[np.unsignedinteger[Any]]:
     axis, rows = member.labels(prepared, trace.cropped.shape, part)
     return restore_labels(rows, axis, trace)
 
 
-def _background_outside(index: NDArray[np.unsignedinteger[Any]], trace: Trace, box: Box) -> bool:
+def _background_outside(index: NDArray[np.unsignedinteger[Any]], trace: GridHistory, box: Box) -> bool:
     """Make everything outside the box background; whether no organ lies on a face of it."""
     crop = tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))
     labels = reorient_array(index, trace.source.orientation, trace.orientation)[crop]  # a view

@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
-from pipeline.infer.accumulate import Padding, Skip, Stream, Visits
+from pipeline.infer.accumulate import Padding, Skip, Stream, WindowBatches
 from pipeline.infer.labelling import SlabLabels, SlabLogits, both
 from pipeline.infer.tta import Network, Passes, passes_of
 from pipeline.infer.windows import Blend, Tiling, importance_map
@@ -254,7 +254,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     def _stream(self, shape: Sequence[int]) -> Stream:
         axis = self.streaming_axis(shape)
-        visits = Visits(self.tiling, self.batch, axis, self.skip, self.padding, self.fill)
+        visits = WindowBatches(self.tiling, self.batch, axis, self.skip, self.padding, self.fill)
         return Stream(visits, self.importance, self.sums)
 
     def _checked(self, inputs: Tensor) -> Tensor:

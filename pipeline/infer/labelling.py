@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
-from pipeline.preprocess.operators import apply_operator, resize_operator, resize_operators
+from pipeline.preprocess.interpolation import apply_operator, resize_operator, resize_operators
 
 # From logits to class indices: the winner of a softmax, or regions painted over each other.
 
@@ -58,7 +58,7 @@ _POINTS = 65536  # interpolated together: what is gathered for them stays in the
 
 
 @dataclass(frozen=True)
-class Taps:
+class LinearWeights:
     """Linear interpolation along an axis: ``(1 - share) * values[low] + share * values[low + 1]``.
 
     Args:
@@ -69,60 +69,60 @@ class Taps:
     low: Tensor
     share: Tensor
 
-    def part(self, first: int, stop: int, before: int = 0) -> Taps:
+    def part(self, first: int, stop: int, before: int = 0) -> LinearWeights:
         """Some of the outputs, read from values that begin at ``before``."""
-        return Taps(self.low[first:stop] - before, self.share[first:stop])
+        return LinearWeights(self.low[first:stop] - before, self.share[first:stop])
 
-    def at(self, places: Tensor) -> Taps:
+    def at(self, places: Tensor) -> LinearWeights:
         """The outputs at some places."""
-        return Taps(self.low[places], self.share[places])
+        return LinearWeights(self.low[places], self.share[places])
 
 
-def linear_taps(n: int, m: int, device: torch.device) -> Taps:
+def linear_weights(n: int, m: int, device: torch.device) -> LinearWeights:
     """How linear resampling brings an axis from ``n`` to ``m`` voxels over the same field of view.
 
-    The weights are those of :func:`~pipeline.preprocess.operators.resize_operator`.
+    The weights are those of :func:`~pipeline.preprocess.interpolation.resize_operator`.
     """
     if n == 1:
-        return Taps(torch.zeros(m, dtype=torch.int64, device=device), torch.zeros(m, device=device))
+        return LinearWeights(torch.zeros(m, dtype=torch.int64, device=device), torch.zeros(m, device=device))
     matrix = torch.eye(n) if n == m else torch.tensor(resize_operator(n, m, 1))
     low = (matrix > 0).int().argmax(dim=1).clamp(max=n - 2)
-    return Taps(low.to(device), matrix.gather(1, low[:, None] + 1)[:, 0].to(device))
+    return LinearWeights(low.to(device), matrix.gather(1, low[:, None] + 1)[:, 0].to(device))
 
 
-def corners(taps: Sequence[Taps], shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def corners(weights: Sequence[LinearWeights], shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """The eight voxels around points, one after the other.
 
     Args:
-        taps: For each of three axes, of P points.
+        weights: For each of three axes, of P points.
         shape: Voxels along the axes.
 
     Yields:
         Flat index (P,) of the voxel and its weight (P,).
     """
     for steps in product((0, 1), repeat=3):
-        index, weight = torch.zeros_like(taps[0].low), torch.ones_like(taps[0].share)
-        for one, step, size in zip(taps, steps, shape, strict=True):
+        index, weight = torch.zeros_like(weights[0].low), torch.ones_like(weights[0].share)
+        for one, step, size in zip(weights, steps, shape, strict=True):
             index = index * size + (one.low + step).clamp(max=size - 1)
             weight = weight * (one.share if step else 1.0 - one.share)
         yield index, weight
 
 
-def interpolated(values: Tensor, taps: Sequence[Taps]) -> Iterator[tuple[slice, Tensor]]:
+def interpolated(values: Tensor, weights: Sequence[LinearWeights]) -> Iterator[tuple[slice, Tensor]]:
     """Logits of all classes at points.
 
     Args:
         values: (n, a, b, L).
-        taps: For each of the three axes, of P points.
+        weights: For each of the three axes, of P points.
 
     Yields:
         Which points, and their logits (p, L).
     """
-    flat, count = values.reshape(-1, values.shape[-1]), len(taps[0].low)
+    flat, count = values.reshape(-1, values.shape[-1]), len(weights[0].low)
     for first in range(0, count, _POINTS):
         part = slice(first, min(first + _POINTS, count))
         total: Tensor | None = None
-        for index, weight in corners([one.part(part.start, part.stop) for one in taps], values.shape[:3]):
+        for index, weight in corners([one.part(part.start, part.stop) for one in weights], values.shape[:3]):
             found = flat.index_select(0, index)
             total = found.mul_(weight[:, None]) if total is None else total.addcmul_(found, weight[:, None])
         assert total is not None
@@ -136,13 +136,13 @@ _CELLS = 8192  # looked through together: their logits stay in the cache
 _BEST_POINTS = 65536
 
 
-def winners(planes: Tensor, mixed: Tensor, taps: Sequence[Taps]) -> Tensor:
+def best_labels(planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
     """Class of the highest logit at points between voxels.
 
     Args:
         planes: Logits (n, a, b, L).
         mixed: Cells (n - 1, a - 1, b - 1) in which all points lie.
-        taps: For each of the three axes, of P points.
+        weights: For each of the three axes, of P points.
 
     Returns:
         (P,) int16; of equal logits the lowest class.
@@ -150,7 +150,7 @@ def winners(planes: Tensor, mixed: Tensor, taps: Sequence[Taps]) -> Tensor:
     cells = mixed.nonzero()
     rank = torch.zeros(mixed.shape, dtype=torch.int64, device=planes.device)
     rank[mixed] = torch.arange(len(cells), device=planes.device)
-    number = rank[tuple(one.low for one in taps)]
+    number = rank[tuple(one.low for one in weights)]
     classes, values, narrow = _candidates(planes, cells)
     found = torch.empty_like(number, dtype=torch.int16)
     sure = narrow[number]
@@ -159,11 +159,11 @@ def winners(planes: Tensor, mixed: Tensor, taps: Sequence[Taps]) -> Tensor:
         part = inside[first : first + _BEST_POINTS]
         own = number[part]
         total = torch.zeros((len(part), values.shape[-1]), device=planes.device)
-        for corner, (_, weight) in enumerate(corners([one.at(part) for one in taps], planes.shape[:3])):
+        for corner, (_, weight) in enumerate(corners([one.at(part) for one in weights], planes.shape[:3])):
             total.addcmul_(values[corner].index_select(0, own), weight[:, None])
         found[part] = classes[own].gather(1, total.argmax(dim=1, keepdim=True))[:, 0]
     others = (~sure).nonzero()[:, 0]
-    for some, logits in interpolated(planes, [one.at(others) for one in taps]):
+    for some, logits in interpolated(planes, [one.at(others) for one in weights]):
         found[others[some]] = logits.argmax(dim=1).to(torch.int16)
     return found
 
@@ -185,7 +185,7 @@ def _candidates(planes: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     narrow = torch.empty(count, dtype=torch.bool, device=planes.device)
     for first in range(0, count, _CELLS):
         part = slice(first, min(first + _CELLS, count))
-        whole = [Taps(low, torch.zeros_like(low, dtype=torch.float32)) for low in cells[part].T]
+        whole = [LinearWeights(low, torch.zeros_like(low, dtype=torch.float32)) for low in cells[part].T]
         logits = [flat.index_select(0, index) for index, _ in corners(whole, planes.shape[:3])]
         highest, lowest = logits[0].clone(), logits[0].clone()
         for corner in logits[1:]:
@@ -223,7 +223,7 @@ class SlabLabels:
 
     def __init__(self, shape: Sequence[int], target: Sequence[int], painting: Sequence[PaintingStep] = ()) -> None:
         self.shape, self.target, self.painting = tuple(shape), tuple(target), tuple(painting)
-        self.taps: list[Taps] = []
+        self.weights: list[LinearWeights] = []
         self.seen = self.row = 0
         self.last: Tensor | None = None
 
@@ -245,8 +245,8 @@ class SlabLabels:
         if self.shape == self.target:
             yield first, self._typed(self._decided(planes), planes)
             return
-        if not self.taps:
-            self.taps = [linear_taps(n, m, planes.device) for n, m in zip(self.shape, self.target, strict=True)]
+        if not self.weights:
+            self.weights = [linear_weights(n, m, planes.device) for n, m in zip(self.shape, self.target, strict=True)]
         if self.last is not None:  # the cells between the planes of before and these
             yield from self._rows(torch.stack([self.last, planes[0]]), first - 1)
         if len(planes) > 1 or self.shape[0] == 1:
@@ -256,7 +256,7 @@ class SlabLabels:
     def _rows(self, planes: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
         """Rows of labels that lie in the cells between some planes, of which the first has a number."""
         cells = max(1, len(planes) - 1)
-        stop = int(torch.searchsorted(self.taps[0].low, first + cells))
+        stop = int(torch.searchsorted(self.weights[0].low, first + cells))
         if stop == self.row:
             return
         classes, kind = self._decided(planes), self._kind(planes)
@@ -264,14 +264,14 @@ class SlabLabels:
         most = max(1, _VOXELS // (self.target[1] * self.target[2]))
         for row in range(self.row, stop, most):
             end = min(row + most, stop)
-            taps = [self.taps[0].part(row, end, first), *self.taps[1:]]
+            weights = [self.weights[0].part(row, end, first), *self.weights[1:]]
             labels, unsure = classes, mixed
-            for axis, one in enumerate(taps):
+            for axis, one in enumerate(weights):
                 labels, unsure = labels.index_select(axis, one.low), unsure.index_select(axis, one.low)
             places = unsure.nonzero(as_tuple=True)
             if len(places[0]):
                 labels[places] = self._between(
-                    planes, mixed, [one.at(at) for one, at in zip(taps, places, strict=True)]
+                    planes, mixed, [one.at(at) for one, at in zip(weights, places, strict=True)]
                 )
             yield row, self._typed(labels, planes)
         self.row = stop
@@ -294,12 +294,12 @@ class SlabLabels:
         bits = 2 ** torch.arange(planes.shape[-1], device=planes.device)
         return ((planes > 0) * bits).sum(dim=-1)
 
-    def _between(self, planes: Tensor, mixed: Tensor, taps: Sequence[Taps]) -> Tensor:
+    def _between(self, planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
         """Class (P,) of points in mixed cells."""
         if not self.painting and planes.shape[-1] > _FEW:
-            return winners(planes, mixed, taps)
-        found = torch.empty_like(taps[0].low, dtype=torch.int16)
-        for part, logits in interpolated(planes, taps):
+            return best_labels(planes, mixed, weights)
+        found = torch.empty_like(weights[0].low, dtype=torch.int16)
+        for part, logits in interpolated(planes, weights):
             found[part] = decode(logits.T, self.painting).to(torch.int16)
         return found
 
@@ -339,7 +339,7 @@ class SlabLogits:
     def __init__(self, shape: Sequence[int], target: Sequence[int]) -> None:
         self.shape, self.target = tuple(shape), tuple(target)
         self.across = resize_operators(self.shape[1:], self.target[1:], 1)
-        self.taps: Taps | None = None
+        self.weights: LinearWeights | None = None
         self.seen = self.row = 0
         self.last: Tensor | None = None
 
@@ -352,18 +352,18 @@ class SlabLogits:
         Yields:
             First row and logits (rows, a', b', L), float32; valid until the next ones are asked for.
         """
-        if self.taps is None:
-            self.taps = linear_taps(self.shape[0], self.target[0], planes.device)
+        if self.weights is None:
+            self.weights = linear_weights(self.shape[0], self.target[0], planes.device)
         known = planes if self.last is None else torch.cat([self.last[None], planes])
         first, self.seen = self.seen - (self.last is not None), self.seen + len(planes)
         self.last = planes[-1].clone()
         if len(known) == 1 and self.shape[0] > 1:
             return
-        stop = int(torch.searchsorted(self.taps.low, first + max(1, len(known) - 1)))
+        stop = int(torch.searchsorted(self.weights.low, first + max(1, len(known) - 1)))
         most = max(1, _BYTES // (4 * self.target[1] * self.target[2] * planes.shape[-1]))
         while self.row < stop:
             end = min(self.row + most, stop)
-            part = self.taps.part(self.row, end, first)
+            part = self.weights.part(self.row, end, first)
             high = (part.low + 1).clamp(max=len(known) - 1)
             share = part.share[:, None, None, None]
             rows = known[part.low].float().mul_(1.0 - share).addcmul_(known[high].float(), share)

@@ -18,13 +18,13 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.coarse_to_fine import segment_region
-from pipeline.infer.model import Member
-from pipeline.infer.probabilities import SoftPrediction, SoftWanted
+from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.restore import Prepared, segment, segment_softly
-from pipeline.infer.roi import Region
+from pipeline.infer.roi import SearchRegion
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders
-from pipeline.preprocess.prepare import prepare_image
+from pipeline.preprocess.prepare_case import prepare_image
 
 
 class Predictor:
@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[TrainedModel],
         extra: Sequence[Any] = (),
         learnt: Cleaning | None = None,
         folder: Path | None = None,
@@ -95,9 +95,9 @@ class Predictor:
         """
         folder, places = Path(folder), deque(choose_devices(device))
         most = None if max_memory_gb is None else int(max_memory_gb * 1e9)
-        members: list[Member] = []
+        members: list[TrainedModel] = []
         for home in member_folders(folder):
-            members.append(Member.load(home, tuple(places), folds, settings, most))
+            members.append(TrainedModel.load(home, tuple(places), folds, settings, most))
             places.rotate(-len(members[-1].networks))  # the next network goes to the next device
         wanted = all(member.settings.postprocessing for member in members)
         learnt = read_cleaning(folder, members[0].card.plan.label_table) if wanted else None
@@ -123,7 +123,9 @@ class Predictor:
         """Label table of the masks."""
         return self.card.plan.label_table
 
-    def predict(self, image: Image, case: str = "image", told: Callable[[Region], None] | None = None) -> LabelMap:
+    def predict(
+        self, image: Image, case: str = "image", told: Callable[[SearchRegion], None] | None = None
+    ) -> LabelMap:
         """Segment one image.
 
         Args:

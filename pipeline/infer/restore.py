@@ -13,12 +13,14 @@ from torch import Tensor
 from pipeline.core.grid import reorient_array
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.labelling import NOT_FINITE, decode
-from pipeline.infer.model import Member
-from pipeline.infer.probabilities import SoftMaps, SoftWanted, probabilities
-from pipeline.preprocess.trace import Trace
+from pipeline.infer.probability_maps import SoftMaps, SoftWanted, probabilities
+from pipeline.infer.trained_model import TrainedModel
+from pipeline.preprocess.grid_history import GridHistory
 
 
-def restore_labels(rows: Iterable[tuple[int, Tensor]], axis: int, trace: Trace) -> NDArray[np.unsignedinteger[Any]]:
+def restore_labels(
+    rows: Iterable[tuple[int, Tensor]], axis: int, trace: GridHistory
+) -> NDArray[np.unsignedinteger[Any]]:
     """Put labels that come row by row where they belong on the input's grid.
 
     Args:
@@ -43,7 +45,7 @@ def restore_labels(rows: Iterable[tuple[int, Tensor]], axis: int, trace: Trace) 
 
 
 def restore_average(
-    parts: Sequence[tuple[Iterator[tuple[int, Tensor]], Trace]],
+    parts: Sequence[tuple[Iterator[tuple[int, Tensor]], GridHistory]],
     axis: int,
     *,
     painting: Sequence[PaintingStep] = (),
@@ -90,7 +92,7 @@ def restore_average(
 class _Probabilities:
     """Rows of a model's probabilities, in their order, on the turned grid of the source."""
 
-    def __init__(self, rows: Iterator[tuple[int, Tensor]], trace: Trace, axis: int, *, shared: bool) -> None:
+    def __init__(self, rows: Iterator[tuple[int, Tensor]], trace: GridHistory, axis: int, *, shared: bool) -> None:
         self.rows, self.axis, self.shared = rows, axis, shared
         self.start, self.stop = trace.crop_start[axis], trace.crop_stop[axis]
         others = [n for n in range(3) if n != axis]
@@ -116,11 +118,11 @@ class _Probabilities:
 
 # From the prepared images of a case to its classes, by one model or several.
 
-Prepared = tuple[NDArray[np.floating[Any]], Trace]
+Prepared = tuple[NDArray[np.floating[Any]], GridHistory]
 """An image (C, I, J, K) on the grid of a model, and how it came there."""
 
 
-def segment(members: Sequence[Member], prepared: Sequence[Prepared]) -> NDArray[np.unsignedinteger[Any]]:
+def segment(members: Sequence[TrainedModel], prepared: Sequence[Prepared]) -> NDArray[np.unsignedinteger[Any]]:
     """Class index of every voxel of a case.
 
     The logits of a member's folds are averaged, the probabilities of several members, which need not be on one grid.
@@ -141,7 +143,7 @@ def segment(members: Sequence[Member], prepared: Sequence[Prepared]) -> NDArray[
 
 
 def segment_softly(
-    members: Sequence[Member], prepared: Sequence[Prepared], wanted: SoftWanted
+    members: Sequence[TrainedModel], prepared: Sequence[Prepared], wanted: SoftWanted
 ) -> tuple[NDArray[np.unsignedinteger[Any]], SoftMaps]:
     """The same class indices, and how sure the networks are of them, in one pass.
 
@@ -168,8 +170,8 @@ def segment_softly(
 
 
 def _parts(
-    members: Sequence[Member], prepared: Sequence[Prepared]
-) -> tuple[int, list[tuple[Iterator[tuple[int, Tensor]], Trace]]]:
+    members: Sequence[TrainedModel], prepared: Sequence[Prepared]
+) -> tuple[int, list[tuple[Iterator[tuple[int, Tensor]], GridHistory]]]:
     """The axis along which all members' logits come, and these."""
     axis = members[0].inference.streaming_axis(prepared[0][0].shape[1:])
     return axis, [

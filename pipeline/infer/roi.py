@@ -9,63 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from pipeline.core.box import Box
+
 _COARSE = 2.0  # times the spacing: training draws scales from 0.7 to 1.4, so organs half as large are still known
 _FEWEST = 8  # voxels of the coarse labels; fewer are noise
 
 
 @dataclass(frozen=True)
-class Box:
-    """A box of voxels.
-
-    Args:
-        start: First voxel along each axis.
-        stop: One past the last voxel.
-    """
-
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """The box as an index."""
-        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-
-    def grown(self, voxels: Sequence[int], shape: Sequence[int]) -> Box:
-        """The box with a margin, as far as there is an image."""
-        start = tuple(max(0, a - n) for a, n in zip(self.start, voxels, strict=True))
-        return Box(start, tuple(min(size, b + n) for b, n, size in zip(self.stop, voxels, shape, strict=True)))
-
-    def resized(self, shape: Sequence[int], target: Sequence[int]) -> Box:
-        """The voxels of another grid over the same field of view whose linear interpolation stays inside the box.
-
-        Args:
-            shape: Voxels of the box's grid.
-            target: Voxels of the other grid.
-        """
-        start, stop = [], []
-        for a, b, n, m in zip(self.start, self.stop, shape, target, strict=True):
-            first = 0 if a == 0 else -(-((2 * a + 1) * m - n) // (2 * n))  # centre not before that of voxel a
-            last = m - 1 if b == n else ((2 * b - 1) * m - n) // (2 * n)
-            start.append(first)
-            stop.append(max(first, last + 1))
-        return Box(tuple(start), tuple(stop))
-
-    def touches(self, labels: Any) -> bool:
-        """Whether labels in the box lie on a face of it beyond which the image goes on.
-
-        Args:
-            labels: (I, J, K), tensor or array.
-        """
-        inside = labels[self.slices]
-        for axis, (a, b, size) in enumerate(zip(self.start, self.stop, labels.shape, strict=True)):
-            first, last = ((*[slice(None)] * axis, place) for place in (0, -1))
-            if (a > 0 and inside[first].any()) or (b < size and inside[last].any()):
-                return True
-        return False
-
-
-@dataclass(frozen=True)
-class Region:
+class SearchRegion:
     """Where windows were, and why there.
 
     Args:

@@ -18,7 +18,7 @@ from pipeline.config.settings import AugmentSettings, InferSettings, Settings
 from pipeline.core.errors import sentence
 from pipeline.model.device import autocast
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
 from pipeline.sample.spatial import coarse_axis
 

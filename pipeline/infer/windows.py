@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config.settings import InferSettings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 # How large the windows are that networks see: the training patch, or what suits a volume.
 

@@ -26,7 +26,7 @@ from pipeline.model.blocks import (
     style_of,
     upsampling,
 )
-from pipeline.model.options import LevelOptions, Size, Stage, StageOptions
+from pipeline.model.network_options import LevelOptions, Size, Stage, StageOptions
 from pipeline.model.unet import UShape, level_heads
 
 # Attention gates: a skip connection is weighted, voxel by voxel, by what the decoder already sees.

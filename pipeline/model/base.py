@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import mirrored_index
-from pipeline.model.options import NetworkOptions
+from pipeline.model.network_options import NetworkOptions
 
 # Which spatial sizes a network takes, and how to feed it any other size.
 

@@ -14,8 +14,8 @@ from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.model.options import Activation, LevelOptions, Stage
-from pipeline.model.options import Norm as NormName
+from pipeline.model.network_options import Activation, LevelOptions, Stage
+from pipeline.model.network_options import Norm as NormName
 
 # Instance normalization and the activation behind it in one step on a processor, for images with channels last.
 #

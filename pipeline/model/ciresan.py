@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.model.base import SegmentationNetwork, SizeRule
-from pipeline.model.options import NetworkOptions, Size
+from pipeline.model.network_options import NetworkOptions, Size
 
 WINDOW = 95
 """Pixels along each side of the window that a pixel is classified by."""

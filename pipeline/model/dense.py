@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
-from pipeline.model.options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
+from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
 
 # Parts of densely connected networks: dense blocks, and the pre-activated layers that DenseNets fill them with.
 

@@ -19,7 +19,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_bytes, write_json
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 ENSEMBLE_FILE = "ensemble.json"
 """Names the members of an ensemble, model folders beside it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_unit, head, style_of, upsampling
-from pipeline.model.options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
+from pipeline.model.network_options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
 
 # Parts of nnU-Net's networks: encoder, decoder and residual block, their layers under nnU-Net's names.
 

@@ -14,8 +14,8 @@ from pipeline.model.attention import AttentionUNet, AttentionUNetOptions, OktayA
 from pipeline.model.base import SegmentationNetwork, initialize
 from pipeline.model.ciresan import WINDOW, Ciresan, CiresanOptions
 from pipeline.model.dense import DenseUNet, DenseUNet167, DenseUNet167Options, DenseUNetOptions
+from pipeline.model.network_options import NetworkOptions, parse_options, suggestion
 from pipeline.model.nnunet import PlainOptions, PlainUNet, ResidualOptions, ResidualUNet
-from pipeline.model.options import NetworkOptions, parse_options, suggestion
 from pipeline.model.resunet import ResUNet, ResUNetOptions
 from pipeline.model.unet import (
     CicekUNetOptions,

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.model.blocks import interpolation, preactivated_block, style_of
-from pipeline.model.options import LevelOptions, Size
+from pipeline.model.network_options import LevelOptions, Size
 from pipeline.model.unet import UShape, level_heads
 
 

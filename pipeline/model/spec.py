@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.registry import NETWORKS, build_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 
 class NetworkSpec(BaseModel):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
-from pipeline.model.options import LevelOptions, Norm, Size, Stage, StageOptions
+from pipeline.model.network_options import LevelOptions, Norm, Size, Stage, StageOptions
 
 # The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
 

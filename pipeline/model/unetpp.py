@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import Heads, SegmentationNetwork, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
-from pipeline.model.options import Norm, Size, StageOptions
+from pipeline.model.network_options import Norm, Size, StageOptions
 
 
 class UNetPlusPlusOptions(StageOptions):

@@ -25,7 +25,7 @@ from pipeline.model.blocks import (
     style_of,
     upsampling,
 )
-from pipeline.model.options import Activation, LevelOptions, PerAxis, PerStage, Size, Stage, spread
+from pipeline.model.network_options import Activation, LevelOptions, PerAxis, PerStage, Size, Stage, spread
 from pipeline.model.unet import UShape, level_heads
 
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.data.dataset import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
 from pipeline.preprocess.nnunet_rules import batch_size, low_resolution_spacing, plan_patch, target_spacing
-from pipeline.preprocess.plan import LowResolution, Normalization, PatchPlan, Plan
+from pipeline.preprocess.plan_file import LowResolution, Normalization, PatchPlan, Plan
 
 # Class weights for tiny organs, proposed from how much of the foreground each organ is.
 

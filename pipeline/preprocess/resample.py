@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from pipeline.core.grid import Grid
+from pipeline.preprocess.interpolation import Order, apply_operators, band, resize_operator, resize_operators
 from pipeline.preprocess.nnunet_rules import ANISOTROPIC
-from pipeline.preprocess.operators import Order, apply_operators, band, resize_operator, resize_operators
 
 # Resampling of label maps: a vote between the values, one value in memory at a time.
 
@@ -120,7 +120,7 @@ def resample(
         shape: Voxels wanted along i, j, k.
         order: Spline order: 0 nearest, 1 linear, 3 cubic; of all axes or of each, such as (3, 3, 0) for thick slices,
             which are no continuation of one another.
-        anti_alias: Smooth axes that get shorter first (see :func:`~pipeline.preprocess.operators.resize_operator`).
+        anti_alias: Smooth axes that get shorter first (see :func:`~pipeline.preprocess.interpolation.resize_operator`).
 
     Returns:
         float32, (C, *shape) or ``shape``, of the kind given; a tensor stays on its device. If the shapes agree, the
@@ -152,7 +152,8 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
     """MONAI dictionary transform that resamples to a target spacing or shape over the same field of view.
 
     The voxel count along each axis is rounded, so the spacing is met as closely as whole voxels allow; voxel edges,
-    not centres, stay in place, and the affine says so. The way back is a :class:`pipeline.preprocess.trace.Trace`.
+    not centres, stay in place, and the affine says so. The way back is a
+    :class:`~pipeline.preprocess.grid_history.GridHistory`.
 
     Args:
         keys: Keys of images, MetaTensors (C, I, J, K).

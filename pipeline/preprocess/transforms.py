@@ -28,7 +28,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.monai_reader import VolumeReader
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
-from pipeline.preprocess.plan import Normalization, Plan
+from pipeline.preprocess.plan_file import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
 

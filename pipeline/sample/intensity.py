@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.sample.operators import along_axis, blur_operator, low_resolution_operator
+from pipeline.sample.line_operators import along_axis, blur_operator, low_resolution_operator
 from pipeline.sample.randomness import BatchRandom
 
 _TINY = 1e-7

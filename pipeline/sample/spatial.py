@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pipeline.core.labels import IGNORE_INDEX
-from pipeline.sample.operators import along_axis, spline_operator
+from pipeline.sample.line_operators import along_axis, spline_operator
 from pipeline.sample.randomness import BatchRandom
 
 ANISOTROPY = 3.0

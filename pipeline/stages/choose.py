@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import copy_file, own_version, write_json, write_text
+from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import score_cell, text_table
-from pipeline.engine.local import Progress, quiet
-from pipeline.evaluate.compare import PairedDifference, paired_difference
 from pipeline.evaluate.results import read_summary
+from pipeline.evaluate.significance import PairedDifference, paired_difference
 from pipeline.model.folder import ENSEMBLE_FILE, ensemble_members, fold_folder
 from pipeline.stages.cross_validate import (
     FOLDER,
@@ -85,7 +85,7 @@ def choose(
     *,
     device: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Compare models and all pairs of them on the cases that their folds did not train on, and write the best.

@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json, write_text
-from pipeline.engine.local import Progress, quiet
-from pipeline.evaluate.compare import PairedTest, Ranking, paired_tests, rankings
+from pipeline.core.progress import Progress, silent
 from pipeline.evaluate.measures import METRICS, Evaluation, Measures
 from pipeline.evaluate.results import read_evaluation
+from pipeline.evaluate.significance import PairedTest, Ranking, paired_tests, rankings
 from pipeline.report.compare_plots import difference_plot, rank_plot
 from pipeline.stages.evaluate import Meaning, evaluate
 
@@ -57,7 +57,7 @@ def compare(
     meaning: Meaning | None = None,
     seed: int = 0,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Comparison:
     """Compare models.
 

@@ -13,11 +13,12 @@ from typing import Any
 from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_json
-from pipeline.data.convert import ConvertedCase, ConvertTask, convert_case
+from pipeline.core.progress import Progress, silent
+from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layout_writers import Target, description_file, target_dataset, write_description
 from pipeline.data.layouts import open_dataset
-from pipeline.engine.local import Batch, Outcome, Progress, Run, collect, default_jobs, open_engine, quiet
+from pipeline.engine.local import Batch, Outcome, Run, collect, default_jobs, open_engine
 from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
@@ -36,7 +37,7 @@ def convert(
     layout: str | None = None,
     link: bool = False,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Batch:
     """Write a dataset in another layout.
 

@@ -12,23 +12,24 @@ import torch
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import file_hash, text_hash, write_json
+from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import score_cell, text_table
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
-from pipeline.engine.local import Batch, Progress, default_jobs, mapped, open_engine, quiet
+from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
 from pipeline.evaluate.measures import Row
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.results import read_summary, write_evaluation
 from pipeline.evaluate.scoring import evaluate_pairs
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.model import Member
 from pipeline.infer.restore import segment
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
 from pipeline.stages.evaluate import ReferenceTask, write_reference
 from pipeline.stages.model_files import number_of_folds, validation_cases, wanted_folds
 from pipeline.stages.postprocessing import (
@@ -122,11 +123,11 @@ def predict_out_of_fold(
     write_json(home / "labels.json", sources[0].card.plan.label_table.to_json())
     done, kept, failed = [], [], []
     for fold in sorted(folds):
-        members: list[Member] = []
+        members: list[TrainedModel] = []
         for case in (cases[name] for name in folds[fold]):
             try:
                 if not _is_done(case, entries):
-                    members = members or [Member.load(source.folder, device, [fold]) for source in sources]
+                    members = members or [TrainedModel.load(source.folder, device, [fold]) for source in sources]
                     _predict(case, sources, members, entries)
                     done.append(case.files.id)
                 else:
@@ -185,13 +186,13 @@ def _is_done(case: _Case, entries: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _predict(
-    case: _Case, sources: Sequence[Source], members: Sequence[Member], entries: dict[str, dict[str, Any]]
+    case: _Case, sources: Sequence[Source], members: Sequence[TrainedModel], entries: dict[str, dict[str, Any]]
 ) -> None:
     """Write the prediction of a case, and its reference unless a file of the dataset is that."""
     name, table = case.files.id, sources[0].card.plan.label_table
     prepared = []
     for source in sources:
-        trace = Trace.from_json(read_info(source.prepared, name)["trace"])
+        trace = GridHistory.from_json(read_info(source.prepared, name)["trace"])
         prepared.append((np.asarray(open_prepared(source.prepared, name)[0][...]), trace))
     trace = prepared[0][1]
     if case.own_grid:
@@ -279,7 +280,7 @@ def cross_validate(
     folds: Sequence[int] | None = None,
     device: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> CrossValidation:
     """Predict every training case by the fold that did not train on it, score it, and choose the post-processing.
 
@@ -340,7 +341,7 @@ def cross_validate_sources(
     *,
     device: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> CrossValidation:
     """Cross-validate a model, or several whose probabilities are averaged fold by fold.
 
@@ -362,7 +363,7 @@ def cross_validate_sources(
         return earlier
     labels = sources[0].card.plan.label_table
     with open_engine(jobs or default_jobs(len(found.pairs))) as run:
-        score = mapped(run, progress, "evaluate")
+        score = map_cases(run, progress, "evaluate")
         result = evaluate_pairs(found.pairs, labels, score, images=found.images, notes=_notes(found))
         summary = write_evaluation(result, out)
         unusable = {case for case, _ in result.failures}

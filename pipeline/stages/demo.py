@@ -8,9 +8,9 @@ from typing import Any, SupportsFloat
 
 from pipeline.config.settings import Settings
 from pipeline.core.files import write_json
-from pipeline.engine.local import Progress, quiet
+from pipeline.core.progress import Progress, silent
 from pipeline.model.folder import fold_folder
-from pipeline.phantom.dataset import write_phantom
+from pipeline.phantom.torso import write_phantom
 from pipeline.stages.evaluate import evaluate, report
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
@@ -30,7 +30,7 @@ def run_demo(
     seed: int = 0,
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
     on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
     on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,

@@ -10,13 +10,14 @@ from typing import Any
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, signature, write_json
 from pipeline.core.labels import LabelTable
+from pipeline.core.progress import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import list_volumes, open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import volume_stem, volume_suffix
 from pipeline.data.volumes import read_grid, write_label_map
-from pipeline.engine.local import Progress, collect, default_jobs, mapped, open_engine, quiet
-from pipeline.evaluate.labels import MatchLabels, choose_labels
+from pipeline.engine.local import collect, default_jobs, map_cases, open_engine
+from pipeline.evaluate.label_choice import MatchLabels, choose_labels
 from pipeline.evaluate.measures import Measures
 from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.evaluate.results import write_evaluation
@@ -133,7 +134,7 @@ def evaluate(
     metadata: Path | None = None,
     by: Sequence[str] = (),
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score label maps against references: ``scores.csv`` with every row, ``summary.json`` with the statistics.
 
@@ -168,7 +169,9 @@ def evaluate(
     if labels is None:
         labels, measures, notes = _labels(predictions, references, measures, meaning or Meaning())
     with open_engine(jobs or default_jobs(len(pairs)), READING_WORKER_BYTES) as run:
-        result = score(predictions, references, labels, mapped(run, progress, "evaluate", _case_bytes), measures, notes)
+        result = score(
+            predictions, references, labels, map_cases(run, progress, "evaluate", _case_bytes), measures, notes
+        )
     extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
     return write_evaluation(replace(result, failures=(*result.failures, *failed)), out, extra=extra)
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_text
 from pipeline.core.labels import LabelTable
+from pipeline.core.progress import Progress, silent
 from pipeline.data.label_files import label_table
 from pipeline.data.layouts import group_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.data.volumes import read_grid, read_image, read_label_map
-from pipeline.engine.local import Batch, Progress, collect, default_jobs, open_engine, quiet
-from pipeline.evaluate.labels import find_labels
+from pipeline.engine.local import Batch, collect, default_jobs, open_engine
+from pipeline.evaluate.label_choice import find_labels
 from pipeline.evaluate.organ_statistics import (
     OrganStatistics,
     organ_statistics,
@@ -52,7 +53,7 @@ def label_stats(
     images: Path | None = None,
     labels: Path | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> tuple[Batch, tuple[OrganStatistics, ...]]:
     """Measure label maps and write ``stats.csv``, one row per case and organ, with the columns of a prediction's.
 

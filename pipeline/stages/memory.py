@@ -7,7 +7,7 @@ from math import prod
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import read_grid
 from pipeline.preprocess.fingerprint import CaseFingerprint
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 READING_WORKER_BYTES = 250 * 2**20
 """A worker that reads volumes, before its first case: its libraries."""

@@ -21,10 +21,10 @@ from pipeline.data.store import prepared_ids, read_info
 from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
 from pipeline.train.class_weights import sampling_weights
-from pipeline.train.distributed import ALONE, Processes
+from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.mlflow import RUN_FILE
 
 PAGE = "training.html"
@@ -147,7 +147,7 @@ LOCK_FILE = "training.lock"
 
 
 @contextmanager
-def alone_in(home: Path, processes: Processes = ALONE) -> Iterator[None]:
+def alone_in(home: Path, processes: Processes = SINGLE) -> Iterator[None]:
     """Keep other trainings out of the folder of a fold; however a training ends, the folder is free again.
 
     Args:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pipeline.config.settings import Settings
 from pipeline.core.files import signature, write_json
+from pipeline.core.progress import Progress, silent
 from pipeline.data.layouts import open_dataset
-from pipeline.engine.local import Batch, Progress, default_jobs, open_engine, quiet
+from pipeline.engine.local import Batch, default_jobs, open_engine
 from pipeline.preprocess.fingerprint import dataset_fingerprint
-from pipeline.preprocess.plan import PLAN_FILE, write_plan
+from pipeline.preprocess.plan_file import PLAN_FILE, write_plan
 from pipeline.report.fingerprint_page import write_fingerprint_page
 from pipeline.stages.memory import READING_WORKER_BYTES
 from pipeline.stages.prepare import fresh_plan, reading_jobs, require_fitting, take_fingerprints
@@ -25,7 +26,7 @@ def plan(
     *,
     layout: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Batch:
     """Look at a dataset and plan, without preparing anything.
 

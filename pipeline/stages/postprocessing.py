@@ -15,9 +15,10 @@ from scipy.ndimage import find_objects
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
+from pipeline.core.progress import Progress
 from pipeline.core.tables import score_cell, text_table
 from pipeline.data.volumes import read_label_map
-from pipeline.engine.local import Progress, Run, mapped
+from pipeline.engine.local import Run, map_cases
 from pipeline.evaluate.overlap import joint_histogram
 from pipeline.evaluate.pairing import FilePair
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
@@ -300,7 +301,9 @@ def choose_postprocessing(
         progress: Told after every case.
     """
     tasks = [EffectTask(pair, labels) for pair in pairs]
-    sized = [(before, by_size) for _, before, by_size in mapped(run, progress, "component sizes")(size_effects, tasks)]
+    sized = [
+        (before, by_size) for _, before, by_size in map_cases(run, progress, "component sizes")(size_effects, tasks)
+    ]
     sizes = best_sizes(sized, labels.targets)
     tried = [
         Step(kind, organ, sizes.get(organ) if kind == "remove_small" else None)
@@ -311,7 +314,7 @@ def choose_postprocessing(
 
     def measure(steps: Sequence[Step], follow: bool) -> list[Decision]:
         tasks = [EffectTask(pair, labels, steps, follow) for pair in pairs]
-        return judge(list(mapped(run, progress, "post-processing")(measure_effects, tasks)), steps, follow)
+        return judge(list(map_cases(run, progress, "post-processing")(measure_effects, tasks)), steps, follow)
 
     found = {entry.step: entry for entry in measure(tried, False)}
     wanted = [step for step, entry in found.items() if entry.kept]

@@ -17,6 +17,7 @@ from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import remove_leftovers, text_hash
 from pipeline.core.labels import keep_values
 from pipeline.core.machine import keep_freed_memory
+from pipeline.core.progress import Progress, silent
 from pipeline.core.signals import STOPS, StopRequest, stoppable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
@@ -24,10 +25,10 @@ from pipeline.data.inputs import Inputs, find_inputs
 from pipeline.data.organ_masks import write_organs
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_image, read_label_map, write_label_map
-from pipeline.engine.local import Batch, Progress, quiet
+from pipeline.engine.local import Batch
 from pipeline.infer import predictor
-from pipeline.infer.probabilities import SoftPrediction
-from pipeline.infer.roi import Region
+from pipeline.infer.probability_maps import SoftPrediction
+from pipeline.infer.roi import SearchRegion
 from pipeline.model.folder import member_folders, read_card
 from pipeline.stages.model_files import provenance
 from pipeline.stages.prediction_files import (
@@ -283,9 +284,9 @@ def _soft_there(run: Prediction, place: Place, entry: Mapping[str, Any]) -> bool
     return there and "confidence" in entry
 
 
-def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, SoftPrediction | None, Region | None]:
+def _segmented(run: Prediction, image: Image, case: str) -> tuple[LabelMap, SoftPrediction | None, SearchRegion | None]:
     """The mask, how sure the model is if that is wanted, and where it looked if that was not everywhere."""
-    output, regions = run.output, list[Region]()
+    output, regions = run.output, list[SearchRegion]()
     if not output.soft:
         label_map = run.predictor.predict(image, case, regions.append)
         return label_map, None, regions[0] if regions else None
@@ -351,7 +352,7 @@ def predict(
     settings: InferSettings | None = None,
     max_memory_gb: float | None = None,
     output: Output | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     on_stop: Callable[[Batch], None] | None = None,
 ) -> Batch:
     """Load a model and segment files, folders, patterns and lists with it.
@@ -383,7 +384,7 @@ def predict_files(
     out: Path | str,
     *,
     output: Output | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     on_stop: Callable[[Batch], None] | None = None,
 ) -> Batch:
     """Segment files, folders, patterns and lists; every mask keeps its input's name.
@@ -529,7 +530,7 @@ class Predictor(predictor.Predictor):
         out: Path | str,
         *,
         output: Output | None = None,
-        progress: Progress = quiet,
+        progress: Progress = silent,
     ) -> Batch:
         """Segment files, folders, patterns and lists, as ``volseg predict`` does, with the model that is loaded.
 

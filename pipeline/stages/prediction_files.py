@@ -20,7 +20,7 @@ from pipeline.data.nifti import write_shares
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
-from pipeline.infer.probabilities import SoftPrediction
+from pipeline.infer.probability_maps import SoftPrediction
 from pipeline.model.device import out_of_memory
 from pipeline.report.palette import organ_color
 

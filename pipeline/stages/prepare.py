@@ -13,13 +13,14 @@ from typing import Any
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import remove_leftovers
+from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
-from pipeline.engine.local import Batch, Progress, Run, collect, default_jobs, mapped, open_engine, quiet
+from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case, samples_per_case
-from pipeline.preprocess.plan import PLAN_FILE, Plan, read_plan, write_plan
+from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.memory import (
@@ -153,7 +154,7 @@ def require_fitting(dataset: Dataset, out: Path) -> None:
 
 
 def check(
-    dataset: Path, *, layout: str | None = None, jobs: int | None = None, progress: Progress = quiet
+    dataset: Path, *, layout: str | None = None, jobs: int | None = None, progress: Progress = silent
 ) -> CheckReport:
     """Look for problems in every case of a dataset.
 
@@ -168,7 +169,7 @@ def check(
     """
     opened = open_dataset(dataset, layout)
     with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
-        return check_dataset(opened, map_cases=mapped(run, progress, "check", check_bytes, lost_case))
+        return check_dataset(opened, map_cases=map_cases(run, progress, "check", check_bytes, lost_case))
 
 
 def preprocess(
@@ -178,7 +179,7 @@ def preprocess(
     *,
     layout: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     plan: Path | None = None,
     extra: Sequence[Any] = (),
 ) -> Batch:
@@ -234,7 +235,7 @@ def preprocess(
 
 def _prepare(task: PrepareTask) -> bool:
     """In a worker: only there are torch and MONAI needed, which take seconds to import."""
-    from pipeline.preprocess.prepare import prepare_case
+    from pipeline.preprocess.prepare_case import prepare_case
 
     return prepare_case(task.files, task.plan, task.out, task.extra)
 

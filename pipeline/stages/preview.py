@@ -18,7 +18,7 @@ from pipeline.core.grid import reorient_array, steps
 from pipeline.data.store import read_info
 from pipeline.data.volume_file import COLOURS, is_picture
 from pipeline.model.spec import NetworkSpec, design_network
-from pipeline.preprocess.plan import PLAN_FILE, Plan, read_plan
+from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.overlay import SEEN
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.report.patch_picture import PatchRow, PatchScene, PatchView, draw_patches
@@ -29,7 +29,7 @@ from pipeline.sample.randomness import BatchRandom
 from pipeline.sample.spatial import coarse_axis
 from pipeline.stages.train import axes_frame, patch_source, training_split
 from pipeline.train.loader import PatchSource
-from pipeline.train.state import Frame
+from pipeline.train.state import PatchGeometry
 
 # Every augmentation alone and as strong as the settings allow, so that a person can judge the settings.
 
@@ -175,7 +175,7 @@ class PatchMaker:
     spec: NetworkSpec
     settings: Settings
     source: PatchSource
-    frame: Frame
+    frame: PatchGeometry
     seed: int
     pictures: bool = False
 

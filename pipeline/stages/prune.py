@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import read_json, text_hash, write_bytes, write_json, write_text
-from pipeline.engine.local import Progress, quiet
+from pipeline.core.progress import Progress, silent
 from pipeline.model.cost import MEMORY_MEANS, count_parameters, multiply_adds, watch_memory
 from pipeline.model.device import autocast, choose_device, choose_dtype, out_of_memory, to_device
 from pipeline.model.folder import (
@@ -379,7 +379,7 @@ def prune(
     folds: Sequence[int] | None = None,
     tolerance_points: float = 0.5,
     device: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> PruningResult:
     """Score every level of a UNet++ on its validation cases and write the smallest one that is good enough.
 

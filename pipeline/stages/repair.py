@@ -12,13 +12,14 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import read_remap
 from pipeline.data.layouts import open_dataset
-from pipeline.data.repair import RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_case import RepairedCase, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import Change, LabelRules
-from pipeline.engine.local import Progress, Run, collect, default_jobs, mapped, open_engine, quiet
+from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_engine
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
 _LOG = "fixes.json"
@@ -72,7 +73,7 @@ def repair(
     image_grid: bool = False,
     layout: str | None = None,
     jobs: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = silent,
 ) -> Repair:
     """Write a repaired copy of a dataset.
 
@@ -126,7 +127,7 @@ def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callab
 
     def apply(check: Callable[[CaseFiles], CaseFacts], files: Sequence[CaseFiles]) -> list[CaseFacts]:
         missing = [case for case in files if case.id not in facts]
-        checked = mapped(run, progress, "check", check_bytes, lost_case)(check, missing)
+        checked = map_cases(run, progress, "check", check_bytes, lost_case)(check, missing)
         more = {case.id: fact for case, fact in zip(missing, checked, strict=True)}
         return [(facts | more)[case.id] for case in files]
 

@@ -16,13 +16,13 @@ from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import signature, write_json
 from pipeline.core.machine import keep_freed_memory
 from pipeline.data.store import prepared_ids, read_info
-from pipeline.infer.model import check_inference
+from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import PLAIN, choose_device
 from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
-from pipeline.preprocess.plan import PLAN_FILE, Plan, read_plan
+from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.sample.augment import directions
 from pipeline.sample.folds import Fold, read_splits
@@ -43,8 +43,8 @@ from pipeline.train.distributed import Processes, joined
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.mlflow import require_mlflow, tracking
-from pipeline.train.state import Frame, OnStep
-from pipeline.train.trainer import TrainResult, require_room, train_fold
+from pipeline.train.state import OnStep, PatchGeometry
+from pipeline.train.trainer import TrainResult, require_memory, train_fold
 from pipeline.validation import make_validation
 
 # Beginning with the weights of another model: everything that fits, except the layers that give logits.
@@ -255,11 +255,11 @@ def patch_source(
     )
 
 
-def axes_frame(spec: NetworkSpec, plan: Plan) -> Frame:
+def axes_frame(spec: NetworkSpec, plan: Plan) -> PatchGeometry:
     """What augmentation needs to know of the axes that a network sees."""
     named = directions(plan.orientation)
     axes = plan.axes(spec.dims)
-    return Frame(
+    return PatchGeometry(
         tuple(named[axis] for axis in axes),
         tuple(plan.spacing_mm[axis] for axis in axes),
         plan.label_table.side_pairs(),
@@ -416,7 +416,7 @@ def _train(
     require_same_model(out, card, fold)
     source = patch_source(prepared, split, spec, plan, settings, place, processes.count)
     network = _first_network(spec, plan, settings)
-    require_room(network, source, settings.train)
+    require_memory(network, source, settings.train)
     with alone_in(home, processes):
         if restart and processes.first:
             remove_training(home)

@@ -20,7 +20,7 @@ from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
-from pipeline.preprocess.plan import PLAN_FILE, Plan, read_plan
+from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import supervised_loss
 from pipeline.train.state import first_state, update
 

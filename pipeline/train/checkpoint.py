@@ -15,13 +15,13 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import copy_file
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.log import EpochRecord
-from pipeline.train.state import EpochPart, Progress, TrainState
+from pipeline.train.state import EpochPart, TrainingProgress, TrainState
 
 _FILE = "last.safetensors"
 _NUMBERED = "step_"
 
 
-def save_checkpoint(folder: Path, progress: Progress, identity: str, state: TrainState, keep: int = 1) -> None:
+def save_checkpoint(folder: Path, progress: TrainingProgress, identity: str, state: TrainState, keep: int = 1) -> None:
     """Write ``last.safetensors``: tensors, and everything else as JSON in the file's metadata, in one atomic step.
 
     Args:
@@ -70,7 +70,7 @@ def require_identity(folder: Path, identity: str) -> None:
         )
 
 
-def load_checkpoint(folder: Path, identity: str, state: TrainState) -> Progress:
+def load_checkpoint(folder: Path, identity: str, state: TrainState) -> TrainingProgress:
     """Restore everything :func:`save_checkpoint` wrote, in place.
 
     Args:
@@ -86,7 +86,7 @@ def load_checkpoint(folder: Path, identity: str, state: TrainState) -> Progress:
     """
     path = folder / _FILE
     if not path.is_file():
-        return Progress()
+        return TrainingProgress()
     require_identity(folder, identity)
     content, parts = _content(path), _parts(load_weights(path))
     state.network.load_state_dict(parts["network"])
@@ -98,7 +98,7 @@ def load_checkpoint(folder: Path, identity: str, state: TrainState) -> Progress:
     _set_dropout_state(state, parts["random"])
     progress = content["progress"]
     records = tuple(EpochRecord(**record) for record in progress.pop("records"))
-    return Progress(**{**progress, "part": EpochPart(**progress["part"])}, records=records)
+    return TrainingProgress(**{**progress, "part": EpochPart(**progress["part"])}, records=records)
 
 
 def _content(path: Path) -> Any:

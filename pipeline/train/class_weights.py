@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from pipeline.config.settings import LossSettings, SampleSettings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.regions import Regions
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.cut import Sliceable
 
 _SLAB = 64  # slices read at once, as many as a compressed chunk has

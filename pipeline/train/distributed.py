@@ -26,7 +26,7 @@ _PATIENCE = timedelta(hours=2)  # the others wait while one validates a large vo
 
 
 @dataclass(frozen=True)
-class Orders:
+class Commands:
     """What all processes do before the next step.
 
     Args:
@@ -76,14 +76,14 @@ class Processes:
         total: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
         return total
 
-    def agree(self, mine: Orders) -> Orders:
+    def agree(self, mine: Commands) -> Commands:
         """The orders that hold for all."""
         if self.count == 1:
             return mine
         told = torch.tensor([mine.share if self.first else 0.0, mine.signal, mine.save and self.first]).double()
         parts = [torch.empty_like(told) for _ in range(self.count)]
         dist.all_gather(parts, told)
-        return Orders(float(parts[0][0]), int(max(part[1] for part in parts)), bool(parts[0][2]))
+        return Commands(float(parts[0][0]), int(max(part[1] for part in parts)), bool(parts[0][2]))
 
     def gathered(self, mine: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of all processes, sorted by key, the same in every one."""
@@ -99,7 +99,7 @@ class Processes:
             dist.barrier()
 
 
-ALONE = Processes()
+SINGLE = Processes()
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def joined() -> Iterator[Processes]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield ALONE
+        yield SINGLE
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.device_count()

@@ -20,7 +20,7 @@ from pipeline.sample.augment import augment
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
-from pipeline.train.state import Frame
+from pipeline.train.state import PatchGeometry
 
 # Making batches ahead: a thread prepares the next ones while the current one is trained on.
 
@@ -195,7 +195,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, source: PatchSource, frame: Frame, settings: AugmentSettings, parts: Sequence[int] | None = None
+        self, source: PatchSource, frame: PatchGeometry, settings: AugmentSettings, parts: Sequence[int] | None = None
     ) -> None:
         self.source, self.frame, self.settings = source, frame, settings
         self.parts = range(source.parts) if parts is None else parts

@@ -18,7 +18,7 @@ from pipeline.config.settings import LossSettings
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.core.regions import Regions
 from pipeline.train.border import border_map
-from pipeline.train.distributed import ALONE, Processes
+from pipeline.train.distributed import SINGLE, Processes
 
 # The terms of the loss: from logits to the probability of the truth, cross-entropy, and overlap per organ.
 
@@ -104,7 +104,9 @@ def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
     return Terms(logsigmoid(torch.where(truth, scores, -scores)), scores, truth, _valid(index))
 
 
-def focal_cross_entropy(log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = ALONE) -> Tensor:
+def focal_cross_entropy(
+    log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = SINGLE
+) -> Tensor:
     """Weighted mean of -(1 - p)^gamma · log p; with gamma 0 the ordinary cross-entropy.
 
     The sum is divided by the sum of the weights, not by the number of voxels, so that a few heavy voxels change what a
@@ -136,7 +138,7 @@ def tversky_index(
     beta: float = 0.5,
     smooth: float = 0.0,
     batch: bool = False,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Tensor:
     """Soft Tversky index (2·TP + s) / (2·TP + 2·alpha·FP + 2·beta·FN + s); with 0.5 and 0.5 the soft Dice.
 
@@ -185,7 +187,7 @@ def supervised_loss(
     *,
     regions: Regions = (),
     class_weights: Tensor | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Tensor:
     """Loss of a network's output: one tensor, or the weighted mean of several heads of deep supervision.
 

@@ -68,7 +68,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PatchGeometry:
     """What augmentation needs to know of the axes a network sees.
 
     Args:
@@ -107,7 +107,7 @@ class EpochPart:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training stands.
 
     Args:

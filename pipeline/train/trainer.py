@@ -32,16 +32,16 @@ from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
 from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.train.class_weights import class_weights
-from pipeline.train.distributed import ALONE, Orders, Processes
+from pipeline.train.distributed import SINGLE, Commands, Processes
 from pipeline.train.loader import PatchSource, TrainingBatches
 from pipeline.train.log import EpochRecord, log_epoch, plot_history, write_history
 from pipeline.train.loss import supervised_loss
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (
     EpochPart,
-    Frame,
     OnStep,
-    Progress,
+    PatchGeometry,
+    TrainingProgress,
     Validation,
     ValidationScores,
     first_state,
@@ -113,7 +113,7 @@ def diverged(
 # Whether a training step has room: asked before the first one, so that the system does not kill the training.
 
 
-def require_room(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
+def require_memory(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
     """Refuse a batch whose activations alone are more than the device's free memory.
 
     What passes may still be too much, by gradients, optimizer and scratch space. Nothing is asked where activations
@@ -175,7 +175,7 @@ class Trainer:
         folder: Path,
         identity: str,
         began: float,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE,
         how: Execution = PLAIN,
     ) -> None:
         self.settings, self.batches, self.validation, self.processes = settings, batches, validation, processes
@@ -203,7 +203,7 @@ class Trainer:
         self.losses = torch.tensor(self.progress.part.loss, device=self.device)  # sum of the epoch that has begun
         self.first_bad = torch.tensor(-1, device=self.device)  # step whose loss was not finite
         self.saved = time.monotonic()
-        self.orders = Orders(self.share, 0, False)
+        self.orders = Commands(self.share, 0, False)
 
     @property
     def elapsed_s(self) -> float:
@@ -254,7 +254,7 @@ class Trainer:
     def agree(self, stop: StopRequest | None = None) -> None:
         """Settle with the other processes how far the training is, and whether to stop or to save."""
         due = time.monotonic() - self.saved > self.settings.train.checkpoint_minutes * 60
-        self.orders = self.processes.agree(Orders(self.share, stop.signal if stop else 0, due))
+        self.orders = self.processes.agree(Commands(self.share, stop.signal if stop else 0, due))
         if stop is not None:
             stop.signal = self.orders.signal
 
@@ -372,20 +372,20 @@ class TrainResult:
     """
 
     scores: ValidationScores
-    progress: Progress
+    progress: TrainingProgress
 
 
 def train_fold(
     network: SegmentationNetwork,
     source: PatchSource,
-    frame: Frame,
+    frame: PatchGeometry,
     validation: Validation,
     settings: Settings,
     folder: Path,
     identity: str,
     on_epoch: Callable[[EpochRecord, int], None],
     began: float | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     how: Execution = PLAIN,
     *,
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,

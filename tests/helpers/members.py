@@ -12,12 +12,12 @@ from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.grid import Grid, reorient_array
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image
-from pipeline.infer.model import Member
 from pipeline.infer.predictor import Predictor
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.prepare import prepare_image
+from pipeline.preprocess.plan_file import Plan
+from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.preprocess.resample import resample
 
 ORGANS = LabelTable({1: "liver", 2: "kidney_left", 3: "kidney_right", 7: "aorta"})
@@ -51,7 +51,7 @@ def member(
     settings: dict[str, Any] | None = None,
     seed: int = 0,
     **changes: Any,
-) -> Member:
+) -> TrainedModel:
     """A model of as many folds, each with weights of its own.
 
     Args:
@@ -77,7 +77,7 @@ def member(
     )
     networks = [_sharp(spec.build(seed + fold)) for fold in range(folds)]
     card = ModelCard(network=spec, plan=plan(table, **changes), settings=own, provenance={})
-    return Member(card, networks, torch.device("cpu"))
+    return TrainedModel(card, networks, torch.device("cpu"))
 
 
 def image(orientation: str = "RAS", spacing: tuple[float, float, float] = (1.5, 2.5, 1.0), seed: int = 0) -> Image:
@@ -119,13 +119,13 @@ def plan_of(classes: int, **changes: Any) -> Plan:
     return plan(LabelTable({n: f"organ_{n}" for n in range(1, classes)}), **changes)
 
 
-def member_of(network: nn.Module, classes: int, plan: Plan | None = None, **infer: Any) -> Member:
+def member_of(network: nn.Module, classes: int, plan: Plan | None = None, **infer: Any) -> TrainedModel:
     """The model around a network that is given, with windows of 8 voxels, in fp32 on the CPU."""
     options = {"features": (4, 8)}
     spec = NetworkSpec(name="unet", dims=3, in_channels=1, out_channels=classes, options=options, patch_size=(8, 8, 8))
     settings = Settings.model_validate({"train": {"precision": "fp32"}})
     card = ModelCard(network=spec, plan=plan or plan_of(classes), settings=settings, provenance={})
-    return Member(card, [network], torch.device("cpu"), InferSettings(**infer))
+    return TrainedModel(card, [network], torch.device("cpu"), InferSettings(**infer))
 
 
 def smooth_scan(orientation: str = "RAS", blobs: int = 6) -> Image:

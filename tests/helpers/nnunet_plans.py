@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 SCHEMES = {("CTNormalization", False): "ct", ("ZScoreNormalization", False): "zscore"}
 SCHEMES[("ZScoreNormalization", True)] = "zscore_nonzero"

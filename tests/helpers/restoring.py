@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.labelling import SlabLabels
 from pipeline.infer.restore import restore_labels as put_back
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
 
 
 def restore_labels(
-    logits: Any, trace: Trace, planes: int = 3, axis: int = 0, painting: Sequence[PaintingStep] = ()
+    logits: Any, trace: GridHistory, planes: int = 3, axis: int = 0, painting: Sequence[PaintingStep] = ()
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Class indices on the source's grid from some planes of logits (L, I, J, K) at a time."""
     values = torch.as_tensor(logits).float().movedim(0, -1).movedim(axis, 0)

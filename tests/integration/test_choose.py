@@ -16,11 +16,11 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.model import Member
 from pipeline.infer.predictor import Predictor
 from pipeline.infer.restore import segment
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ensemble_members, member_folders
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
 from pipeline.stages.choose import choose
 from pipeline.stages.cross_validate import cross_validate
 from pipeline.stages.prepare import preprocess
@@ -88,11 +88,11 @@ def test_a_pair_predicts_a_case_by_the_two_folds_that_did_not_train_on_it(here: 
     pair = tmp_path / "best" / "cross_validation" / "fine+coarse"
     splits = json.loads((here / "fine_data" / "splits.json").read_text())
     for fold, split in enumerate(splits):
-        members = [Member.load(here / name, CPU, [fold]) for name in ("fine", "coarse")]
+        members = [TrainedModel.load(here / name, CPU, [fold]) for name in ("fine", "coarse")]
         for case in split["validation"]:
             prepared = []
             for name in ("fine_data", "coarse_data"):
-                trace = Trace.from_json(read_info(here / name, case)["trace"])
+                trace = GridHistory.from_json(read_info(here / name, case)["trace"])
                 prepared.append((np.asarray(open_prepared(here / name, case)[0][...]), trace))
             assert prepared[0][0].shape != prepared[1][0].shape
             expected = members[0].card.plan.label_table.from_index(segment(members, prepared))

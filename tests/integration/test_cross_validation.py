@@ -22,7 +22,7 @@ from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card, write_card
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.convert import convert
 from pipeline.stages.cross_validate import cross_validate
 from pipeline.stages.evaluate import report

@@ -13,7 +13,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid, read_label_map
 from pipeline.phantom.fundus import write_fundus
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import check, preprocess

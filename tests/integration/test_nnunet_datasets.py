@@ -16,11 +16,11 @@ from pipeline.config.settings import PreprocessSettings
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
-from pipeline.phantom.dataset import write_phantom
+from pipeline.phantom.torso import write_phantom
 from pipeline.preprocess.fingerprint import CaseFingerprint, channel_statistics, fingerprint_case
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.prepare import run_transforms
+from pipeline.preprocess.prepare_case import run_transforms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STRIDE = 97  # of the voxels kept

@@ -21,8 +21,8 @@ from pipeline.data.store import prepared_ids, read_prepared
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
-from pipeline.preprocess.plan import read_plan
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.report.report import write_report
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.model_files import LOCK_FILE
@@ -99,7 +99,7 @@ def test_prepared_cases_are_on_the_planned_grid(dataset: Path, prepared: Path) -
     assert (plan.spacing_mm, plan.orientation, plan.label_table.organs) == ((2, 2, 2), "RAS", ("box_left", "box_small"))
     for case in prepared_ids(prepared):
         stored = read_prepared(prepared, case)
-        trace = Trace.from_json(stored.info["trace"])
+        trace = GridHistory.from_json(stored.info["trace"])
         assert trace.prepared.orientation == "RAS"
         assert stored.image.shape[1:] == stored.label.shape == trace.prepared.shape == (20, 18, 20)
         assert set(np.unique(stored.label)) == {0, 1, 2}

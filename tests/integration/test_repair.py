@@ -237,7 +237,7 @@ def test_a_case_that_cannot_be_written_leaves_nothing_of_it(tmp_path: Path, monk
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
 
-    monkeypatch.setattr("pipeline.data.repair._copy", full)
+    monkeypatch.setattr("pipeline.data.repair_case._copy", full)
     result = repair(toys, tmp_path / "copy", jobs=1)
     assert (result.exit_code, result.report, len(result.left_out)) == (3, None, 2)
     assert list((tmp_path / "copy" / "images").iterdir()) == []

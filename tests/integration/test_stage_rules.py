@@ -17,8 +17,8 @@ from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
-from pipeline.phantom.dataset import write_phantom
-from pipeline.preprocess.plan import read_plan, write_plan
+from pipeline.phantom.torso import write_phantom
+from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.stages.model_files import alone_in
 from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import predict

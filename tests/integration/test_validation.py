@@ -10,10 +10,10 @@ from toy import toy_settings
 
 from pipeline.data.store import open_prepared, prepared_ids
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.model import Member
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import design_network
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.validation import make_validation
 
 
@@ -29,7 +29,7 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
         torch.device("cpu"),
     )
     network = spec.build(3).eval()
-    member = Member(ModelCard(network=spec, plan=plan, settings=mirroring, provenance={}), [network], cpu)
+    member = TrainedModel(ModelCard(network=spec, plan=plan, settings=mirroring, provenance={}), [network], cpu)
     turning = mirroring.model_copy(update={"infer": mirroring.infer.model_copy(update={"rotate": True})})
     assert make_validation(prepared, cases, spec, plan, turning, cpu).passes == 16  # 8 of a plane, mirrored across it
     asked, without = (make_validation(prepared, cases, spec, plan, each, cpu) for each in (mirroring, plain))

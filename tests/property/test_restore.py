@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from restoring import restore_labels
 
 from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
+from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.resample import resample, resample_labels
-from pipeline.preprocess.trace import Trace
 
 _shapes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -22,7 +22,7 @@ def _traces(draw):
     stops = [draw(st.integers(a + 1, n)) for a, n in zip(starts, reoriented.shape, strict=True)]
     crop = reoriented.cropped(starts, stops)
     shape = draw(st.one_of(st.just(crop.shape), _shapes))
-    return Trace(source, orientation, tuple(starts), tuple(stops), crop.resized(shape))
+    return GridHistory(source, orientation, tuple(starts), tuple(stops), crop.resized(shape))
 
 
 @settings(deadline=None, max_examples=100)
@@ -52,7 +52,7 @@ def test_restored_labels_are_those_of_the_whole_volume_on_the_source_grid(trace,
 @settings(deadline=None, max_examples=50)
 @given(trace=_traces())
 def test_trace_survives_json(trace):
-    assert Trace.from_json(trace.to_json()) == trace
+    assert GridHistory.from_json(trace.to_json()) == trace
 
 
 @settings(deadline=None, max_examples=100)

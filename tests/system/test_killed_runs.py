@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy import write_toy
 
-from pipeline.phantom.dataset import write_phantom
+from pipeline.phantom.torso import write_phantom
 
 HELPER = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
 

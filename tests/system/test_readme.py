@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.phantom.dataset import write_phantom
+from pipeline.phantom.torso import write_phantom
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TOUR = re.search(r"## Five minutes.*?```bash\n(.*?)```.*?```python\n(.*?)```", README, re.DOTALL)

@@ -237,7 +237,7 @@ def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tm
         "def first(function, **how):\n    with open_engine(2, **how) as run:\n"
         "        return next(iter(run(function, [0, 0]))).value\n"
         "if __name__ == '__main__':\n    before = first(niceness, light=True)\n"
-        "    warm_up(2, 'pipeline.preprocess.prepare')\n"
+        "    warm_up(2, 'pipeline.preprocess.prepare_case')\n"
         "    print(first(niceness, light=True) - before, first(niceness) - before, first(plots))\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATHS + os.pathsep + str(tmp_path)}
@@ -251,7 +251,7 @@ def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, d
     script = tmp_path / "script.py"
     script.write_text(
         "import time\nfrom pipeline.engine.workers import warm_up\nif __name__ == '__main__':\n"
-        "    try:\n        warm_up(2, 'pipeline.preprocess.prepare')\n        print('ready', flush=True)\n"
+        "    try:\n        warm_up(2, 'pipeline.preprocess.prepare_case')\n        print('ready', flush=True)\n"
         "        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATHS}

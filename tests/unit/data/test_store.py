@@ -9,7 +9,7 @@ import torch
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.data.store import (
     PreparedCase,
-    StepTensor,
+    QuantizedTensor,
     class_voxels,
     open_array,
     open_prepared,
@@ -162,7 +162,7 @@ def test_intensities_come_back_within_half_a_step_and_zero_exactly(tmp_path: Pat
     box = (slice(None), slice(3, 9), slice(60, 70), slice(2, 4))
     assert np.array_equal(array[box], back[box])
     held = array.load(torch.device("cpu"))
-    assert isinstance(held, StepTensor)
+    assert isinstance(held, QuantizedTensor)
     assert held.values.dtype == torch.int16
     assert held.shape == image.shape
     assert torch.equal(held[box], torch.from_numpy(back[box]))

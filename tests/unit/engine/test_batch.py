@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.engine.local import Outcome, collect, mapped, quiet
+from pipeline.core.progress import silent
+from pipeline.engine.local import Outcome, collect, map_cases
 
 ORDER = (2, 0, 1, 4, 3)
 
@@ -29,7 +30,7 @@ class Engine:
 
 def test_mapped_keeps_the_order_and_waits_no_longer_than_it_must() -> None:
     engine, told = Engine(), []
-    results = mapped(engine, lambda done, total, what: told.append((done, total, what)), "check", len)(
+    results = map_cases(engine, lambda done, total, what: told.append((done, total, what)), "check", len)(
         str.upper, ["a", "b", "c", "d", "e"]
     )
     assert next(results) == "A"
@@ -41,8 +42,8 @@ def test_mapped_keeps_the_order_and_waits_no_longer_than_it_must() -> None:
 
 def test_mapped_leaves_failed_items_out_or_makes_results_of_them() -> None:
     items = ["a", "bad", "c", "d", "e"]
-    assert list(mapped(Engine(), quiet, "")(str.upper, items)) == ["A", "C", "D", "E"]
-    found = list(mapped(Engine(), quiet, "", None, lambda item, error: f"{item}: {error}")(str.upper, items))
+    assert list(map_cases(Engine(), silent, "")(str.upper, items)) == ["A", "C", "D", "E"]
+    found = list(map_cases(Engine(), silent, "", None, lambda item, error: f"{item}: {error}")(str.upper, items))
     assert found == ["A", "bad: worker process: expected to finish.", "C", "D", "E"]
 
 

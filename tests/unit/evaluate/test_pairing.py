@@ -7,7 +7,7 @@ import pytest
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.itk import write_picture
-from pipeline.evaluate.labels import find_labels
+from pipeline.evaluate.label_choice import find_labels
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files
 
 

@@ -9,7 +9,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from pipeline.infer.accumulate import Slab, Sums, Weights
+from pipeline.infer.accumulate import Accumulator, PlaneBuffer, WindowWeights
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.windows import interval_starts
 
@@ -223,7 +223,7 @@ def test_memory_does_not_grow_with_folds_and_mirror_images():
     assert six < 1.1 * one
 
 
-# Sums over windows and passes, computed by hand.
+# Accumulator over windows and passes, computed by hand.
 
 CPU = torch.device("cpu")
 
@@ -233,16 +233,16 @@ def _slab_random(*shape, seed=0):
 
 
 def test_a_window_is_added_turned_back_and_with_its_channels_in_place():
-    slab, logits = Slab(4, (3, 2), 3, torch.float32, CPU), _slab_random(3, 4, 3, 2)
-    weights = Weights(torch.full((4, 3, 2), 0.5), 3, torch.float32)
+    slab, logits = PlaneBuffer(4, (3, 2), 3, torch.float32, CPU), _slab_random(3, 4, 3, 2)
+    weights = WindowWeights(torch.full((4, 3, 2), 0.5), 3, torch.float32)
     slab.add((0, 0, 0), logits, weights, flips=(0, 2), swapped=((1, 2),))
     assert torch.equal(slab.finish(4), logits[[0, 2, 1]].flip(1, 3).permute(1, 2, 3, 0))
 
 
 @pytest.mark.parametrize("flips", [(), (0,), (1,), (0, 1, 2)])
 def test_what_lies_outside_is_left_out_of_turned_windows_too(flips):
-    slab, logits = Slab(5, (4, 4), 2, torch.float32, CPU), _slab_random(2, 5, 6, 3)
-    slab.add((0, -1, 2), logits, Weights(torch.ones(5, 6, 3), 2, torch.float32), flips)
+    slab, logits = PlaneBuffer(5, (4, 4), 2, torch.float32, CPU), _slab_random(2, 5, 6, 3)
+    slab.add((0, -1, 2), logits, WindowWeights(torch.ones(5, 6, 3), 2, torch.float32), flips)
     back = logits.flip([n + 1 for n in flips]).permute(1, 2, 3, 0)
     found = slab.finish(5)
     assert torch.equal(found[:, :, 2:], back[:, 1:5, :2])
@@ -252,7 +252,10 @@ def test_what_lies_outside_is_left_out_of_turned_windows_too(flips):
 @pytest.mark.parametrize("classes", [2, 40])
 def test_planes_go_around_the_ring_in_pieces(classes, monkeypatch):
     monkeypatch.setattr("pipeline.infer.accumulate._ADDED_BYTES", 3 * 4 * 4 * classes * 4)  # three planes
-    slab, weights = Slab(5, (4, 4), classes, torch.float32, CPU), Weights(torch.ones(5, 4, 4), classes, torch.float32)
+    slab, weights = (
+        PlaneBuffer(5, (4, 4), classes, torch.float32, CPU),
+        WindowWeights(torch.ones(5, 4, 4), classes, torch.float32),
+    )
     first, second = _slab_random(classes, 5, 4, 4), _slab_random(classes, 5, 4, 4, seed=1)
     slab.add((0, 0, 0), first, weights)
     assert torch.equal(slab.finish(3), first[:, :3].permute(1, 2, 3, 0))
@@ -272,7 +275,7 @@ def test_the_mean_of_passes_made_elsewhere_first_is_the_same(dtype, relative):
     importance = _slab_random(4, 4, 4).abs() + 1e-3
     found = []
     for elsewhere in (None, CPU):
-        sums = Sums(Slab(4, (4, 4), 6, dtype, CPU, relative), importance, len(passes), elsewhere)
+        sums = Accumulator(PlaneBuffer(4, (4, 4), 6, dtype, CPU, relative), importance, len(passes), elsewhere)
         for n, logits in enumerate(passes):
             sums.add((0, 0, 0), logits, flips=(n % 3,), swapped=((1, 2),) * (n % 2))
         assert not sums.means

@@ -6,10 +6,10 @@ import torch
 from members import member_of, plan_of
 from torch import nn
 
+from pipeline.core.box import Box
 from pipeline.core.grid import Grid, reorient_array
 from pipeline.core.volume import Image
 from pipeline.infer.predictor import Predictor
-from pipeline.infer.roi import Box
 
 
 class _Bright(nn.Module):

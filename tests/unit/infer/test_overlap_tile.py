@@ -9,12 +9,12 @@ from pipeline.config.settings import InferSettings
 from pipeline.core.errors import ConfigError
 from pipeline.core.grid import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.model import CaseInference, SliceNetwork
+from pipeline.infer.trained_model import CaseInference, SliceNetwork
 from pipeline.infer.tta import Passes
 from pipeline.infer.windows import check_window, prediction_window
 from pipeline.model.registry import build_network
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 
 def predict_logits(network, volume, spec, plan, settings):

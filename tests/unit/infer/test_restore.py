@@ -6,8 +6,8 @@ from restoring import restore_labels
 from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
 from pipeline.infer.labelling import SlabLogits, decode
 from pipeline.infer.restore import restore_average as put_average_back
+from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.resample import resample
-from pipeline.preprocess.trace import Trace
 
 
 def _one_hot(index, classes):
@@ -18,7 +18,7 @@ def _trace(source, orientation="RAS", start=(0, 0, 0), stop=None, shape=None):
     reoriented = source.reoriented(orientation)
     stop = stop or reoriented.shape
     crop = reoriented.cropped(start, stop)
-    return Trace(source, orientation, start, stop, crop.resized(shape or crop.shape))
+    return GridHistory(source, orientation, start, stop, crop.resized(shape or crop.shape))
 
 
 def restore_average(parts, planes=2, axis=0, painting=()):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.infer.roi import Box, Region, body_mask, coarse_shape, organ_box
+from pipeline.core.box import Box
+from pipeline.infer.roi import SearchRegion, body_mask, coarse_shape, organ_box
 
 
 def test_what_differs_from_the_background_in_some_channel_is_body():
@@ -62,7 +63,7 @@ def test_faces_count_where_the_image_goes_on():
 
 def test_a_region_as_json():
     box = Box((1, 2, 3), (4, 5, 6))
-    assert Region("organs", 8, 6, box).to_json() == {
+    assert SearchRegion("organs", 8, 6, box).to_json() == {
         "looked_at": "organs",
         "windows": 8,
         "skipped": 0.75,

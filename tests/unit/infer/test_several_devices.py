@@ -42,8 +42,8 @@ def test_folds_on_two_devices_give_what_one_gives(ensemble: Path, name: str) -> 
 def test_networks_go_to_the_devices_in_turn(ensemble: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = tuple(torch.device("cuda", n) for n in range(2))
     monkeypatch.setattr("pipeline.infer.predictor.choose_devices", lambda names: places)
-    monkeypatch.setattr("pipeline.infer.model.to_device", lambda network, device: network)
-    monkeypatch.setattr("pipeline.infer.model.choose_dtype", lambda device, precision: torch.float32)
+    monkeypatch.setattr("pipeline.infer.trained_model.to_device", lambda network, device: network)
+    monkeypatch.setattr("pipeline.infer.trained_model.choose_dtype", lambda device, precision: torch.float32)
     members = Predictor.load(ensemble, device="cuda:all").members
     assert [[device.index for device in one.devices] for one in members] == [[0, 1, 0], [1, 0]]
     assert [one.device.index for one in members] == [0, 1]  # sums of a model are where its first fold is

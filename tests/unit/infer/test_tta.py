@@ -173,7 +173,7 @@ def test_what_is_averaged_in_the_sums_is_the_mean_of_passes_made_one_by_one(axis
 
 # Which mirrored and rotated windows a model may be shown.
 
-ALONE = LabelTable({1: "liver", 2: "spleen"})
+SINGLE = LabelTable({1: "liver", 2: "spleen"})
 TURNED = {"rotate_degrees": 180.0, "flip_axes": []}
 
 
@@ -195,9 +195,9 @@ def test_the_plane_lies_in_the_slices_and_across_the_coarse_axis() -> None:
 @pytest.mark.parametrize(
     ("augment", "table", "message"),
     [
-        ({"rotate_degrees": 30.0}, ALONE, r"rotate_degrees\), got one with up to 30\. Set it to false"),
-        ({"rotate_p": 0.0}, ALONE, r"infer.rotate: expected a model trained with rotations .*, got one without\."),
-        ({"enabled": False}, ALONE, r"got one without\. Set it to false"),
+        ({"rotate_degrees": 30.0}, SINGLE, r"rotate_degrees\), got one with up to 30\. Set it to false"),
+        ({"rotate_p": 0.0}, SINGLE, r"infer.rotate: expected a model trained with rotations .*, got one without\."),
+        ({"enabled": False}, SINGLE, r"got one without\. Set it to false"),
         ({"flip_axes": ["LR"]}, ORGANS, r"infer.rotate: expected no left and right organs where .*, got 1 pairs\."),
     ],
 )
@@ -208,11 +208,11 @@ def test_what_training_did_not_show_is_refused(augment: dict[str, Any], table: L
 
 def test_what_training_showed_is_taken() -> None:
     spec = member().card.network
-    for augment, table in (({}, ORGANS), ({"flip_axes": ["LR"]}, ALONE), ({"flip_axes": ["AP"]}, ORGANS)):
+    for augment, table in (({}, ORGANS), ({"flip_axes": ["LR"]}, SINGLE), ({"flip_axes": ["AP"]}, ORGANS)):
         settings = Settings.model_validate(rotating(**augment))
         assert augmentation_problems(plan(table), spec, settings, settings.infer) == []
     both = Settings.model_validate({"infer": {"mirror": True, "rotate": True}, "augment": {"flip_axes": []}})
-    problems = augmentation_problems(plan(ALONE), spec, both, both.infer)
+    problems = augmentation_problems(plan(SINGLE), spec, both, both.infer)
     assert [problem.split(":")[0] for problem in problems] == ["infer.mirror", "infer.rotate"]
     across = plan(spacing_mm=(5.0, 1.0, 1.0), slice_axis=0)  # left and right lie across the plane
     settings = Settings.model_validate(rotating(flip_axes=["LR"]))
@@ -223,8 +223,8 @@ def test_what_training_showed_is_taken() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_model_that_rotates_predicts_a_rotated_image_alike(dims: int) -> None:
     # Windows of a square volume that fits into one: rotated input, rotated logits.
-    turning = member(dims, table=ALONE, settings=rotating(), spacing_mm=(1.0, 1.0, 1.0), crop="none")
-    plain = member(dims, table=ALONE, settings={"augment": TURNED}, spacing_mm=(1.0, 1.0, 1.0), crop="none")
+    turning = member(dims, table=SINGLE, settings=rotating(), spacing_mm=(1.0, 1.0, 1.0), crop="none")
+    plain = member(dims, table=SINGLE, settings={"augment": TURNED}, spacing_mm=(1.0, 1.0, 1.0), crop="none")
     volume = torch.randn(1, 8, 8, 8 if dims == 3 else 3, generator=torch.Generator().manual_seed(0))
     turned = torch.rot90(volume, 1, (1, 2))
     found, other = (turning.inference.logits(one) for one in (volume, turned))
@@ -236,7 +236,7 @@ def test_a_model_that_rotates_predicts_a_rotated_image_alike(dims: int) -> None:
 
 
 def test_images_are_predicted_with_rotations_and_soft_outputs() -> None:
-    predictor = Predictor([member(table=ALONE, settings=rotating(flip_axes=["AP"]))])
+    predictor = Predictor([member(table=SINGLE, settings=rotating(flip_axes=["AP"]))])
     soft = predictor.predict_soft(image(), ("liver",))
     np.testing.assert_array_equal(soft.label_map.array, predictor.predict(image()).array)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.core.grid import reorient_array
 from pipeline.infer.predictor import Predictor
-from pipeline.preprocess.prepare import prepare_image
+from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.preprocess.resample import resample
 
 

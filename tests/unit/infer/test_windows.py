@@ -8,7 +8,7 @@ from monai.data.utils import compute_importance_map
 from torch import nn
 
 from pipeline.config.settings import InferSettings, Settings
-from pipeline.infer.model import CaseInference, SliceNetwork
+from pipeline.infer.trained_model import CaseInference, SliceNetwork
 from pipeline.infer.tta import Rotation
 from pipeline.infer.windows import (
     MIN_IMPORTANCE,

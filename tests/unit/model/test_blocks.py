@@ -14,7 +14,7 @@ from pipeline.model.blocks import (
     takes_instance_norm,
     upsampling,
 )
-from pipeline.model.options import Stage
+from pipeline.model.network_options import Stage
 
 
 def test_unit_order_and_padding():

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config.settings import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 
 REGIONS = {"names": {"1": "rim", "2": "cup"}, "ignore_label": None, "regions": {"disc": [1, 2], "cup": [2]}}
 

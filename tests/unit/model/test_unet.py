@@ -6,7 +6,7 @@ from torch import nn
 from pipeline.core.errors import ConfigError
 from pipeline.model.base import SizeRule
 from pipeline.model.cost import count_parameters
-from pipeline.model.options import Stage
+from pipeline.model.network_options import Stage
 from pipeline.model.registry import build_network
 from pipeline.model.unet import head_margins, valid_size_rule
 

@@ -12,9 +12,9 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
-from pipeline.preprocess.plan import Plan, read_plan, write_plan
+from pipeline.preprocess.plan_file import Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan, propose_class_weights
-from pipeline.preprocess.prepare import case_hash
+from pipeline.preprocess.prepare_case import case_hash
 
 NAMES = ("liver", "left-vein", "tumour", "nowhere")
 

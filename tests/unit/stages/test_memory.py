@@ -16,7 +16,7 @@ from pipeline.data.check import check_case
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case
-from pipeline.preprocess.plan import Normalization, PatchPlan, Plan
+from pipeline.preprocess.plan_file import Normalization, PatchPlan, Plan
 from pipeline.stages.memory import check_bytes, fingerprint_bytes, prepare_bytes
 
 SHAPE = (40, 50, 60)

@@ -10,7 +10,7 @@ from toy import toy_settings, write_toy
 from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.itk import write_picture
-from pipeline.preprocess.plan import read_plan
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.sample.augment import directions
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.preview import PatchMaker, Strongest, open_patches, preview, strongest_changes

@@ -10,7 +10,7 @@ from pipeline.config.settings import LossSettings, SampleSettings
 from pipeline.core.errors import ConfigError
 from pipeline.core.labels import LabelTable
 from pipeline.data.store import PreparedCase, open_prepared, write_prepared
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.train.class_weights import (
     balanced_weights,
     class_voxel_counts,

@@ -26,11 +26,11 @@ from pipeline.train import trainer
 from pipeline.train import trainer as room
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
-from pipeline.train.state import Frame, Progress, Validation, ValidationScores
-from pipeline.train.trainer import TrainResult, require_room, train_fold
+from pipeline.train.state import PatchGeometry, TrainingProgress, Validation, ValidationScores
+from pipeline.train.trainer import TrainResult, require_memory, train_fold
 
 SIZE = (8, 8, 8)
-FRAME = Frame(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
+FRAME = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
 NO_VALIDATION = Validation(lambda network, everything: ValidationScores({}, None, {}), 1, 1)
 
 
@@ -302,7 +302,7 @@ def test_checkpoints_are_kept_by_number_and_within_epochs(
     saved = []
     real = trainer.save_checkpoint
 
-    def save(folder: Path, progress: Progress, *rest: Any) -> None:
+    def save(folder: Path, progress: TrainingProgress, *rest: Any) -> None:
         saved.append(progress.iteration)
         real(folder, progress, *rest)
 
@@ -397,14 +397,14 @@ def source(squeeze_axis: int | None = 2) -> Any:
 def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainSettings(precision="fp32")
     monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED)
-    require_room(NETWORK, source(), settings)
+    require_memory(NETWORK, source(), settings)
     monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED - 1)
     said = r"memory of cpu: expected at least \d MB for a step with 6 patches of 64 x 32, got \d MB\. Lower sample"
     with pytest.raises(VolsegError, match=said):
-        require_room(NETWORK, source(), settings)
-    require_room(NETWORK, source(), settings.model_copy(update={"recompute": True}))
+        require_memory(NETWORK, source(), settings)
+    require_memory(NETWORK, source(), settings.model_copy(update={"recompute": True}))
 
 
 def test_where_the_memory_is_unknown_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "free_bytes", lambda device: None)
-    require_room(NETWORK, source(), TrainSettings())
+    require_memory(NETWORK, source(), TrainSettings())

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from pipeline.core.grid import Grid
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
 
 
 def _trace():
     source = Grid.from_spacing((10, 12, 8), (1.0, 0.1 + 0.2, 3.0), "LPS")
     crop = source.reoriented("SRA").cropped((1, 0, 2), (7, 10, 12))
-    return Trace(source, "sra", (1, 0, 2), (7, 10, 12), crop.resized((12, 5, 10)))
+    return GridHistory(source, "sra", (1, 0, 2), (7, 10, 12), crop.resized((12, 5, 10)))
 
 
 def test_grids_on_the_way_are_those_of_the_steps():
@@ -27,7 +27,7 @@ def test_grids_on_the_way_are_those_of_the_steps():
 
 def test_json_round_trip_is_exact():
     trace = _trace()
-    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+    assert GridHistory.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
 @pytest.mark.parametrize(
@@ -36,16 +36,16 @@ def test_json_round_trip_is_exact():
 def test_crop_outside_the_reoriented_grid_is_refused(start, stop):
     trace = _trace()
     with pytest.raises(ValueError, match="crop: expected 0 <= start < stop"):
-        Trace(trace.source, "SRA", start, stop, trace.prepared)
+        GridHistory(trace.source, "SRA", start, stop, trace.prepared)
 
 
 def test_prepared_grid_elsewhere_is_refused():
     trace = _trace()
     with pytest.raises(ValueError, match=r"expected the field of view of the crop within 1e-3 mm, got .* 0\.3 mm"):
-        Trace(trace.source, "SRA", (1, 0, 2), (7, 10, 12), trace.prepared.cropped((0, 0, 1), (12, 5, 11)))
+        GridHistory(trace.source, "SRA", (1, 0, 2), (7, 10, 12), trace.prepared.cropped((0, 0, 1), (12, 5, 11)))
 
 
 def test_unknown_orientation_is_refused():
     trace = _trace()
     with pytest.raises(ValueError, match="orientation"):
-        Trace(trace.source, "RAX", trace.crop_start, trace.crop_stop, trace.prepared)
+        GridHistory(trace.source, "RAX", trace.crop_start, trace.crop_stop, trace.prepared)

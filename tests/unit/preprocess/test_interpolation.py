@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import zoom
 
-from pipeline.preprocess.operators import (
+from pipeline.preprocess.interpolation import (
     _cheapest_order,
     apply_operator,
     apply_operators,

@@ -20,10 +20,10 @@ from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.store import read_prepared
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
-from pipeline.preprocess.plan import Normalization, Plan, read_plan, write_plan
+from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.prepare import case_hash, identity, prepare_case, prepare_image
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.prepare_case import case_hash, identity, prepare_case, prepare_image
 from pipeline.preprocess.transforms import Normalized
 
 LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
@@ -186,7 +186,7 @@ def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientat
         2: 1,
     }
     assert stored.class_voxels[2].tolist() == [[4, 6, 4]]
-    trace = Trace.from_json(stored.info["trace"])
+    trace = GridHistory.from_json(stored.info["trace"])
     assert (trace.crop_start, trace.crop_stop) == ((2, 3, 1), (8, 11, 7))
     assert trace.source.orientation == orientation
 

@@ -12,8 +12,8 @@ from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.phantom.anatomy import ATLAS, ORGANS
 from pipeline.phantom.body import ORIENTATIONS, SPACINGS_MM, draw_body, draw_grid
-from pipeline.phantom.dataset import TEST_START, phantom_case, phantom_labels, write_phantom
 from pipeline.phantom.tissue import CT_HU, MR_SIGNAL
+from pipeline.phantom.torso import TEST_START, phantom_case, phantom_labels, write_phantom
 
 LABELS = phantom_labels()
 VOLUMES_ML = {

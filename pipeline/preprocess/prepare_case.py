@@ -20,8 +20,8 @@ from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
-from pipeline.preprocess.plan import Plan
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
 
 # Texts that name a transform the same way in every process, so that a changed parameter shows in a hash.
@@ -122,7 +122,7 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
 
 def prepare_image(
     image: Image, plan: Plan, *, case: str = "image", extra: Sequence[Any] = ()
-) -> tuple[NDArray[np.float32], Trace]:
+) -> tuple[NDArray[np.float32], GridHistory]:
     """An image in memory on the prepared grid, for prediction.
 
     Args:
@@ -151,7 +151,7 @@ def prepare_image(
 
 def run_transforms(
     data: Mapping[str, Any], plan: Plan, *, load: bool = True, extra: Sequence[Any] = ()
-) -> tuple[dict[str, Any], Trace]:
+) -> tuple[dict[str, Any], GridHistory]:
     """Run the chain and keep what is needed to undo it.
 
     Args:
@@ -179,7 +179,7 @@ def run_transforms(
     reoriented = source.reoriented(plan.orientation)
     start, stop = result.get("crop_box", ((0, 0, 0), reoriented.shape))
     try:
-        trace = Trace(source, plan.orientation, start, stop, grid_of(result["image"]))
+        trace = GridHistory(source, plan.orientation, start, stop, grid_of(result["image"]))
     except ValueError as error:  # a further transform of the user moved the field of view
         raise DataError(f"case {data['id']}: {error}") from None
     return result, trace

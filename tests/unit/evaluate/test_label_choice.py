@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.labels import choose_labels
+from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.stages.prediction_files import chosen_labels, write_labels
 

@@ -15,7 +15,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.repair import PlannedCase, RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_case import PlannedCase, RepairedCase, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import LabelRules
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map, write_voxels
 

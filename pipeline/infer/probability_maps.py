@@ -17,7 +17,7 @@ from pipeline.core.grid import reorient_array
 from pipeline.core.labels import LabelTable
 from pipeline.core.machine import RowFile, RowMemory
 from pipeline.core.volume import LabelMap
-from pipeline.preprocess.trace import Trace
+from pipeline.preprocess.grid_history import GridHistory
 
 _VALUES = 2**22  # probabilities looked at together: a few copies of them are all that is held beside the rows
 
@@ -83,7 +83,7 @@ class SoftMaps:
         VolsegError: If there is no room for temporary files.
     """
 
-    def __init__(self, wanted: SoftWanted, table: LabelTable, trace: Trace, axis: int, *, whole: bool) -> None:
+    def __init__(self, wanted: SoftWanted, table: LabelTable, trace: GridHistory, axis: int, *, whole: bool) -> None:
         self.table, self.trace, self.axis, self.wanted = table, trace, axis, wanted
         self.channels = list(wanted.channels(table))
         shape, order = trace.reoriented.shape, (axis, *(other for other in range(3) if other != axis))

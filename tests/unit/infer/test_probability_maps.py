@@ -20,8 +20,8 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.machine import RowFile, RowMemory
 from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.predictor import Predictor
-from pipeline.infer.probabilities import SoftMaps, SoftWanted, entropy, probabilities
-from pipeline.preprocess.trace import Trace
+from pipeline.infer.probability_maps import SoftMaps, SoftWanted, entropy, probabilities
+from pipeline.preprocess.grid_history import GridHistory
 
 TWO = LabelTable({1: "liver", 5: "spleen"})
 DISC = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
@@ -42,11 +42,11 @@ def test_probabilities_by_hand():
     assert probabilities(logits, shared=False).tolist() == pytest.approx([0.5, 0.75])
 
 
-def _trace() -> Trace:
+def _trace() -> GridHistory:
     """Of 4 x 1 x 2 voxels, the second and third row and the first column are kept."""
     source = Grid((4, 1, 2), np.eye(4))
     crop = source.reoriented("RAS").cropped((1, 0, 0), (3, 1, 1))
-    return Trace(source, "RAS", (1, 0, 0), (3, 1, 1), crop)
+    return GridHistory(source, "RAS", (1, 0, 0), (3, 1, 1), crop)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -120,15 +120,15 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.restore import restore_labels
-from pipeline.infer.probabilities import SoftMaps, SoftWanted
-from pipeline.preprocess.trace import Trace
+from pipeline.infer.probability_maps import SoftMaps, SoftWanted
+from pipeline.preprocess.grid_history import GridHistory
 pipeline.infer.accumulate.keep_freed_memory = nullcontext  # what is held counts, not what is kept for the next use
 torch.set_num_threads(1)
 length, scratch, classes = int(sys.argv[1]), sys.argv[2], 40
 image = torch.zeros(1, 64, 64, length)
 table = LabelTable({n: f"organ_{n}" for n in range(1, classes)})
 source = Grid((64, 64, 2 * length), np.eye(4))
-trace = Trace(source, "RAS", (0, 0, 0), source.shape, source.resized((64, 64, length)))
+trace = GridHistory(source, "RAS", (0, 0, 0), source.shape, source.resized((64, 64, length)))
 wanted = SoftWanted(("organ_3", "organ_4"), True, Path(scratch))
 
 def network(window):

@@ -10,7 +10,7 @@ from pipeline.core.grid import Grid, check_orientation
 
 
 @dataclass(frozen=True)
-class Trace:
+class GridHistory:
     """The way from a case's grid to its prepared grid: reorient, crop, resample.
 
     Args:
@@ -47,7 +47,7 @@ class Trace:
             )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Trace:
+    def from_json(cls, content: Mapping[str, Any]) -> GridHistory:
         """Read what :meth:`to_json` wrote.
 
         Args:

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config.settings import InferSettings
+from pipeline.core.box import Box
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.machine import available_bytes, bytes_in_words
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.roi import Box
 from pipeline.infer.tta import Passes, Rotation, augmentation_problems, mirror_axes, rotation_of, spread
 from pipeline.infer.windows import check_window, fitting_window, in_volume, prediction_window
 from pipeline.model.device import choose_dtype, free_bytes, to_device
 from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, trained_folds
 from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
 
 # Where the sums over windows have room: asked before the first window, so that no prediction dies on its way.
@@ -32,7 +32,7 @@ from pipeline.sample.augment import directions
 _SHARE = 0.8  # of a GPU's free memory; the network's activations need some too
 
 
-def device_with_room(needed: int, what: str, device: torch.device, most: int | None = None) -> torch.device:
+def device_with_memory(needed: int, what: str, device: torch.device, most: int | None = None) -> torch.device:
     """The device for the sums: that of the network, or the CPU where a GPU has too little memory.
 
     Args:
@@ -272,7 +272,7 @@ def _normalizes_windows(network: nn.Module) -> bool:
 # A trained model as it takes part in a prediction: from prepared images to logits, from logits to class indices.
 
 
-class Member:
+class TrainedModel:
     """A trained model: one network per fold, whose logits are averaged.
 
     Args:
@@ -320,7 +320,7 @@ class Member:
         folds: Sequence[int] | None = None,
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
-    ) -> Member:
+    ) -> TrainedModel:
         """Load a model folder.
 
         Args:
@@ -348,7 +348,7 @@ class Member:
     def labels(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int], part: Tensor | Box | None = None
     ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
-        """Class indices of a prepared image, see :meth:`~pipeline.infer.model.CaseInference.labels`.
+        """Class indices of a prepared image, see :meth:`~pipeline.infer.trained_model.CaseInference.labels`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
@@ -360,7 +360,7 @@ class Member:
     def labelled_rows(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int]
     ) -> tuple[int, Iterator[tuple[int, Tensor, Tensor]]]:
-        """Class indices and logits, see :meth:`~pipeline.infer.model.CaseInference.labelled_rows`.
+        """Class indices and logits, see :meth:`~pipeline.infer.trained_model.CaseInference.labelled_rows`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
@@ -371,7 +371,7 @@ class Member:
     def logit_rows(
         self, prepared: NDArray[np.floating[Any]], target: Sequence[int], axis: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Resampled logits of a prepared image, see :meth:`~pipeline.infer.model.CaseInference.logit_rows`.
+        """Resampled logits of a prepared image, see :meth:`~pipeline.infer.trained_model.CaseInference.logit_rows`.
 
         Args:
             prepared: (C, I, J, K) on the plan's grid.
@@ -382,7 +382,7 @@ class Member:
 
     def _image(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
         """The image where the sums over its windows have room."""
-        place = device_with_room(*self.inference.needed_bytes(prepared.shape[1:]), self.device, self.most_bytes)
+        place = device_with_memory(*self.inference.needed_bytes(prepared.shape[1:]), self.device, self.most_bytes)
         return torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(place)
 
 

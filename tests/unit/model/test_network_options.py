@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.model.options import Stage, StageOptions, parse_options
+from pipeline.model.network_options import Stage, StageOptions, parse_options
 
 
 def problems_of(**options):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from pipeline.evaluate.compare import holm, paired_difference, paired_tests, rankings
 from pipeline.evaluate.measures import Row
+from pipeline.evaluate.significance import holm, paired_difference, paired_tests, rankings
 
 
 def test_only_cases_with_two_scores_are_compared():

@@ -12,7 +12,7 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
-from pipeline.data.convert import ConvertTask, convert_case
+from pipeline.data.convert_case import ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.itk import write_itk
 from pipeline.data.volume_file import VolumeError, join_source
