@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "pipeline" / "stages" / "demo.yaml"]
 
 
-def test_a_dozen_names_at_most_and_each_is_documented() -> None:
-    assert len(pipeline.__all__) <= 12
+def test_about_25_names_and_each_is_documented() -> None:
+    assert len(pipeline.__all__) <= 30
     for name in pipeline.__all__:
         assert getattr(pipeline, name).__doc__
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'build_net'; the public names are Grid"):
+    with pytest.raises(AttributeError, match=r"no attribute 'build_net'; the public names are Dataset, Grid"):
         pipeline.build_net  # noqa: B018
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 CONDA_NAMES = {
     "blosc2": "python-blosc2",
+    "lazy-loader": "lazy_loader",
     "matplotlib": "matplotlib-base",
     "playwright": "playwright-python",
     "torch": "pytorch",

@@ -1,0 +1,25 @@
+# The public API, in one place: `pipeline/__init__.py` imports each name from here when it is first used.
+
+# values
+from .config.settings import Settings as Settings
+from .core.grid import Grid as Grid
+from .core.labels import LabelTable as LabelTable
+from .core.volume import Image as Image
+from .core.volume import LabelMap as LabelMap
+from .data.dataset import Dataset as Dataset
+from .preprocess.plan_file import Plan as Plan
+
+# files
+from .config.yaml_file import load_settings as load_settings
+from .data.layouts import open_dataset as open_dataset
+from .data.volumes import read_image as read_image
+from .data.volumes import read_label_map as read_label_map
+from .data.volumes import write_image as write_image
+from .data.volumes import write_label_map as write_label_map
+
+# parts
+from .evaluate.measures import Measures as Measures
+from .infer.inferer import StreamingInferer as StreamingInferer
+from .model.registry import build_network as build_network
+from .preprocess.resample import resample as resample
+from .stages.predict import Predictor as Predictor
