@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from monai.data import MetaTensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, log_softmax, logsigmoid
 
 from pipeline.config.settings import LossSettings
+from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.core.regions import Regions
+from pipeline.preprocess.plan_file import Plan
 from pipeline.train.border import border_map
+from pipeline.train.class_weights import class_weights, planned_weights
 from pipeline.train.distributed import SINGLE, Processes
 
 # The terms of the loss: from logits to the probability of the truth, cross-entropy, and overlap per organ.
@@ -257,3 +261,51 @@ def _at_size(values: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(values.shape[1:]) == tuple(size):
         return values
     return interpolate(values[:, None].float(), tuple(size), mode="nearest")[:, 0].to(values.dtype)
+
+
+class SegmentationLoss(nn.Module):
+    """The loss of ``volseg train``, for a training loop of your own.
+
+    Args:
+        plan: The plan of the dataset. Its labels decide: organs share a softmax, regions have a sigmoid each.
+        settings: Section ``loss``; by default that of ``volseg train``.
+
+    Raises:
+        ConfigError: If the class weights do not fit the labels, or are ``balanced``: that needs the voxel counts of all
+            training cases.
+    """
+
+    def __init__(self, plan: Plan, settings: LossSettings | None = None) -> None:
+        super().__init__()
+        self.settings = planned_weights(settings or LossSettings(), plan)
+        if self.settings.class_weights == "balanced":
+            rule, advice = "numbers, plan or none outside volseg train", "Give one number per class"
+            raise ConfigError([sentence("loss.class_weights", rule, "balanced", advice)])
+        self.regions = plan.label_table.region_classes()
+        weights = class_weights(self.settings, plan.label_table.outputs, (), regions=self.regions)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, outputs: Tensor | Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Compare the outputs of a network with labels.
+
+        Args:
+            outputs: Logits (B, L, *S), or several by name with deep supervision, that of the prediction first.
+            labels: (B, *S) or (B, 1, *S) class indices, -1 where a voxel is ignored. They may be larger than the
+                logits by a margin, which is left out.
+
+        Returns:
+            Scalar float32.
+        """
+        # MONAI's tensors with metadata take four times as long for every operation.
+        named = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
+        heads = {name: _plain(logits) for name, logits in named.items()}
+        first, index = next(iter(heads.values())), _plain(labels)
+        index = index[:, 0] if index.ndim == first.ndim else index
+        for axis, size in enumerate(first.shape[2:], start=1):
+            index = index.narrow(axis, (index.shape[axis] - size) // 2, size)
+        weights = self.get_buffer("class_weights")
+        return supervised_loss(heads, index, self.settings, regions=self.regions, class_weights=weights)
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.as_tensor() if isinstance(values, MetaTensor) else values

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from members import plan_of
+from monai.data import MetaTensor
 from torch import Tensor
 
 from pipeline.config.settings import LossSettings
-from pipeline.train.loss import focal_cross_entropy, head_weights, supervised_loss, tversky_index
+from pipeline.core.errors import ConfigError
+from pipeline.train.loss import SegmentationLoss, focal_cross_entropy, head_weights, supervised_loss, tversky_index
 
 DICE = LossSettings(ce_weight=0.0)
 CE = LossSettings(dice_weight=0.0)
@@ -279,3 +282,28 @@ def test_an_organ_absent_from_both_is_right() -> None:
     empty = torch.zeros((2, 1))
     assert torch.equal(tversky_index(empty, empty, empty), torch.ones((2, 1)))
     assert torch.equal(tversky_index(empty, empty, empty, batch=True), torch.ones((1, 1)))
+
+
+def test_the_loss_of_a_plan_is_that_of_a_training() -> None:
+    logits, labels = torch.randn(2, 3, 4, 4, 4), torch.randint(-1, 3, (2, 4, 4, 4))
+    expected = float(supervised_loss(logits, labels, LossSettings()))
+    loss = SegmentationLoss(plan_of(3))
+    assert float(loss(logits, labels)) == expected
+    assert float(loss(MetaTensor(logits), MetaTensor(labels[:, None]))) == expected  # as MONAI's loaders give them
+    heads = {"head0": logits, "head1": logits[:, :, ::2, ::2, ::2]}
+    assert float(loss(heads, labels)) == float(supervised_loss(heads, labels, LossSettings()))
+
+
+def test_the_loss_of_a_plan_leaves_the_margin_of_valid_networks_out() -> None:
+    logits, labels = torch.randn(1, 3, 4, 4, 4), torch.randint(0, 3, (1, 8, 6, 4))
+    expected = supervised_loss(logits, labels[:, 2:6, 1:5], LossSettings())
+    assert torch.equal(SegmentationLoss(plan_of(3))(logits, labels), expected)
+
+
+def test_class_weights_of_a_plan_and_those_that_cannot_be() -> None:
+    logits, labels = torch.randn(1, 3, 4, 4, 4), torch.randint(0, 3, (1, 4, 4, 4))
+    settings = LossSettings(class_weights=(1.0, 2.0, 5.0))
+    expected = supervised_loss(logits, labels, settings, class_weights=torch.tensor([1.0, 2.0, 5.0]))
+    assert torch.equal(SegmentationLoss(plan_of(3), settings)(logits, labels), expected)
+    with pytest.raises(ConfigError, match=r"loss\.class_weights: expected numbers, plan or none .*, got balanced"):
+        SegmentationLoss(plan_of(3), LossSettings(class_weights="balanced"))
