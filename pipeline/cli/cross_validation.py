@@ -11,7 +11,6 @@ from pipeline.cli.options import Device, Jobs
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings
-    from pipeline.stages.cross_validate import CrossValidation
 
 
 folds_app = typer.Typer()
@@ -32,11 +31,12 @@ def cross_validate(
     Exit code 2: some cases could not be predicted or scored, 3: none could.
     """
     from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_cross_validation
     from pipeline.stages.cross_validate import cross_validate as run
 
     with progress_bars() as bars:
         result = run(model, prepared, folds=folds, device=device, jobs=jobs, progress=bars.update)
-    _print_cross_validation(result, model)
+    print_cross_validation(result, model)
     raise typer.Exit(result.exit_code)
 
 
@@ -52,13 +52,12 @@ def choose(
     Exit code 2: some cases could not be predicted or scored by one of them.
     """
     from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_choice
     from pipeline.stages.choose import choose as run
 
     with progress_bars() as bars:
-        result = run(models, out, device=device, jobs=jobs, progress=bars.update, say=say)
-    for line in ("", *result.lines()):
-        say(line)
-    say(f"Its model: {out}, the comparison: {out / 'choice.md'}")
+        result = run(models, out, device=device, jobs=jobs, progress=bars.update, log=say)
+    print_choice(result, out)
     raise typer.Exit(result.exit_code)
 
 
@@ -80,7 +79,7 @@ def train_all(
         Exit code.
     """
     from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import say_validation
+    from pipeline.console.printing import print_cross_validation, print_folds, say_validation
     from pipeline.stages.cross_validate import cross_validate as run
     from pipeline.stages.train_folds import default_devices, train_folds
 
@@ -94,30 +93,13 @@ def train_all(
         start=start,
         tune=tune,
         on_epoch=say_validation,
-        say=say,
+        log=say,
     )
-    for line in ("", *result.lines()):
-        say(line)
+    print_folds(result)
     if result.exit_code:
         return result.exit_code
     with progress_bars() as bars:
         validated = run(out, prepared, device=devices[0], progress=bars.update)
     say("")
-    _print_cross_validation(validated, out)
+    print_cross_validation(validated, out)
     return validated.exit_code
-
-
-def _print_cross_validation(result: CrossValidation, model: Path) -> None:
-    from pipeline.console.bars import say
-    from pipeline.console.printing import print_batch
-
-    print_batch(result.batch, "predicted", result.out / "predictions")
-    for failure in result.summary["failures"]:
-        say(f"failed  {failure['message']}")
-    for note in result.summary["notes"]:
-        say(f"note  {note}")
-    for line in ("", *result.lines()):
-        say(line)
-    say(
-        f"Scores: {result.out / 'scores.csv'}, {result.out / 'summary.json'}; every step: {model / 'postprocessing.md'}"
-    )

@@ -173,10 +173,10 @@ def plan(
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
     if trial or budget:
+        from pipeline.console.printing import print_trial
         from pipeline.stages.tune import trial as measure
 
-        for line in measure(out, settings, device).lines():
-            say(line)
+        print_trial(measure(out, settings, device))
     say(f"Look at {out / PAGE_FILE}")
     print_batch(batch, "measured", out)
     raise typer.Exit(batch.exit_code)
@@ -240,6 +240,7 @@ def train(
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_training
     from pipeline.stages.train import train as run
+    from pipeline.train.state import Callbacks
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     if fold == "all":
@@ -255,10 +256,7 @@ def train(
             restart=restart,
             start=start,
             tune=autotune,
-            on_start=bars.on_start,
-            on_step=bars.on_step,
-            on_epoch=bars.on_epoch,
-            say=say,
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
         )
     if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
         print_training(result, out, number)

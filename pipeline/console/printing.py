@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,13 +13,18 @@ from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, say
 from pipeline.core.files import read_json
+from pipeline.core.tables import score_cell, text_table
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
+    from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
+    from pipeline.stages.cross_validate import CrossValidation
     from pipeline.stages.prune import PruningResult
+    from pipeline.stages.train_folds import FoldsResult
+    from pipeline.stages.tune import Trial
     from pipeline.train.log import EpochRecord
     from pipeline.train.trainer import TrainResult
 
@@ -187,6 +193,59 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
     table.add_row("mean", _score(result.scores.mean_dice), style="bold")
     CONSOLE.print(table)
     say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
+
+
+def print_folds(result: FoldsResult) -> None:
+    """Print a line per fold, and the mean over those that were scored."""
+    from pipeline.stages.train_folds import outcome_line
+
+    say("")
+    for outcome in result.folds:
+        say(outcome_line(outcome))
+    dice = [outcome.mean_dice for outcome in result.folds if outcome.mean_dice is not None]
+    if dice:
+        say(f"mean of {len(dice)} folds: validation Dice {fmean(dice):.3f}")
+
+
+def print_cross_validation(result: CrossValidation, model: Path) -> None:
+    """Print what became of each case, Dice per organ over all cases and in each fold, and what cleaning is kept."""
+    print_batch(result.batch, "predicted", result.out / "predictions")
+    summary, folds = result.summary, result.summary["cross_validation"]["folds"]
+    for failure in summary["failures"]:
+        say(f"failed  {failure['message']}")
+    for note in summary["notes"]:
+        say(f"note  {note}")
+    rows = []
+    for organ, entry in summary["organs"].items():
+        spread = (score_cell(entry["dice"]["mean"]), score_cell(entry["dice"]["sd"]))
+        rows.append((organ, str(entry["n"]), *spread, *(score_cell(fold["dice"].get(organ)) for fold in folds)))
+    over_cases = score_cell(summary["overall"]["dice"]["over_cases"]["sd"])
+    means = (score_cell(result.mean_dice), over_cases, *(score_cell(fold["mean_dice"]) for fold in folds))
+    rows.append(("all organs", str(summary["overall"]["n_cases"]), *means))
+    header = ("organ", "cases", "Dice", "SD", *(f"fold {entry['fold']}" for entry in folds))
+    for line in ("", *text_table(header, rows), "", *result.postprocessing.lines()):
+        say(line)
+    files = f"{result.out / 'scores.csv'}, {result.out / 'summary.json'}"
+    say(f"Scores: {files}; every step: {model / 'postprocessing.md'}")
+
+
+def print_choice(choice: Choice, out: Path) -> None:
+    """Print the candidates, which of them was taken, and where it is."""
+    from pipeline.stages.choose import choice_lines
+
+    for line in ("", *choice_lines(choice)):
+        say(line)
+    say(f"Its model: {out}, the comparison: {out / 'choice.md'}")
+
+
+def print_trial(trial: Trial) -> None:
+    """Print what a training step takes, and how many of them the time budget holds."""
+    size = " x ".join(map(str, trial.patch_size))
+    memory = "" if trial.peak_bytes is None else f", {trial.peak_bytes / 2**30:.2f} GiB"
+    what = f"{trial.network}: {trial.parameters:,} parameters, {trial.batch_size} patches of {size}"
+    say(f"trial  {what} on {trial.device}: {trial.step_s:.2f} s per step{memory}")
+    if trial.budget_s is not None:
+        say(f"trial  {trial.budget_s:.0f} s hold about {int(trial.budget_s / trial.step_s)} steps")
 
 
 def print_demo(scores: Mapping[str, Any], out: Path) -> None:

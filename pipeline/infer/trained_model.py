@@ -22,7 +22,7 @@ from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.tta import Passes, Rotation, augmentation_problems, mirror_axes, rotation_of, spread
 from pipeline.infer.windows import check_window, fitting_window, in_volume, prediction_window
 from pipeline.model.device import choose_dtype, free_bytes, to_device
-from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, trained_folds
+from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, wanted_folds
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
@@ -334,13 +334,7 @@ class TrainedModel:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
         """
         card = read_card(folder)
-        trained = trained_folds(folder)
-        wanted = tuple(folds) if folds is not None else trained
-        missing = sorted(set(wanted) - set(trained))
-        if not wanted or missing:
-            got = ", ".join(map(str, trained)) or "none"
-            asked = f"folds {', '.join(map(str, missing))}" if missing else "a trained fold"
-            raise VolsegError(f"{folder}: expected {asked}, got {got}. Let `volseg train` finish, or choose --fold.")
+        wanted = wanted_folds(folder, folds)
         files = (folder / "model.json", *(fold_folder(folder, fold) / "model.safetensors" for fold in wanted))
         networks = [load_network(folder, card, fold) for fold in wanted]
         return cls(card, networks, device, settings, most_bytes, [file_hash(file) for file in files])

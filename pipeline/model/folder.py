@@ -6,6 +6,7 @@ weights, ``fold_<k>/validation.json`` the scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,22 @@ def trained_folds(folder: Path) -> tuple[int, ...]:
     """Folds that have weights, ascending."""
     found = (path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/model.safetensors"))
     return tuple(sorted(int(name) for name in found if name.isdigit()))
+
+
+def wanted_folds(folder: Path, folds: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Folds to work with: those asked for, in their order; None or none for all that are trained.
+
+    Raises:
+        VolsegError: If one is not trained, or none is.
+    """
+    trained = trained_folds(folder)
+    wanted = tuple(folds or trained)
+    missing = sorted(set(wanted) - set(trained))
+    if missing or not wanted:
+        asked = f"fold {', '.join(map(str, missing))} to be trained" if missing else "a trained fold"
+        got = ", ".join(map(str, trained)) or "none"
+        raise VolsegError(sentence("folds", asked, got, "Let `volseg train` finish, or choose --fold", file=folder))
+    return wanted
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -19,10 +19,9 @@ from pipeline.model.folder import ENSEMBLE_FILE, ensemble_members, fold_folder
 from pipeline.stages.cross_validate import (
     FOLDER,
     CrossValidation,
-    Source,
+    ModelUnderTest,
     cross_validate,
-    cross_validate_sources,
-    read_source,
+    cross_validate_models,
 )
 from pipeline.stages.postprocessing import write_postprocessing
 
@@ -45,14 +44,6 @@ class Candidate:
     cases: Mapping[str, float | None]
     difference: PairedDifference
 
-    def cells(self) -> tuple[str, ...]:
-        """What a table shows."""
-        found = self.difference
-        low, high = found.interval_95 or (None, None)
-        interval = f"{score_cell(low, 4)} to {score_cell(high, 4)}"
-        counts = (str(count) for count in (found.better, found.equal, found.worse))
-        return self.name, score_cell(self.mean_dice, 4), score_cell(found.mean, 4), interval, *counts
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -68,16 +59,6 @@ class Choice:
     best: CrossValidation
     exit_code: int
 
-    def lines(self) -> tuple[str, ...]:
-        """The candidates as a table, and which was taken."""
-        header = ("model", "mean Dice", "difference", "95 % interval", "better", "equal", "worse")
-        table = text_table(header, [candidate.cells() for candidate in self.candidates])
-        first = self.candidates[0]
-        what = "the pair" if len(first.members) > 1 else "the model"
-        told = f"Best: {what} {first.name}, mean Dice {score_cell(first.mean_dice, 4)} without post-processing."
-        meaning = "Difference: to the best, of the mean Dice of a case, mean over cases; better, equal, worse: cases."
-        return (*table, "", meaning, told, *self.best.postprocessing.lines())
-
 
 def choose(
     models: Sequence[Path],
@@ -86,7 +67,7 @@ def choose(
     device: str | None = None,
     jobs: int | None = None,
     progress: Progress = silent,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Choice:
     """Compare models and all pairs of them on the cases that their folds did not train on, and write the best.
 
@@ -100,7 +81,7 @@ def choose(
         device: Name of the device; by default the best there is.
         jobs: Worker processes that score; by default as many as pay.
         progress: Told after every case.
-        say: Told before it begins which pair is predicted.
+        log: Called with the name of each pair before it is predicted.
 
     Raises:
         VolsegError: If there are fewer than two models, one is not cross-validated or has other cases, labels, channels
@@ -108,22 +89,22 @@ def choose(
     """
     names = _names(models)
     validated = {name: _validated(model, device, jobs, progress) for name, model in names.items()}
-    sources = {name: read_source(model, _prepared(validated[name])) for name, model in names.items()}
-    cases = _shared_cases(sources, validated)
+    tested = {name: ModelUnderTest.read(model, _prepared(validated[name])) for name, model in names.items()}
+    cases = _shared_cases(tested, validated)
     earlier = _earlier_members(out)
     write_json(out / ENSEMBLE_FILE, {"members": list(earlier)})  # first: it marks the folder as ours
     found: dict[tuple[str, ...], CrossValidation] = {(name,): result for name, result in validated.items()}
     for pair in combinations(names, 2):
-        say(f"pair {'+'.join(pair)}")
+        log(f"pair {'+'.join(pair)}")
         home = out / FOLDER / "+".join(pair)
-        members = [sources[name] for name in pair]
-        found[pair] = cross_validate_sources(members, cases, home, home, device=device, jobs=jobs, progress=progress)
+        members = [tested[name] for name in pair]
+        found[pair] = cross_validate_models(members, cases, home, home, device=device, jobs=jobs, progress=progress)
     ranked = sorted(found, key=lambda key: (-(found[key].mean_dice or 0.0), len(key)))
     best = _case_dice(found[ranked[0]])
     candidates = [_candidate(key, found[key], best) for key in ranked]
     failed = any(result.exit_code for result in found.values())
     choice = Choice(tuple(candidates), found[ranked[0]], 2 if failed else 0)
-    _write(choice, {name: sources[name] for name in ranked[0]}, tuple(cases), out, earlier)
+    _write(choice, {name: tested[name] for name in ranked[0]}, tuple(cases), out, earlier)
     return choice
 
 
@@ -148,7 +129,7 @@ def _validated(model: Path, device: str | None, jobs: int | None, progress: Prog
         entry = summary["cross_validation"]
         prepared, folds = Path(entry["models"][0]["prepared"]), [fold["fold"] for fold in entry["folds"]]
     except (VolsegError, KeyError, IndexError, TypeError):
-        read_source(model, model)  # says what is wrong if it is no model at all
+        ModelUnderTest.read(model, model)  # says what is wrong if it is no model at all
         raise VolsegError(sentence("model", "a cross-validated one", "one that is not", advice, file=model)) from None
     if not prepared.is_dir():
         raise VolsegError(sentence("prepared dataset", "where it was", "nothing there", advice, file=prepared))
@@ -160,13 +141,13 @@ def _prepared(result: CrossValidation) -> Path:
 
 
 def _shared_cases(
-    sources: Mapping[str, Source], validated: Mapping[str, CrossValidation]
+    tested: Mapping[str, ModelUnderTest], validated: Mapping[str, CrossValidation]
 ) -> dict[int, tuple[str, ...]]:
     """Fold → its validation cases, which must be the same for all models, as must be what they see and predict."""
-    first, *others = sources
+    first, *others = tested
     found = {name: _fold_cases(result) for name, result in validated.items()}
     for name in others:
-        one, other = sources[first].card.plan, sources[name].card.plan
+        one, other = tested[first].card.plan, tested[name].card.plan
         compared = {
             "label tables": (one.label_table, other.label_table),
             "channels": (one.channels, other.channels),
@@ -211,20 +192,38 @@ def _earlier_members(out: Path) -> tuple[str, ...]:
 
 
 def _write(
-    choice: Choice, members: Mapping[str, Source], folds: Sequence[int], out: Path, earlier: Sequence[str]
+    choice: Choice, members: Mapping[str, ModelUnderTest], folds: Sequence[int], out: Path, earlier: Sequence[str]
 ) -> None:
     """Write the model folder of the best; ``ensemble.json`` names its members last."""
-    for name in earlier:  # until the last file is written, a member is missing, and predicting says so
+    # Until the last file is written a member is missing, and predicting says so.
+    for name in earlier:
         shutil.rmtree(out / name, ignore_errors=True)
-    for name, source in members.items():
+    for name, model in members.items():
         for fold in folds:
-            home, target = fold_folder(source.folder, fold), fold_folder(out / name, fold)
+            home, target = fold_folder(model.folder, fold), fold_folder(out / name, fold)
             for file in ("model.safetensors", "validation.json"):
                 if (home / file).is_file():
                     copy_file(home / file, target / file)
-        copy_file(source.folder / "model.json", out / name / "model.json")
+        copy_file(model.folder / "model.json", out / name / "model.json")
     write_postprocessing(choice.best.postprocessing, out)
-    write_text(out / "choice.md", "\n".join(("# Choice of the model", "", *choice.lines())) + "\n")
+    write_text(out / "choice.md", "\n".join(("# Choice of the model", "", *choice_lines(choice))) + "\n")
     candidates: list[dict[str, Any]] = [asdict(candidate) for candidate in choice.candidates]
     content = {"members": list(members), "folds": list(folds), "volseg": own_version(), "candidates": candidates}
     write_json(out / ENSEMBLE_FILE, content)
+
+
+def choice_lines(choice: Choice) -> tuple[str, ...]:
+    """The candidates as a table, and which was taken."""
+    header = ("model", "mean Dice", "difference", "95 % interval", "better", "equal", "worse")
+    rows = []
+    for candidate in choice.candidates:
+        found = candidate.difference
+        low, high = found.interval_95 or (None, None)
+        interval = f"{score_cell(low, 4)} to {score_cell(high, 4)}"
+        counts = (str(count) for count in (found.better, found.equal, found.worse))
+        rows.append((candidate.name, score_cell(candidate.mean_dice, 4), score_cell(found.mean, 4), interval, *counts))
+    first = choice.candidates[0]
+    what = "the pair" if len(first.members) > 1 else "the model"
+    best = f"Best: {what} {first.name}, mean Dice {score_cell(first.mean_dice, 4)} without post-processing."
+    meaning = "Difference: to the best, of the mean Dice of a case, mean over cases; better, equal, worse: cases."
+    return (*text_table(header, rows), "", meaning, best, *choice.best.postprocessing.lines())

@@ -1,4 +1,7 @@
-"""How good a model is on the cases that its folds did not train on, and how its masks should be cleaned."""
+"""How good a model is on the cases that its folds did not train on, and how its masks should be cleaned.
+
+Every case is predicted by the fold that did not train on it (out of fold), on its own grid, and scored.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ import torch
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import file_hash, text_hash, write_json
 from pipeline.core.progress import Progress, silent
-from pipeline.core.tables import score_cell, text_table
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.store import open_prepared, read_info
@@ -28,10 +30,10 @@ from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.restore import segment
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_device
-from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card
+from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, wanted_folds
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.stages.evaluate import ReferenceTask, write_reference
-from pipeline.stages.model_files import number_of_folds, validation_cases, wanted_folds
+from pipeline.stages.model_files import PreparedFolds, validation_cases
 from pipeline.stages.postprocessing import (
     Postprocessing,
     choose_postprocessing,
@@ -41,194 +43,10 @@ from pipeline.stages.postprocessing import (
 from pipeline.stages.prediction_files import earlier_entries, note_prediction, prediction_entry, why_failed
 from pipeline.stages.prune import mean_scores
 
-# Every training case predicted by the fold that did not train on it, on its own grid.
-
-_FALLBACK_SUFFIX = ".nii.gz"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A trained model and what it was trained on.
-
-    Args:
-        folder: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset.
-    """
-
-    folder: Path
-    card: ModelCard
-    prepared: Path
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """What the prediction of all validation cases gave.
-
-    Args:
-        batch: What became of each case.
-        pairs: One per case, sorted by id; those that failed have no prediction.
-        images: Case id → its image files, as they were when it was prepared.
-        coarse: Cases that were predicted on the prepared grid, because their reference was not where it had been.
-        hash: Of all that the predictions and their scores depend on.
-    """
-
-    batch: Batch
-    pairs: tuple[FilePair, ...]
-    images: Mapping[str, tuple[Path, ...]]
-    coarse: tuple[str, ...]
-    hash: str
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One case to predict: its files, where they go, and what the prediction and the reference depend on."""
-
-    files: CaseFiles
-    own_grid: bool
-    prediction: Path
-    reference: Path
-    digest: str
-    scored: str
-
-
-def predict_out_of_fold(
-    sources: Sequence[Source],
-    folds: Mapping[int, Sequence[str]],
-    out: Path,
-    device: torch.device,
-    progress: Progress,
-) -> OutOfFold:
-    """Predict the validation cases of every fold, by one model or by several whose probabilities are averaged.
-
-    The prepared images are read from the store, so the images themselves need not be there. What cross-validation found
-    to help is not applied, what the settings ask for is.
-
-    Args:
-        sources: The models; all have the same cases, channels and labels.
-        folds: Fold → its validation cases, each in one fold.
-        out: Folder for ``predictions/`` and, where a reference has to be made, ``references/``.
-        device: Where to compute.
-        progress: Told after every case.
-
-    Returns:
-        Predictions and their references; what is there already and unchanged is kept.
-    """
-    fold_of = {case: fold for fold, names in folds.items() for case in names}
-    models = {fold: _model_hash(sources, fold) for fold in folds}
-    cases = {case: _plan_case(sources, case, models[fold_of[case]], out) for case in sorted(fold_of)}
-    home = out / "predictions"
-    entries = earlier_entries(home)
-    _remove_stale(home, entries, {case.prediction.name for case in cases.values()})
-    write_json(home / "labels.json", sources[0].card.plan.label_table.to_json())
-    done, kept, failed = [], [], []
-    for fold in sorted(folds):
-        members: list[TrainedModel] = []
-        for case in (cases[name] for name in folds[fold]):
-            try:
-                if not _is_done(case, entries):
-                    members = members or [TrainedModel.load(source.folder, device, [fold]) for source in sources]
-                    _predict(case, sources, members, entries)
-                    done.append(case.files.id)
-                else:
-                    kept.append(case.files.id)
-            except Exception as error:  # one bad case never ends a batch
-                failed.append((case.files.id, why_failed(case.files.id, error)))
-            progress(len(done) + len(kept) + len(failed), len(cases), "out of fold")
-    lost = {case for case, _ in failed}
-    return OutOfFold(
-        Batch(tuple(sorted(done)), tuple(sorted(kept)), tuple(sorted(failed))),
-        tuple(
-            FilePair(name, None if name in lost else case.prediction, case.reference) for name, case in cases.items()
-        ),
-        {name: case.files.images for name, case in cases.items()},
-        tuple(name for name, case in cases.items() if not case.own_grid),
-        text_hash(*(part for case in cases.values() for part in (case.digest, case.scored))),
-    )
-
-
-def _model_hash(sources: Sequence[Source], fold: int) -> str:
-    parts = []
-    for source in sources:
-        card = source.card
-        weights = file_hash(fold_folder(source.folder, fold) / "model.safetensors")
-        parts += [weights, card.network.model_dump_json(), card.plan.recipe, card.settings.infer.model_dump_json()]
-    return text_hash(*parts)
-
-
-def _plan_case(sources: Sequence[Source], case: str, model: str, out: Path) -> _Case:
-    infos = [read_info(source.prepared, case) for source in sources]
-    files = _files(case, infos[0])
-    paths = [split_source(path)[0] for path in files.label_sources]
-    own = bool(paths) and all(path.is_file() for path in paths)
-    suffix = (volume_suffix(files.images[0]) if files.images and own else "") or _FALLBACK_SUFFIX
-    made = out / "references" / f"{case}{volume_suffix(paths[0]) if own else _FALLBACK_SUFFIX}"
-    scored = text_hash(*(file_hash(path) for path in paths if own))
-    reference = files.label if own and files.label is not None else made
-    digest = text_hash(model, scored if reference == made else "", *(str(info.get("hash")) for info in infos))
-    return _Case(files, own, out / "predictions" / f"{case}{suffix}", reference, digest, scored)
-
-
-def _files(case: str, info: Mapping[str, Any]) -> CaseFiles:
-    """The files that a case was prepared from; no reference if an older version, which did not note it, prepared it."""
-    images = tuple(Path(path) for path in info.get("images", ()))
-    labels = [Path(path) for path in info.get("labels", ())]
-    parts = [split_source(path) for path in labels]
-    if len(labels) == 1 and not parts[0][1]:
-        return CaseFiles(case, images, labels[0])
-    organs = tuple((number, path) for path, _, number, _ in parts)
-    return CaseFiles(case, images, organs=organs, soft=any(kind == "soft" for _, kind, _, _ in parts))
-
-
-def _is_done(case: _Case, entries: Mapping[str, Mapping[str, Any]]) -> bool:
-    there = case.prediction.is_file() and case.reference.is_file()
-    return there and entries.get(case.prediction.name, {}).get("hash") == case.digest
-
-
-def _predict(
-    case: _Case, sources: Sequence[Source], members: Sequence[TrainedModel], entries: dict[str, dict[str, Any]]
-) -> None:
-    """Write the prediction of a case, and its reference unless a file of the dataset is that."""
-    name, table = case.files.id, sources[0].card.plan.label_table
-    prepared = []
-    for source in sources:
-        trace = GridHistory.from_json(read_info(source.prepared, name)["trace"])
-        prepared.append((np.asarray(open_prepared(source.prepared, name)[0][...]), trace))
-    trace = prepared[0][1]
-    if case.own_grid:
-        index, grid = segment(members, prepared), trace.source
-    elif len(members) == 1:
-        axis, rows = members[0].labels(prepared[0][0], trace.prepared.shape)
-        index, grid = torch.cat([part for _, part in rows]).movedim(0, axis).cpu().numpy(), trace.prepared
-    else:
-        rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"
-        raise DataError(sentence("dataset", rule, "nothing there", advice, case=name))
-    cleaning = Cleaning()
-    for member in members:
-        cleaning |= Cleaning.of(member.settings)
-    cleaned = cleaning.apply(index, table, grid.voxel_volume_ml)
-    entry = prediction_entry(case.files, case.prediction.name, cleaning.to_json() if cleaning else None)
-    if not case.own_grid:
-        label = np.asarray(open_prepared(sources[0].prepared, name)[1][...])
-        write_label_map(LabelMap(table.from_index(label), grid), case.reference)
-    elif case.files.label is None:
-        write_reference(ReferenceTask(case.files, case.reference))
-    note_prediction(case.prediction.parent, entries, entry)  # first, so that a killed run knows its own file
-    image = split_source(case.files.images[0])[0] if case.files.images else None
-    like = image if case.own_grid and image is not None and image.is_file() else None
-    write_label_map(LabelMap(table.from_index(cleaned), grid), case.prediction, like=like)
-    note_prediction(case.prediction.parent, entries, {**entry, "hash": case.digest})
-
-
-def _remove_stale(home: Path, entries: dict[str, dict[str, Any]], names: set[str]) -> None:
-    """Remove the predictions of cases that are in no fold any more."""
-    for name in set(entries) - names:
-        (home / Path(name).name).unlink(missing_ok=True)
-        del entries[name]
-
-
 FOLDER = "cross_validation"
 """In a model folder: predictions of the training cases, each by the fold that did not train on it, and their scores."""
+
+_FALLBACK_SUFFIX = ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -259,19 +77,6 @@ class CrossValidation:
         lost = {case for case, _ in self.batch.failed} | {entry["case"] for entry in self.summary["failures"]}
         return 0 if not lost else 2 if len(lost) < len(self.summary["cases"]) else 3
 
-    def lines(self) -> tuple[str, ...]:
-        """Dice per organ over all cases and in each fold, and what cleaning is kept."""
-        folds = self.summary["cross_validation"]["folds"]
-        header = ("organ", "cases", "Dice", "SD", *(f"fold {entry['fold']}" for entry in folds))
-        rows = []
-        for organ, entry in self.summary["organs"].items():
-            spread = (score_cell(entry["dice"]["mean"]), score_cell(entry["dice"]["sd"]))
-            rows.append((organ, str(entry["n"]), *spread, *(score_cell(fold["dice"].get(organ)) for fold in folds)))
-        over_cases = score_cell(self.summary["overall"]["dice"]["over_cases"]["sd"])
-        overall = (score_cell(self.mean_dice), over_cases, *(score_cell(fold["mean_dice"]) for fold in folds))
-        rows.append(("all organs", str(self.summary["overall"]["n_cases"]), *overall))
-        return (*text_table(header, rows), "", *self.postprocessing.lines())
-
 
 def cross_validate(
     model: Path,
@@ -300,41 +105,55 @@ def cross_validate(
         VolsegError: If a fold is not trained, the validation cases are not those of the training, or the folder cannot
             be written to.
     """
-    source = read_source(model, prepared)
-    cases = fold_cases(source, folds)
-    return cross_validate_sources([source], cases, model / FOLDER, model, device=device, jobs=jobs, progress=progress)
+    tested = ModelUnderTest.read(model, prepared)
+    cases = tested.fold_cases(folds)
+    return cross_validate_models([tested], cases, model / FOLDER, model, device=device, jobs=jobs, progress=progress)
 
 
-def read_source(model: Path, prepared: Path) -> Source:
-    """A model and its prepared dataset.
-
-    Raises:
-        VolsegError: If the folder holds no model, or an ensemble.
-    """
-    if (model / ENSEMBLE_FILE).is_file():
-        advice = "`volseg choose` has cross-validated it; its scores are in its folder"
-        raise VolsegError(sentence("model", "a single model", "an ensemble", advice, file=model))
-    return Source(model, read_card(model), prepared)
-
-
-def fold_cases(source: Source, folds: Sequence[int] | None) -> dict[int, tuple[str, ...]]:
-    """Fold → its validation cases. A case of several folds is left to the first.
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A trained model and what it was trained on.
 
     Args:
-        source: The model.
-        folds: Folds; None for all of ``splits.json``.
-
-    Raises:
-        VolsegError: If a fold is not trained, or its validation cases are not those of the training.
+        folder: Model folder.
+        card: Its description.
+        prepared: Folder of the prepared dataset.
     """
-    wanted = wanted_folds(source.folder, folds or range(number_of_folds(source.prepared)))
-    found = validation_cases(source.folder, source.card, source.prepared, wanted)
-    first = {case: fold for fold in reversed(wanted) for case in found[fold]}
-    return {fold: tuple(case for case in cases if first[case] == fold) for fold, cases in found.items()}
+
+    folder: Path
+    card: ModelCard
+    prepared: Path
+
+    @classmethod
+    def read(cls, model: Path, prepared: Path) -> ModelUnderTest:
+        """Read the description of a model.
+
+        Raises:
+            VolsegError: If the folder holds no model, or an ensemble.
+        """
+        if (model / ENSEMBLE_FILE).is_file():
+            advice = "`volseg choose` has cross-validated it; its scores are in its folder"
+            raise VolsegError(sentence("model", "a single model", "an ensemble", advice, file=model))
+        return cls(model, read_card(model), prepared)
+
+    def fold_cases(self, folds: Sequence[int] | None) -> dict[int, tuple[str, ...]]:
+        """Fold → its validation cases. A case of several folds is left to the first.
+
+        Args:
+            folds: Folds; None for all of ``splits.json``.
+
+        Raises:
+            VolsegError: If a fold is not trained, or its validation cases are not those of the training.
+        """
+        prepared_folds = PreparedFolds.read(self.prepared)
+        wanted = sorted(set(wanted_folds(self.folder, folds or range(len(prepared_folds.folds)))))
+        cases_of = validation_cases(self.folder, self.card, prepared_folds, wanted)
+        first = {case: fold for fold in reversed(wanted) for case in cases_of[fold]}
+        return {fold: tuple(case for case in cases if first[case] == fold) for fold, cases in cases_of.items()}
 
 
-def cross_validate_sources(
-    sources: Sequence[Source],
+def cross_validate_models(
+    models: Sequence[ModelUnderTest],
     cases: Mapping[int, Sequence[str]],
     out: Path,
     home: Path,
@@ -346,7 +165,7 @@ def cross_validate_sources(
     """Cross-validate a model, or several whose probabilities are averaged fold by fold.
 
     Args:
-        sources: The models.
+        models: The models.
         cases: Fold → its validation cases.
         out: Folder for predictions and scores.
         home: Folder for the choice of post-processing.
@@ -357,11 +176,12 @@ def cross_validate_sources(
     Raises:
         VolsegError: If there is no such device, or a folder cannot be written to.
     """
-    found = predict_out_of_fold(sources, cases, out, choose_device(device), progress)
+    found = predict_out_of_fold(models, cases, out, choose_device(device), progress)
     earlier = None if found.batch.done or found.batch.failed else _earlier(found, out, home)
     if earlier is not None:
         return earlier
-    labels = sources[0].card.plan.label_table
+    labels = models[0].card.plan.label_table
+    # The masks are scored as they are; only then is it known which cleaning of them would help.
     with open_engine(jobs or default_jobs(len(found.pairs))) as run:
         score = map_cases(run, progress, "evaluate")
         result = evaluate_pairs(found.pairs, labels, score, images=found.images, notes=_notes(found))
@@ -372,7 +192,7 @@ def cross_validate_sources(
     write_postprocessing(chosen, home)
     summary["cross_validation"] = {
         "hash": found.hash if not (found.batch.failed or unusable) else None,
-        "models": [{"name": source.folder.name, "prepared": str(source.prepared.resolve())} for source in sources],
+        "models": [{"name": model.folder.name, "prepared": str(model.prepared.resolve())} for model in models],
         "folds": [_fold_entry(fold, cases[fold], result.rows) for fold in sorted(cases)],
         "prepared_grid": list(found.coarse),
     }
@@ -408,3 +228,183 @@ def _fold_entry(fold: int, cases: Sequence[str], rows: Sequence[Row]) -> dict[st
     scored = [entry for entry in scores.values() if entry]
     mean, dice = mean_scores(scored) if scored else (None, {})
     return {"fold": fold, "cases": list(cases), "mean_dice": mean, "dice": dice}
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What the prediction of all validation cases gave.
+
+    Args:
+        batch: What became of each case.
+        pairs: One per case, sorted by id; those that failed have no prediction.
+        images: Case id → its image files, as they were when it was prepared.
+        coarse: Cases that were predicted on the prepared grid, because their reference was not where it had been.
+        hash: Of all that the predictions and their scores depend on.
+    """
+
+    batch: Batch
+    pairs: tuple[FilePair, ...]
+    images: Mapping[str, tuple[Path, ...]]
+    coarse: tuple[str, ...]
+    hash: str
+
+
+@dataclass(frozen=True)
+class _CaseTask:
+    """One case to predict.
+
+    Args:
+        files: The files it was prepared from.
+        own_grid: Whether its reference is where it was, so that it is predicted on the case's own grid.
+        prediction: Where its mask goes.
+        reference: Its reference: a file of the dataset, or one that is made.
+        prediction_hash: Content hash of what the prediction depends on.
+        reference_hash: Content hash of the reference's files.
+    """
+
+    files: CaseFiles
+    own_grid: bool
+    prediction: Path
+    reference: Path
+    prediction_hash: str
+    reference_hash: str
+
+
+def predict_out_of_fold(
+    models: Sequence[ModelUnderTest],
+    folds: Mapping[int, Sequence[str]],
+    out: Path,
+    device: torch.device,
+    progress: Progress,
+) -> OutOfFold:
+    """Predict the validation cases of every fold, by one model or by several whose probabilities are averaged.
+
+    The prepared images are read from the store, so the images themselves need not be there. What cross-validation found
+    to help is not applied, what the settings ask for is.
+
+    Args:
+        models: All have the same cases, channels and labels.
+        folds: Fold → its validation cases, each in one fold.
+        out: Folder for ``predictions/`` and, where a reference has to be made, ``references/``.
+        device: Where to compute.
+        progress: Told after every case.
+
+    Returns:
+        Predictions and their references; what is there already and unchanged is kept.
+    """
+    fold_of = {case: fold for fold, names in folds.items() for case in names}
+    hashes = {fold: _model_hash(models, fold) for fold in folds}
+    cases = {case: _case_task(models, case, hashes[fold_of[case]], out) for case in sorted(fold_of)}
+    home = out / "predictions"
+    entries = earlier_entries(home)
+    _remove_stale(home, entries, {case.prediction.name for case in cases.values()})
+    write_json(home / "labels.json", models[0].card.plan.label_table.to_json())
+    done, kept, failed = [], [], []
+    for fold in sorted(folds):
+        members: list[TrainedModel] = []
+        for case in (cases[name] for name in folds[fold]):
+            try:
+                if not _is_done(case, entries):
+                    # The networks are loaded for the first case that needs them: often all are up to date.
+                    members = members or [TrainedModel.load(model.folder, device, [fold]) for model in models]
+                    _predict(case, models, members, entries)
+                    done.append(case.files.id)
+                else:
+                    kept.append(case.files.id)
+            except Exception as error:  # one bad case never ends a batch
+                failed.append((case.files.id, why_failed(case.files.id, error)))
+            progress(len(done) + len(kept) + len(failed), len(cases), "out of fold")
+    lost = {case for case, _ in failed}
+    return OutOfFold(
+        Batch(tuple(sorted(done)), tuple(sorted(kept)), tuple(sorted(failed))),
+        tuple(
+            FilePair(name, None if name in lost else case.prediction, case.reference) for name, case in cases.items()
+        ),
+        {name: case.files.images for name, case in cases.items()},
+        tuple(name for name, case in cases.items() if not case.own_grid),
+        text_hash(*(part for case in cases.values() for part in (case.prediction_hash, case.reference_hash))),
+    )
+
+
+def _model_hash(models: Sequence[ModelUnderTest], fold: int) -> str:
+    parts = []
+    for model in models:
+        card = model.card
+        weights = file_hash(fold_folder(model.folder, fold) / "model.safetensors")
+        parts += [weights, card.network.model_dump_json(), card.plan.recipe, card.settings.infer.model_dump_json()]
+    return text_hash(*parts)
+
+
+def _case_task(models: Sequence[ModelUnderTest], case: str, model_hash: str, out: Path) -> _CaseTask:
+    infos = [read_info(model.prepared, case) for model in models]
+    files = _files(case, infos[0])
+    paths = [split_source(path)[0] for path in files.label_sources]
+    own = bool(paths) and all(path.is_file() for path in paths)
+    suffix = (volume_suffix(files.images[0]) if files.images and own else "") or _FALLBACK_SUFFIX
+    made = out / "references" / f"{case}{volume_suffix(paths[0]) if own else _FALLBACK_SUFFIX}"
+    reference_hash = text_hash(*(file_hash(path) for path in paths if own))
+    reference = files.label if own and files.label is not None else made
+    made_from = reference_hash if reference == made else ""
+    prediction_hash = text_hash(model_hash, made_from, *(str(info.get("hash")) for info in infos))
+    return _CaseTask(files, own, out / "predictions" / f"{case}{suffix}", reference, prediction_hash, reference_hash)
+
+
+def _files(case: str, info: Mapping[str, Any]) -> CaseFiles:
+    """The files that a case was prepared from; no reference if an older version, which did not note it, prepared it."""
+    images = tuple(Path(path) for path in info.get("images", ()))
+    labels = [Path(path) for path in info.get("labels", ())]
+    parts = [split_source(path) for path in labels]
+    if len(labels) == 1 and not parts[0][1]:
+        return CaseFiles(case, images, labels[0])
+    organs = tuple((number, path) for path, _, number, _ in parts)
+    return CaseFiles(case, images, organs=organs, soft=any(kind == "soft" for _, kind, _, _ in parts))
+
+
+def _is_done(case: _CaseTask, entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    there = case.prediction.is_file() and case.reference.is_file()
+    return there and entries.get(case.prediction.name, {}).get("hash") == case.prediction_hash
+
+
+def _predict(
+    case: _CaseTask,
+    models: Sequence[ModelUnderTest],
+    members: Sequence[TrainedModel],
+    entries: dict[str, dict[str, Any]],
+) -> None:
+    """Write the prediction of a case, and its reference unless a file of the dataset is that."""
+    name, table = case.files.id, models[0].card.plan.label_table
+    prepared = []
+    for model in models:
+        history = GridHistory.from_json(read_info(model.prepared, name)["trace"])
+        prepared.append((np.asarray(open_prepared(model.prepared, name)[0][...]), history))
+    history = prepared[0][1]
+    if case.own_grid:
+        index, grid = segment(members, prepared), history.source
+    elif len(members) == 1:
+        axis, rows = members[0].labels(prepared[0][0], history.prepared.shape)
+        index, grid = torch.cat([part for _, part in rows]).movedim(0, axis).cpu().numpy(), history.prepared
+    else:
+        rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"
+        raise DataError(sentence("dataset", rule, "nothing there", advice, case=name))
+    cleaning = Cleaning()
+    for member in members:
+        cleaning |= Cleaning.of(member.settings)
+    cleaned = cleaning.apply(index, table, grid.voxel_volume_ml)
+    entry = prediction_entry(case.files, case.prediction.name, cleaning.to_json() if cleaning else None)
+    if not case.own_grid:
+        label = np.asarray(open_prepared(models[0].prepared, name)[1][...])
+        write_label_map(LabelMap(table.from_index(label), grid), case.reference)
+    elif case.files.label is None:
+        write_reference(ReferenceTask(case.files, case.reference))
+    note_prediction(case.prediction.parent, entries, entry)  # first, so that a killed run knows its own file
+    image = split_source(case.files.images[0])[0] if case.files.images else None
+    like = image if case.own_grid and image is not None and image.is_file() else None
+    write_label_map(LabelMap(table.from_index(cleaned), grid), case.prediction, like=like)
+    note_prediction(case.prediction.parent, entries, {**entry, "hash": case.prediction_hash})
+
+
+def _remove_stale(home: Path, entries: dict[str, dict[str, Any]], names: set[str]) -> None:
+    """Remove the predictions of cases that are in no fold any more."""
+    for name in set(entries) - names:
+        (home / Path(name).name).unlink(missing_ok=True)
+        del entries[name]

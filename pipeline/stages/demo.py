@@ -16,6 +16,7 @@ from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 from pipeline.train.log import EpochRecord
+from pipeline.train.state import Callbacks
 
 DEMO_SETTINGS = Path(__file__).with_name("demo.yaml")
 """Settings of the demo: a network small enough for two processor cores."""
@@ -63,7 +64,7 @@ def run_demo(
     say("2/6 preprocess")
     preprocess(dataset, prepared, settings, progress=progress)
     say("3/6 train")
-    train(prepared, model, settings, device=device, on_start=on_start, on_step=on_step, on_epoch=on_epoch)
+    train(prepared, model, settings, device=device, callbacks=Callbacks(on_start, on_step, on_epoch))
     say("4/6 predict")
     predict(model, [dataset / "imagesTs"], predictions, device=device, progress=progress)
     say("5/6 evaluate")

@@ -1,11 +1,12 @@
-"""What a training finds in its model folder, and what it may do with it."""
+"""What a training finds: the folds of its prepared dataset, and in its model folder what an earlier training left."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,45 +15,143 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, own_version, read_json, text_hash
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
-from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
-from pipeline.train.class_weights import sampling_weights
+from pipeline.train.class_weights import planned_weights, sampling_weights
 from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.mlflow import RUN_FILE
 
 PAGE = "training.html"
 """Curves, validations and scores of a fold as a page."""
 
+LOCK_FILE = "training.lock"
 
-# What a training depends on, as a hash, and what its model says of its origin.
+
+@dataclass(frozen=True)
+class PreparedFolds:
+    """The folds of a prepared dataset, as ``splits.json`` has them.
+
+    Args:
+        prepared: Folder that ``preprocess`` wrote.
+        folds: Its folds.
+        plan_hashes: Case id → content hash of the plan that it was prepared by, None where an old version noted none.
+    """
+
+    prepared: Path
+    folds: tuple[Fold, ...]
+    plan_hashes: Mapping[str, str | None]
+
+    @classmethod
+    def read(cls, prepared: Path) -> PreparedFolds:
+        """Read ``splits.json`` and what the cases say of themselves.
+
+        Raises:
+            VolsegError: If there are no prepared cases, or the file cannot be used.
+        """
+        infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
+        if not infos:
+            advice = "Give the folder that `volseg preprocess` wrote as --prepared"
+            raise VolsegError(sentence("prepared dataset", "prepared cases", "none", advice, file=prepared))
+        groups = {case: info["group"] for case, info in infos.items()}
+        folds = read_splits(prepared / "splits.json", infos, groups=groups)
+        return cls(prepared, folds, {case: info.get("recipe") for case, info in infos.items()})
+
+    def fold(self, number: int) -> Fold:
+        """One of them.
+
+        Raises:
+            VolsegError: If there is no such fold.
+        """
+        if not 0 <= number < len(self.folds):
+            rule, advice = f"0 to {len(self.folds) - 1}", f"splits.json has {len(self.folds)} folds"
+            raise VolsegError(sentence("fold", rule, number, advice))
+        return self.folds[number]
+
+    def prepared_by_others(self, folds: Sequence[Fold], plan: Plan) -> list[str]:
+        """Cases of some folds that were not prepared by a plan, sorted."""
+        used = {case for fold in folds for case in (*fold.train, *fold.validation)}
+        return sorted(case for case in used if self.plan_hashes[case] != plan.recipe)
+
+    def for_training(self, plan: Plan) -> tuple[Fold, ...]:
+        """All folds.
+
+        Raises:
+            VolsegError: If cases were prepared by another plan than ``plan.yaml``.
+        """
+        others = self.prepared_by_others(self.folds, plan)
+        if others:
+            got = f"{len(others)} prepared otherwise, e.g. {others[0]}"
+            advice = "Run `volseg preprocess` again; in plan.yaml only patch and batch sizes may be edited"
+            raise VolsegError(f"{self.prepared}: expected cases prepared by plan.yaml, got {got}. {advice}.")
+        return self.folds
 
 
-def training_identity(spec: NetworkSpec, plan: Plan, settings: Settings, split: Fold, begun: Path | None) -> str:
-    """Hash of what must not change while a training goes on; how long it lasts and who is told may."""
+def validation_cases(
+    model: Path, card: ModelCard, folds: PreparedFolds, wanted: Sequence[int]
+) -> dict[int, tuple[str, ...]]:
+    """Validation cases of some folds, which must be those that they were validated on when they were trained.
+
+    Args:
+        model: Model folder.
+        card: Its description.
+        folds: The folds of the prepared dataset it was trained on.
+        wanted: Their numbers.
+
+    Returns:
+        Fold → its validation cases.
+
+    Raises:
+        VolsegError: If the prepared cases are others than in training.
+    """
+    advice = "Give the prepared dataset that the model was trained on"
+    cases_of = {}
+    for number in wanted:
+        cases = folds.folds[number].validation if number < len(folds.folds) else ()
+        note = fold_folder(model, number) / "validation.json"
+        if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
+            rule = f"the validation cases of fold {number} as they were in training"
+            raise VolsegError(sentence("splits.json", rule, "others", advice, file=folds.prepared))
+        others = folds.prepared_by_others([Fold((), cases)], card.plan)
+        if others:
+            message = sentence("plan", "that of the model", "another", advice, case=others[0], file=folds.prepared)
+            raise VolsegError(message)
+        cases_of[number] = cases
+    return cases_of
+
+
+def _scored(validation: Any) -> set[str] | None:
+    """Cases of a ``validation.json``; None if it is no such file."""
+    return set(validation.get("cases", ())) if isinstance(validation, dict) else None
+
+
+def training_hash(card: ModelCard, split: Fold, start: Path | None) -> str:
+    """Content hash of what must not change while a training goes on; how long it lasts and who is told may.
+
+    Args:
+        card: Network, plan and settings.
+        split: Its cases.
+        start: Weights that it begins with, or None.
+    """
+    plan, settings = card.plan, card.settings
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     length |= {"checkpoint_minutes", "keep_checkpoints", "mlflow"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
     sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})
+    # Left out where all classes weigh the same, so that such a training goes on although the plan proposes weights now.
     drawn = sampling_weights(settings.sample, plan)
     if drawn is not None:
         sample["class_weights"] = sorted(drawn.items())
-    parts = [sample, settings.augment.model_dump(mode="json"), settings.loss.model_dump(mode="json"), train]
+    loss = planned_weights(settings.loss, plan).model_dump(mode="json")
+    parts = [sample, settings.augment.model_dump(mode="json"), loss, train]
     planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
-    begun_with = [] if begun is None else [file_hash(begun)]
-    return text_hash(spec.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun_with)
-
-
-def with_length(identity: str, settings: Settings) -> str:
-    """Hash of what a finished training depends on: its identity, and how long it was."""
-    return text_hash(identity, settings.train.model_dump_json())
+    begun_with = [] if start is None else [file_hash(start)]
+    return text_hash(card.network.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun_with)
 
 
 def provenance(device: torch.device) -> dict[str, str]:
@@ -65,85 +164,6 @@ def provenance(device: torch.device) -> dict[str, str]:
         "device": f"{device.type} ({device_name(device)})",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-# Which cases a fold may be measured on: those it was validated on, none it was trained on.
-
-
-def wanted_folds(model: Path, folds: Sequence[int] | None) -> tuple[int, ...]:
-    """Folds to work with, ascending.
-
-    Args:
-        model: Model folder.
-        folds: Those asked for; None or none for all that are trained.
-
-    Raises:
-        VolsegError: If one is not trained, or none is.
-    """
-    trained = trained_folds(model)
-    wanted = tuple(sorted(set(folds))) if folds else trained
-    missing = sorted(set(wanted) - set(trained))
-    if missing or not wanted:
-        asked = f"fold {', '.join(map(str, missing))} to be trained" if missing else "a trained fold"
-        got = ", ".join(map(str, trained)) or "none"
-        raise VolsegError(sentence("folds", asked, got, "Let `volseg train` finish, or choose --fold", file=model))
-    return wanted
-
-
-def validation_cases(model: Path, card: ModelCard, prepared: Path, wanted: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Validation cases of some folds, which must be those that they were validated on when they were trained.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset it was trained on.
-        wanted: Folds.
-
-    Returns:
-        Fold → its validation cases.
-
-    Raises:
-        VolsegError: If there are no prepared cases, or others than in training.
-    """
-    infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
-    folds = _read_folds(prepared, infos)
-    advice = "Give the prepared dataset that the model was trained on"
-    found = {}
-    for fold in wanted:
-        cases = folds[fold].validation if fold < len(folds) else ()
-        note = fold_folder(model, fold) / "validation.json"
-        if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
-            rule = f"the validation cases of fold {fold} as they were in training"
-            raise VolsegError(sentence("splits.json", rule, "others", advice, file=prepared))
-        other = [case for case in cases if infos[case].get("recipe") != card.plan.recipe]
-        if other:
-            raise VolsegError(sentence("plan", "that of the model", "another", advice, case=other[0], file=prepared))
-        found[fold] = cases
-    return found
-
-
-def number_of_folds(prepared: Path) -> int:
-    """How many folds ``splits.json`` has.
-
-    Raises:
-        VolsegError: If there are no prepared cases, or the file cannot be used.
-    """
-    return len(_read_folds(prepared, prepared_ids(prepared)))
-
-
-def _read_folds(prepared: Path, cases: Collection[str]) -> tuple[Fold, ...]:
-    if not cases:
-        advice = "Give the folder that `volseg preprocess` wrote as --prepared"
-        raise VolsegError(sentence("prepared dataset", "prepared cases", "none", advice, file=prepared))
-    return read_splits(prepared / "splits.json", cases)
-
-
-def _scored(validation: Any) -> set[str] | None:
-    """Cases of a ``validation.json``; None if it is no such file."""
-    return set(validation.get("cases", ())) if isinstance(validation, dict) else None
-
-
-LOCK_FILE = "training.lock"
 
 
 @contextmanager
@@ -182,34 +202,44 @@ def _locked(lock: FileLock, home: Path) -> str:
     return ""
 
 
-def require_same_model(out: Path, card: ModelCard, fold: int) -> None:
+def earlier_card(out: Path) -> ModelCard | None:
+    """``model.json`` of an earlier training of any fold; None if there is none.
+
+    Raises:
+        VolsegError: If the folder holds an ensemble, or the file is damaged.
+    """
+    if (out / ENSEMBLE_FILE).is_file():
+        rule, advice = "a folder for one model", "Choose another model folder"
+        raise VolsegError(sentence("model folder", rule, "an ensemble", advice, file=out))
+    return read_card(out) if (out / "model.json").is_file() else None
+
+
+def require_same_model(out: Path, card: ModelCard, fold: int, earlier: ModelCard | None) -> None:
     """Refuse a folder in which other folds were trained with another network or plan.
 
     Args:
         out: Model folder.
         card: The model about to be trained.
         fold: The fold about to be trained.
+        earlier: What :func:`earlier_card` found.
 
     Raises:
-        VolsegError: If the models differ, or the folder holds an ensemble.
+        VolsegError: If the models differ.
     """
-    if (out / ENSEMBLE_FILE).is_file():
-        rule, advice = "a folder for one model", "Choose another model folder"
-        raise VolsegError(sentence("model folder", rule, "an ensemble", advice, file=out))
-    if set(trained_folds(out)) <= {fold} or not (out / "model.json").is_file():
+    if earlier is None or set(trained_folds(out)) <= {fold}:
         return
     passive = {"plan": {"reasons", "class_weights"}}
-    there, here = (value.model_dump(mode="json", exclude=passive) for value in (read_card(out), card))
+    there, here = (value.model_dump(mode="json", exclude=passive) for value in (earlier, card))
     if (there["network"], there["plan"]) != (here["network"], here["plan"]):
         raise VolsegError(
             f"{out}: expected the network and plan of the folds trained there, got others. Choose another model folder."
         )
 
 
-def keep_card(out: Path, card: ModelCard) -> None:
+def keep_card(out: Path, card: ModelCard, earlier: ModelCard | None) -> None:
     """Write ``model.json``, unless it says the same already, whenever and wherever that was written."""
-    if (out / "model.json").is_file():
-        there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (read_card(out), card))
+    if earlier is not None:
+        there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (earlier, card))
         if there == here:
             return
     write_card(out, card)
@@ -224,15 +254,16 @@ def remove_training(home: Path) -> None:
         events.unlink()
 
 
-def finished_as(out: Path, fold: int, training: str) -> bool:
+def finished_as(out: Path, fold: int, finished_hash: str) -> bool:
     """Whether a fold was trained to its end, with everything as it is now.
 
     Args:
         out: Model folder.
         fold: The fold.
-        training: Its entry of :func:`~pipeline.stages.train.training_hashes`.
+        finished_hash: Content hash that ``validation.json`` of such a training has.
     """
-    return (fold_folder(out, fold) / "model.safetensors").is_file() and _scores(out, fold).get("training") == training
+    scores = _scores(out, fold)
+    return (fold_folder(out, fold) / "model.safetensors").is_file() and scores.get("training") == finished_hash
 
 
 def mean_dice_of(out: Path, fold: int) -> float | None:

@@ -17,6 +17,7 @@ from pipeline.core.files import signature, write_bytes
 from pipeline.core.grid import reorient_array, steps
 from pipeline.data.store import read_info
 from pipeline.data.volume_file import COLOURS, is_picture
+from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.overlay import SEEN
@@ -27,7 +28,8 @@ from pipeline.sample.augment import Direction, augment
 from pipeline.sample.patches import Patch
 from pipeline.sample.randomness import BatchRandom
 from pipeline.sample.spatial import coarse_axis
-from pipeline.stages.train import axes_frame, patch_source, training_split
+from pipeline.stages.model_files import PreparedFolds
+from pipeline.stages.train import patch_geometry, patch_source
 from pipeline.train.loader import PatchSource
 from pipeline.train.state import PatchGeometry
 
@@ -278,11 +280,13 @@ def open_patches(prepared: Path, plan: Plan, settings: Settings, fold: int, seed
     seeded = settings.train.model_copy(update={"seed": seed})
     spec = design_network(plan, settings.model, sample)
     settings = settings.model_copy(update={"sample": sample, "train": seeded})
-    split = training_split(prepared, fold, plan)
-    source = patch_source(prepared, split, spec, plan, settings, torch.device("cpu"))
+    folds = PreparedFolds.read(prepared)
+    folds.for_training(plan)
+    split, card = folds.fold(fold), ModelCard(network=spec, plan=plan, settings=settings, provenance={})
+    source = patch_source(prepared, split, card, spec.sizes().margin, torch.device("cpu"))
     files = read_info(prepared, split.train[0]).get("images", ())  # those of one case tell of all
     pictures = bool(files) and all(map(is_picture, files))
-    return PatchMaker(plan, spec, settings, source, axes_frame(spec, plan), seed, pictures)
+    return PatchMaker(plan, spec, settings, source, patch_geometry(spec, plan), seed, pictures)
 
 
 def _spread(count: int, wanted: int) -> list[int]:

@@ -31,11 +31,12 @@ from pipeline.model.folder import (
     read_card,
     save_weights,
     trained_folds,
+    wanted_folds,
     write_card,
 )
 from pipeline.model.unetpp import UNetPlusPlus
 from pipeline.report.palette import LIGHT, figure_png
-from pipeline.stages.model_files import validation_cases, wanted_folds
+from pipeline.stages.model_files import PreparedFolds, validation_cases
 from pipeline.validation import make_validation
 
 # What pruning a UNet++ to each of its levels costs and gains: the values, as tables and as a picture.
@@ -410,7 +411,8 @@ def prune(
         raise ConfigError([sentence("tolerance", "0 or more Dice points", tolerance_points, "Try 0.5")], "pruning")
     identity = text_hash(card.model_dump_json())
     _require_own_folder(out, model, identity)
-    splits = validation_cases(model, card, prepared, wanted_folds(model, folds))
+    wanted = sorted(set(wanted_folds(model, folds)))
+    splits = validation_cases(model, card, PreparedFolds.read(prepared), wanted)
     place = choose_device(device)
     if not (out / "pruning.json").is_file():  # marks the folder as ours, and shows now whether it can be written to
         write_json(out / "pruning.json", {"model": identity})

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Literal
 
 import torch
@@ -19,11 +18,12 @@ from pipeline.engine.local import Outcome, open_engine
 from pipeline.engine.places import run_at_places
 from pipeline.model.device import choose_device
 from pipeline.stages.model_files import finished_as, mean_dice_of
-from pipeline.stages.train import train, training_hashes
+from pipeline.stages.train import PlannedTraining, train
 from pipeline.train.log import EpochRecord
+from pipeline.train.state import Callbacks
 
 OnEpoch = Callable[[EpochRecord, int, str], None]
-"""Told an epoch's record, the expected number of epochs, and which fold it was."""
+"""Called with an epoch's record, the expected number of epochs, and which fold it was."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,6 @@ class FoldOutcome:
     mean_dice: float | None = None
     error: str | None = None
 
-    def line(self) -> str:
-        """One line for reading."""
-        if self.error is not None:
-            return f"fold {self.fold}: failed  {self.error}"
-        dice = "nothing to score" if self.mean_dice is None else f"validation Dice {self.mean_dice:.3f}"
-        return f"fold {self.fold}: {'trained' if self.status == 'trained' else 'finished before'}, {dice}"
-
 
 @dataclass(frozen=True)
 class FoldsResult:
@@ -66,11 +59,13 @@ class FoldsResult:
         failed = sum(entry.status == "failed" for entry in self.folds)
         return 0 if not failed else 2 if failed < len(self.folds) else 3
 
-    def lines(self) -> tuple[str, ...]:
-        """A line per fold, and the mean over those that were scored."""
-        dice = [entry.mean_dice for entry in self.folds if entry.mean_dice is not None]
-        mean = (f"mean of {len(dice)} folds: validation Dice {fmean(dice):.3f}",) if dice else ()
-        return (*(entry.line() for entry in self.folds), *mean)
+
+def outcome_line(outcome: FoldOutcome) -> str:
+    """One line for reading."""
+    if outcome.error is not None:
+        return f"fold {outcome.fold}: failed  {outcome.error}"
+    dice = "nothing to score" if outcome.mean_dice is None else f"validation Dice {outcome.mean_dice:.3f}"
+    return f"fold {outcome.fold}: {'trained' if outcome.status == 'trained' else 'finished before'}, {dice}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class _FoldTask:
     start: Path | None
     tune: bool
     on_epoch: OnEpoch
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     threads: int | None = None
 
     @property
@@ -103,7 +98,7 @@ def train_folds(
     start: Path | None = None,
     tune: bool = False,
     on_epoch: OnEpoch = lambda record, epochs, fold: None,
-    say: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> FoldsResult:
     """Train every fold of ``splits.json``, each as :func:`~pipeline.stages.train.train` does, into one model folder.
 
@@ -120,7 +115,7 @@ def train_folds(
         start: Model folder whose weights to begin with; a fold takes those of the same fold if there is one.
         tune: Measure first which way of executing the network is fastest here.
         on_epoch: Called after every epoch; with several devices it must be picklable.
-        say: Told before it begins what is trained; with several devices it must be picklable.
+        log: Called with lines for the user; with several devices it must be picklable.
 
     Returns:
         What became of each fold.
@@ -129,23 +124,24 @@ def train_folds(
         VolsegError: If there is no prepared dataset or device, or no fold could be trained with these settings.
     """
     _require_one_process()
-    hashes = training_hashes(prepared, settings, start)
+    planned = PlannedTraining.all_folds(prepared, out, settings, start)
     places = tuple(devices) if devices else default_devices()
     for place in places:
         choose_device(place)
-    kept = [fold for fold, training in enumerate(hashes) if not restart and finished_as(out, fold, training)]
+    kept = [each.fold for each in planned if not restart and finished_as(out, each.fold, each.finished_hash)]
+    # Folds that are trained side by side on one machine share its processors.
     threads = max(1, processors() // len(places)) if len(places) > 1 else None
     tasks = [
-        _FoldTask(prepared, out, settings, fold, restart, start, tune, on_epoch, say, threads)
-        for fold in range(len(hashes))
-        if fold not in kept
+        _FoldTask(prepared, out, settings, each.fold, restart, start, tune, on_epoch, log, threads)
+        for each in planned
+        if each.fold not in kept
     ]
     found = {fold: FoldOutcome(fold, "kept", mean_dice_of(out, fold)) for fold in kept}
     for outcome in _outcomes(tasks, places):
         fold = tasks[outcome.index].fold
         status: Literal["trained", "failed"] = "trained" if outcome.error is None else "failed"
         found[fold] = FoldOutcome(fold, status, outcome.value, outcome.error)
-        say(found[fold].line())
+        log(outcome_line(found[fold]))
     return FoldsResult(tuple(found[fold] for fold in sorted(found)))
 
 
@@ -180,7 +176,9 @@ def _train(task: _FoldTask, device: str) -> float | None:
         restart=task.restart,
         start=task.start,
         tune=task.tune,
-        on_epoch=lambda record, epochs: task.on_epoch(record, epochs, task.name),
-        say=lambda text: task.say(f"{task.name}: {text}"),
+        callbacks=Callbacks(
+            on_epoch=lambda record, epochs: task.on_epoch(record, epochs, task.name),
+            log=lambda text: task.log(f"{task.name}: {text}"),
+        ),
     )
     return result.scores.mean_dice

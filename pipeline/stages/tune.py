@@ -1,10 +1,10 @@
-"""One training step of a plan, measured: how long it takes and how much memory."""
+"""A few training steps, measured: what a plan costs on this device, and which way of executing a network is fastest."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,131 +14,17 @@ import torch
 from torch import Tensor
 
 from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, text_hash, write_json
-from pipeline.model.base import SegmentationNetwork
+from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import supervised_loss
-from pipeline.train.state import first_state, update
-
-# Measuring which way of executing a network is fastest on a machine, and remembering it.
+from pipeline.train.state import Objective, first_state, update
 
 _STEPS = 4  # the first chooses algorithms, compiles and reserves memory; the fastest of the others counts
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What became of one way.
-
-    Args:
-        how: The way.
-        step_s: Seconds of the fastest step; None if it failed.
-        error: Why it failed, in one line.
-    """
-
-    how: Execution
-    step_s: float | None
-    error: str = ""
-
-    def line(self, base_s: float | None) -> str:
-        """For reading, its speed as a multiple of another's."""
-        if self.step_s is None:
-            return f"{self.how}: not possible here ({self.error})"
-        faster = "" if base_s is None else f", {base_s / self.step_s:.2f} times as fast"
-        return f"{self.how}: {self.step_s:.3f} s per step{faster}"
-
-
-def measured_ways(
-    build: Callable[[], SegmentationNetwork],
-    batch: tuple[Tensor, Tensor],
-    objective: Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor],
-    settings: TrainSettings,
-    ways: Sequence[Execution],
-) -> list[Measured]:
-    """Train a few steps in each way.
-
-    Args:
-        build: Makes the network anew.
-        batch: Images (B, C, *S) and labels (B, *S), on the device.
-        objective: The loss of the network's output and labels.
-        settings: Section ``train``.
-        ways: What to measure; one that fails is told and left out.
-    """
-    found = []
-    for how in ways:
-        try:
-            found.append(Measured(how, measure_step(build(), batch, objective, settings, how)))
-        except Exception as error:  # compilers fail in many ways, and there is always the plain one
-            reason = "too little memory" if out_of_memory(error) else type(error).__name__
-            found.append(Measured(how, None, reason))
-        torch.compiler.reset()
-    return found
-
-
-def measure_step(
-    network: SegmentationNetwork,
-    batch: tuple[Tensor, Tensor],
-    objective: Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor],
-    settings: TrainSettings,
-    how: Execution,
-) -> float:
-    """Seconds of the fastest of a few steps: forward, loss, backward and update; arguments as above."""
-    device = batch[0].device
-    execute(network, device, how)
-    network.train()
-    dtype = choose_dtype(device, settings.precision)
-    state = first_state(network, settings, dtype)
-    seconds = []
-    for _ in range(_STEPS):
-        began = time.monotonic()
-        float(update(state, network, [batch], objective, settings, dtype, 1e-6, how))  # waits for the device
-        seconds.append(time.monotonic() - began)
-    return min(seconds[1:])
-
-
-def fastest(found: Sequence[Measured]) -> Execution:
-    """The way of the fewest seconds.
-
-    Raises:
-        VolsegError: If all failed.
-    """
-    done = [(entry.step_s, number) for number, entry in enumerate(found) if entry.step_s is not None]
-    if not done:
-        raise VolsegError(
-            f"autotune: expected a way to train this network, got none: {found[0].error}. Lower sample.batch_size."
-        )
-    return found[min(done)[1]].how
-
-
-def remember(key: str, how: Execution) -> None:
-    """Keep the choice for later trainings on this machine; where nothing can be kept it is measured again."""
-    try:
-        write_json(_place(), {**_all(), key: asdict(how)})
-    except VolsegError:
-        return
-
-
-def remembered(key: str) -> Execution | None:
-    """The choice that was kept under a key; None if there is none."""
-    try:
-        return Execution(**_all()[key])
-    except (KeyError, TypeError):
-        return None
-
-
-def _all() -> dict[str, Any]:
-    try:
-        found = read_json(_place())
-    except VolsegError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _place() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volseg" / "autotune.json"
 
 
 @dataclass(frozen=True)
@@ -165,16 +51,6 @@ class Trial:
     peak_bytes: int | None
     budget_s: float | None = None
 
-    def lines(self) -> tuple[str, ...]:
-        """The result for reading, and how many steps the time budget holds."""
-        size = " x ".join(map(str, self.patch_size))
-        memory = "" if self.peak_bytes is None else f", {self.peak_bytes / 2**30:.2f} GiB"
-        found = f"trial  {self.network}: {self.parameters:,} parameters, {self.batch_size} patches of {size}"
-        lines = [f"{found} on {self.device}: {self.step_s:.2f} s per step{memory}"]
-        if self.budget_s is not None:
-            lines.append(f"trial  {self.budget_s:.0f} s hold about {int(self.budget_s / self.step_s)} steps")
-        return tuple(lines)
-
 
 def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
     """Train a few steps on noise with the network, patch and batch that a training would have.
@@ -189,40 +65,26 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
     """
     plan, place = read_plan(folder / PLAN_FILE), choose_device(device)
     spec = design_network(plan, settings.model, settings.sample)
-    batch = patches_per_batch(plan, spec, settings.sample)
+    batch_size = patches_per_batch(plan, spec, settings.sample)
     network = spec.build(settings.train.seed, settings.model.initialization)
     parameters = count_parameters(network)
     try:
         with watch_memory(place) as peak:
-            images, labels = noise_batch(network, plan, spec.patch_size, batch, place)
-            loss = partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
-            step_s = measure_step(network, (images, labels), loss, settings.train, PLAIN)
+            batch = noise_batch(network.sizes, plan, spec.patch_size, batch_size, place)
+            step_s = measure_step(network, batch, _objective(plan, settings), settings.train, PLAIN)
             most = peak()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        rule, got = "enough for the network and a batch", f"too little for {batch} patches of {spec.patch_size}"
-        raise VolsegError(f"memory of {place}: expected {rule}, got {got}. Lower preprocess.memory_gb.") from None
+        rule, got = "enough for the network and a batch", f"too little for {batch_size} patches of {spec.patch_size}"
+        raise VolsegError(sentence(f"memory of {place}", rule, got, "Lower preprocess.memory_gb")) from None
     name = f"{spec.name} {spec.dims}D"
     budget_s = None if settings.train.budget is None else parse_duration_s(settings.train.budget)
-    return Trial(name, parameters, tuple(spec.patch_size), batch, str(place), step_s, most, budget_s)
-
-
-def noise_batch(
-    network: SegmentationNetwork, plan: Plan, patch_size: Sequence[int], batch_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Images (B, C, *S) of noise, and labels of the size of the network's output, to measure with."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((batch_size, len(plan.channels), *patch_size), generator=generator)
-    size = (batch_size, *network.output_size(patch_size))
-    return images.to(device), torch.randint(plan.label_table.classes, size, generator=generator).to(device)
-
-
-# Choosing how to execute a network, by a short measurement that is made once per machine.
+    return Trial(name, parameters, tuple(spec.patch_size), batch_size, str(place), step_s, most, budget_s)
 
 
 def autotune(
-    spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device, say: Callable[[str], None]
+    spec: NetworkSpec, plan: Plan, settings: Settings, device: torch.device, log: Callable[[str], None]
 ) -> Execution:
     """The fastest way to train a network here: measured, or as measured before on this machine.
 
@@ -231,34 +93,170 @@ def autotune(
         plan: The dataset's plan.
         settings: Sections ``sample``, ``loss`` and ``train``.
         device: Where it is trained.
-        say: Told what was measured, a line per way.
+        log: Called with what was measured, a line per way.
 
     Raises:
         VolsegError: If no way works.
     """
     batch_size, train = patches_per_batch(plan, spec, settings.sample), settings.train
-    parts = (train.precision, train.optimizer, str(train.recompute), settings.loss.model_dump_json())
-    key = text_hash(
+    content_hash = text_hash(
         spec.model_dump_json(),
         str(batch_size),
         device_name(device),
         torch.__version__,
         str(torch.get_num_threads()),
-        *parts,
+        train.precision,
+        train.optimizer,
+        str(train.recompute),
+        settings.loss.model_dump_json(),
     )
-    known = remembered(key)
+    known = remembered(content_hash)
     if known is not None:
-        say(f"autotune: {known}, as measured before")
+        log(f"autotune: {known}, as measured before")
         return known
     ways = [PLAIN, Execution(channels_last=False), Execution(compiled="fused")]
     if device.type == "cuda":
         ways.append(Execution(compiled="graphs"))
+    # Each way gets a network of its own: compiling changes a network for good.
     build = partial(spec.build, train.seed, settings.model.initialization)
-    batch = noise_batch(build(), plan, spec.patch_size, batch_size, device)
-    objective = partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
-    found = measured_ways(build, batch, objective, train, ways)
+    batch = noise_batch(spec.sizes(), plan, spec.patch_size, batch_size, device)
+    found = measured_ways(build, batch, _objective(plan, settings), train, ways)
     best = fastest(found)
     for entry in found:
-        say(f"autotune: {entry.line(found[0].step_s)}{'  <- taken' if entry.how == best else ''}")
-    remember(key, best)
+        log(f"autotune: {way_line(entry, found[0].step_s)}{'  <- taken' if entry.how == best else ''}")
+    remember(content_hash, best)
     return best
+
+
+def _objective(plan: Plan, settings: Settings) -> Objective:
+    return partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
+
+
+def noise_batch(
+    sizes: SizeRule, plan: Plan, patch_size: Sequence[int], batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, *S) of noise, and labels of the size of the network's output, to measure with."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((batch_size, len(plan.channels), *patch_size), generator=generator)
+    size = (batch_size, *sizes.output_size(patch_size))
+    return images.to(device), torch.randint(plan.label_table.classes, size, generator=generator).to(device)
+
+
+def measure_step(
+    network: SegmentationNetwork,
+    batch: tuple[Tensor, Tensor],
+    objective: Objective,
+    settings: TrainSettings,
+    how: Execution,
+) -> float:
+    """Seconds of the fastest of a few steps: forward, loss, backward and update.
+
+    Args:
+        network: Trained in place.
+        batch: Images (B, C, *S) and labels (B, *S), on the device.
+        objective: The loss of the network's output and labels.
+        settings: Section ``train``.
+        how: How the network is executed.
+    """
+    device = batch[0].device
+    execute(network, device, how)
+    network.train()
+    state = first_state(network, settings, choose_dtype(device, settings.precision), how)
+    seconds = []
+    for _ in range(_STEPS):
+        began = time.monotonic()
+        float(update(state, [batch], objective, settings, 1e-6))  # waits for the device
+        seconds.append(time.monotonic() - began)
+    return min(seconds[1:])
+
+
+@dataclass(frozen=True)
+class MeasuredWay:
+    """What became of one way of executing a network.
+
+    Args:
+        how: The way.
+        step_s: Seconds of the fastest step; None if it failed.
+        error: Why it failed, in one line.
+    """
+
+    how: Execution
+    step_s: float | None
+    error: str = ""
+
+
+def way_line(found: MeasuredWay, base_s: float | None) -> str:
+    """One way for reading, its speed as a multiple of another's."""
+    if found.step_s is None:
+        return f"{found.how}: not possible here ({found.error})"
+    faster = "" if base_s is None else f", {base_s / found.step_s:.2f} times as fast"
+    return f"{found.how}: {found.step_s:.3f} s per step{faster}"
+
+
+def measured_ways(
+    build: Callable[[], SegmentationNetwork],
+    batch: tuple[Tensor, Tensor],
+    objective: Objective,
+    settings: TrainSettings,
+    ways: Sequence[Execution],
+) -> list[MeasuredWay]:
+    """Train a few steps in each way.
+
+    Args:
+        build: Makes the network anew.
+        batch: As for :func:`measure_step`, and so are the next two.
+        objective: The loss.
+        settings: Section ``train``.
+        ways: What to measure; one that fails has an error instead of seconds.
+    """
+    found = []
+    for how in ways:
+        try:
+            found.append(MeasuredWay(how, measure_step(build(), batch, objective, settings, how)))
+        except Exception as error:  # compilers fail in many ways, and there is always the plain one
+            reason = "too little memory" if out_of_memory(error) else type(error).__name__
+            found.append(MeasuredWay(how, None, reason))
+        torch.compiler.reset()
+    return found
+
+
+def fastest(found: Sequence[MeasuredWay]) -> Execution:
+    """The way of the fewest seconds.
+
+    Raises:
+        VolsegError: If all failed.
+    """
+    done = [(entry.step_s, number) for number, entry in enumerate(found) if entry.step_s is not None]
+    if not done:
+        raise VolsegError(
+            sentence("autotune", "a way to train this network", f"none: {found[0].error}", "Lower sample.batch_size")
+        )
+    return found[min(done)[1]].how
+
+
+def remember(content_hash: str, how: Execution) -> None:
+    """Keep the choice for later trainings on this machine; where nothing can be kept it is measured again."""
+    try:
+        write_json(_memory_file(), {**_all_remembered(), content_hash: asdict(how)})
+    except VolsegError:
+        return
+
+
+def remembered(content_hash: str) -> Execution | None:
+    """The choice that was kept; None if there is none."""
+    try:
+        return Execution(**_all_remembered()[content_hash])
+    except (KeyError, TypeError):
+        return None
+
+
+def _all_remembered() -> dict[str, Any]:
+    try:
+        found = read_json(_memory_file())
+    except VolsegError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _memory_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volseg" / "autotune.json"

@@ -21,13 +21,15 @@ _FILE = "last.safetensors"
 _NUMBERED = "step_"
 
 
-def save_checkpoint(folder: Path, progress: TrainingProgress, identity: str, state: TrainState, keep: int = 1) -> None:
+def save_checkpoint(
+    folder: Path, progress: TrainingProgress, training_hash: str, state: TrainState, keep: int = 1
+) -> None:
     """Write ``last.safetensors``: tensors, and everything else as JSON in the file's metadata, in one atomic step.
 
     Args:
         folder: Folder of the fold.
         progress: Where the training stands.
-        identity: Hash of everything that must not change before continuing.
+        training_hash: Content hash of everything that must not change before continuing.
         state: What to save.
         keep: How many checkpoints to keep; of more than one each is also there under its step's number.
     """
@@ -37,7 +39,7 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, identity: str, sta
         tensors |= {f"optimizer.{index}.{name}": value for name, value in entries.items() if isinstance(value, Tensor)}
     tensors |= {f"random.{name}": value for name, value in _dropout_state(state).items()}
     content = {
-        "identity": identity,
+        "identity": training_hash,
         "progress": {
             **vars(progress),
             "records": [record.to_json() for record in progress.records],
@@ -47,35 +49,43 @@ def save_checkpoint(folder: Path, progress: TrainingProgress, identity: str, sta
     }
     save_weights(folder / _FILE, tensors, {"state": json.dumps(content)})
     if keep > 1:
+        # a second name for the same file where the system can: checkpoints of large networks take gigabytes
         copy_file(folder / _FILE, folder / f"{_NUMBERED}{progress.iteration:08d}.safetensors", link=True)
         for old in sorted(folder.glob(f"{_NUMBERED}*.safetensors"))[:-keep]:
             old.unlink(missing_ok=True)
 
 
-def require_identity(folder: Path, identity: str) -> None:
+def require_same_training(folder: Path, training_hash: str) -> Any:
     """Refuse to continue a training that began with something else.
 
     Args:
         folder: Folder of the fold; without a checkpoint everything is fine.
-        identity: Hash of everything that must not change before continuing.
+        training_hash: Content hash of everything that must not change before continuing.
+
+    Returns:
+        What the checkpoint holds beside tensors; None without a checkpoint.
 
     Raises:
         VolsegError: If settings, plan or split changed since, or the file is damaged.
     """
     path = folder / _FILE
-    if path.is_file() and _content(path)["identity"] != identity:
+    if not path.is_file():
+        return None
+    content = _content(path)
+    if content["identity"] != training_hash:
         raise VolsegError(
             f"{path}: expected the settings, plan and split this training began with, got others. "
             "Choose another model folder, or begin anew with --restart."
         )
+    return content
 
 
-def load_checkpoint(folder: Path, identity: str, state: TrainState) -> TrainingProgress:
+def load_checkpoint(folder: Path, training_hash: str, state: TrainState) -> TrainingProgress:
     """Restore everything :func:`save_checkpoint` wrote, in place.
 
     Args:
         folder: Folder of the fold.
-        identity: Hash of everything that must not change before continuing.
+        training_hash: Content hash of everything that must not change before continuing.
         state: What to restore.
 
     Returns:
@@ -84,11 +94,10 @@ def load_checkpoint(folder: Path, identity: str, state: TrainState) -> TrainingP
     Raises:
         VolsegError: If settings, plan or split changed since, or the file is damaged.
     """
-    path = folder / _FILE
-    if not path.is_file():
+    content = require_same_training(folder, training_hash)
+    if content is None:
         return TrainingProgress()
-    require_identity(folder, identity)
-    content, parts = _content(path), _parts(load_weights(path))
+    parts = _parts(load_weights(folder / _FILE))
     state.network.load_state_dict(parts["network"])
     for name, tensor in state.average.items():
         tensor.copy_(parts["average"][name])
@@ -120,9 +129,10 @@ def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     entries = {int(index): values for index, values in _parts(tensors).items()}
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The file holds moments in plain order; they get the memory format of their parameter (channels last) again.
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:  # channels-last again, like the parameter
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

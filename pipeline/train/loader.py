@@ -189,15 +189,19 @@ class TrainingBatches:
 
     Args:
         source: Where patches come from. Its parts are those of all processes.
-        frame: Axes and left/right pairs.
+        geometry: Axes and left/right pairs.
         settings: Section ``augment``.
         parts: Which of the source's parts this process trains on; by default all.
     """
 
     def __init__(
-        self, source: PatchSource, frame: PatchGeometry, settings: AugmentSettings, parts: Sequence[int] | None = None
+        self,
+        source: PatchSource,
+        geometry: PatchGeometry,
+        settings: AugmentSettings,
+        parts: Sequence[int] | None = None,
     ) -> None:
-        self.source, self.frame, self.settings = source, frame, settings
+        self.source, self.geometry, self.settings = source, geometry, settings
         self.parts = range(source.parts) if parts is None else parts
         self.ahead = Ahead(self._make)
         self.stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -251,7 +255,7 @@ class TrainingBatches:
             labels,
             self.settings,
             BatchRandom(self.source.seed, number, places),
-            side_pairs=self.frame.side_pairs,
-            directions=self.frame.directions,
-            spacing_mm=self.frame.spacing_mm,
+            side_pairs=self.geometry.side_pairs,
+            directions=self.geometry.directions,
+            spacing_mm=self.geometry.spacing_mm,
         )

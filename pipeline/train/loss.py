@@ -20,7 +20,7 @@ from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.core.regions import Regions
 from pipeline.preprocess.plan_file import Plan
-from pipeline.train.border import border_map
+from pipeline.train.border_weights import border_map
 from pipeline.train.class_weights import class_weights, planned_weights
 from pipeline.train.distributed import SINGLE, Processes
 

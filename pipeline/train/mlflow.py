@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from pipeline.core.errors import ConfigError, Stopped, VolsegError, sentence
 from pipeline.core.files import read_json, write_json
 from pipeline.train.log import EpochRecord, scalars
-from pipeline.train.state import ValidationScores
+from pipeline.train.state import Callbacks, ValidationScores
 
 RUN_FILE = "mlflow.json"
 """In the fold's folder: server and run, so that a training that is continued continues its run."""
@@ -40,19 +41,29 @@ def require_mlflow(uri: str | None) -> None:
 
 
 class Tracker:
-    """Mutable state of a run: it ends for this training with the first call that fails.
+    """Mutable state of an MLflow run: it ends for this training with the first call that fails.
 
     Args:
         uri: Tracking URI; None tracks nothing.
         folder: Folder of the fold.
-        say: Told once if tracking fails.
+        callbacks: Those of the training; its log is told once if tracking fails.
     """
 
-    def __init__(self, uri: str | None, folder: Path, say: Callable[[str], None]) -> None:
-        self.uri, self.folder, self.say = uri, folder, say
+    # MLflow's client, not its fluent API: that keeps one active run in global state, which a server that breaks down
+    # would leave open for the next fold, and which may be the caller's own; and it sends the user's name and script.
+
+    def __init__(self, uri: str | None, folder: Path, callbacks: Callbacks) -> None:
+        self.uri, self.folder, self.training = uri, folder, callbacks
         self.client: Any = None
         self.run_id = ""
         self.continued = False
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What the training calls: its own callbacks, and then this run."""
+        if self.uri is None:
+            return self.training
+        return replace(self.training, on_start=self.on_start, on_epoch=self.on_epoch)
 
     def begin(self, experiment: str, parameters: Mapping[str, Any]) -> None:
         """Start a run, or continue that of an earlier sitting; arguments as for :func:`tracking`."""
@@ -62,11 +73,13 @@ class Tracker:
 
     def on_start(self, records: Sequence[EpochRecord], epochs: int) -> None:
         """Send epochs of earlier sittings, unless the run has them."""
+        self.training.on_start(records, epochs)
         if self.client is not None and not self.continued:
             self._try(lambda: self._send_metrics([(each.epoch, scalars(each)) for each in records]))
 
     def on_epoch(self, record: EpochRecord, epochs: int) -> None:
         """Send an epoch and, after a validation, the curves."""
+        self.training.on_epoch(record, epochs)
         if self.client is not None:
             self._try(lambda: self._send_epoch(record))
 
@@ -92,12 +105,13 @@ class Tracker:
             self.client, self.run_id, self.continued = client, earlier, True
             return
         known = client.get_experiment_by_name(experiment)
-        place = known.experiment_id if known is not None else client.create_experiment(experiment)
-        self.run_id = client.create_run(place, tags={"mlflow.runName": str(parameters["run"])}).info.run_id
+        experiment_id = known.experiment_id if known is not None else client.create_experiment(experiment)
+        self.run_id = client.create_run(experiment_id, tags={"mlflow.runName": str(parameters["run"])}).info.run_id
         make = import_module("mlflow.entities").Param
         params = [make(key, text[:_LONGEST_VALUE]) for key, text in _flat(parameters)]
         for first in range(0, len(params), _PARAMS_PER_BATCH):
             client.log_batch(self.run_id, params=params[first : first + _PARAMS_PER_BATCH])
+        # Last: a run whose settings did not arrive is not continued.
         write_json(self.folder / RUN_FILE, {"uri": uri, "run": self.run_id})
         self.client = client
 
@@ -133,26 +147,26 @@ class Tracker:
             self.client = None
             got = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             rule, advice = "a server that takes this training's numbers", "The training goes on and sends no more"
-            self.say(f"note  {sentence('train.mlflow', rule, got, advice, file=self.uri)}")
+            self.training.log(f"note  {sentence('train.mlflow', rule, got, advice, file=self.uri)}")
 
 
 @contextmanager
 def tracking(
-    uri: str | None, folder: Path, say: Callable[[str], None], experiment: str, parameters: Mapping[str, Any]
+    uri: str | None, folder: Path, callbacks: Callbacks, experiment: str, parameters: Mapping[str, Any]
 ) -> Iterator[Tracker]:
     """Track what happens in the block; if it is left by an error or Ctrl-C, the run says so.
 
     Args:
         uri: Tracking URI; None tracks nothing.
         folder: Folder of the fold.
-        say: Told once if tracking fails.
+        callbacks: Those of the training; its log is told once if tracking fails.
         experiment: Name of the experiment; created if there is none.
         parameters: ``run``, its name, and nested settings.
 
     Yields:
-        Whom to tell about the training.
+        The run; its ``callbacks`` are for the training.
     """
-    tracker = Tracker(uri, folder, say)
+    tracker = Tracker(uri, folder, callbacks)
     tracker.begin(experiment, parameters)
     try:
         yield tracker

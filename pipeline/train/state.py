@@ -1,10 +1,12 @@
-"""Where a training stands: everything that changes while it goes on."""
+"""One training as values: what it is given, what it reports, where it stands, and one update of its weights."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import SupportsFloat, cast
 
 import torch
@@ -12,17 +14,33 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from pipeline.config.settings import TrainSettings
+from pipeline.config.settings import Settings, TrainSettings
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import PLAIN, Execution, autocast
 from pipeline.sample.augment import Direction
+from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.log import EpochRecord
 from pipeline.train.schedule import build_optimizer
 
-# What a training is given and what it reports, as values.
 
-OnStep = Callable[[float, SupportsFloat], None]
-"""Called after every step with the share of the training that is done and the epoch's mean loss so far."""
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a training calls while it goes on; by default none of them does anything.
+
+    Args:
+        on_start: Called once with the epochs of earlier runs and the expected number of epochs.
+        on_step: Called after every step with the share of the training that is done and the epoch's mean loss so far.
+        on_epoch: Called after every epoch with its record and the expected number of epochs.
+        log: Called with lines for the user, most of them before the training begins.
+    """
+
+    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None
+    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None
+    on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None
+    log: Callable[[str], None] = lambda text: None
+
+
+NO_CALLBACKS = Callbacks()
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,29 @@ class PatchGeometry:
     regions: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class TrainRun:
+    """One run of a training: what decides it, where it writes, and which processes share it.
+
+    Args:
+        folder: Folder of the fold; a checkpoint there is continued.
+        training_hash: Content hash of everything that must not change before continuing.
+        settings: All settings, with class weights in place of the word ``plan``.
+        geometry: The axes of its patches.
+        processes: Those that train together; the first one writes.
+        how: How the network is executed.
+        began: ``time.monotonic()`` when the run began: loading counts towards a time budget.
+    """
+
+    folder: Path
+    training_hash: str
+    settings: Settings
+    geometry: PatchGeometry
+    processes: Processes = SINGLE
+    how: Execution = PLAIN
+    began: float = field(default_factory=time.monotonic)
+
+
 @dataclass(frozen=True)
 class EpochPart:
     """The steps that an epoch has had so far.
@@ -135,40 +176,52 @@ class TrainingProgress:
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """The mutable parts of a training; a checkpoint holds all of them, and the random state of dropout.
+    """What an update of the weights uses and changes; a checkpoint holds its first four parts.
 
     Args:
         network: Its weights and buffers, on the device that trains.
         average: Moving average of weights and buffers; empty if there is none.
         optimizer: Its moments.
         scaler: Loss scale of fp16.
+        model: The network, wrapped where several processes train it.
+        dtype: Type of the network's arithmetic.
+        how: How the network is executed.
     """
 
     network: SegmentationNetwork
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    model: nn.Module
+    dtype: torch.dtype
+    how: Execution
 
 
-def first_state(network: SegmentationNetwork, settings: TrainSettings, dtype: torch.dtype) -> TrainState:
+def first_state(
+    network: SegmentationNetwork,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+    how: Execution = PLAIN,
+    processes: Processes = SINGLE,
+) -> TrainState:
     """The state of a training that begins.
 
     Args:
         network: With its first weights, on the device that trains.
         settings: Section ``train``.
         dtype: Type of the network's arithmetic; float16 needs a loss scale.
+        how: How the network is executed.
+        processes: Those that train together.
     """
     device = next(network.parameters()).device
+    model = processes.wrapped(network)
+    # Not torch.optim.swa_utils.AveragedModel: its first update replaces the average by the weights, and it copies the
+    # whole module, which may be compiled. Trainings that began with ours would continue with other numbers.
     kept = network.state_dict().items() if settings.ema_decay > 0 else ()
-    return TrainState(
-        network,
-        {name: tensor.detach().clone() for name, tensor in kept},
-        build_optimizer(network, settings),
-        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-    )
+    average = {name: tensor.detach().clone() for name, tensor in kept}
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return TrainState(network, average, build_optimizer(network, settings), scaler, model, dtype, how)
 
-
-# One update of the weights, from one batch or from several parts of it, and their moving average.
 
 Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
 """The loss of a network's output and labels of the input's size."""
@@ -176,25 +229,19 @@ Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
 
 def update(
     state: TrainState,
-    model: nn.Module,
     parts: Sequence[tuple[Tensor, Tensor]],
     objective: Objective,
     settings: TrainSettings,
-    dtype: torch.dtype,
     rate: float,
-    how: Execution = PLAIN,
 ) -> Tensor:
     """Update the weights once.
 
     Args:
         state: What is trained, changed in place.
-        model: The network, wrapped where several processes train it.
         parts: Images (B, C, *S) and labels (B, *S), taken one pair after the other.
         objective: The loss; the gradients of the parts are averaged.
         settings: Section ``train``.
-        dtype: Type of the network's arithmetic.
         rate: Learning rate.
-        how: How the network is executed.
 
     Returns:
         Mean loss of the parts, on the device.
@@ -202,17 +249,18 @@ def update(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    total: Tensor | float = 0.0
+    model, total = state.model, cast(Tensor | float, 0.0)
     for number, (images, labels) in enumerate(parts, start=1):
+        # Processes exchange gradients in the backward pass of the last part only: once per update.
         later = isinstance(model, DistributedDataParallel) and number < len(parts)
-        with cast(DistributedDataParallel, model).no_sync() if later else nullcontext():  # gradients are exchanged once
-            with autocast(images.device, dtype):
-                heads = model(how.images(images))
+        with cast(DistributedDataParallel, model).no_sync() if later else nullcontext():
+            with autocast(images.device, state.dtype):
+                heads = model(state.how.images(images))
             loss = objective(heads, labels) / len(parts)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     if settings.gradient_clip is not None:
-        state.scaler.unscale_(state.optimizer)
+        state.scaler.unscale_(state.optimizer)  # the limit is one of true gradients
         clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -235,8 +283,9 @@ def update_average(state: TrainState, decay: float, steps: int) -> None:
     current = state.network.state_dict()
     with torch.no_grad():
         floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        # one call for all tensors: hundreds of small ones would cost a GPU more than the arithmetic
         torch._foreach_lerp_([average[n] for n in floating], [current[n] for n in floating], 1 - decay)
-        for name in average.keys() - set(floating):
+        for name in average.keys() - set(floating):  # counters of batch norms
             average[name].copy_(current[name])
 
 

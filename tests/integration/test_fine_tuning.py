@@ -11,6 +11,7 @@ from toy import toy_settings
 from pipeline.core.errors import VolsegError
 from pipeline.model.folder import load_weights
 from pipeline.stages.train import train
+from pipeline.train.state import Callbacks
 
 ONE_STEP = {"epochs": 1, "iterations_per_epoch": 1, "learning_rate": 1e-6}
 
@@ -19,7 +20,7 @@ def test_it_begins_where_the_other_ended(prepared: Path, model: Path, tmp_path: 
     settings = toy_settings()
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=ONE_STEP)})
     told: list[str] = []
-    train(prepared, tmp_path / "m", settings, start=model, say=told.append)
+    train(prepared, tmp_path / "m", settings, start=model, callbacks=Callbacks(log=told.append))
     before, after = (
         load_weights(folder / "fold_0" / name)
         for folder, name in ((model, "model.safetensors"), (tmp_path / "m", "last.safetensors"))

@@ -150,7 +150,7 @@ def test_folds_are_averaged(prepared: Path, model: Path, tmp_path: Path) -> None
     assert len(both.networks) == 2
     image, labels = toy_case(8)
     assert both.predict(image).grid == labels.grid
-    with pytest.raises(VolsegError, match=r"expected folds 2, got 0, 1\. Let `volseg train` finish"):
+    with pytest.raises(VolsegError, match=r"expected fold 2 to be trained, got 0, 1\. Let `volseg train` finish"):
         Predictor.load(tmp_path / "m", folds=[2])
 
 

@@ -24,6 +24,7 @@ from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
+from pipeline.train.state import Callbacks
 
 
 def changed(settings: Settings, **sections: dict[str, object]) -> Settings:
@@ -90,7 +91,7 @@ def test_settings_of_inference_are_checked_before_training(
 def test_training_says_what_it_trains(prepared: Path, tmp_path: Path) -> None:
     said: list[str] = []
     settings = changed(toy_settings(), train={"epochs": 1}, augment={"enabled": True, "flip_axes": ("LR",)})
-    train(prepared, tmp_path / "m", settings, device="cpu", say=said.append)
+    train(prepared, tmp_path / "m", settings, device="cpu", callbacks=Callbacks(log=said.append))
     assert said[1:] == [
         "labels: box_left: on one side only. Take LR out of augment.flip_axes, or mirrored they are wrong."
     ]
@@ -179,7 +180,7 @@ def test_proposed_class_weights_are_used_on_demand_and_say_so(prepared: Path, tm
     short = {"train": {"epochs": 1, "iterations_per_epoch": 2}}
     asked = changed(toy_settings(), loss={"class_weights": "plan"}, sample={"class_weights": "plan"}, **short)
     said: list[str] = []
-    weighted = train(tmp_path / "p", tmp_path / "m", asked, device="cpu", say=said.append)
+    weighted = train(tmp_path / "p", tmp_path / "m", asked, device="cpu", callbacks=Callbacks(log=said.append))
     assert not [line for line in said if "class_weights" in line]
     assert read_card(tmp_path / "m").settings.loss.class_weights == "plan"
     plain = train(tmp_path / "p", tmp_path / "m2", changed(toy_settings(), **short), device="cpu")
@@ -193,7 +194,7 @@ def test_proposed_class_weights_are_used_on_demand_and_say_so(prepared: Path, tm
         tmp_path / "p", tmp_path / "m2", changed(toy_settings(), **short), device="cpu"
     )  # where it is not used, it may
     write_plan(plan.model_copy(update={"class_weights": None}), file)
-    same = train(tmp_path / "p", tmp_path / "m3", asked, device="cpu", say=said.append)
+    same = train(tmp_path / "p", tmp_path / "m3", asked, device="cpu", callbacks=Callbacks(log=said.append))
     assert same.progress.records[0].loss == plain.progress.records[0].loss
     assert said[-1] == "class_weights: the plan proposes none, so all weigh the same. plan.yaml may say why."
 

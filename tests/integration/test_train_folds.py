@@ -11,6 +11,7 @@ import pytest
 from toy import toy_settings
 
 from pipeline.config.settings import Settings
+from pipeline.console.printing import print_folds
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.model.folder import fold_folder, trained_folds
 from pipeline.stages import train_folds as module
@@ -36,7 +37,7 @@ def test_all_folds_are_trained_and_finished_ones_kept(prepared: Path, tmp_path: 
     said: list[str] = []
     epochs: list[tuple[int, str]] = []
     result = train_folds(
-        prepared, tmp_path / "m", short(), devices=["cpu"], say=said.append,
+        prepared, tmp_path / "m", short(), devices=["cpu"], log=said.append,
         on_epoch=lambda record, total, fold: epochs.append((record.epoch, fold)),
     )  # fmt: skip
     assert [(entry.fold, entry.status) for entry in result.folds] == [(0, "trained"), (1, "trained"), (2, "trained")]
@@ -69,7 +70,7 @@ def test_a_fold_that_fails_does_not_stop_the_others(prepared: Path, tmp_path: Pa
 
 def test_several_devices_train_several_folds_at_once(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
-    options = {"on_epoch": partial(note_epoch, tmp_path / "notes"), "say": nothing}
+    options = {"on_epoch": partial(note_epoch, tmp_path / "notes"), "log": nothing}
     result = train_folds(prepared, tmp_path / "m", short(), devices=["cpu", "cpu"], **options)
     assert [entry.status for entry in result.folds] == ["trained"] * 3
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == [f"fold {n} epoch 1 of 1" for n in range(3)]
@@ -100,14 +101,16 @@ def test_what_is_wrong_for_every_fold_is_said_once(prepared: Path, tmp_path: Pat
     assert not (tmp_path / "m").exists()
 
 
-def test_the_summary_says_what_became_of_each() -> None:
+def test_the_summary_says_what_became_of_each(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = (FoldOutcome(0, "kept", 0.5), FoldOutcome(1, "trained", 0.7), FoldOutcome(2, "failed", None, "why."))
     result = FoldsResult((*outcomes, FoldOutcome(3, "trained")))
-    assert result.lines() == (
+    print_folds(result)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
         "fold 0: finished before, validation Dice 0.500",
         "fold 1: trained, validation Dice 0.700",
         "fold 2: failed  why.",
         "fold 3: trained, nothing to score",
         "mean of 2 folds: validation Dice 0.600",
-    )
+    ]
     assert (result.exit_code, FoldsResult(outcomes[2:]).exit_code, FoldsResult(outcomes[:2]).exit_code) == (2, 3, 0)

@@ -12,9 +12,10 @@ from pipeline.core.errors import VolsegError
 from pipeline.data.itk import write_picture
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.sample.augment import directions
+from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.preview import PatchMaker, Strongest, open_patches, preview, strongest_changes
-from pipeline.stages.train import axes_frame, patch_source, training_split
+from pipeline.stages.train import checked_card, patch_geometry, patch_source
 from pipeline.train.loader import TrainingBatches
 
 
@@ -40,11 +41,11 @@ def test_patches_are_those_of_the_training(prepared: Path) -> None:
     made_by = maker(prepared, made)
     drawn = made_by.first(3)
     plan = read_plan(prepared / "plan.yaml")
-    split = training_split(prepared, 0, plan)
-    source = patch_source(prepared, split, made_by.spec, plan, made, torch.device("cpu"))
-    frame = axes_frame(made_by.spec, plan)
+    split = PreparedFolds.read(prepared).fold(0)
+    source = patch_source(prepared, split, checked_card(plan, made), (0, 0, 0), torch.device("cpu"))
+    geometry = patch_geometry(made_by.spec, plan)
     found = []
-    with TrainingBatches(source, frame, made.augment) as batches:
+    with TrainingBatches(source, geometry, made.augment) as batches:
         trained = [batches.step(number)[0][0] for number in range(2)]
     for number, (changed, moved) in enumerate(trained):
         images, labels, _ = source.batch(number)

@@ -14,8 +14,9 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.model.registry import build_network
 from pipeline.stages.prepare import preprocess
-from pipeline.stages.train import train, transfer_weights
+from pipeline.stages.train import train, transfer_lines, transfer_weights
 from pipeline.train import mlflow as tracking
+from pipeline.train.state import Callbacks
 
 URI = "http://localhost:5000"
 
@@ -55,7 +56,7 @@ def test_a_broken_server_does_not_stop_a_training(
 ) -> None:
     server, said = install(monkeypatch), []
     server.calls_left = 4
-    result = train(prepared, tmp_path / "m", settings(), device="cpu", say=said.append)
+    result = train(prepared, tmp_path / "m", settings(), device="cpu", callbacks=Callbacks(log=said.append))
     assert len(result.progress.records) == 2
     assert sum("train.mlflow" in line for line in said) == 1
 
@@ -84,7 +85,7 @@ def test_everything_but_the_outputs_is_taken_over() -> None:
     assert (result.missing, dict(result.reshaped)) == ((), {})
     heads = sum(parameter.numel() for name, parameter in network.named_parameters() if name.startswith("heads"))
     assert result.loaded == result.parameters - heads
-    assert len(result.lines()) == 1
+    assert len(transfer_lines(result)) == 1
 
 
 def test_what_does_not_fit_is_told() -> None:
@@ -94,6 +95,6 @@ def test_what_does_not_fit_is_told() -> None:
     ((name, shapes),) = result.reshaped.items()
     assert shapes[0][1], shapes[1][1] == (1, 2)
     assert result.missing
-    told = " ".join(result.lines())
+    told = " ".join(transfer_lines(result))
     assert f"{name} begins anew: its shape is (4, 1, 3, 3, 3), in the other model (4, 2, 3, 3, 3)" in told
     assert "tensors are not in the other model" in told

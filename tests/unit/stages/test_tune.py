@@ -7,13 +7,14 @@ import torch
 from toy import toy_settings, write_toy
 
 from pipeline.config.settings import Settings, TrainSettings
+from pipeline.console.printing import print_trial
 from pipeline.core.errors import VolsegError
 from pipeline.model.device import PLAIN, Execution
 from pipeline.model.registry import build_network
 from pipeline.stages import tune as module
 from pipeline.stages import tune as tuning
 from pipeline.stages.plan import plan
-from pipeline.stages.tune import Measured, Trial, fastest, measured_ways, remember, remembered, trial
+from pipeline.stages.tune import MeasuredWay, Trial, fastest, measured_ways, remember, remembered, trial, way_line
 
 
 def test_ways_are_measured_and_one_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,16 +35,20 @@ def test_ways_are_measured_and_one_that_fails_is_told(monkeypatch: pytest.Monkey
         [PLAIN, Execution(channels_last=False), Execution(compiled="fused")],
     )
     assert [entry.step_s is None for entry in found] == [False, False, True]
-    assert found[2].line(1.0) == "channels last, fused: not possible here (RuntimeError)"
+    assert way_line(found[2], 1.0) == "channels last, fused: not possible here (RuntimeError)"
     assert fastest(found) in (PLAIN, Execution(channels_last=False))
 
 
 def test_the_fewest_seconds_win() -> None:
-    found = [Measured(PLAIN, 2.0), Measured(Execution(compiled="fused"), 1.0), Measured(Execution(False), None, "x")]
+    found = [
+        MeasuredWay(PLAIN, 2.0),
+        MeasuredWay(Execution(compiled="fused"), 1.0),
+        MeasuredWay(Execution(False), None, "x"),
+    ]
     assert fastest(found) == Execution(compiled="fused")
-    assert found[1].line(2.0) == "channels last, fused: 1.000 s per step, 2.00 times as fast"
+    assert way_line(found[1], 2.0) == "channels last, fused: 1.000 s per step, 2.00 times as fast"
     with pytest.raises(VolsegError, match="autotune: expected a way to train this network, got none: too little"):
-        fastest([Measured(PLAIN, None, "too little memory")])
+        fastest([MeasuredWay(PLAIN, None, "too little memory")])
 
 
 def test_a_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +86,13 @@ def test_a_step_is_measured(planned: Path, name: str) -> None:
     assert found.budget_s is None
 
 
-def test_the_result_says_how_many_steps_a_budget_holds() -> None:
+def test_the_result_says_how_many_steps_a_budget_holds(capsys: pytest.CaptureFixture[str]) -> None:
     found = Trial("unet 3D", 1000, (16, 16, 8), 2, "cpu", 0.5, 3 * 2**29, 600.0)
-    assert found.lines() == (
+    print_trial(found)
+    assert capsys.readouterr().out.splitlines() == [
         "trial  unet 3D: 1,000 parameters, 2 patches of 16 x 16 x 8 on cpu: 0.50 s per step, 1.50 GiB",
         "trial  600 s hold about 1200 steps",
-    )
+    ]
 
 
 def test_too_little_memory_is_said(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

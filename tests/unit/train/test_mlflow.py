@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.train import mlflow as module
 from pipeline.train.log import EpochRecord
 from pipeline.train.mlflow import Tracker, require_mlflow, tracking
-from pipeline.train.state import ValidationScores
+from pipeline.train.state import Callbacks, ValidationScores
 
 URI = "http://localhost:5000"
 PARAMETERS = {"run": "m fold 0", "fold": 0, "train": {"seed": 3, "betas": [0.9, 0.99], "none": None}, "empty": {}}
@@ -35,7 +35,7 @@ def record(epoch: int, dice: float | None = None) -> EpochRecord:
 def sitting(folder: Path, *records: EpochRecord, earlier: tuple[EpochRecord, ...] = (), uri: str = URI) -> list[str]:
     """One sitting of a training; returns what was said."""
     said: list[str] = []
-    with tracking(uri, folder, said.append, "hearts", PARAMETERS) as tracker:
+    with tracking(uri, folder, Callbacks(log=said.append), "hearts", PARAMETERS) as tracker:
         tracker.on_start(earlier, 10)
         for each in records:
             tracker.on_epoch(each, 10)
@@ -98,13 +98,13 @@ def test_a_broken_server_is_told_once_and_left_alone(server: Server, tmp_path: P
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
 def test_interrupted_runs_say_so(server: Server, tmp_path: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking(URI, tmp_path, print, "hearts", PARAMETERS):
+    with pytest.raises(error), tracking(URI, tmp_path, Callbacks(), "hearts", PARAMETERS):
         raise error
     assert server.runs["run0"].status == status
 
 
 def test_without_a_uri_nothing_is_tracked(server: Server, tmp_path: Path) -> None:
-    with tracking(None, tmp_path, print, "hearts", PARAMETERS) as tracker:
+    with tracking(None, tmp_path, Callbacks(), "hearts", PARAMETERS) as tracker:
         assert isinstance(tracker, Tracker)
         tracker.on_start((), 1)
         tracker.on_epoch(record(1), 1)
@@ -115,7 +115,7 @@ def test_without_a_uri_nothing_is_tracked(server: Server, tmp_path: Path) -> Non
 
 def test_many_parameters_and_metrics_are_sent_in_parts(server: Server, tmp_path: Path) -> None:
     many = {"run": "m fold 0", "fold": 0, "loss": {f"key_{n}": "x" * 600 for n in range(250)}}
-    with tracking(URI, tmp_path, print, "hearts", many) as tracker:
+    with tracking(URI, tmp_path, Callbacks(), "hearts", many) as tracker:
         tracker.on_start([record(n) for n in range(1, 401)], 400)
     assert len(server.runs["run0"].params) == 252
     assert len(server.runs["run0"].params["loss.key_3"]) == 500

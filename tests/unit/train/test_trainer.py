@@ -22,15 +22,15 @@ from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.cost import kept_bytes, multiply_adds
 from pipeline.model.folder import load_weights
 from pipeline.model.registry import build_network
-from pipeline.train import trainer
-from pipeline.train import trainer as room
+from pipeline.train import resources, trainer
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
-from pipeline.train.state import PatchGeometry, TrainingProgress, Validation, ValidationScores
-from pipeline.train.trainer import TrainResult, require_memory, train_fold
+from pipeline.train.resources import require_memory
+from pipeline.train.state import Callbacks, PatchGeometry, TrainingProgress, TrainRun, Validation, ValidationScores
+from pipeline.train.trainer import TrainResult, train_fold
 
 SIZE = (8, 8, 8)
-FRAME = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
+GEOMETRY = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0), ())
 NO_VALIDATION = Validation(lambda network, everything: ValidationScores({}, None, {}), 1, 1)
 
 
@@ -76,7 +76,8 @@ def run(prepared: Path, out: Path, options: Settings, stop_after: int | None = N
         if record.epoch == stop_after:
             raise KeyboardInterrupt
 
-    return train_fold(network, source, FRAME, Validation(validate, 1, 2), options, out, "identity", on_epoch)
+    fold = TrainRun(out, "hash", options, GEOMETRY)
+    return train_fold(fold, network, source, Validation(validate, 1, 2), Callbacks(on_epoch=on_epoch))
 
 
 def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path: Path) -> None:
@@ -136,8 +137,8 @@ def test_every_kind_of_loss_falls(
     built = build_network(network, 3, 1, 1 if regions else 2, seed=0, features=(4, 8))
     margin = (built.margin[0], built.margin[1], built.margin[2])
     source = PatchSource(prepared, ["a", "b"], size, 2, options.sample, torch.device("cpu"), margin=margin)
-    frame = replace(FRAME, regions=regions)
-    result = train_fold(built, source, frame, NO_VALIDATION, options, tmp_path / "m", "i", lambda record, epochs: None)
+    fold = TrainRun(tmp_path / "m", "hash", options, replace(GEOMETRY, regions=regions))
+    result = train_fold(fold, built, source, NO_VALIDATION)
     first, last = (record.loss for record in result.progress.records)
     assert last < 0.8 * first
 
@@ -152,17 +153,12 @@ def test_steps_are_told_and_what_earlier_runs_did(prepared: Path, tmp_path: Path
     def train(options: Settings, steps: list[tuple[float, float]], starts: list[tuple[int, int]]) -> TrainResult:
         source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
         network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
-        return train_fold(
-            network,
-            source,
-            FRAME,
-            NO_VALIDATION,
-            options,
-            tmp_path / "m",
-            "i",
-            lambda record, epochs: None,
+        callbacks = Callbacks(
             on_start=lambda records, epochs: starts.append((len(records), epochs)),
             on_step=lambda share, loss: steps.append((share, float(loss))),
+        )
+        return train_fold(
+            TrainRun(tmp_path / "m", "hash", options, GEOMETRY), network, source, NO_VALIDATION, callbacks
         )
 
     steps: list[tuple[float, float]] = []
@@ -186,9 +182,7 @@ def test_other_settings_do_not_continue_an_old_training(prepared: Path, tmp_path
     source = PatchSource(prepared, ["a"], SIZE, 2, settings().sample, torch.device("cpu"))
     network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
     with pytest.raises(VolsegError, match=r"expected the settings, plan and split this training began with.*--restart"):
-        train_fold(
-            network, source, FRAME, NO_VALIDATION, settings(), tmp_path / "m", "other", lambda record, epochs: None
-        )
+        train_fold(TrainRun(tmp_path / "m", "other", settings(), GEOMETRY), network, source, NO_VALIDATION)
 
 
 def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path: Path) -> None:
@@ -276,16 +270,8 @@ def test_a_signal_during_a_validation_ends_it_and_it_is_made_again(prepared: Pat
 
     def train() -> TrainResult:
         network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
-        return train_fold(
-            network,
-            source,
-            FRAME,
-            Validation(validate, 1, 1),
-            settings(),
-            tmp_path / "m",
-            "i",
-            lambda record, epochs: None,
-        )
+        fold = TrainRun(tmp_path / "m", "hash", settings(), GEOMETRY)
+        return train_fold(fold, network, source, Validation(validate, 1, 1))
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -324,7 +310,7 @@ def test_accumulated_parts_update_as_one_large_batch(prepared: Path, tmp_path: P
         )
         network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), norm="instance")
         out = tmp_path / str(accumulate)
-        train_fold(network, source, FRAME, NO_VALIDATION, options, out, "i", lambda record, epochs: None)
+        train_fold(TrainRun(out, "hash", options, GEOMETRY), network, source, NO_VALIDATION)
         weights.append(load_weights(out / "last.safetensors"))
     for name, tensor in weights[0].items():
         for other in weights[1:]:
@@ -396,9 +382,9 @@ def source(squeeze_axis: int | None = 2) -> Any:
 
 def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainSettings(precision="fp32")
-    monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED)
+    monkeypatch.setattr(resources, "free_bytes", lambda device: NEEDED)
     require_memory(NETWORK, source(), settings)
-    monkeypatch.setattr(room, "free_bytes", lambda device: NEEDED - 1)
+    monkeypatch.setattr(resources, "free_bytes", lambda device: NEEDED - 1)
     said = r"memory of cpu: expected at least \d MB for a step with 6 patches of 64 x 32, got \d MB\. Lower sample"
     with pytest.raises(VolsegError, match=said):
         require_memory(NETWORK, source(), settings)
@@ -406,5 +392,5 @@ def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch:
 
 
 def test_where_the_memory_is_unknown_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda device: None)
+    monkeypatch.setattr(resources, "free_bytes", lambda device: None)
     require_memory(NETWORK, source(), TrainSettings())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.train.border import border_map, instances, squared_distances
+from pipeline.train.border_weights import border_map, instances, squared_distances
 
 
 def brute_force(labels: NDArray[np.int64], largest: float, sigma: float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What a training makes of its device: memory, and arithmetic beside what the device can do."""
+"""What a training needs of its device and makes of it: memory, and arithmetic beside what the device can do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from pipeline.config.settings import TrainSettings
+from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.machine import bytes_in_words
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.cost import multiply_adds
-from pipeline.model.device import autocast
+from pipeline.model.cost import kept_bytes, multiply_adds
+from pipeline.model.device import autocast, choose_dtype, free_bytes
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 
@@ -20,8 +23,43 @@ _PASSES = 3  # forward, and backward to the inputs and to the weights
 _ROUNDS = 5
 
 
-class Usage:
-    """Completes the records of a training.
+def require_memory(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
+    """Refuse a batch whose activations alone are more than the device's free memory.
+
+    What passes may still be too much, by gradients, optimizer and scratch space. Nothing is asked where activations
+    are recomputed.
+
+    Args:
+        network: What is trained.
+        source: Its patches, the cached cases loaded.
+        settings: Section ``train``.
+
+    Raises:
+        VolsegError: If the memory is too small, with the numbers.
+    """
+    free = free_bytes(source.device)
+    if free is None or settings.recompute:
+        return
+    size = _network_size(source)
+    dtype = choose_dtype(source.device, settings.precision)
+    needed = kept_bytes(network, (source.batch_size, network.in_channels, *size), dtype)
+    # Asked before the first step: on a CPU the system would kill the training without a word.
+    if needed > free:
+        patches = f"{source.batch_size} patches of {' x '.join(map(str, size))}"
+        rule = f"at least {bytes_in_words(needed)} for a step with {patches}"
+        advice = (
+            "Lower sample.batch_size (train.accumulate makes up for it) or sample.patch_size, or set train.recompute"
+        )
+        raise VolsegError(sentence(f"memory of {source.device}", rule, bytes_in_words(free), advice))
+
+
+def _network_size(source: PatchSource) -> list[int]:
+    """Voxels of a patch along the axes that the network sees."""
+    return [length for axis, length in enumerate(source.patch_size) if axis != source.squeeze_axis]
+
+
+class Resources:
+    """Completes the records of a training by what it makes of the device.
 
     Args:
         network: Before it is moved or wrapped.
@@ -30,8 +68,7 @@ class Usage:
     """
 
     def __init__(self, network: SegmentationNetwork, source: PatchSource, dtype: torch.dtype) -> None:
-        size = [n for axis, n in enumerate(source.patch_size) if axis != source.squeeze_axis]
-        self.operations = 2 * _PASSES * multiply_adds(network, size, network.in_channels)
+        self.operations = 2 * _PASSES * multiply_adds(network, _network_size(source), network.in_channels)
         self.device = source.device
         self.ceiling = convolution_ceiling(source.device, dtype, network.dims)
 
@@ -49,6 +86,7 @@ class Usage:
         with suppress(ImportError):
             import resource  # not on Windows
 
+            # in bytes on macOS, in KiB elsewhere
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         return None
 
@@ -68,6 +106,7 @@ def convolution_ceiling(device: torch.device, dtype: torch.dtype, dims: int) -> 
     layer = kind(channels, channels, 3, padding=1, bias=False, device=device)
     layer.to(memory_format=order)  # type: ignore[call-overload]
     images = torch.ones((1, channels, *(edge,) * dims), device=device).contiguous(memory_format=order)
+    # The best of a few: the first call chooses an algorithm and reserves memory.
     seconds = []
     with autocast(device, dtype):
         for _ in range(_ROUNDS):

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.train.usage import convolution_ceiling
+from pipeline.train.resources import convolution_ceiling
 
 
 def test_the_ceiling_is_the_speed_of_a_convolution() -> None:
