@@ -1,12 +1,13 @@
 """Augmentation of a training batch on its own device: geometry, then intensities, then mirroring.
 
-Samples that a step did not draw are not touched.
+Every sample draws for itself which changes it gets and how strong; samples that did not draw a change are not touched.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +20,24 @@ from pipeline.sample.randomness import BatchRandom
 Direction = Literal["LR", "AP", "SI"]
 
 _DIRECTIONS: dict[str, Direction] = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+
+
+@dataclass(frozen=True)
+class PatchGeometry:
+    """What augmentation and loss need to know of the axes that a network sees.
+
+    Args:
+        directions: Anatomical direction of each axis: ``LR``, ``AP`` or ``SI``.
+        spacing_mm: Spacing of each axis.
+        side_pairs: (left, right) class indices that swap when a patch is mirrored along ``"LR"``.
+        regions: Class indices of each region, where regions are trained by a sigmoid each; empty for a softmax over
+            classes.
+    """
+
+    directions: tuple[Direction, ...]
+    spacing_mm: tuple[float, ...]
+    side_pairs: tuple[tuple[int, int], ...] = ()
+    regions: tuple[tuple[int, ...], ...] = ()
 
 
 def directions(orientation: str) -> tuple[Direction, ...]:
@@ -39,10 +58,7 @@ def augment(
     labels: Tensor,
     settings: AugmentSettings,
     random: BatchRandom,
-    *,
-    directions: Sequence[Direction],
-    side_pairs: Sequence[tuple[int, int]] = (),
-    spacing_mm: Sequence[float] | None = None,
+    geometry: PatchGeometry,
 ) -> tuple[Tensor, Tensor]:
     """Change a batch at random, every sample in its own way.
 
@@ -55,9 +71,7 @@ def augment(
         labels: (B, *S), integer class indices, -1 where ignored. Not modified.
         settings: Probabilities and ranges.
         random: Source of all draws, one per sample.
-        directions: Anatomical direction of each axis of S, see :func:`directions`.
-        side_pairs: (left, right) class indices that swap when a patch is mirrored along ``"LR"``.
-        spacing_mm: Spacing along the axes of S; by default the same for all.
+        geometry: The axes of S.
 
     Returns:
         Images and labels of the same shapes, types and device; the arguments themselves if augmentation is off.
@@ -67,33 +81,33 @@ def augment(
 
     Reference: Isensee et al., nnU-Net, Nature Methods 2021, supplementary information (data augmentation).
     """
-    size = images.shape[2:]
-    spacing = tuple(spacing_mm) if spacing_mm is not None else (1.0,) * len(size)
-    _check(images, labels, directions, spacing)
+    size, spacing = images.shape[2:], geometry.spacing_mm
+    _check(images, labels, geometry)
     if not settings.enabled or len(images) == 0:
         return images, labels
     images, labels = images.clone(), labels.clone()  # from here on changed in place
     fixed = spatial.coarse_axis(size, spacing)
+    # Half precision would move voxels by whole voxels in large patches and round intensities.
     with torch.autocast(images.device.type, enabled=False):
         _move(images, labels, settings, random, spacing, fixed)
         _recolor(images, settings, random, [axis for axis in range(len(size)) if axis != fixed])
-        for axis, direction in enumerate(directions):
+        for axis, direction in enumerate(geometry.directions):
             if direction in settings.flip_axes:
-                _mirror(images, labels, axis, side_pairs if direction == "LR" else (), random)
+                _mirror(images, labels, axis, geometry.side_pairs if direction == "LR" else (), random)
     return images, labels
 
 
-def _check(images: Tensor, labels: Tensor, directions: Sequence[Direction], spacing: Sequence[float]) -> None:
+def _check(images: Tensor, labels: Tensor, geometry: PatchGeometry) -> None:
     dims = images.ndim - 2
     if dims not in (2, 3) or labels.shape != (images.shape[0], *images.shape[2:]):
         raise ValueError(
             f"batch: expected images (B, C, *S) and labels (B, *S) with 2 or 3 axes S, got {tuple(images.shape)} "
             f"and {tuple(labels.shape)}. Drop the channel axis of the labels."
         )
-    if len(directions) != dims or len(spacing) != dims:
+    if len(geometry.directions) != dims or len(geometry.spacing_mm) != dims:
         raise ValueError(
-            f"directions, spacing_mm: expected {dims} values for {dims} spatial axes, got {len(directions)} "
-            f"and {len(spacing)}. Give one for each axis of the patch."
+            f"directions, spacing_mm: expected {dims} values for {dims} spatial axes, got {len(geometry.directions)} "
+            f"and {len(geometry.spacing_mm)}. Give one for each axis of the patch."
         )
 
 
@@ -105,11 +119,14 @@ def _move(
     spacing: Sequence[float],
     fixed: int | None,
 ) -> None:
+    """Rotation, zoom and elastic deformation of the samples that draw any of them, in one interpolation."""
     size = images.shape[2:]
+    # All samples draw, also those that stay as they are, so that the later draws of a sample are always the same.
     limit = math.radians(settings.rotate_degrees)
     angles = random.uniform((3 if len(size) == 3 else 1,), (-limit, limit))
     zoom = random.uniform((), settings.scale)
     rotated, zoomed, bent = (random.chosen(p) for p in (settings.rotate_p, settings.scale_p, settings.elastic_p))
+    # Interpolation is the costly part: only samples that move are interpolated, and once for all three changes.
     touched = (rotated | zoomed | bent).nonzero().flatten()
     if len(touched) == 0:
         return

@@ -31,23 +31,6 @@ class Sliceable(Protocol):
         """Tensor or array of the region."""
 
 
-def cut(volume: Tensor, start: Sequence[int], size: Sequence[int], fill: float | None) -> Tensor:
-    """Copy a patch out of a volume.
-
-    Args:
-        volume: (C, *spatial), any type.
-        start: First voxel along each spatial axis; may be negative.
-        size: Voxels along each spatial axis.
-        fill: Value outside the volume; None mirrors the volume at its border.
-
-    Returns:
-        (C, *size), contiguous, of the volume's type and device; shares no memory with it.
-    """
-    patch = volume.new_empty((volume.shape[0], *size))
-    paste(patch, volume, start, fill)
-    return patch
-
-
 def cut_batch(
     volumes: Mapping[str, tuple[Sliceable, Sliceable]],
     patches: Sequence[Patch],
@@ -80,6 +63,8 @@ def cut_batch(
     channels = volumes[patches[0].case][0].shape[0]
     images = torch.empty((len(patches), channels, *size), dtype=torch.float32, device=device)
     labels = torch.empty((len(patches), *size), dtype=torch.int64, device=device)
+    # Networks with a margin see the image continued by its mirror image, as in the paper of the U-Net; its labels there
+    # are ignored all the same.
     outside = None if any(margin) else fill_image
     for place, patch in enumerate(patches):
         image, label = volumes[patch.case]
@@ -106,6 +91,7 @@ def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float |
         high = max(low, min(first + length, limit))
         source.append(slice(low, high))
         place.append(slice(low - first, high - first))
+    # A view: what is copied into it lands in the target. The volume may be a file, so only this part is asked of it.
     region = target[tuple(place)]
     if region.shape != target.shape:
         if fill is None:
@@ -119,14 +105,15 @@ def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float |
 def _mirrored(volume: Sliceable, start: Sequence[int], size: Sequence[int], lead: int) -> Tensor:
     """A patch that overhangs; of the volume, only the box is read that the patch shows."""
     box = [slice(None)] * lead
-    turned = []
+    mirrored = []
     for axis, (first, length) in enumerate(zip(start, size, strict=True), start=lead):
         index = mirrored_index(first, length, volume.shape[axis])
         low, high = int(index.min()), int(index.max()) + 1
         box.append(slice(low, high))
         if first < 0 or first + length > volume.shape[axis]:
-            turned.append((axis, torch.from_numpy(index - low)))
+            mirrored.append((axis, torch.from_numpy(index - low)))
+    # First one read of the smallest box that holds all voxels shown, then a reordering along the axes that overhang.
     patch = torch.as_tensor(volume[tuple(box)])
-    for axis, places in turned:
+    for axis, places in mirrored:
         patch = patch.index_select(axis, places.to(patch.device))
     return patch

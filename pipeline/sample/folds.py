@@ -55,6 +55,7 @@ def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple
         got = f"{len(members)} ({len(groups)} cases)"
         advice = "Lower sample.folds or add cases; cases of one group (patient) count once"
         raise DataError(sentence("folds", f"at least {folds} groups of cases for {folds} folds", got, advice))
+    # Large groups first: dealt last, one of them could make a fold much larger than the others.
     dealt: list[list[str]] = [[] for _ in range(folds)]
     for key in sorted(members, key=lambda key: (-len(members[key]), text_hash(str(seed), *key), key)):
         min(dealt, key=len).extend(members[key])
@@ -89,12 +90,6 @@ def usual_folds(
 ) -> tuple[Fold, ...]:
     """The split that a dataset fixes, else drawn folds, no more than there are groups.
 
-    Args:
-        groups: Case id → group, as in :func:`make_folds`.
-        splits: Case id → ``train`` or ``validation`` if the dataset fixes the split.
-        folds: Number of folds to draw otherwise.
-        seed: Seed of the draw.
-
     Raises:
         DataError: If there are fewer than two groups, or the split cannot be used.
     """
@@ -105,11 +100,7 @@ def usual_folds(
 
 
 def write_splits(path: Path | str, folds: Sequence[Fold]) -> None:
-    """Write folds as a JSON list of ``{"train": [ids], "validation": [ids]}``, one id per line, for editing by hand.
-
-    Raises:
-        VolsegError: If the file cannot be written.
-    """
+    """Write folds as a JSON list of ``{"train": [ids], "validation": [ids]}``, one id per line, for editing by hand."""
     write_json(path, [{"train": list(fold.train), "validation": list(fold.validation)} for fold in folds])
 
 
@@ -137,6 +128,7 @@ def read_splits(
     if not isinstance(content, list) or not content:
         got = "an empty list" if content == [] else type(content).__name__
         raise DataError(sentence("splits", "a list with one entry per fold", got, _REWRITE, file=path))
+    # All problems are collected: whoever edits the file by hand wants to see them at once.
     problems: list[str] = []
     folds = []
     for number, entry in enumerate(content):
@@ -190,7 +182,7 @@ def _problems(
         found.append((what, rule, _listed(both), "Remove each from one of them"))
     sides = [{groups.get(case) for case in part} - {None} for part in (train, validation)]
     shared = sorted(str(group) for group in sides[0] & sides[1])
-    if shared and not both:
+    if shared and not both:  # a case on both sides brings its group along
         rule = "no group (patient) in both train and validation"
         found.append((what, rule, _listed(shared), "Move all of its cases to one side"))
     return [sentence(*problem, file=path) for problem in found]

@@ -10,33 +10,17 @@ from torch import Tensor
 from pipeline.sample.line_operators import along_axis, blur_operator, low_resolution_operator
 from pipeline.sample.randomness import BatchRandom
 
-_TINY = 1e-7
+_TINY = 1e-7  # a constant channel has range and SD 0, by which nothing can be divided
 
 
 def noise(images: Tensor, variance: Tensor, random: BatchRandom) -> Tensor:
-    """Add Gaussian noise.
-
-    Args:
-        images: (N, C, *S).
-        variance: (N, C), at least 0, in squared units of the images.
-        random: Source of the noise.
-
-    Returns:
-        (N, C, *S).
-    """
+    """Add Gaussian noise of a variance (N, C) to images (N, C, *S)."""
     return images + random.normal(images.shape[1:], images.device) * _spread(variance.sqrt(), images)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Smooth with a Gaussian.
-
-    Args:
-        images: (N, C, *S).
-        sigma: (N, C) SD in voxels, the same along all axes.
-
-    Returns:
-        (N, C, *S).
-    """
+    """Smooth images (N, C, *S) with a Gaussian of an SD (N, C) in voxels, the same along all axes."""
+    # Channels count as samples here: each has a strength of its own.
     lines = images.flatten(0, 1)
     for axis in range(lines.ndim - 1):
         lines = along_axis(lines, blur_operator(lines.shape[axis + 1], sigma.flatten()), axis)
@@ -49,15 +33,7 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Stretch intensities about the mean of the channel, clipped to its old range.
-
-    Args:
-        images: (N, C, *S).
-        factor: (N, C); above 1 more contrast, below 1 less.
-
-    Returns:
-        (N, C, *S).
-    """
+    """Stretch intensities (N, C, *S) about the mean of the channel by a factor (N, C), clipped to its old range."""
     space = _space(images)
     mean = images.mean(space, keepdim=True)
     stretched = (images - mean) * _spread(factor, images) + mean
@@ -68,12 +44,9 @@ def gamma(images: Tensor, exponent: Tensor, *, invert: bool = False) -> Tensor:
     """Bend intensities with a power curve over the range of the channel, then restore its mean and SD.
 
     Args:
-        images: (N, C, *S).
+        images: (N, C, *S). Constant channels stay as they are.
         exponent: (N, C), above 0.
         invert: Bend the negative image, so that the bright end is stretched instead of the dark one.
-
-    Returns:
-        (N, C, *S). Constant channels stay as they are.
     """
     space = _space(images)
     source = -images if invert else images
@@ -93,9 +66,6 @@ def low_resolution(images: Tensor, zoom: Tensor, axes: Sequence[int] | None = No
         images: (N, C, *S).
         zoom: (N, C) share of voxels kept along each axis, in (0, 1].
         axes: Axes of S to coarsen; by default all.
-
-    Returns:
-        (N, C, *S).
     """
     lines = images.flatten(0, 1)
     for axis in range(lines.ndim - 1) if axes is None else axes:

@@ -21,6 +21,7 @@ def along_axis(arrays: Tensor, operator: Tensor, axis: int) -> Tensor:
     Returns:
         (N, *S) with m instead of n along the axis.
     """
+    # All lines of a sample in one matrix product, which is what processors and GPUs do fastest.
     last = arrays.movedim(axis + 1, -1)
     lines = last.reshape(len(arrays), -1, last.shape[-1])
     product = torch.matmul(lines, operator.transpose(1, 2))
@@ -28,15 +29,7 @@ def along_axis(arrays: Tensor, operator: Tensor, axis: int) -> Tensor:
 
 
 def blur_operator(length: int, sigma: Tensor) -> Tensor:
-    """Gaussian smoothing; weights beyond the border are left out and the rest sums to 1.
-
-    Args:
-        length: Voxels n along the axis.
-        sigma: (N,) SD in voxels, at least 0; 0 is the identity.
-
-    Returns:
-        (N, n, n).
-    """
+    """Gaussian smoothing with an SD (N,) in voxels, (N, n, n): beyond the border is nothing, and rows sum to 1."""
     places = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
     distance = (places[:, None] - places[None, :]) / sigma.clamp(min=1e-3)[:, None, None]
     # Beyond 6 SD weights vanish in float32; as denormal numbers they would make the product many times slower.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
+"""Numbers along i, j, k."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ def balanced_patches(
     """
     if not cases:
         raise ValueError("cases: expected at least one to draw patches from, got none. Check the training split.")
+    # The last patches of a batch are the forced ones: parts of a batch (every n-th patch) share them evenly.
     with_foreground = [case for case in cases if _present(case)]
     patches = []
     for forced in _forced_counts(batch_size, batches, foreground_share, first):
@@ -155,6 +157,7 @@ def _forced_counts(batch_size: int, batches: int, share: float, first: int) -> l
 def _on_foreground(
     case: CaseInfo, size: Triple, rng: np.random.Generator, class_weights: Mapping[int, float] | None
 ) -> Patch:
+    # First a class, then one of its voxels: a small organ is drawn as often as a large one.
     present = _present(case)
     if class_weights is None:
         chosen = present[int(rng.integers(len(present)))]
@@ -177,6 +180,7 @@ def _anywhere(case: CaseInfo, size: Triple, rng: np.random.Generator) -> Patch:
 
 def _bounds(shape: Triple, size: Triple) -> list[tuple[int, int]]:
     """Lowest and highest start along each axis; equal where the patch is at least as long as the volume."""
+    # A shorter volume lies in the middle of the patch, so that padding is the same on both sides.
     return [
         (0, length - window) if window <= length else (-((window - length) // 2),) * 2
         for length, window in zip(shape, size, strict=True)

@@ -31,6 +31,7 @@ class BatchRandom:
     """
 
     def __init__(self, seed: int, batch: int, places: Iterable[int]) -> None:
+        # One seed out of three numbers; hashed, so that neighbouring batches and places have nothing in common.
         states = [np.random.SeedSequence((seed, batch, place)).generate_state(2) for place in places]
         self.generators = [torch.Generator().manual_seed(int(low) | int(high) << 32) for low, high in states]
 
@@ -60,6 +61,7 @@ class BatchRandom:
         """Draw from the standard normal distribution: (N, *shape) float32 on the device, whose generator is seeded."""
         drawn = torch.empty((len(self), *shape), device=device)
         for target, generator in zip(drawn, self.generators, strict=True):
+            # A GPU draws millions of values itself: copying them would take longer than the change they are for.
             if device.type != "cpu":
                 seed = torch.randint(2**62, (), generator=generator)
                 generator = torch.Generator(device).manual_seed(int(seed))

@@ -56,6 +56,7 @@ def affine_matrices(angles: Tensor, zoom: Tensor, spacing_mm: Sequence[float], f
         (N, D, D): voxel offset from the centre of the output → voxel offset in the input.
     """
     dims = len(spacing_mm)
+    # Small matrices are made on the CPU: a GPU would launch a kernel for each of these steps.
     rotation = torch.eye(dims).expand(len(angles), dims, dims)
     for column in range(angles.shape[1]):
         if fixed is None or fixed == column:
@@ -103,6 +104,7 @@ def elastic_displacement(
         [0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)], device=device
     )
     amplitude = sigma_voxels.to(device)[:, None] * amplitude[None, :]
+    # Control points are few: drawn on the CPU, they are the same on every device.
     control = random.normal((len(size), *points), torch.device("cpu")).to(device)
     field = (control * amplitude.reshape(*amplitude.shape, *(1,) * len(size))).flatten(0, 1)
     for axis, operator in enumerate(operators):
@@ -126,7 +128,7 @@ def sampling_grid(matrices: Tensor, size: Sequence[int], displacement: Tensor | 
     for axis, length in enumerate(size):
         line = torch.arange(length, device=matrices.device, dtype=matrices.dtype) - (length - 1) / 2
         offsets.append(line.reshape(*(-1 if other == axis else 1 for other in range(dims))))
-    columns = []
+    columns = []  # grid_sample wants the last axis first
     for row, length in reversed(list(enumerate(size))):
         # The sum over three broadcast lines: no matrix product, so no loss of precision to TF32 on a GPU.
         position = sum(
@@ -153,7 +155,8 @@ def warp(images: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         Images and labels of the same shapes and types.
     """
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    raised = labels[:, None].to(grid.dtype) - IGNORE_INDEX  # the ignored become 0, which is also what lies outside
+    # Raised, the ignored label is 0, and so is what lies outside the patch: both come back as ignored.
+    raised = labels[:, None].to(grid.dtype) - IGNORE_INDEX
     nearest = F.grid_sample(raised, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
     return moved, (nearest + IGNORE_INDEX).to(labels.dtype)
 
@@ -173,6 +176,7 @@ def swap_sides(labels: Tensor, side_pairs: Sequence[tuple[int, int]]) -> Tensor:
     table = list(range(max(max(pair) for pair in side_pairs) + 1))
     for left, right in side_pairs:
         table[left], table[right] = right, left
+    # A look-up table instead of one mask per pair; labels beyond it, and the ignored, stay as they are.
     known = labels.clamp(0, len(table) - 1)
     swapped = torch.tensor(table, device=labels.device, dtype=labels.dtype)[known.long()]
     return torch.where(known == labels, swapped, labels)

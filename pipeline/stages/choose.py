@@ -99,6 +99,7 @@ def choose(
         home = out / FOLDER / "+".join(pair)
         members = [tested[name] for name in pair]
         found[pair] = cross_validate_models(members, cases, home, home, device=device, jobs=jobs, progress=progress)
+    # Of equal means the single model is taken: it takes half the time to predict.
     ranked = sorted(found, key=lambda key: (-(found[key].mean_dice or 0.0), len(key)))
     best = _case_dice(found[ranked[0]])
     candidates = [_candidate(key, found[key], best) for key in ranked]
@@ -146,6 +147,7 @@ def _shared_cases(
     """Fold → its validation cases, which must be the same for all models, as must be what they see and predict."""
     first, *others = tested
     found = {name: _fold_cases(result) for name, result in validated.items()}
+    # Only what is averaged or scored must be the same; network, patch and spacing may differ.
     for name in others:
         one, other = tested[first].card.plan, tested[name].card.plan
         compared = {

@@ -169,12 +169,9 @@ def cross_validate_models(
         cases: Fold → its validation cases.
         out: Folder for predictions and scores.
         home: Folder for the choice of post-processing.
-        device: As for :func:`cross_validate`.
-        jobs: As for :func:`cross_validate`.
-        progress: As for :func:`cross_validate`.
-
-    Raises:
-        VolsegError: If there is no such device, or a folder cannot be written to.
+        device: As for :func:`cross_validate`, and so are the next two.
+        jobs: Worker processes.
+        progress: Called after every case.
     """
     found = predict_out_of_fold(models, cases, out, choose_device(device), progress)
     earlier = None if found.batch.done or found.batch.failed else _earlier(found, out, home)
@@ -280,23 +277,21 @@ def predict_out_of_fold(
     """Predict the validation cases of every fold, by one model or by several whose probabilities are averaged.
 
     The prepared images are read from the store, so the images themselves need not be there. What cross-validation found
-    to help is not applied, what the settings ask for is.
+    to help is not applied, what the settings ask for is. What is there already and unchanged is kept.
 
     Args:
         models: All have the same cases, channels and labels.
         folds: Fold → its validation cases, each in one fold.
         out: Folder for ``predictions/`` and, where a reference has to be made, ``references/``.
         device: Where to compute.
-        progress: Told after every case.
-
-    Returns:
-        Predictions and their references; what is there already and unchanged is kept.
+        progress: Called after every case.
     """
     fold_of = {case: fold for fold, names in folds.items() for case in names}
     hashes = {fold: _model_hash(models, fold) for fold in folds}
     cases = {case: _case_task(models, case, hashes[fold_of[case]], out) for case in sorted(fold_of)}
     home = out / "predictions"
     entries = earlier_entries(home)
+    # Cases that are in no fold any more would be scored by whoever evaluates the folder.
     _remove_stale(home, entries, {case.prediction.name for case in cases.values()})
     write_json(home / "labels.json", models[0].card.plan.label_table.to_json())
     done, kept, failed = [], [], []
@@ -371,8 +366,9 @@ def _predict(
     members: Sequence[TrainedModel],
     entries: dict[str, dict[str, Any]],
 ) -> None:
-    """Write the prediction of a case, and its reference unless a file of the dataset is that."""
+    """Write the prediction of a case, and its reference unless that is a file of the dataset."""
     name, table = case.files.id, models[0].card.plan.label_table
+    # Each model sees the case as it was prepared for it.
     prepared = []
     for model in models:
         history = GridHistory.from_json(read_info(model.prepared, name)["trace"])
@@ -386,6 +382,7 @@ def _predict(
     else:
         rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"
         raise DataError(sentence("dataset", rule, "nothing there", advice, case=name))
+    # Only what the settings ask for: what cross-validation finds to help is chosen from these very predictions.
     cleaning = Cleaning()
     for member in members:
         cleaning |= Cleaning.of(member.settings)
@@ -396,7 +393,8 @@ def _predict(
         write_label_map(LabelMap(table.from_index(label), grid), case.reference)
     elif case.files.label is None:
         write_reference(ReferenceTask(case.files, case.reference))
-    note_prediction(case.prediction.parent, entries, entry)  # first, so that a killed run knows its own file
+    # Noted twice: first, so that a killed run knows its own file; then with the hash, which says that it is finished.
+    note_prediction(case.prediction.parent, entries, entry)
     image = split_source(case.files.images[0])[0] if case.files.images else None
     like = image if case.own_grid and image is not None and image.is_file() else None
     write_label_map(LabelMap(table.from_index(cleaned), grid), case.prediction, like=like)

@@ -102,9 +102,6 @@ def validation_cases(
         folds: The folds of the prepared dataset it was trained on.
         wanted: Their numbers.
 
-    Returns:
-        Fold → its validation cases.
-
     Raises:
         VolsegError: If the prepared cases are others than in training.
     """
@@ -112,6 +109,7 @@ def validation_cases(
     cases_of = {}
     for number in wanted:
         cases = folds.folds[number].validation if number < len(folds.folds) else ()
+        # A fold that is still in training has no scores to compare with.
         note = fold_folder(model, number) / "validation.json"
         if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
             rule = f"the validation cases of fold {number} as they were in training"
@@ -130,13 +128,7 @@ def _scored(validation: Any) -> set[str] | None:
 
 
 def training_hash(card: ModelCard, split: Fold, start: Path | None) -> str:
-    """Content hash of what must not change while a training goes on; how long it lasts and who is told may.
-
-    Args:
-        card: Network, plan and settings.
-        split: Its cases.
-        start: Weights that it begins with, or None.
-    """
+    """Content hash of what must not change while a training goes on; how long it lasts and where it is logged may."""
     plan, settings = card.plan, card.settings
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     length |= {"checkpoint_minutes", "keep_checkpoints", "mlflow"}
@@ -170,13 +162,12 @@ def provenance(device: torch.device) -> dict[str, str]:
 def alone_in(home: Path, processes: Processes = SINGLE) -> Iterator[None]:
     """Keep other trainings out of the folder of a fold; however a training ends, the folder is free again.
 
-    Args:
-        home: The fold's folder, made if it is not there.
-        processes: Those that train together: the first one keeps the folder for all.
+    Of several processes the first one keeps the folder for all.
 
     Raises:
         VolsegError: In every process, if a training is at work there, or the folder cannot be written.
     """
+    # A lock of the system, not a file that says so: it ends with the process, even if that is killed.
     lock = FileLock(home / LOCK_FILE, timeout=0)
     found = _locked(lock, home) if processes.first else ""
     try:
@@ -217,17 +208,12 @@ def earlier_card(out: Path) -> ModelCard | None:
 def require_same_model(out: Path, card: ModelCard, fold: int, earlier: ModelCard | None) -> None:
     """Refuse a folder in which other folds were trained with another network or plan.
 
-    Args:
-        out: Model folder.
-        card: The model about to be trained.
-        fold: The fold about to be trained.
-        earlier: What :func:`earlier_card` found.
-
     Raises:
         VolsegError: If the models differ.
     """
     if earlier is None or set(trained_folds(out)) <= {fold}:
         return
+    # Explanations and proposals in a plan may differ; what is used of them is in the settings.
     passive = {"plan": {"reasons", "class_weights"}}
     there, here = (value.model_dump(mode="json", exclude=passive) for value in (earlier, card))
     if (there["network"], there["plan"]) != (here["network"], here["plan"]):
@@ -255,13 +241,7 @@ def remove_training(home: Path) -> None:
 
 
 def finished_as(out: Path, fold: int, finished_hash: str) -> bool:
-    """Whether a fold was trained to its end, with everything as it is now.
-
-    Args:
-        out: Model folder.
-        fold: The fold.
-        finished_hash: Content hash that ``validation.json`` of such a training has.
-    """
+    """Whether a fold was trained to its end, with everything as it is now, as its ``validation.json`` says."""
     scores = _scores(out, fold)
     return (fold_folder(out, fold) / "model.safetensors").is_file() and scores.get("training") == finished_hash
 

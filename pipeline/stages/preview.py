@@ -24,14 +24,13 @@ from pipeline.report.overlay import SEEN
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.report.patch_picture import PatchRow, PatchScene, PatchView, draw_patches
 from pipeline.sample import spatial
-from pipeline.sample.augment import Direction, augment
+from pipeline.sample.augment import PatchGeometry, augment
 from pipeline.sample.patches import Patch
 from pipeline.sample.randomness import BatchRandom
 from pipeline.sample.spatial import coarse_axis
 from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.train import patch_geometry, patch_source
 from pipeline.train.loader import PatchSource
-from pipeline.train.state import PatchGeometry
 
 # Every augmentation alone and as strong as the settings allow, so that a person can judge the settings.
 
@@ -74,9 +73,7 @@ def strongest_changes(
     seed: int,
     *,
     axis: int,
-    directions: Sequence[Direction],
-    side_pairs: Sequence[tuple[int, int]],
-    spacing_mm: Sequence[float],
+    geometry: PatchGeometry,
 ) -> Iterator[Strongest]:
     """Make every change alone, at each end of its range; also those of probability 0.
 
@@ -86,24 +83,21 @@ def strongest_changes(
         settings: Probabilities and ranges.
         seed: Of noise and elastic deformation.
         axis: Axis of S to rotate about; in 2D it has no say.
-        directions: Anatomical direction of each axis of S.
-        side_pairs: (left, right) class indices.
-        spacing_mm: Spacing along the axes of S.
+        geometry: The axes of S.
 
     Yields:
         Rotation, elastic deformation, the changes of intensity, mirroring.
     """
-    images, labels, pairs = image[None], label[None], tuple(side_pairs)
-    turned = _rotated(images, labels, settings.rotate_degrees, axis, spacing_mm)
+    images, labels, directions = image[None], label[None], geometry.directions
+    turned = _rotated(images, labels, settings.rotate_degrees, axis, geometry.spacing_mm)
     yield Strongest(f"rotation {settings.rotate_degrees:g}°", settings.rotate_p, turned[0][0], turned[1][0])
     for name, probability, limits in _drawn_changes(settings):
         alone = settings.model_copy(update={**_OFF, **limits, "flip_axes": (), "enabled": True, probability: 1.0})
-        random = BatchRandom(seed, 0, [0])
-        changed = augment(images, labels, alone, random, directions=directions, side_pairs=pairs, spacing_mm=spacing_mm)
+        changed = augment(images, labels, alone, BatchRandom(seed, 0, [0]), geometry)
         yield Strongest(name, getattr(settings, probability), changed[0][0], changed[1][0])
     for place, direction in enumerate(directions):
         if direction in settings.flip_axes:
-            swapped = spatial.swap_sides(label.flip(place), pairs if direction == "LR" else ())
+            swapped = spatial.swap_sides(label.flip(place), geometry.side_pairs if direction == "LR" else ())
             across = ", across slices" if len(directions) == 3 and place == axis else ""
             yield Strongest(f"mirror {direction}{across}", 0.5, image.flip(place + 1), swapped)
 
@@ -168,7 +162,7 @@ class PatchMaker:
         spec: The network's description.
         settings: All settings.
         source: Patches.
-        frame: Axes and left/right pairs.
+        geometry: Axes and left/right pairs.
         seed: Of patches and augmentation.
         pictures: Whether the cases are pictures, which are shown as they look.
     """
@@ -177,7 +171,7 @@ class PatchMaker:
     spec: NetworkSpec
     settings: Settings
     source: PatchSource
-    frame: PatchGeometry
+    geometry: PatchGeometry
     seed: int
     pictures: bool = False
 
@@ -214,9 +208,7 @@ class PatchMaker:
             self.settings.augment,
             self.seed,
             axis=axes.index(self.shown_axis) if self.spec.dims == 3 else 0,
-            directions=self.frame.directions,
-            side_pairs=self.frame.side_pairs,
-            spacing_mm=self.frame.spacing_mm,
+            geometry=self.geometry,
         ):
             often = f"in {change.probability:.0%} of patches" if change.probability > 0 else "off (probability 0)"
             yield f"{change.name}\n{often}", self.view(change.image, change.label)
@@ -224,10 +216,10 @@ class PatchMaker:
     @property
     def shown_axis(self) -> int:
         """Axis of the volume that shown slices cut: the slices' own, else the one left alone, else up the body."""
-        fixed = coarse_axis(self.spec.patch_size, self.frame.spacing_mm)
+        fixed = coarse_axis(self.spec.patch_size, self.geometry.spacing_mm)
         if self.spec.dims == 2:
             return self.plan.slice_axis
-        return self.frame.directions.index("SI") if fixed is None else fixed
+        return self.geometry.directions.index("SI") if fixed is None else fixed
 
     def view(self, image: Tensor, label: Tensor) -> PatchView:
         """A patch in RAS order, that of a picture as it is seen."""
@@ -245,16 +237,7 @@ class PatchMaker:
         return first, second, third
 
     def _augmented(self, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        frame = self.frame
-        return augment(
-            images,
-            labels,
-            self.settings.augment,
-            random,
-            directions=frame.directions,
-            side_pairs=frame.side_pairs,
-            spacing_mm=frame.spacing_mm,
-        )
+        return augment(images, labels, self.settings.augment, random, self.geometry)
 
     def _described(self, patch: Patch, label: Tensor) -> str:
         """Case, position and what is in a patch."""

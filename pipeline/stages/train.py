@@ -24,7 +24,7 @@ from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_car
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
-from pipeline.sample.augment import directions
+from pipeline.sample.augment import PatchGeometry, directions
 from pipeline.sample.folds import Fold
 from pipeline.stages.model_files import (
     PAGE,
@@ -45,7 +45,7 @@ from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.mlflow import require_mlflow, tracking
 from pipeline.train.resources import require_memory
-from pipeline.train.state import NO_CALLBACKS, Callbacks, PatchGeometry, TrainRun
+from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun
 from pipeline.train.trainer import TrainResult, train_fold
 from pipeline.validation import make_validation
 
@@ -99,9 +99,11 @@ def train(
         earlier = earlier_card(out)
         require_same_model(out, planned.card, fold, earlier)
         network = planned.first_network()
+        # Cases are loaded before the memory is asked for: what they take is no longer free.
         source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count)
         require_memory(network, source, settings.train)
         with alone_in(planned.folder, processes):
+            # Only now, when no other training can be at work in the folder.
             if restart and processes.first:
                 remove_training(planned.folder)
             processes.wait()
@@ -127,8 +129,9 @@ def _train(
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
     for line in (_description(spec, source, network), *_notes(plan, planned.card.settings), *transferred):
         log(line)
+    # Processes measure each for itself, and may differ; the first one decides.
     own = autotune(spec, plan, settings, place, log) if tune else PLAIN
-    run = replace(run, how=processes.gathered({str(processes.rank): own})["0"])  # the same for all
+    run = replace(run, how=processes.gathered({str(processes.rank): own})["0"])
     described = {"run": f"{planned.out.resolve().name} fold {planned.fold}", "fold": planned.fold}
     described |= planned.card.settings.model_dump(mode="json", exclude={"train": {"mlflow"}})
     uri = settings.train.mlflow if processes.first else None
@@ -226,11 +229,7 @@ class PlannedTraining:
         return TrainRun(self.folder, self.training_hash, self.settings, geometry, processes, began=began)
 
     def first_network(self) -> SegmentationNetwork:
-        """The network with its first weights.
-
-        Raises:
-            ConfigError: If the settings ask for a prior that only regions can have.
-        """
+        """The network with its first weights."""
         model = self.card.settings.model
         network = self.card.network.build(self.card.settings.train.seed, model.initialization)
         if model.foreground_prior is not None:
@@ -268,9 +267,6 @@ def patch_source(
         margin: Of the network, along the axes it sees.
         device: Where batches live.
         processes: How many share every batch.
-
-    Raises:
-        DataError: If a case is damaged.
     """
     spec, plan, settings = card.network, card.plan, card.settings
     # A 2D network sees one voxel along the slice axis, without a margin.
@@ -313,6 +309,7 @@ def _description(spec: NetworkSpec, source: PatchSource, network: SegmentationNe
 def _notes(plan: Plan, settings: Settings) -> list[str]:
     """What the user should know before hours are spent."""
     notes = []
+    # Mirrored, an organ of one side would be seen on the other side under its own name.
     one_sided = plan.label_table.one_sided()
     if one_sided and settings.augment.enabled and "LR" in settings.augment.flip_axes:
         advice = "Take LR out of augment.flip_axes, or mirrored they are wrong."
@@ -359,15 +356,7 @@ class StartModel:
         return fold_folder(self.folder, fold if fold in self.folds else self.folds[0]) / _WEIGHTS
 
     def copy_into(self, network: SegmentationNetwork, plan: Plan, fold: int) -> list[str]:
-        """Take over the weights that fit.
-
-        Args:
-            network: Changed in place.
-            plan: How the new training's cases were prepared.
-            fold: The fold that is trained.
-
-        Returns:
-            What the user should know of it, line by line.
+        """Take over the weights that fit; returns what the user should know of it, line by line.
 
         Raises:
             VolsegError: If nothing fits.
@@ -410,12 +399,7 @@ class Transfer:
 
 
 def transfer_weights(network: SegmentationNetwork, weights: Mapping[str, Tensor]) -> Transfer:
-    """Take over every tensor of the same name and shape, except those of output layers.
-
-    Args:
-        network: Changed in place.
-        weights: State of another network.
-    """
+    """Take over every tensor of the same name and shape, except those of output layers."""
     loaded, kernels, outputs, missing = 0, 0, [], []
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     own = network.state_dict()
@@ -449,15 +433,7 @@ def transfer_lines(found: Transfer) -> list[str]:
 
 
 def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
-    """Write ``training.html``, and then ``validation.json``, which says that the training has ended.
-
-    Args:
-        planned: What was trained; its folder may have ``curves.png``.
-        result: What came of it.
-
-    Raises:
-        VolsegError: If a file cannot be written.
-    """
+    """Write ``training.html``, and then ``validation.json``, which says that the training has ended."""
     scores, records, spec = result.scores, result.progress.records, planned.card.network
     curves = planned.folder / "curves.png"
     alt = "Loss, learning rate, Dice per organ and speed over the epochs; the table has the validations."

@@ -124,6 +124,7 @@ def train_folds(
         VolsegError: If there is no prepared dataset or device, or no fold could be trained with these settings.
     """
     _require_one_process()
+    # What is wrong for every fold is said once, before anything is trained.
     planned = PlannedTraining.all_folds(prepared, out, settings, start)
     places = tuple(devices) if devices else default_devices()
     for place in places:
@@ -157,6 +158,7 @@ def default_devices() -> tuple[str, ...]:
 
 
 def _outcomes(tasks: Sequence[_FoldTask], places: Sequence[str]) -> Iterable[Outcome[float | None]]:
+    # One device needs no further process, in which torch would be imported again.
     if len(places) > 1 and tasks:
         yield from run_at_places(_train, tasks, places)
         return

@@ -88,17 +88,11 @@ def autotune(
 ) -> Execution:
     """The fastest way to train a network here: measured, or as measured before on this machine.
 
-    Args:
-        spec: The network.
-        plan: The dataset's plan.
-        settings: Sections ``sample``, ``loss`` and ``train``.
-        device: Where it is trained.
-        log: Called with what was measured, a line per way.
-
     Raises:
         VolsegError: If no way works.
     """
     batch_size, train = patches_per_batch(plan, spec, settings.sample), settings.train
+    # Everything that decides how long a step takes.
     content_hash = text_hash(
         spec.model_dump_json(),
         str(batch_size),
@@ -136,6 +130,7 @@ def noise_batch(
     sizes: SizeRule, plan: Plan, patch_size: Sequence[int], batch_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Images (B, C, *S) of noise, and labels of the size of the network's output, to measure with."""
+    # Noise does: no step takes longer for what the images show.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch_size, len(plan.channels), *patch_size), generator=generator)
     size = (batch_size, *sizes.output_size(patch_size))
@@ -149,15 +144,7 @@ def measure_step(
     settings: TrainSettings,
     how: Execution,
 ) -> float:
-    """Seconds of the fastest of a few steps: forward, loss, backward and update.
-
-    Args:
-        network: Trained in place.
-        batch: Images (B, C, *S) and labels (B, *S), on the device.
-        objective: The loss of the network's output and labels.
-        settings: Section ``train``.
-        how: How the network is executed.
-    """
+    """Seconds of the fastest of a few steps (forward, loss, backward and update) on a batch that is on the device."""
     device = batch[0].device
     execute(network, device, how)
     network.train()
@@ -200,15 +187,7 @@ def measured_ways(
     settings: TrainSettings,
     ways: Sequence[Execution],
 ) -> list[MeasuredWay]:
-    """Train a few steps in each way.
-
-    Args:
-        build: Makes the network anew.
-        batch: As for :func:`measure_step`, and so are the next two.
-        objective: The loss.
-        settings: Section ``train``.
-        ways: What to measure; one that fails has an error instead of seconds.
-    """
+    """Train a few steps in each way; one that fails has an error instead of seconds."""
     found = []
     for how in ways:
         try:
@@ -216,7 +195,7 @@ def measured_ways(
         except Exception as error:  # compilers fail in many ways, and there is always the plain one
             reason = "too little memory" if out_of_memory(error) else type(error).__name__
             found.append(MeasuredWay(how, None, reason))
-        torch.compiler.reset()
+        torch.compiler.reset()  # what one way compiled must not help or harm the next
     return found
 
 

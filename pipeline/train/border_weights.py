@@ -16,6 +16,7 @@ from scipy.ndimage import find_objects
 from scipy.ndimage import label as connected_components
 from torch import Tensor
 
+from pipeline.core.box import Box
 from pipeline.core.regions import Regions
 
 _BLOCK = 2**17  # voxels a CPU works on at a time: they stay in its cache
@@ -48,9 +49,10 @@ def border_map(labels: Tensor, largest: float, sigma_voxels: float, *, regions: 
         colours, box = _coloured(instances(objects), reach)
         if box is None:
             continue
-        first, second = _two_nearest(torch.from_numpy(colours[box]).to(labels.device), int(colours.max()), reach)
+        inside = torch.from_numpy(colours[box.slices]).to(labels.device)
+        first, second = _two_nearest(inside, int(colours.max()), reach)
         distance = first + second
-        weight[box] = torch.where(
+        weight[box.slices] = torch.where(
             distance <= reach, largest * torch.exp(-distance.square() / (2 * sigma_voxels**2)), 0.0
         )
     return weights
@@ -92,6 +94,7 @@ def squared_distances(masks: Tensor, reach: int) -> Tensor:
     dtype = torch.int16 if cap + reach**2 <= torch.iinfo(torch.int16).max else torch.int32
     squared = (~masks).contiguous().to(dtype) * cap
     block = _BLOCK if masks.device.type == "cpu" else squared.numel()
+    # One axis after the other, each in place: the squared distance is the sum of those along the axes.
     for axis in range(1, masks.ndim):
         lines = squared.view(math.prod(masks.shape[:axis]), masks.shape[axis], -1)
         length, rest = lines.shape[1:]
@@ -111,15 +114,16 @@ def _nearest_on_line(squared: Tensor, reach: int) -> Tensor:
     return best
 
 
-def _coloured(objects: NDArray[np.int32], reach: int) -> tuple[NDArray[np.int32], tuple[slice, ...] | None]:
+def _coloured(objects: NDArray[np.int32], reach: int) -> tuple[NDArray[np.int32], Box | None]:
     """Colour objects such that those within reach of each other differ, and find the box their gaps lie in.
 
     Few colours mean few distance transforms. Objects with no other in reach get colour 0, the background's: they
     weigh nothing. Without any others the box is None.
     """
-    boxes = find_objects(objects)
-    first = np.array([[side.start for side in box] for box in boxes]).reshape(len(boxes), objects.ndim)
-    last = np.array([[side.stop - 1 for side in box] for box in boxes]).reshape(len(boxes), objects.ndim)
+    boxes = [Box.of(slices) for slices in find_objects(objects)]
+    first = np.array([box.start for box in boxes]).reshape(len(boxes), objects.ndim)
+    last = np.array([box.stop for box in boxes]).reshape(len(boxes), objects.ndim) - 1
+    # Greedy colouring in the order of the objects; boxes stand for them, which may find too many near, never too few.
     palette = np.ones(len(boxes) + 1, np.int32)
     paired = np.zeros(len(boxes) + 1, bool)
     for n in range(len(boxes)):
@@ -132,10 +136,9 @@ def _coloured(objects: NDArray[np.int32], reach: int) -> tuple[NDArray[np.int32]
     palette[~paired] = 0
     if not paired.any():
         return palette[objects], None
+    inner = Box.union(box for box, near in zip(boxes, paired[1:], strict=True) if near)
     margin = math.ceil(reach / 2)  # the nearer of two objects is at most half as far as both together
-    low, high = first[paired[1:]].min(0) - margin, last[paired[1:]].max(0) + margin + 1
-    box = tuple(slice(max(int(start), 0), int(stop)) for start, stop in zip(low, high, strict=True))
-    return palette[objects], box
+    return palette[objects], inner and inner.grown(margin, objects.shape)
 
 
 def _two_nearest(colours: Tensor, count: int, reach: int) -> tuple[Tensor, Tensor]:

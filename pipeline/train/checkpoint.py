@@ -24,20 +24,16 @@ _NUMBERED = "step_"
 def save_checkpoint(
     folder: Path, progress: TrainingProgress, training_hash: str, state: TrainState, keep: int = 1
 ) -> None:
-    """Write ``last.safetensors``: tensors, and everything else as JSON in the file's metadata, in one atomic step.
+    """Write ``last.safetensors`` in one atomic step: tensors, and everything else as JSON in the file's metadata.
 
-    Args:
-        folder: Folder of the fold.
-        progress: Where the training stands.
-        training_hash: Content hash of everything that must not change before continuing.
-        state: What to save.
-        keep: How many checkpoints to keep; of more than one each is also there under its step's number.
+    Of more than one checkpoint to keep, each is also there under its step's number.
     """
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in entries.items() if isinstance(value, Tensor)}
     tensors |= {f"random.{name}": value for name, value in _dropout_state(state).items()}
+    # Keys are those of the first version: checkpoints of older versions can be continued.
     content = {
         "identity": training_hash,
         "progress": {
@@ -56,14 +52,7 @@ def save_checkpoint(
 
 
 def require_same_training(folder: Path, training_hash: str) -> Any:
-    """Refuse to continue a training that began with something else.
-
-    Args:
-        folder: Folder of the fold; without a checkpoint everything is fine.
-        training_hash: Content hash of everything that must not change before continuing.
-
-    Returns:
-        What the checkpoint holds beside tensors; None without a checkpoint.
+    """Content of the checkpoint beside tensors, None without one; that of another training is refused.
 
     Raises:
         VolsegError: If settings, plan or split changed since, or the file is damaged.
@@ -83,22 +72,18 @@ def require_same_training(folder: Path, training_hash: str) -> Any:
 def load_checkpoint(folder: Path, training_hash: str, state: TrainState) -> TrainingProgress:
     """Restore everything :func:`save_checkpoint` wrote, in place.
 
-    Args:
-        folder: Folder of the fold.
-        training_hash: Content hash of everything that must not change before continuing.
-        state: What to restore.
-
     Returns:
         Where the training stood; a fresh start if there is no checkpoint.
 
     Raises:
-        VolsegError: If settings, plan or split changed since, or the file is damaged.
+        VolsegError: As :func:`require_same_training`.
     """
     content = require_same_training(folder, training_hash)
     if content is None:
         return TrainingProgress()
     parts = _parts(load_weights(folder / _FILE))
     state.network.load_state_dict(parts["network"])
+    # In place: the average keeps its device and memory format.
     for name, tensor in state.average.items():
         tensor.copy_(parts["average"][name])
     _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
@@ -138,6 +123,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
 
 def _device(state: TrainState) -> torch.device:
     return next(state.network.parameters()).device
+
+
+# Patches and augmentation depend on the number of a step alone; only dropout draws from Torch's global state.
 
 
 def _dropout_state(state: TrainState) -> dict[str, Tensor]:

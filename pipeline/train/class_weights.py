@@ -14,15 +14,11 @@ from pipeline.core.regions import Regions
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.cut import Sliceable
 
-_SLAB = 64  # slices read at once, as many as a compressed chunk has
+_SLAB = 64  # slices read at once, as many as a compressed chunk of the store has
 
 
 def require_class_weights(settings: LossSettings, outputs: Sequence[str]) -> None:
-    """Refuse a list of class weights that does not fit what the network predicts.
-
-    Args:
-        settings: Section ``loss``.
-        outputs: Names of the channels of the logits: background and organs, or the regions.
+    """Refuse a list of class weights that does not fit the names of the network's outputs.
 
     Raises:
         ConfigError: If there are more or fewer weights than names.
@@ -37,10 +33,6 @@ def require_class_weights(settings: LossSettings, outputs: Sequence[str]) -> Non
 def planned_weights(settings: LossSettings, plan: Plan) -> LossSettings:
     """Put the weights that a plan proposes in place of the word ``plan``.
 
-    Args:
-        settings: Section ``loss``.
-        plan: The plan of the prepared cases.
-
     Returns:
         The section with one number per class, background 1, or per region, which weighs what its lightest organ does;
         with ``none`` where the plan proposes no weights. Unchanged if it does not ask for the plan's.
@@ -51,18 +43,13 @@ def planned_weights(settings: LossSettings, plan: Plan) -> LossSettings:
         return settings.model_copy(update={"class_weights": "none"})
     table = plan.label_table
     each = (1.0, *(plan.class_weights.get(name, 1.0) for name in table.organs))
-    held = table.region_classes()
-    weights = tuple(min(each[index] for index in classes) for classes in held) if held else each
+    regions = table.region_classes()
+    weights = tuple(min(each[index] for index in classes) for classes in regions) if regions else each
     return settings.model_copy(update={"class_weights": weights})
 
 
 def sampling_weights(settings: SampleSettings, plan: Plan) -> dict[int, float] | None:
-    """Class index → weight with which patches choose among the classes; None where all weigh the same.
-
-    Args:
-        settings: Section ``sample``.
-        plan: The plan of the prepared cases.
-    """
+    """Class index → weight with which patches choose among the classes; None where all weigh the same."""
     if settings.class_weights == "none" or plan.class_weights is None:
         return None
     organs = enumerate(plan.label_table.organs, start=1)
@@ -103,7 +90,7 @@ def class_weights(
 
 
 def class_voxel_counts(labels: Iterable[Sliceable], classes: int = 1) -> tuple[int, ...]:
-    """Count the voxels of every class over whole label maps, slab by slab; ignored voxels are left out.
+    """Count the voxels of every class over whole label maps; ignored voxels are left out.
 
     Args:
         labels: (I, J, K) class indices each, in memory, on a GPU or on disk.
@@ -113,6 +100,7 @@ def class_voxel_counts(labels: Iterable[Sliceable], classes: int = 1) -> tuple[i
         Voxels of class 0, 1, … up to the highest class that occurs.
     """
     counts = torch.zeros(classes, dtype=torch.int64)
+    # Slab by slab: a case that is not in memory is never read as a whole.
     for label in labels:
         for start in range(0, label.shape[0], _SLAB):
             raised = torch.as_tensor(label[(slice(start, start + _SLAB),)]).flatten().long() + 1  # the ignored become 0
@@ -135,6 +123,7 @@ def balanced_weights(counts: Sequence[int], regions: Regions = ()) -> tuple[floa
     Returns:
         One weight per class or region.
     """
+    # Regions overlap, so a voxel counts for each that it lies in.
     if regions:
         counts = [sum(counts[n] for n in region if n < len(counts)) for region in regions]
     present = [count for count in counts if count]

@@ -1,8 +1,8 @@
-"""Training in several processes, one per GPU, which ``torchrun`` starts: who is who, and what they tell each other.
+"""Training in several processes, one per GPU, which ``torchrun`` starts: which is which, and what they exchange.
 
 Every process trains on its part of each batch; gradients, and the sums that the loss is made of, are those of the whole
-batch. The first process alone writes. Decisions that hang on a clock or a signal are the first one's or anyone's, told
-to all before every step, so that no process waits for one that has left.
+batch. The first process alone writes. Decisions that depend on a clock or a signal are exchanged before every step, so
+that no process waits for one that has left.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files and talks."""
+        """Whether this one writes files and prints."""
         return self.rank == 0
 
     def wrapped(self, network: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ class Processes:
         if self.count == 1:
             return network
         device = next(network.parameters()).device
-        if device.type == "cpu":
+        if device.type == "cpu":  # PyTorch's batch norm over processes computes on GPUs only
             return DistributedDataParallel(network)
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(network, device_ids=[device])
@@ -77,12 +77,12 @@ class Processes:
         return total
 
     def agree(self, mine: Commands) -> Commands:
-        """The orders that hold for all."""
+        """The commands that hold for all: share and saving are the first one's, a signal is anyone's."""
         if self.count == 1:
             return mine
-        told = torch.tensor([mine.share if self.first else 0.0, mine.signal, mine.save and self.first]).double()
-        parts = [torch.empty_like(told) for _ in range(self.count)]
-        dist.all_gather(parts, told)
+        own = torch.tensor([mine.share if self.first else 0.0, mine.signal, mine.save and self.first]).double()
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(parts, own)
         return Commands(float(parts[0][0]), int(max(part[1] for part in parts)), bool(parts[0][2]))
 
     def gathered(self, mine: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +120,7 @@ def joined() -> Iterator[Processes]:
             f"torchrun: expected at most one process per GPU ({gpus} here), got process {local + 1}. "
             f"Start it with --nproc-per-node {gpus}."
         )
+    # Tensors on GPUs go by NCCL, commands and scores on the CPU by Gloo.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(rank, count, local)

@@ -1,4 +1,8 @@
-"""Where training patches come from: prepared cases in memory up to a budget, the rest read from disk chunk by chunk."""
+"""The batches of a training: patches of prepared cases, cut, augmented, and made ahead by a thread.
+
+A batch depends on its number alone, so that a training that is continued sees what it would have seen. Cases are kept
+in memory up to a budget; the rest is read from disk patch by patch.
+"""
 
 from __future__ import annotations
 
@@ -16,47 +20,15 @@ from torch import Tensor
 from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.core.errors import DataError
 from pipeline.data.store import open_prepared, read_class_voxels
-from pipeline.sample.augment import augment
+from pipeline.sample.augment import PatchGeometry, augment
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
-from pipeline.train.state import PatchGeometry
-
-# Making batches ahead: a thread prepares the next ones while the current one is trained on.
 
 T = TypeVar("T")
 
-
-class Ahead(Generic[T]):
-    """Values by number, of which the next few are made before they are asked for.
-
-    What making a value raises is raised when the value is asked for.
-
-    Args:
-        make: Makes the value of a number, in a thread of its own.
-        count: How many are made ahead.
-    """
-
-    def __init__(self, make: Callable[[int], T], count: int = 2) -> None:
-        self.make, self.count = make, count
-        self.coming: dict[int, Future[T]] = {}
-        # one thread of computation: the processors belong to the training
-        self.pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
-
-    def get(self, number: int) -> tuple[T, float]:
-        """The value of a number, and the seconds for which it had to be waited for."""
-        for following in range(number, number + 1 + self.count):
-            if following not in self.coming:
-                self.coming[following] = self.pool.submit(self.make, following)
-        began = time.monotonic()
-        value = self.coming.pop(number).result()
-        return value, time.monotonic() - began
-
-    def close(self) -> None:
-        """End the thread and let go of what nobody asked for."""
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        self.coming.clear()
-
+Pair = tuple[Tensor, Tensor]
+"""Images (B, C, *S) and class indices (B, *S)."""
 
 _GPU_SHARE = 0.4  # of the free memory, for cached cases; the rest is for the network
 
@@ -103,6 +75,7 @@ class PatchSource:
         self.patch_size, self.batch_size = patch_size, batch_size
         self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
         self.class_weights, self.seed, self.parts = class_weights, seed, parts
+        # Patches are placed by what the network gives logits for; its margin is cut around them as context.
         i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
         self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
@@ -114,7 +87,8 @@ class PatchSource:
             self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
             size = int(image.nbytes) + int(label.nbytes)
             left, left_on_gpu = left - size, left_on_gpu - size
-            if left < 0:  # read from disk, patch by patch
+            # A GPU keeps the first cases, the processor's memory the next, the disk the rest.
+            if left < 0:
                 self.volumes[case] = (image, label)
                 continue
             place = device if left_on_gpu >= 0 else torch.device("cpu")
@@ -144,6 +118,7 @@ class PatchSource:
             the whole batch. The last batch of sliding patches of an epoch may be smaller.
         """
         patches = self.patches(number)
+        # Every n-th patch, not one run of them: the patches forced onto foreground are the last of a batch.
         places = range(part, len(patches), self.parts)
         chosen, size, margin = [patches[place] for place in places], self.patch_size, self.margin
         images, labels = cut_batch(self.volumes, chosen, size, margin=margin, device=self.device)
@@ -159,6 +134,7 @@ class PatchSource:
             return balanced_patches(
                 self.infos, self.target_size, size, 1, share, generator, self.class_weights, first=number
             )
+        # Every epoch sees every window once, in an order of its own.
         epoch, place = divmod(number, self.batches_per_epoch(0))
         order = seeded(self.seed, epoch).permutation(len(self.windows))
         chosen = order[place * size : (place + 1) * size].tolist()
@@ -174,12 +150,6 @@ class PatchSource:
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]
         return label.cpu().numpy() if isinstance(label, Tensor) else label[...]
-
-
-# The batches of a training: cut, augmented, and made ahead.
-
-Pair = tuple[Tensor, Tensor]
-"""Images (B, C, *S) and class indices (B, *S)."""
 
 
 class TrainingBatches:
@@ -207,14 +177,7 @@ class TrainingBatches:
         self.stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def step(self, number: int) -> tuple[list[Pair], float]:
-        """The batch of a step.
-
-        Args:
-            number: Of the step, from 0 over the whole training.
-
-        Returns:
-            Images and class indices of every part, on the device, and the seconds for which they were waited for.
-        """
+        """Images and class indices of every part of a step's batch, on the device, and the seconds of waiting for them."""
         (made, ready), wait_s = self.ahead.get(number)
         if ready is not None:
             here = torch.cuda.current_stream(self.source.device)
@@ -244,18 +207,42 @@ class TrainingBatches:
     def _make(self, number: int) -> tuple[list[Pair], torch.cuda.Event | None]:
         if self.stream is None:
             return [self._part(number, part) for part in self.parts], None
-        with torch.cuda.stream(self.stream):  # beside the work of the training
+        # Kernels of a stream of its own run beside those of the training; the event says when they are done.
+        with torch.cuda.stream(self.stream):
             made = [self._part(number, part) for part in self.parts]
             return made, self.stream.record_event()
 
     def _part(self, number: int, part: int) -> Pair:
         images, labels, places = self.source.batch(number, part)
-        return augment(
-            images,
-            labels,
-            self.settings,
-            BatchRandom(self.source.seed, number, places),
-            side_pairs=self.geometry.side_pairs,
-            directions=self.geometry.directions,
-            spacing_mm=self.geometry.spacing_mm,
-        )
+        return augment(images, labels, self.settings, BatchRandom(self.source.seed, number, places), self.geometry)
+
+
+class Ahead(Generic[T]):
+    """Values by number, of which the next few are made before they are asked for.
+
+    What making a value raises is raised when the value is asked for.
+
+    Args:
+        make: Makes the value of a number, in a thread of its own.
+        count: How many are made ahead.
+    """
+
+    def __init__(self, make: Callable[[int], T], count: int = 2) -> None:
+        self.make, self.count = make, count
+        self.coming: dict[int, Future[T]] = {}
+        # One thread of computation: the processors belong to the training.
+        self.pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
+
+    def get(self, number: int) -> tuple[T, float]:
+        """The value of a number, and the seconds for which it had to be waited for."""
+        for following in range(number, number + 1 + self.count):
+            if following not in self.coming:
+                self.coming[following] = self.pool.submit(self.make, following)
+        began = time.monotonic()
+        value = self.coming.pop(number).result()
+        return value, time.monotonic() - began
+
+    def close(self) -> None:
+        """End the thread and let go of what nobody asked for."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.coming.clear()

@@ -1,4 +1,4 @@
-"""A picture of a training: loss, learning rate, Dice and speed over epochs and time."""
+"""What happened epoch by epoch: as a table, as TensorBoard events, and as a picture of curves."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.core.files import atomic_path, write_text
-
-# What happened epoch by epoch: a CSV and TensorBoard events.
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ class EpochRecord:
 
 def write_history(records: Sequence[EpochRecord], path: Path) -> None:
     """Write all epochs as CSV, one column per organ; cells of epochs without validation stay empty."""
+    # All epochs are written anew: an organ may first be scored in a later one, and gets a column then.
     organs = list(dict.fromkeys(organ for record in records for organ in record.dice))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -76,19 +75,14 @@ def write_history(records: Sequence[EpochRecord], path: Path) -> None:
     write_text(path, stream.getvalue())
 
 
+_LOGGED = ("loss", "learning_rate", "patches_per_s", "data_share", "peak_memory_mb", "gflops", "ceiling_gflops")
+
+
 def scalars(record: EpochRecord) -> dict[str, float | None]:
     """The numbers of an epoch by the names under which they are logged; None where there is none."""
-    return {
-        "train/loss": record.loss,
-        "train/learning_rate": record.learning_rate,
-        "train/patches_per_s": record.patches_per_s,
-        "train/data_share": record.data_share,
-        "train/peak_memory_mb": record.peak_memory_mb,
-        "train/gflops": record.gflops,
-        "train/ceiling_gflops": record.ceiling_gflops,
-        "validation/mean_dice": record.mean_dice,
-        **{f"validation/{organ}": value for organ, value in record.dice.items()},
-    }
+    training = {f"train/{name}": getattr(record, name) for name in _LOGGED}
+    organs = {f"validation/{organ}": value for organ, value in record.dice.items()}
+    return {**training, "validation/mean_dice": record.mean_dice, **organs}
 
 
 def log_epoch(writer: SummaryWriter, record: EpochRecord) -> None:
@@ -108,14 +102,9 @@ _MARKED = 40  # up to so many epochs each is a dot, of a single one there is no 
 
 
 def plot_history(records: Sequence[EpochRecord], path: Path) -> None:
-    """Write :func:`history_figure` as a PNG, atomically.
-
-    Args:
-        records: At least one epoch.
-        path: PNG file.
-    """
+    """Write :func:`history_figure` as a PNG, atomically."""
     figure = history_figure(records)
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # a canvas without pyplot, whose global state no thread may share
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

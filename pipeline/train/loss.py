@@ -1,7 +1,7 @@
 """What training minimizes: cross-entropy plus overlap, in float32, with an ignore label and deep supervision.
 
-Organs share a softmax, regions have a sigmoid each; both come down to the probability of the truth at every voxel and
-three sums per organ, which :mod:`pipeline.train.loss` turns into numbers.
+Organs share a softmax, regions have a sigmoid each. Both come down to the probability of the truth at every voxel and
+three sums per organ (:class:`Terms`), from which cross-entropy and overlap follow.
 """
 
 from __future__ import annotations
@@ -24,243 +24,7 @@ from pipeline.train.border_weights import border_map
 from pipeline.train.class_weights import class_weights, planned_weights
 from pipeline.train.distributed import SINGLE, Processes
 
-# The terms of the loss: from logits to the probability of the truth, cross-entropy, and overlap per organ.
-
 _TINY = 1e-12  # keeps 0 / 0 and the slope of 0 ** gamma finite, and is lost in any sum that matters
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """Logits compared with labels: B patches, N voxels, T terms of cross-entropy per voxel, L classes or regions.
-
-    Args:
-        log_truth: (B, T, N) log-probability of the truth; T is 1 for a softmax, L for regions.
-        scores: (B, L, N) log-probabilities of the softmax, or logits of the regions.
-        truth: (B, N) class indices for a softmax, (B, L, N) whether the voxel lies in each region.
-        valid: (B, 1, N), 1 where annotated, 0 where ignored.
-    """
-
-    log_truth: Tensor
-    scores: Tensor
-    truth: Tensor
-    valid: Tensor
-
-    def weights(self, class_weights: Tensor | None, border: Tensor | None) -> Tensor:
-        """Weights (B, T, N) of the cross-entropy: class weight plus border weight, 0 where ignored.
-
-        Args:
-            class_weights: (L,), one per class or region; by default 1.
-            border: (B, N) to add, or None.
-        """
-        if class_weights is None:
-            weights = torch.ones_like(self.valid)
-        elif self._has_regions:
-            weights = class_weights[None, :, None]
-        else:
-            weights = class_weights[self.truth][:, None]
-        if border is not None:
-            weights = weights + border[:, None]
-        return (weights * self.valid).expand_as(self.log_truth)
-
-    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Volumes of intersection (soft), reference and prediction (soft), each (B, K) in voxels.
-
-        K are the foreground classes or the regions.
-        """
-        if self._has_regions:
-            probabilities, reference = self.scores.sigmoid(), self.truth * self.valid
-            predicted = (probabilities * self.valid).sum(2)
-            return (probabilities * reference).sum(2), reference.sum(2), predicted
-        predicted = (self.scores.exp() * self.valid).sum(2)
-        zeros, valid = torch.zeros_like(predicted), self.valid[:, 0]
-        # gathered per voxel and scattered by class: no one-hot volume
-        intersection = zeros.scatter_add(1, self.truth, self.log_truth[:, 0].exp() * valid)
-        reference = zeros.scatter_add(1, self.truth, valid)
-        return intersection[:, 1:], reference[:, 1:], predicted[:, 1:]
-
-    @property
-    def _has_regions(self) -> bool:
-        return self.truth.ndim == 3
-
-
-def softmax_terms(scores: Tensor, index: Tensor) -> Terms:
-    """Compare a softmax over classes with class indices.
-
-    Args:
-        scores: (B, L, N) float32 logits, background first.
-        index: (B, N) int64 class indices.
-    """
-    log_p, truth = log_softmax(scores, dim=1), index.clamp(min=0)
-    return Terms(log_p.gather(1, truth[:, None]), log_p, truth, _valid(index))
-
-
-def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
-    """Compare a sigmoid per region with class indices; a voxel lies in region r if its class is in ``regions[r]``.
-
-    Args:
-        scores: (B, R, N) float32 logits.
-        index: (B, N) int64 class indices.
-        regions: Class indices of each of the R regions.
-    """
-    outside = 1 + max(max(region) for region in regions)  # this class and all above are in no region
-    member = torch.tensor([[n in region for n in range(outside + 1)] for region in regions], device=index.device)
-    truth = member[:, index.clamp(0, outside)].movedim(0, 1)
-    return Terms(logsigmoid(torch.where(truth, scores, -scores)), scores, truth, _valid(index))
-
-
-def focal_cross_entropy(
-    log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = SINGLE
-) -> Tensor:
-    """Weighted mean of -(1 - p)^gamma · log p; with gamma 0 the ordinary cross-entropy.
-
-    The sum is divided by the sum of the weights, not by the number of voxels, so that a few heavy voxels change what a
-    patch teaches but not how large its loss is.
-
-    Args:
-        log_truth: log p of the truth, any shape.
-        weights: Same shape, at least 0.
-        gamma: At least 0.
-        processes: Those that share the batch: the mean of their results is the loss of the whole batch.
-
-    Returns:
-        Scalar; 0 if all weights are 0.
-
-    Reference: Lin et al. 2017 (arXiv 1708.02002), eq. 4.
-    """
-    loss = -log_truth
-    if gamma > 0:
-        loss = loss * (-torch.expm1(log_truth)).clamp(min=_TINY) ** gamma
-    return (loss * weights).sum() * processes.count / processes.summed(weights.sum()).clamp(min=_TINY)
-
-
-def tversky_index(
-    intersection: Tensor,
-    reference: Tensor,
-    predicted: Tensor,
-    *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    smooth: float = 0.0,
-    batch: bool = False,
-    processes: Processes = SINGLE,
-) -> Tensor:
-    """Soft Tversky index (2·TP + s) / (2·TP + 2·alpha·FP + 2·beta·FN + s); with 0.5 and 0.5 the soft Dice.
-
-    Args:
-        intersection: (B, K) TP, soft, in voxels.
-        reference: (B, K) TP + FN.
-        predicted: (B, K) TP + FP, soft.
-        alpha: Weight of false positives.
-        beta: Weight of false negatives.
-        smooth: s.
-        batch: Whether to pool the volumes over the batch first.
-        processes: Those that share the batch.
-
-    Returns:
-        (B, K), or (1, K) if pooled; 1 where reference and prediction are both empty.
-
-    Reference: Salehi et al. 2017 (arXiv 1706.05721), eq. 4.
-    """
-    if batch:
-        pooled = torch.stack([intersection, reference, predicted]).sum(1, keepdim=True)
-        intersection, reference, predicted = processes.summed(pooled)
-    smooth = max(smooth, _TINY)
-    overlap = 2 * (1 - alpha - beta) * intersection + 2 * beta * reference + 2 * alpha * predicted
-    return (2 * intersection + smooth) / (overlap + smooth)
-
-
-def _valid(index: Tensor) -> Tensor:
-    return (index != IGNORE_INDEX).float()[:, None]
-
-
-def head_weights(heads: int, kind: Literal["halving", "equal"] = "halving") -> tuple[float, ...]:
-    """Weights of deep-supervision heads, that of the prediction first, normalized to sum 1.
-
-    Args:
-        heads: Number of heads, at least 1.
-        kind: ``halving``: 1, 1/2, 1/4, … as in nnU-Net; ``equal``: all the same, as in UNet++.
-    """
-    raw = [0.5**n if kind == "halving" else 1.0 for n in range(heads)]
-    return tuple(weight / sum(raw) for weight in raw)
-
-
-def supervised_loss(
-    heads: Tensor | Mapping[str, Tensor],
-    labels: Tensor,
-    settings: LossSettings,
-    *,
-    regions: Regions = (),
-    class_weights: Tensor | None = None,
-    processes: Processes = SINGLE,
-) -> Tensor:
-    """Loss of a network's output: one tensor, or the weighted mean of several heads of deep supervision.
-
-    ``ce_weight`` times the cross-entropy plus ``dice_weight`` times 1 - the Tversky index, which is the soft Dice for
-    alpha = beta = 0.5. Voxels with ``IGNORE_INDEX`` count in neither.
-
-    Args:
-        heads: Logits (B, L, *S) of any floating type, or several by name, that of the prediction first; a coarser one
-            is compared with labels taken at its voxels' places.
-        labels: (B, *S) class indices.
-        settings: Section ``loss``.
-        regions: Class indices of each of L regions, which have a sigmoid each; empty for a softmax over L classes.
-        class_weights: (L,) weights in the cross-entropy, one per class or region, on the labels' device.
-        processes: Those that share the batch: the mean of their losses, and of their gradients, is that of the whole.
-
-    Returns:
-        Scalar float32. If every voxel is ignored, 0 with a gradient of 0.
-
-    Reference: soft Dice as in nnU-Net (background left out), Isensee et al. 2021; binary cross-entropy and Dice per
-    head, Zhou et al. 2018 (arXiv 1807.10165); weight map, Ronneberger et al. 2015 (arXiv 1505.04597), eq. 2.
-    """
-    border = None
-    if settings.border_weight > 0 and settings.ce_weight > 0:
-        border = border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
-    outputs = [heads] if isinstance(heads, Tensor) else list(heads.values())
-    total = labels.new_zeros((), dtype=torch.float32)
-    for logits, share in zip(outputs, head_weights(len(outputs), settings.head_weights), strict=True):
-        size = logits.shape[2:]
-        added = None if border is None else _at_size(border, size)
-        total = total + share * _head_loss(
-            logits, _at_size(labels, size), settings, regions, class_weights, added, processes
-        )
-    return total
-
-
-def _head_loss(
-    logits: Tensor,
-    labels: Tensor,
-    settings: LossSettings,
-    regions: Regions,
-    class_weights: Tensor | None,
-    border: Tensor | None,
-    processes: Processes,
-) -> Tensor:
-    """Loss of one head against labels of its size; ``border`` (B, *S) is added to the weights of its voxels."""
-    scores, index = logits.float().flatten(2), labels.flatten(1).long()
-    terms = region_terms(scores, index, regions) if regions else softmax_terms(scores, index)
-    loss = scores.new_zeros(())
-    if settings.ce_weight > 0:
-        weights = terms.weights(class_weights, None if border is None else border.flatten(1))
-        cross_entropy = focal_cross_entropy(terms.log_truth, weights, settings.focal_gamma, processes)
-        loss = loss + settings.ce_weight * cross_entropy
-    if settings.dice_weight > 0 and (regions or logits.shape[1] > 1):
-        index_per_organ = tversky_index(
-            *terms.sums(),
-            alpha=settings.tversky_alpha,
-            beta=settings.tversky_beta,
-            smooth=settings.smooth,
-            batch=settings.batch_dice,
-            processes=processes,
-        )
-        loss = loss + settings.dice_weight * (1 - index_per_organ.mean())
-    return loss
-
-
-def _at_size(values: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(values.shape[1:]) == tuple(size):
-        return values
-    return interpolate(values[:, None].float(), tuple(size), mode="nearest")[:, 0].to(values.dtype)
 
 
 class SegmentationLoss(nn.Module):
@@ -309,3 +73,217 @@ class SegmentationLoss(nn.Module):
 
 def _plain(values: Tensor) -> Tensor:
     return values.as_tensor() if isinstance(values, MetaTensor) else values
+
+
+def supervised_loss(
+    heads: Tensor | Mapping[str, Tensor],
+    labels: Tensor,
+    settings: LossSettings,
+    *,
+    regions: Regions = (),
+    class_weights: Tensor | None = None,
+    processes: Processes = SINGLE,
+) -> Tensor:
+    """Loss of a network's output: one tensor, or the weighted mean of several heads of deep supervision.
+
+    ``ce_weight`` times the cross-entropy plus ``dice_weight`` times 1 - the Tversky index, which is the soft Dice for
+    alpha = beta = 0.5. Voxels with ``IGNORE_INDEX`` count in neither.
+
+    Args:
+        heads: Logits (B, L, *S) of any floating type, or several by name, that of the prediction first; a coarser one
+            is compared with labels taken at its voxels' places.
+        labels: (B, *S) class indices.
+        settings: Section ``loss``.
+        regions: Class indices of each of L regions, which have a sigmoid each; empty for a softmax over L classes.
+        class_weights: (L,) weights in the cross-entropy, one per class or region, on the labels' device.
+        processes: Those that share the batch: the mean of their losses, and of their gradients, is that of the whole.
+
+    Returns:
+        Scalar float32. If every voxel is ignored, 0 with a gradient of 0.
+
+    Reference: soft Dice as in nnU-Net (background left out), Isensee et al. 2021; binary cross-entropy and Dice per
+    head, Zhou et al. 2018 (arXiv 1807.10165); weight map, Ronneberger et al. 2015 (arXiv 1505.04597), eq. 2.
+    """
+    # Made once, for the finest head: coarser ones take its values at their voxels' places.
+    border = None
+    if settings.border_weight > 0 and settings.ce_weight > 0:
+        border = border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
+    outputs = [heads] if isinstance(heads, Tensor) else list(heads.values())
+    total = labels.new_zeros((), dtype=torch.float32)
+    for logits, share in zip(outputs, head_weights(len(outputs), settings.head_weights), strict=True):
+        size = logits.shape[2:]
+        # float32: the sums over a patch exceed what half precision can hold
+        scores, index = logits.float().flatten(2), _at_size(labels, size).flatten(1).long()
+        terms = region_terms(scores, index, regions) if regions else softmax_terms(scores, index)
+        added = None if border is None else _at_size(border, size).flatten(1)
+        total = total + share * _head_loss(terms, settings, class_weights, added, processes)
+    return total
+
+
+def _head_loss(
+    terms: Terms, settings: LossSettings, class_weights: Tensor | None, border: Tensor | None, processes: Processes
+) -> Tensor:
+    """Loss of one head; ``border`` (B, N) is added to the weights of its voxels."""
+    loss = terms.scores.new_zeros(())
+    if settings.ce_weight > 0:
+        weights = terms.weights(class_weights, border)
+        cross_entropy = focal_cross_entropy(terms.log_truth, weights, settings.focal_gamma, processes)
+        loss = loss + settings.ce_weight * cross_entropy
+    if settings.dice_weight > 0 and terms.has_overlap:
+        index_per_organ = tversky_index(
+            terms.sums(),
+            alpha=settings.tversky_alpha,
+            beta=settings.tversky_beta,
+            smooth=settings.smooth,
+            batch=settings.batch_dice,
+            processes=processes,
+        )
+        loss = loss + settings.dice_weight * (1 - index_per_organ.mean())
+    return loss
+
+
+def head_weights(heads: int, kind: Literal["halving", "equal"] = "halving") -> tuple[float, ...]:
+    """Weights of deep-supervision heads, that of the prediction first, normalized to sum 1.
+
+    With ``halving`` 1, 1/2, 1/4, … as in nnU-Net, with ``equal`` all the same, as in UNet++.
+    """
+    raw = [0.5**n if kind == "halving" else 1.0 for n in range(heads)]
+    return tuple(weight / sum(raw) for weight in raw)
+
+
+def _at_size(values: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(values.shape[1:]) == tuple(size):
+        return values
+    return interpolate(values[:, None].float(), tuple(size), mode="nearest")[:, 0].to(values.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Logits compared with labels: B patches, N voxels, T terms of cross-entropy per voxel, L classes or regions.
+
+    Args:
+        log_truth: (B, T, N) log-probability of the truth; T is 1 for a softmax, L for regions.
+        scores: (B, L, N) log-probabilities of the softmax, or logits of the regions.
+        truth: (B, N) class indices for a softmax, (B, L, N) whether the voxel lies in each region.
+        valid: (B, 1, N), 1 where annotated, 0 where ignored.
+    """
+
+    log_truth: Tensor
+    scores: Tensor
+    truth: Tensor
+    valid: Tensor
+
+    def weights(self, class_weights: Tensor | None, border: Tensor | None) -> Tensor:
+        """Weights (B, T, N) of the cross-entropy: class weights (L,) plus border weights (B, N), 0 where ignored."""
+        if class_weights is None:
+            weights = torch.ones_like(self.valid)
+        elif self._has_regions:
+            weights = class_weights[None, :, None]
+        else:
+            weights = class_weights[self.truth][:, None]
+        if border is not None:
+            weights = weights + border[:, None]
+        return (weights * self.valid).expand_as(self.log_truth)
+
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Volumes (B, K) of intersection (soft), reference and prediction (soft) of foreground classes or regions."""
+        if self._has_regions:
+            probabilities, reference = self.scores.sigmoid(), self.truth * self.valid
+            predicted = (probabilities * self.valid).sum(2)
+            return (probabilities * reference).sum(2), reference.sum(2), predicted
+        predicted = (self.scores.exp() * self.valid).sum(2)
+        zeros, valid = torch.zeros_like(predicted), self.valid[:, 0]
+        # Gathered per voxel and scattered by class: a one-hot volume of 100 classes would not fit into a GPU.
+        intersection = zeros.scatter_add(1, self.truth, self.log_truth[:, 0].exp() * valid)
+        reference = zeros.scatter_add(1, self.truth, valid)
+        return intersection[:, 1:], reference[:, 1:], predicted[:, 1:]
+
+    @property
+    def has_overlap(self) -> bool:
+        """Whether there is anything but background to overlap with."""
+        return self._has_regions or self.scores.shape[1] > 1
+
+    @property
+    def _has_regions(self) -> bool:
+        return self.truth.ndim == 3
+
+
+def softmax_terms(scores: Tensor, index: Tensor) -> Terms:
+    """Compare logits (B, L, N) of a softmax over classes, background first, with class indices (B, N), int64."""
+    log_p, truth = log_softmax(scores, dim=1), index.clamp(min=0)
+    return Terms(log_p.gather(1, truth[:, None]), log_p, truth, (index != IGNORE_INDEX).float()[:, None])
+
+
+def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
+    """Compare logits (B, R, N) of a sigmoid per region with class indices (B, N), int64.
+
+    A voxel lies in region r if its class is in ``regions[r]``.
+    """
+    outside = 1 + max(max(region) for region in regions)  # this class and all above are in no region
+    # Ignored voxels get the truth of class 0; their weight is 0.
+    member = torch.tensor([[n in region for n in range(outside + 1)] for region in regions], device=index.device)
+    truth = member[:, index.clamp(0, outside)].movedim(0, 1)
+    return Terms(
+        logsigmoid(torch.where(truth, scores, -scores)), scores, truth, (index != IGNORE_INDEX).float()[:, None]
+    )
+
+
+def focal_cross_entropy(
+    log_truth: Tensor, weights: Tensor, gamma: float = 0.0, processes: Processes = SINGLE
+) -> Tensor:
+    """Weighted mean of -(1 - p)^gamma · log p; with gamma 0 the ordinary cross-entropy.
+
+    The sum is divided by the sum of the weights, not by the number of voxels, so that a few heavy voxels change what a
+    patch teaches but not how large its loss is.
+
+    Args:
+        log_truth: log p of the truth, any shape.
+        weights: Same shape, at least 0.
+        gamma: At least 0.
+        processes: Those that share the batch: the mean of their results is the loss of the whole batch.
+
+    Returns:
+        Scalar; 0 if all weights are 0.
+
+    Reference: Lin et al. 2017 (arXiv 1708.02002), eq. 4.
+    """
+    loss = -log_truth
+    # expm1 keeps 1 - p exact where p is nearly 1, as it is in most voxels.
+    if gamma > 0:
+        loss = loss * (-torch.expm1(log_truth)).clamp(min=_TINY) ** gamma
+    return (loss * weights).sum() * processes.count / processes.summed(weights.sum()).clamp(min=_TINY)
+
+
+def tversky_index(
+    volumes: tuple[Tensor, Tensor, Tensor],
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth: float = 0.0,
+    batch: bool = False,
+    processes: Processes = SINGLE,
+) -> Tensor:
+    """Soft Tversky index (2·TP + s) / (2·TP + 2·alpha·FP + 2·beta·FN + s); with 0.5 and 0.5 the soft Dice.
+
+    Args:
+        volumes: Of the intersection (TP, soft), the reference (TP + FN) and the prediction (TP + FP, soft), each (B, K)
+            in voxels.
+        alpha: Weight of false positives.
+        beta: Weight of false negatives.
+        smooth: s.
+        batch: Whether to pool the volumes over the batch first.
+        processes: Those that share the batch.
+
+    Returns:
+        (B, K), or (1, K) if pooled; 1 where reference and prediction are both empty.
+
+    Reference: Salehi et al. 2017 (arXiv 1706.05721), eq. 4.
+    """
+    intersection, reference, predicted = volumes
+    # Organs that are absent from most patches get a steadier gradient from the pooled batch.
+    if batch:
+        pooled = torch.stack(volumes).sum(1, keepdim=True)
+        intersection, reference, predicted = processes.summed(pooled)
+    smooth = max(smooth, _TINY)
+    overlap = 2 * (1 - alpha - beta) * intersection + 2 * beta * reference + 2 * alpha * predicted
+    return (2 * intersection + smooth) / (overlap + smooth)

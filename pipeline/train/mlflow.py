@@ -30,11 +30,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 
 
 def require_mlflow(uri: str | None) -> None:
-    """Refuse a tracking URI where MLflow is not installed.
-
-    Raises:
-        ConfigError: If it is not.
-    """
+    """Refuse a tracking URI where MLflow is not installed."""
     if uri is not None and find_spec("mlflow") is None:
         advice = "Install it with `pip install 'volseg[mlflow]'`, or leave train.mlflow out"
         raise ConfigError([sentence("train.mlflow", "MLflow to be installed", "no package of that name", advice)])

@@ -29,11 +29,6 @@ def require_memory(network: SegmentationNetwork, source: PatchSource, settings: 
     What passes may still be too much, by gradients, optimizer and scratch space. Nothing is asked where activations
     are recomputed.
 
-    Args:
-        network: What is trained.
-        source: Its patches, the cached cases loaded.
-        settings: Section ``train``.
-
     Raises:
         VolsegError: If the memory is too small, with the numbers.
     """
@@ -93,13 +88,7 @@ class Resources:
 
 @torch.no_grad()
 def convolution_ceiling(device: torch.device, dtype: torch.dtype, dims: int) -> float:
-    """Operations per second of one large convolution with kernels of 3, the best of a few; takes a tenth of a second.
-
-    Args:
-        device: Where to compute.
-        dtype: Type of the arithmetic.
-        dims: 2 or 3 spatial axes.
-    """
+    """Operations per second of one large convolution (2 or 3 axes, kernels of 3); takes a tenth of a second."""
     large = device.type == "cuda"
     channels, edge = 128 if large else 64, {(True, 3): 96, (True, 2): 1024, (False, 3): 24, (False, 2): 96}[large, dims]
     kind, order = ((nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d))[dims - 2]

@@ -50,12 +50,8 @@ def learning_rate(progress: float, settings: TrainSettings) -> float:
 
 
 def build_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD with momentum; norms and biases are not decayed.
-
-    Args:
-        network: Whose parameters to train.
-        settings: Section ``train``.
-    """
+    """Adam, AdamW or SGD with momentum; norms and biases are not decayed."""
+    # Kernels have more than one axis; scales and biases would be drawn towards 0 for no gain.
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -92,6 +88,7 @@ class Budget:
         """
         if self.seconds is None:
             return iteration / self.iterations
+        # Without the reserve, the last validation would end after the time is over.
         return elapsed_s / max(self.seconds - reserve_s, 1e-3)
 
     def epochs(self, epochs_done: int, progress: float, planned: int) -> int:

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from pipeline.config.settings import Settings, TrainSettings
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import PLAIN, Execution, autocast
-from pipeline.sample.augment import Direction
+from pipeline.sample.augment import PatchGeometry
 from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.log import EpochRecord
 from pipeline.train.schedule import build_optimizer
@@ -83,24 +83,6 @@ class Validation:
     def longer(self) -> float:
         """How many times as long as the quick subset all cases take."""
         return self.passes * self.all / self.quick
-
-
-@dataclass(frozen=True)
-class PatchGeometry:
-    """What augmentation needs to know of the axes a network sees.
-
-    Args:
-        directions: Anatomical direction of each axis: ``LR``, ``AP`` or ``SI``.
-        spacing_mm: Spacing of each axis.
-        side_pairs: Class indices of left/right organ pairs.
-        regions: Class indices of each region, where regions are trained by a sigmoid each; empty for a softmax over
-            classes.
-    """
-
-    directions: tuple[Direction, ...]
-    spacing_mm: tuple[float, ...]
-    side_pairs: tuple[tuple[int, int], ...]
-    regions: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,15 +186,7 @@ def first_state(
     how: Execution = PLAIN,
     processes: Processes = SINGLE,
 ) -> TrainState:
-    """The state of a training that begins.
-
-    Args:
-        network: With its first weights, on the device that trains.
-        settings: Section ``train``.
-        dtype: Type of the network's arithmetic; float16 needs a loss scale.
-        how: How the network is executed.
-        processes: Those that train together.
-    """
+    """The state of a training that begins, of a network with its first weights on the device that trains."""
     device = next(network.parameters()).device
     model = processes.wrapped(network)
     # Not torch.optim.swa_utils.AveragedModel: its first update replaces the average by the weights, and it copies the
@@ -270,11 +244,8 @@ def update(
 def update_average(state: TrainState, decay: float, steps: int) -> None:
     """Move the average of the weights, if one is kept, towards the weights.
 
-    Args:
-        state: Holds both.
-        decay: Share of the average that stays; less in the first steps, at most n / (n + 10) after n, which avoids the
-            bias of the first weights.
-        steps: Updates done.
+    A share ``decay`` of the average stays; less in the first steps, at most n / (n + 10) after n, which avoids the bias
+    of the first weights.
     """
     average = state.average
     if not average:
@@ -293,6 +264,7 @@ def update_average(state: TrainState, decay: float, steps: int) -> None:
 def other_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     """The network in evaluation mode for the length of a block, with other weights, none meaning its own."""
     kept = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    # In place, into the network that trains: a second one would take as much memory again.
     network.load_state_dict(dict(weights) or kept)
     network.eval()
     try:

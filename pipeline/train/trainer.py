@@ -101,6 +101,7 @@ def train_fold(
         TrainingBatches(source, run.geometry, run.settings.augment, own_parts) as batches,
     ):
         torch.manual_seed(train.seed)
+        # Before the trainer moves and wraps the network: multiply-adds are counted on its plain layers.
         resources = Resources(network, source, choose_dtype(source.device, train.precision))
         trainer = Trainer(run, network, batches, validation)
         try:
@@ -117,11 +118,7 @@ def train_fold(
 
 
 def _train_epochs(trainer: Trainer, resources: Resources, callbacks: Callbacks, stop: StopRequest) -> None:
-    """Epochs until the training is finished.
-
-    Raises:
-        KeyboardInterrupt, Stopped: If a signal asked for it; the checkpoint is written.
-    """
+    """Epochs until the training is finished; a signal ends it when the checkpoint is written."""
     first = trainer.run.processes.first
     with SummaryWriter(str(trainer.run.folder / "events")) if first else nullcontext() as writer:
         while not trainer.progress.finished:
@@ -198,6 +195,7 @@ class Trainer:
     @property
     def share(self) -> float:
         """Share of the training that is done; time for the last validations is kept back."""
+        # A last validation of the quick subset, and then one of all cases unless the subset is all of them.
         rounds = 1.0 if self.validation.complete else 1.0 + self.validation.longer
         reserve_s = _RESERVE * self.progress.validation_s * rounds
         return self.budget.progress(self.progress.iteration, self.elapsed_s, reserve_s)
@@ -208,10 +206,6 @@ class Trainer:
 
     def epoch(self, stop: StopRequest, callbacks: Callbacks) -> EpochRecord | None:
         """Train to the end of the epoch, from wherever it stands; with a time budget it may end early.
-
-        Args:
-            stop: Asked after every step.
-            callbacks: Called after every step.
 
         Returns:
             The epoch's record; None if the training was asked to stop, and the checkpoint is written.
@@ -242,6 +236,7 @@ class Trainer:
 
     def agree(self, stop: StopRequest | None = None) -> None:
         """Settle with the other processes how far the training is, and whether to stop or to save."""
+        # Clocks differ a little: if each process decided by its own, one would wait for others that have ended.
         due = time.monotonic() - self.saved > self.run.settings.train.checkpoint_minutes * 60
         self.commands = self.run.processes.agree(Commands(self.share, stop.signal if stop else 0, due))
         if stop is not None:
@@ -256,6 +251,7 @@ class Trainer:
     def note_validation(self, record: EpochRecord) -> EpochRecord:
         """Validate, keep the weights if they are the best so far, and complete the epoch's record."""
         began = time.monotonic()
+        # The average is scored and kept where there is one: it is what will predict.
         scores = self._validate(False, self.state.average)
         best, dice = self.progress.best_dice, scores.mean_dice
         better = best is None or (dice is not None and dice > best)
@@ -291,7 +287,7 @@ class Trainer:
         Raises:
             VolsegError: If the loss is not finite: the checkpoint before it is kept.
         """
-        self._require_finite()
+        self._require_finite()  # a checkpoint of weights that are not finite could not be continued
         part = replace(self.progress.part, loss=float(self.losses))
         part = replace(part, seconds=part.seconds if seconds is None else seconds)
         self.progress = replace(self.progress, elapsed_s=self.elapsed_s, part=part)

@@ -2,10 +2,10 @@ from random import Random
 
 import numpy as np
 import torch
+from cutting import cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sample.cut import cut
 from pipeline.sample.folds import make_folds
 from pipeline.sample.patches import CaseInfo, balanced_patches, sliding_patches
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.config.settings import AugmentSettings
-from pipeline.sample.augment import augment, directions
+from pipeline.sample.augment import PatchGeometry, augment, directions
 from pipeline.sample.randomness import BatchRandom
 
 OFF = {name: 0.0 for name in AugmentSettings.model_fields if name.endswith("_p")}
@@ -24,8 +24,9 @@ def batch(size: tuple[int, ...], count: int = 6, channels: int = 2) -> tuple[tor
 def run(
     images: torch.Tensor, labels: torch.Tensor, settings: AugmentSettings, seed: int = 0, **options: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    options.setdefault("directions", directions("RAS"[: images.ndim - 2]))
-    return augment(images, labels, settings, BatchRandom(seed, 0, range(len(images))), **options)  # type: ignore[arg-type]
+    dims = images.ndim - 2
+    geometry = PatchGeometry(**{"directions": directions("RAS"[:dims]), "spacing_mm": (1.0,) * dims, **options})  # type: ignore[arg-type]
+    return augment(images, labels, settings, BatchRandom(seed, 0, range(len(images))), geometry)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_samples_of_a_shared_batch_change_as_in_the_whole_batch(size: tuple[int,
             labels[a:b],
             EVERYTHING,
             BatchRandom(0, 0, range(a, b)),
-            directions=directions("RAS"[: len(size)]),
+            PatchGeometry(directions("RAS"[: len(size)]), (1.0,) * len(size)),
         )
         for a, b in ((0, 2), (2, 6))
     ]

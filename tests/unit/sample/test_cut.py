@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from cutting import cut
 
-from pipeline.sample.cut import cut, cut_batch
+from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Patch
 
 

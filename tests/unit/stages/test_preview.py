@@ -11,7 +11,7 @@ from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.itk import write_picture
 from pipeline.preprocess.plan_file import read_plan
-from pipeline.sample.augment import directions
+from pipeline.sample.augment import PatchGeometry, directions
 from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.preview import PatchMaker, Strongest, open_patches, preview, strongest_changes
@@ -148,10 +148,13 @@ def test_pictures_look_as_they_are(tmp_path: Path) -> None:
 # Every augmentation alone, at the ends of its range.
 
 
-def changes(settings: AugmentSettings, *, dims: int = 3, seed: int = 0, **options: object) -> dict[str, Strongest]:
+def changes(
+    settings: AugmentSettings, *, dims: int = 3, seed: int = 0, axis: int = 2, **options: object
+) -> dict[str, Strongest]:
     image, label = patch(dims)
-    given = {"axis": 2, "directions": directions("RAS"[:dims]), "side_pairs": (), "spacing_mm": (1.0,) * dims}
-    return {each.name: each for each in strongest_changes(image, label, settings, seed, **{**given, **options})}  # type: ignore[arg-type]
+    given = {"directions": directions("RAS"[:dims]), "spacing_mm": (1.0,) * dims, **options}
+    geometry = PatchGeometry(**given)  # type: ignore[arg-type]
+    return {each.name: each for each in strongest_changes(image, label, settings, seed, axis=axis, geometry=geometry)}
 
 
 def patch(dims: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

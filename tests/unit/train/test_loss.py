@@ -266,7 +266,7 @@ def test_tversky_with_one_half_is_the_soft_dice_bit_for_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     intersection, more, missed = torch.rand((3, 4, 2), generator=generator) * 1000
     reference, predicted = intersection + missed, intersection + more
-    ours = tversky_index(intersection, reference, predicted, smooth=1e-5)
+    ours = tversky_index((intersection, reference, predicted), smooth=1e-5)
     assert torch.equal(ours, (2 * intersection + 1e-5) / (reference + predicted + 1e-5))
 
 
@@ -280,8 +280,8 @@ def test_tversky_by_hand() -> None:
 
 def test_an_organ_absent_from_both_is_right() -> None:
     empty = torch.zeros((2, 1))
-    assert torch.equal(tversky_index(empty, empty, empty), torch.ones((2, 1)))
-    assert torch.equal(tversky_index(empty, empty, empty, batch=True), torch.ones((1, 1)))
+    assert torch.equal(tversky_index((empty, empty, empty)), torch.ones((2, 1)))
+    assert torch.equal(tversky_index((empty, empty, empty), batch=True), torch.ones((1, 1)))
 
 
 def test_the_loss_of_a_plan_is_that_of_a_training() -> None:

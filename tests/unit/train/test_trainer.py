@@ -22,11 +22,12 @@ from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.cost import kept_bytes, multiply_adds
 from pipeline.model.folder import load_weights
 from pipeline.model.registry import build_network
+from pipeline.sample.augment import PatchGeometry
 from pipeline.train import resources, trainer
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.resources import require_memory
-from pipeline.train.state import Callbacks, PatchGeometry, TrainingProgress, TrainRun, Validation, ValidationScores
+from pipeline.train.state import Callbacks, TrainingProgress, TrainRun, Validation, ValidationScores
 from pipeline.train.trainer import TrainResult, train_fold
 
 SIZE = (8, 8, 8)
