@@ -177,7 +177,7 @@ class TrainingBatches:
         self.stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def step(self, number: int) -> tuple[list[Pair], float]:
-        """Images and class indices of every part of a step's batch, on the device, and the seconds of waiting for them."""
+        """Images and class indices of every part of a step's batch, on the device, and how long it waited for them."""
         (made, ready), wait_s = self.ahead.get(number)
         if ready is not None:
             here = torch.cuda.current_stream(self.source.device)

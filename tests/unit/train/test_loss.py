@@ -271,9 +271,8 @@ def test_tversky_with_one_half_is_the_soft_dice_bit_for_bit() -> None:
 
 
 def test_tversky_by_hand() -> None:
-    ours = tversky_index(
-        torch.tensor([[4.0]]), torch.tensor([[6.0]]), torch.tensor([[7.0]]), alpha=0.3, beta=0.7, smooth=1.0
-    )
+    volumes = torch.tensor([[4.0]]), torch.tensor([[6.0]]), torch.tensor([[7.0]])
+    ours = tversky_index(volumes, alpha=0.3, beta=0.7, smooth=1.0)
     # TP 4, FN 2, FP 3
     assert float(ours) == pytest.approx((2 * 4 + 1) / (2 * 4 + 2 * 0.3 * 3 + 2 * 0.7 * 2 + 1))
 
