@@ -61,24 +61,25 @@ class PreparedFolds:
         folds = read_splits(prepared / "splits.json", infos, groups=groups)
         return cls(prepared, folds, {case: info.get("recipe") for case, info in infos.items()})
 
-    def fold(self, number: int) -> Fold:
-        """One of them.
-
-        Raises:
-            VolsegError: If there is no such fold.
-        """
-        if not 0 <= number < len(self.folds):
-            rule, advice = f"0 to {len(self.folds) - 1}", f"splits.json has {len(self.folds)} folds"
-            raise VolsegError(sentence("fold", rule, number, advice))
-        return self.folds[number]
-
     def prepared_by_others(self, folds: Sequence[Fold], plan: Plan) -> list[str]:
         """Cases of some folds that were not prepared by a plan, sorted."""
         used = {case for fold in folds for case in (*fold.train, *fold.validation)}
         return sorted(case for case in used if self.plan_hashes[case] != plan.recipe)
 
+    def fold(self, number: int, plan: Plan) -> Fold:
+        """One of them, to train with.
+
+        Raises:
+            VolsegError: If there is no such fold; as :meth:`for_training`.
+        """
+        folds = self.for_training(plan)
+        if not 0 <= number < len(folds):
+            rule, advice = f"0 to {len(folds) - 1}", f"splits.json has {len(folds)} folds"
+            raise VolsegError(sentence("fold", rule, number, advice))
+        return folds[number]
+
     def for_training(self, plan: Plan) -> tuple[Fold, ...]:
-        """All folds.
+        """All of them, to train with.
 
         Raises:
             VolsegError: If cases were prepared by another plan than ``plan.yaml``.

@@ -263,9 +263,8 @@ def open_patches(prepared: Path, plan: Plan, settings: Settings, fold: int, seed
     seeded = settings.train.model_copy(update={"seed": seed})
     spec = design_network(plan, settings.model, sample)
     settings = settings.model_copy(update={"sample": sample, "train": seeded})
-    folds = PreparedFolds.read(prepared)
-    folds.for_training(plan)
-    split, card = folds.fold(fold), ModelCard(network=spec, plan=plan, settings=settings, provenance={})
+    split = PreparedFolds.read(prepared).fold(fold, plan)
+    card = ModelCard(network=spec, plan=plan, settings=settings, provenance={})
     source = patch_source(prepared, split, card, spec.sizes().margin, torch.device("cpu"))
     files = read_info(prepared, split.train[0]).get("images", ())  # those of one case tell of all
     pictures = bool(files) and all(map(is_picture, files))

@@ -177,9 +177,7 @@ class PlannedTraining:
     def of(cls, prepared: Path, out: Path, settings: Settings, fold: int, start: Path | None) -> PlannedTraining:
         """The training of one fold; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
-        folds = PreparedFolds.read(prepared)
-        folds.for_training(plan)
-        split, card = folds.fold(fold), checked_card(plan, settings)
+        split, card = PreparedFolds.read(prepared).fold(fold, plan), checked_card(plan, settings)
         return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None)
 
     @classmethod
@@ -445,7 +443,7 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
             ("Mean foreground Dice", _number(scores.mean_dice), "best weights, prepared grid"),
             ("Network", spec.name, f"{spec.dims}D, patch {' × '.join(map(str, spec.patch_size))}"),
             ("Epochs", str(len(records)), f"{result.progress.iteration:,} iterations"),
-            ("Time", f"{result.progress.elapsed_s / 60:.0f} min", "over all sittings"),
+            ("Time", f"{result.progress.elapsed_s / 60:.0f} min", "over all runs"),
         ],
         tables=[_organs(result), *_validations(records)],
         **signature(),

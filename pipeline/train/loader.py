@@ -153,7 +153,7 @@ class PatchSource:
 
 
 class TrainingBatches:
-    """Augmented batches by number; that of a number is the same in every run and every sitting.
+    """Augmented batches by number; that of a number is the same in every run.
 
     Use it in a ``with`` block, which ends the thread that makes batches.
 

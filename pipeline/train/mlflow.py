@@ -42,7 +42,7 @@ class Tracker:
     Args:
         uri: Tracking URI; None tracks nothing.
         folder: Folder of the fold.
-        callbacks: Those of the training; its log is told once if tracking fails.
+        callbacks: Those of the training; its log gets one line if tracking fails.
     """
 
     # MLflow's client, not its fluent API: that keeps one active run in global state, which a server that breaks down
@@ -62,13 +62,13 @@ class Tracker:
         return replace(self.training, on_start=self.on_start, on_epoch=self.on_epoch)
 
     def begin(self, experiment: str, parameters: Mapping[str, Any]) -> None:
-        """Start a run, or continue that of an earlier sitting; arguments as for :func:`tracking`."""
+        """Start a run, or continue that of an earlier run of this training; arguments as for :func:`tracking`."""
         if self.uri is not None:
             uri = self.uri
             self._try(lambda: self._begin(uri, experiment, parameters))
 
     def on_start(self, records: Sequence[EpochRecord], epochs: int) -> None:
-        """Send epochs of earlier sittings, unless the run has them."""
+        """Send epochs of earlier runs of this training, unless MLflow has them."""
         self.training.on_start(records, epochs)
         if self.client is not None and not self.continued:
             self._try(lambda: self._send_metrics([(each.epoch, scalars(each)) for each in records]))
@@ -155,7 +155,7 @@ def tracking(
     Args:
         uri: Tracking URI; None tracks nothing.
         folder: Folder of the fold.
-        callbacks: Those of the training; its log is told once if tracking fails.
+        callbacks: Those of the training; its log gets one line if tracking fails.
         experiment: Name of the experiment; created if there is none.
         parameters: ``run``, its name, and nested settings.
 

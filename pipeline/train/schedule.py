@@ -80,7 +80,7 @@ class Budget:
 
         Args:
             iteration: Iterations done.
-            elapsed_s: Time spent, over all sittings.
+            elapsed_s: Time spent, over all runs.
             reserve_s: Time to keep for the final validation.
 
         Returns:

@@ -134,13 +134,13 @@ class TrainingProgress:
     """Where a training stands.
 
     Args:
-        elapsed_s: Time spent, over all sittings.
+        elapsed_s: Time spent, over all runs.
         iteration: Iterations done.
         best_dice: Best validation mean Dice so far, or None.
         stale: Validations since the best one.
         validation_s: Duration of the last validation.
         finished: Whether the training has ended.
-        length: What it was told about its length; another length may continue a finished training.
+        length: Its length as the settings gave it; another one may continue a finished training.
         records: All finished epochs.
         part: The epoch that has begun.
     """
