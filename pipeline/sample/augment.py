@@ -135,10 +135,9 @@ def _move(
     matrices = spatial.affine_matrices(angles[touched], zoom[touched], spacing, fixed).to(images.device)
     displacement = None
     if bool(bent.any()):
-        sigma = settings.elastic_sigma_voxels * bent[touched].float()
-        displacement = spatial.elastic_displacement(
-            sigma, size, settings.elastic_grid_voxels, spacing, random.of(touched.tolist()), fixed, images.device
-        )
+        sigma = (settings.elastic_sigma_voxels * bent[touched].float()).to(images.device)
+        moved = random.of(touched.tolist())
+        displacement = spatial.elastic_displacement(sigma, size, settings.elastic_grid_voxels, spacing, moved, fixed)
     grid = spatial.sampling_grid(matrices, size, displacement)
     images[index], labels[index] = spatial.warp(images[index], labels[index], grid)
 

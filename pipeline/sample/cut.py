@@ -37,8 +37,7 @@ def cut_batch(
     size: Sequence[int],
     *,
     margin: Sequence[int] = (0, 0, 0),
-    fill_image: float = IMAGE_PADDING,
-    fill_label: int = IGNORE_INDEX,
+    padding: tuple[float, int] = (IMAGE_PADDING, IGNORE_INDEX),
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Copy a batch of patches out of prepared cases.
@@ -48,8 +47,7 @@ def cut_batch(
         patches: Positions; at least one.
         size: Voxels of what is cut along i, j, k, the margin included.
         margin: Voxels around each patch that are cut as well. With any, images continue mirrored outside the volume.
-        fill_image: Intensity outside the volume, where there is no margin.
-        fill_label: Class index outside the volume; by default the loss ignores it.
+        padding: Intensity outside the volume, where there is no margin, and class index, which the loss ignores.
         device: Device of the batch; by default the CPU.
 
     Returns:
@@ -65,12 +63,12 @@ def cut_batch(
     labels = torch.empty((len(patches), *size), dtype=torch.int64, device=device)
     # Networks with a margin see the image continued by its mirror image, as in the paper of the U-Net; its labels there
     # are ignored all the same.
-    outside = None if any(margin) else fill_image
+    outside = None if any(margin) else padding[0]
     for place, patch in enumerate(patches):
         image, label = volumes[patch.case]
         start = [first - context for first, context in zip(patch.start, margin, strict=True)]
         paste(images[place], image, start, outside)
-        paste(labels[place], label, start, fill_label)
+        paste(labels[place], label, start, padding[1])
     return images, labels
 
 

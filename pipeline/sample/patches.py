@@ -48,15 +48,26 @@ class Patch:
     start: Triple
 
 
+@dataclass(frozen=True)
+class Balance:
+    """How random patches are drawn.
+
+    Args:
+        size: Patch voxels along i, j, k.
+        batch_size: Patches per batch.
+        foreground_share: Share of them that is centred on foreground, in [0, 1].
+        class_weights: Class index → weight with which the class is drawn among those present, 1 for classes left out;
+            None for the uniform choice.
+    """
+
+    size: Triple
+    batch_size: int
+    foreground_share: float
+    class_weights: Mapping[int, float] | None = None
+
+
 def balanced_patches(
-    cases: Sequence[CaseInfo],
-    size: Triple,
-    batch_size: int,
-    batches: int,
-    foreground_share: float,
-    rng: np.random.Generator,
-    class_weights: Mapping[int, float] | None = None,
-    first: int = 0,
+    cases: Sequence[CaseInfo], balance: Balance, rng: np.random.Generator, *, batches: int = 1, first: int = 0
 ) -> list[Patch]:
     """Draw random patches of which a fixed share is centred on foreground.
 
@@ -68,13 +79,9 @@ def balanced_patches(
 
     Args:
         cases: The training cases; at least one.
-        size: Patch voxels along i, j, k.
-        batch_size: Patches per batch.
-        batches: Number of batches.
-        foreground_share: In [0, 1].
+        balance: Size, number and share.
         rng: Source of all draws.
-        class_weights: Class index → weight with which the class is drawn among those present, 1 for classes left out;
-            None for the uniform choice.
+        batches: Number of batches.
         first: Number of the first batch, where these are not the first ones of a training.
 
     Returns:
@@ -90,13 +97,13 @@ def balanced_patches(
     # The last patches of a batch are the forced ones: parts of a batch (every n-th patch) share them evenly.
     with_foreground = [case for case in cases if _present(case)]
     patches = []
-    for forced in _forced_counts(batch_size, batches, foreground_share, first):
-        for place in range(batch_size):
-            if place >= batch_size - forced and with_foreground:
+    for forced in _forced_counts(balance, batches, first):
+        for place in range(balance.batch_size):
+            if place >= balance.batch_size - forced and with_foreground:
                 case = with_foreground[int(rng.integers(len(with_foreground)))]
-                patches.append(_on_foreground(case, size, rng, class_weights))
+                patches.append(_on_foreground(case, balance, rng))
             else:
-                patches.append(_anywhere(cases[int(rng.integers(len(cases)))], size, rng))
+                patches.append(_anywhere(cases[int(rng.integers(len(cases)))], balance.size, rng))
     return patches
 
 
@@ -145,26 +152,26 @@ def _present(case: CaseInfo) -> list[int]:
     return [label for label, voxels in sorted(case.class_voxels.items()) if len(voxels)]
 
 
-def _forced_counts(batch_size: int, batches: int, share: float, first: int) -> list[int]:
-    each = int(share * batch_size + 0.5)
+def _forced_counts(balance: Balance, batches: int, first: int) -> list[int]:
+    """Forced patches in each batch."""
+    wanted = balance.foreground_share * balance.batch_size
+    each = int(wanted + 0.5)
     if each:
         return [each] * batches
     # So small a share that no batch would get one: 1 in every 1 / (share * batch_size) batches.
-    reached = np.floor(share * batch_size * np.arange(first, first + batches + 1) + 0.5).astype(int)
+    reached = np.floor(wanted * np.arange(first, first + batches + 1) + 0.5).astype(int)
     return [int(count) for count in np.diff(reached)]
 
 
-def _on_foreground(
-    case: CaseInfo, size: Triple, rng: np.random.Generator, class_weights: Mapping[int, float] | None
-) -> Patch:
+def _on_foreground(case: CaseInfo, balance: Balance, rng: np.random.Generator) -> Patch:
     # First a class, then one of its voxels: a small organ is drawn as often as a large one.
     present = _present(case)
-    if class_weights is None:
+    if balance.class_weights is None:
         chosen = present[int(rng.integers(len(present)))]
     else:
-        weights = np.array([class_weights.get(label, 1.0) for label in present])
+        weights = np.array([balance.class_weights.get(label, 1.0) for label in present])
         chosen = int(rng.choice(present, p=weights / weights.sum()))
-    voxels = case.class_voxels[chosen]
+    voxels, size = case.class_voxels[chosen], balance.size
     centre = voxels[rng.integers(len(voxels))]
     i, j, k = (
         min(max(int(centre[axis]) - size[axis] // 2, low), high)

@@ -75,26 +75,23 @@ def elastic_displacement(
     spacing_mm: Sequence[float],
     random: BatchRandom,
     fixed: int | None = None,
-    device: torch.device | None = None,
 ) -> Tensor:
     """Draw smooth random displacement fields: a cubic B-spline through random control points.
 
     Lengths are in voxels of the finest axis and cover as many mm along the others.
 
     Args:
-        sigma_voxels: (N,) SD of the displacement of control points.
+        sigma_voxels: (N,) SD of the displacement of control points, on the device of the fields.
         size: Patch voxels along the D spatial axes.
         distance_voxels: Distance of control points.
         spacing_mm: Spacing along the same axes.
         random: Source of the draws, one per field.
         fixed: Axis along which nothing moves.
-        device: Where to build the fields.
 
     Returns:
         (N, D, *size), in voxels of each axis.
     """
-    finest = min(spacing_mm)
-    device = device or sigma_voxels.device
+    finest, device = min(spacing_mm), sigma_voxels.device
     operators = [
         spline_operator(length, distance_voxels * finest / spacing, device)
         for length, spacing in zip(size, spacing_mm, strict=True)
@@ -103,7 +100,7 @@ def elastic_displacement(
     amplitude = torch.tensor(
         [0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)], device=device
     )
-    amplitude = sigma_voxels.to(device)[:, None] * amplitude[None, :]
+    amplitude = sigma_voxels[:, None] * amplitude[None, :]
     # Control points are few: drawn on the CPU, they are the same on every device.
     control = random.normal((len(size), *points), torch.device("cpu")).to(device)
     field = (control * amplitude.reshape(*amplitude.shape, *(1,) * len(size))).flatten(0, 1)

@@ -22,7 +22,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.store import open_prepared, read_class_voxels
 from pipeline.sample.augment import PatchGeometry, augment
 from pipeline.sample.cut import cut_batch
-from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
+from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
 
 T = TypeVar("T")
@@ -130,10 +130,8 @@ class PatchSource:
         """Where the patches of a whole batch lie; number as in :meth:`batch`."""
         size = self.batch_size * self.parts
         if self.settings.strategy == "balanced":
-            generator, share = seeded(self.seed, number), self.settings.foreground_share
-            return balanced_patches(
-                self.infos, self.target_size, size, 1, share, generator, self.class_weights, first=number
-            )
+            balance = Balance(self.target_size, size, self.settings.foreground_share, self.class_weights)
+            return balanced_patches(self.infos, balance, seeded(self.seed, number), first=number)
         # Every epoch sees every window once, in an order of its own.
         epoch, place = divmod(number, self.batches_per_epoch(0))
         order = seeded(self.seed, epoch).permutation(len(self.windows))

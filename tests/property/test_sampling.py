@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sample.folds import make_folds
-from pipeline.sample.patches import CaseInfo, balanced_patches, sliding_patches
+from pipeline.sample.patches import Balance, CaseInfo, balanced_patches, sliding_patches
 
 lengths = st.integers(1, 24)
 triples = st.tuples(lengths, lengths, lengths)
@@ -52,7 +52,7 @@ def test_balanced_patches_stay_inside_and_hold_their_voxel(
 ) -> None:
     rng = np.random.default_rng(seed)
     voxel = np.array([[rng.integers(length) for length in shape]], np.int32)
-    patches = balanced_patches([CaseInfo("a", shape, {1: voxel})], size, batch_size, 3, share, rng)
+    patches = balanced_patches([CaseInfo("a", shape, {1: voxel})], Balance(size, batch_size, share), rng, batches=3)
     assert len(patches) == 3 * batch_size
     for patch in patches:
         for first, length, window in zip(patch.start, shape, size, strict=True):
@@ -61,7 +61,7 @@ def test_balanced_patches_stay_inside_and_hold_their_voxel(
             else:
                 assert first <= 0
                 assert first + window >= length
-    for patch in balanced_patches([CaseInfo("a", shape, {1: voxel})], size, batch_size, 3, 1.0, rng):
+    for patch in balanced_patches([CaseInfo("a", shape, {1: voxel})], Balance(size, batch_size, 1.0), rng, batches=3):
         assert all(first <= at < first + window for first, at, window in zip(patch.start, voxel[0], size, strict=True))
 
 

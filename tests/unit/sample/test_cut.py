@@ -50,7 +50,7 @@ def test_batches_have_network_types_and_ignored_padding() -> None:
 
 def test_padding_can_be_chosen() -> None:
     volumes = {"a": (torch.zeros(1, 2, 2, 2), torch.zeros(2, 2, 2, dtype=torch.int8))}
-    images, labels = cut_batch(volumes, [Patch("a", (0, 0, 1))], (2, 2, 2), fill_image=-3.0, fill_label=0)
+    images, labels = cut_batch(volumes, [Patch("a", (0, 0, 1))], (2, 2, 2), padding=(-3.0, 0))
     assert images[0, 0, 0, 0].tolist() == [0.0, -3.0]
     assert labels.unique().tolist() == [0]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.sample.patches import CaseInfo, Patch, balanced_patches, sliding_patches
+from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
 
 
 def case(name: str = "a", shape: tuple[int, int, int] = (20, 30, 40), **voxels: list[tuple[int, int, int]]) -> CaseInfo:
@@ -13,8 +13,20 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def drawn(
+    cases: list[CaseInfo],
+    size: tuple[int, int, int],
+    batch_size: int,
+    batches: int,
+    share: float,
+    rng: np.random.Generator,
+    class_weights: dict[int, float] | None = None,
+) -> list[Patch]:
+    return balanced_patches(cases, Balance(size, batch_size, share, class_weights), rng, batches=batches)
+
+
 def test_the_last_third_of_every_batch_is_centred_on_foreground() -> None:
-    patches = balanced_patches([case(c1=[(10, 15, 20)])], (8, 8, 8), 6, 50, 0.33, rng())
+    patches = drawn([case(c1=[(10, 15, 20)])], (8, 8, 8), 6, 50, 0.33, rng())
     assert len(patches) == 300
     centred = np.array([patch.start == (6, 11, 16) for patch in patches]).reshape(50, 6)
     assert centred[:, 4:].all()
@@ -26,20 +38,20 @@ def test_the_last_third_of_every_batch_is_centred_on_foreground() -> None:
 )
 def test_number_of_forced_patches(share: float, batch_size: int, forced: int) -> None:
     large = case(shape=(999, 999, 999), c1=[(500, 500, 500)])
-    patches = balanced_patches([large], (11, 11, 11), batch_size, 20, share, rng())
+    patches = drawn([large], (11, 11, 11), batch_size, 20, share, rng())
     centred = np.array([patch.start == (495, 495, 495) for patch in patches]).reshape(20, batch_size)
     assert (centred.sum(axis=1) == forced).all()
 
 
 def test_single_patch_batches_keep_the_share_over_many_batches() -> None:
     large = case(shape=(999, 999, 999), c1=[(500, 500, 500)])
-    patches = balanced_patches([large], (11, 11, 11), 1, 100, 0.33, rng())
+    patches = drawn([large], (11, 11, 11), 1, 100, 0.33, rng())
     assert sum(patch.start == (495, 495, 495) for patch in patches) == 33
 
 
 def test_classes_are_drawn_uniformly_whatever_their_size() -> None:
     many = [(5, 5, k) for k in range(5, 35)]
-    patches = balanced_patches([case(c1=many, c2=[(14, 25, 20)], c3=[])], (4, 4, 4), 10, 100, 1.0, rng())
+    patches = drawn([case(c1=many, c2=[(14, 25, 20)], c3=[])], (4, 4, 4), 10, 100, 1.0, rng())
     of_second = sum(patch.start == (12, 23, 18) for patch in patches)
     assert 420 < of_second < 580  # 1000 draws with p = 0.5: 5 standard deviations
     assert len({patch.start for patch in patches}) == 31
@@ -47,42 +59,42 @@ def test_classes_are_drawn_uniformly_whatever_their_size() -> None:
 
 def test_weighted_classes_are_drawn_in_proportion_and_uniform_stays_as_it_was() -> None:
     both = case(c1=[(5, 5, 5)], c2=[(14, 25, 20)], c3=[])
-    patches = balanced_patches([both], (4, 4, 4), 10, 100, 1.0, rng(), {2: 4.0, 3: 9.0})
+    patches = drawn([both], (4, 4, 4), 10, 100, 1.0, rng(), {2: 4.0, 3: 9.0})
     of_second = sum(patch.start == (12, 23, 18) for patch in patches)
     assert 737 < of_second < 863  # 1000 draws with p = 4 / 5: 5 standard deviations
-    found = [patch.start for patch in balanced_patches([both], (4, 4, 4), 1, 8, 1.0, rng(3))]
+    found = [patch.start for patch in drawn([both], (4, 4, 4), 1, 8, 1.0, rng(3))]
     draws = rng(3)  # a case, a class, a voxel: the draws of trainings before there were weights
     classes = [(draws.integers(1), int(draws.integers(2)), draws.integers(1))[1] for _ in range(8)]
     assert found == [((3, 3, 3), (12, 23, 18))[chosen] for chosen in classes]
 
 
 def test_forced_patches_come_from_cases_with_foreground() -> None:
-    patches = balanced_patches([case("empty"), case("full", c1=[(9, 9, 9)])], (4, 4, 4), 4, 25, 0.5, rng())
+    patches = drawn([case("empty"), case("full", c1=[(9, 9, 9)])], (4, 4, 4), 4, 25, 0.5, rng())
     names = np.array([patch.case for patch in patches]).reshape(25, 4)
     assert (names[:, 2:] == "full").all()
     assert set(names[:, :2].flat) == {"empty", "full"}
 
 
 def test_without_any_foreground_patches_lie_anywhere() -> None:
-    assert len({patch.start for patch in balanced_patches([case()], (4, 4, 4), 4, 10, 1.0, rng())}) > 30
+    assert len({patch.start for patch in drawn([case()], (4, 4, 4), 4, 10, 1.0, rng())}) > 30
 
 
 def test_patches_at_the_border_stay_inside() -> None:
     corners = case(c1=[(0, 0, 0)], c2=[(19, 29, 39)])
-    starts = {patch.start for patch in balanced_patches([corners], (8, 8, 8), 4, 10, 1.0, rng())}
+    starts = {patch.start for patch in drawn([corners], (8, 8, 8), 4, 10, 1.0, rng())}
     assert starts == {(0, 0, 0), (12, 22, 32)}
 
 
 def test_small_volumes_are_centred_in_the_patch() -> None:
     small = case(shape=(5, 30, 8), c1=[(0, 29, 7)])
     for share in (0.0, 1.0):
-        patches = balanced_patches([small], (8, 8, 8), 2, 10, share, rng())
+        patches = drawn([small], (8, 8, 8), 2, 10, share, rng())
         assert {(patch.start[0], patch.start[2]) for patch in patches} == {(-1, 0)}
     assert sliding_patches([small], (8, 30, 9)) == [Patch("a", (-1, 0, 0))]
 
 
 def test_random_positions_reach_every_start_evenly() -> None:
-    patches = balanced_patches([case(shape=(6, 1, 1))], (4, 1, 1), 1, 900, 0.0, rng())
+    patches = drawn([case(shape=(6, 1, 1))], (4, 1, 1), 1, 900, 0.0, rng())
     counts = np.bincount([patch.start[0] for patch in patches])
     assert len(counts) == 3
     assert (abs(counts - 300) < 75).all()
@@ -90,14 +102,14 @@ def test_random_positions_reach_every_start_evenly() -> None:
 
 def test_slices_are_patches_of_size_one() -> None:
     info = case(c1=[(10, 15, 20)])
-    (patch,) = balanced_patches([info], (16, 16, 1), 1, 1, 1.0, rng())
+    (patch,) = drawn([info], (16, 16, 1), 1, 1, 1.0, rng())
     assert patch.start == (2, 7, 20)
     assert [p.start[2] for p in sliding_patches([info], (20, 30, 1))] == list(range(40))
 
 
 def test_draws_depend_on_the_generator_alone() -> None:
     cases = [case("a", c1=[(3, 3, 3)]), case("b")]
-    first, again, other = (balanced_patches(cases, (8, 8, 8), 4, 5, 0.33, rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (drawn(cases, (8, 8, 8), 4, 5, 0.33, rng(seed)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert all(isinstance(value, int) for patch in first for value in patch.start)
@@ -106,7 +118,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
 def test_no_cases() -> None:
     assert sliding_patches([], (4, 4, 4)) == []
     with pytest.raises(ValueError, match="cases: expected at least one to draw patches from, got none"):
-        balanced_patches([], (4, 4, 4), 2, 2, 0.33, rng())
+        drawn([], (4, 4, 4), 2, 2, 0.33, rng())
 
 
 def test_sliding_starts_and_order() -> None:
