@@ -39,9 +39,6 @@ def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple
         folds: Number of folds, at least 2.
         seed: Seed of the draw.
 
-    Returns:
-        ``folds`` folds.
-
     Raises:
         DataError: If there are fewer than 2 folds, or fewer groups than folds.
     """
@@ -65,11 +62,7 @@ def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple
 
 
 def fixed_fold(splits: Mapping[str, str | None], groups: Mapping[str, str | None]) -> Fold:
-    """The only fold of a dataset that fixes its split.
-
-    Args:
-        splits: Case id → ``train``, ``validation`` or None if the dataset leaves it open.
-        groups: Case id → group, which must not be on both sides.
+    """The only fold of a dataset that fixes its split: case id → ``train``, ``validation`` or None, which is refused.
 
     Raises:
         DataError: If a case is left open, none trains or none validates, or a group is on both sides.

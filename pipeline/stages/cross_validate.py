@@ -126,21 +126,14 @@ class ModelUnderTest:
 
     @classmethod
     def read(cls, model: Path, prepared: Path) -> ModelUnderTest:
-        """Read the description of a model.
-
-        Raises:
-            VolsegError: If the folder holds no model, or an ensemble.
-        """
+        """Read the description of a model; an ensemble is refused."""
         if (model / ENSEMBLE_FILE).is_file():
             advice = "`volseg choose` has cross-validated it; its scores are in its folder"
             raise VolsegError(sentence("model", "a single model", "an ensemble", advice, file=model))
         return cls(model, read_card(model), prepared)
 
     def fold_cases(self, folds: Sequence[int] | None) -> dict[int, tuple[str, ...]]:
-        """Fold → its validation cases. A case of several folds is left to the first.
-
-        Args:
-            folds: Folds; None for all of ``splits.json``.
+        """Fold → its validation cases; None for all of ``splits.json``. A case of several folds is left to the first.
 
         Raises:
             VolsegError: If a fold is not trained, or its validation cases are not those of the training.

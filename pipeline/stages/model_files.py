@@ -48,7 +48,7 @@ class PreparedFolds:
 
     @classmethod
     def read(cls, prepared: Path) -> PreparedFolds:
-        """Read ``splits.json`` and what the cases say of themselves.
+        """Read ``splits.json`` and the ``case.json`` of every case.
 
         Raises:
             VolsegError: If there are no prepared cases, or the file cannot be used.
@@ -67,11 +67,7 @@ class PreparedFolds:
         return sorted(case for case in used if self.plan_hashes[case] != plan.recipe)
 
     def fold(self, number: int, plan: Plan) -> Fold:
-        """One of them, to train with.
-
-        Raises:
-            VolsegError: If there is no such fold; as :meth:`for_training`.
-        """
+        """One of them, to train with; one that does not exist is refused."""
         folds = self.for_training(plan)
         if not 0 <= number < len(folds):
             rule, advice = f"0 to {len(folds) - 1}", f"splits.json has {len(folds)} folds"
@@ -79,11 +75,7 @@ class PreparedFolds:
         return folds[number]
 
     def for_training(self, plan: Plan) -> tuple[Fold, ...]:
-        """All of them, to train with.
-
-        Raises:
-            VolsegError: If cases were prepared by another plan than ``plan.yaml``.
-        """
+        """All of them, to train with; cases prepared by another plan than ``plan.yaml`` are refused."""
         others = self.prepared_by_others(self.folds, plan)
         if others:
             got = f"{len(others)} prepared otherwise, e.g. {others[0]}"
@@ -195,11 +187,7 @@ def _locked(lock: FileLock, home: Path) -> str:
 
 
 def earlier_card(out: Path) -> ModelCard | None:
-    """``model.json`` of an earlier training of any fold; None if there is none.
-
-    Raises:
-        VolsegError: If the folder holds an ensemble, or the file is damaged.
-    """
+    """``model.json`` of an earlier training of any fold, None if there is none; an ensemble's folder is refused."""
     if (out / ENSEMBLE_FILE).is_file():
         rule, advice = "a folder for one model", "Choose another model folder"
         raise VolsegError(sentence("model folder", rule, "an ensemble", advice, file=out))
@@ -207,11 +195,7 @@ def earlier_card(out: Path) -> ModelCard | None:
 
 
 def require_same_model(out: Path, card: ModelCard, fold: int, earlier: ModelCard | None) -> None:
-    """Refuse a folder in which other folds were trained with another network or plan.
-
-    Raises:
-        VolsegError: If the models differ.
-    """
+    """Refuse a folder in which other folds were trained with another network or plan."""
     if earlier is None or set(trained_folds(out)) <= {fold}:
         return
     # Explanations and proposals in a plan may differ; what is used of them is in the settings.

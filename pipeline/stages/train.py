@@ -184,11 +184,7 @@ class PlannedTraining:
     def all_folds(
         cls, prepared: Path, out: Path, settings: Settings, start: Path | None
     ) -> tuple[PlannedTraining, ...]:
-        """The trainings of all folds.
-
-        Raises:
-            VolsegError: If there is no prepared dataset, or no fold could be trained with these settings.
-        """
+        """The trainings of all folds; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
         card = checked_card(plan, settings)
         splits = PreparedFolds.read(prepared).for_training(plan)
@@ -333,11 +329,7 @@ class StartModel:
 
     @classmethod
     def read(cls, folder: Path) -> StartModel:
-        """Find the model.
-
-        Raises:
-            VolsegError: If there is no trained model.
-        """
+        """Find the model; one without a trained fold is refused."""
         if (folder / _WEIGHTS).is_file():
             return cls(folder, read_card(folder.parent), ())
         card, folds = read_card(folder), trained_folds(folder)

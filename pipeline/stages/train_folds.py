@@ -45,11 +45,7 @@ class FoldOutcome:
 
 @dataclass(frozen=True)
 class FoldsResult:
-    """What became of all folds.
-
-    Args:
-        folds: One per fold of splits.json, ascending.
-    """
+    """What became of all folds of splits.json, ascending."""
 
     folds: tuple[FoldOutcome, ...]
 
@@ -72,12 +68,8 @@ def outcome_line(outcome: FoldOutcome) -> str:
 class _FoldTask:
     """One fold to train, as it travels to a process."""
 
-    prepared: Path
-    out: Path
-    settings: Settings
-    fold: int
+    planned: PlannedTraining
     restart: bool
-    start: Path | None
     tune: bool
     on_epoch: OnEpoch
     log: Callable[[str], None]
@@ -85,7 +77,7 @@ class _FoldTask:
 
     @property
     def name(self) -> str:
-        return f"fold {self.fold}"
+        return f"fold {self.planned.fold}"
 
 
 def train_folds(
@@ -132,14 +124,10 @@ def train_folds(
     kept = [each.fold for each in planned if not restart and finished_as(out, each.fold, each.finished_hash)]
     # Folds that are trained side by side on one machine share its processors.
     threads = max(1, processors() // len(places)) if len(places) > 1 else None
-    tasks = [
-        _FoldTask(prepared, out, settings, each.fold, restart, start, tune, on_epoch, log, threads)
-        for each in planned
-        if each.fold not in kept
-    ]
+    tasks = [_FoldTask(each, restart, tune, on_epoch, log, threads) for each in planned if each.fold not in kept]
     found = {fold: FoldOutcome(fold, "kept", mean_dice_of(out, fold)) for fold in kept}
     for outcome in _outcomes(tasks, places):
-        fold = tasks[outcome.index].fold
+        fold = tasks[outcome.index].planned.fold
         status: Literal["trained", "failed"] = "trained" if outcome.error is None else "failed"
         found[fold] = FoldOutcome(fold, status, outcome.value, outcome.error)
         log(outcome_line(found[fold]))
@@ -169,14 +157,15 @@ def _outcomes(tasks: Sequence[_FoldTask], places: Sequence[str]) -> Iterable[Out
 def _train(task: _FoldTask, device: str) -> float | None:
     if task.threads is not None:
         torch.set_num_threads(task.threads)
+    planned = task.planned
     result = train(
-        task.prepared,
-        task.out,
-        task.settings,
-        fold=task.fold,
+        planned.prepared,
+        planned.out,
+        planned.card.settings,
+        fold=planned.fold,
         device=device,
         restart=task.restart,
-        start=task.start,
+        start=planned.start.folder if planned.start else None,
         tune=task.tune,
         callbacks=Callbacks(
             on_epoch=lambda record, epochs: task.on_epoch(record, epochs, task.name),

@@ -200,11 +200,7 @@ def measured_ways(
 
 
 def fastest(found: Sequence[MeasuredWay]) -> Execution:
-    """The way of the fewest seconds.
-
-    Raises:
-        VolsegError: If all failed.
-    """
+    """The way of the fewest seconds; if all failed, the training cannot begin."""
     done = [(entry.step_s, number) for number, entry in enumerate(found) if entry.step_s is not None]
     if not done:
         raise VolsegError(

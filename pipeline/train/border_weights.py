@@ -59,14 +59,7 @@ def border_map(labels: Tensor, largest: float, sigma_voxels: float, *, regions: 
 
 
 def instances(labels: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Number the connected components (voxels that share a face) of every class.
-
-    Args:
-        labels: Class indices; components of 0 and below are not numbered.
-
-    Returns:
-        Same shape, 1, 2, …; 0 elsewhere.
-    """
+    """Number the connected components (voxels that share a face) of every foreground class: 1, 2, …; 0 elsewhere."""
     numbered = np.zeros(labels.shape, np.int32)
     count = 0
     boxes: Sequence[tuple[slice, ...] | None] = find_objects(np.maximum(labels, 0).astype(np.int32))

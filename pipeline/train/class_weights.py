@@ -90,14 +90,9 @@ def class_weights(
 
 
 def class_voxel_counts(labels: Iterable[Sliceable], classes: int = 1) -> tuple[int, ...]:
-    """Count the voxels of every class over whole label maps; ignored voxels are left out.
+    """Voxels of class 0, 1, … up to the highest class that occurs in label maps (I, J, K), at least ``classes``.
 
-    Args:
-        labels: (I, J, K) class indices each, in memory, on a GPU or on disk.
-        classes: Least length of the result.
-
-    Returns:
-        Voxels of class 0, 1, … up to the highest class that occurs.
+    Ignored voxels are left out. The label maps may be in memory, on a GPU or on disk.
     """
     counts = torch.zeros(classes, dtype=torch.int64)
     # Slab by slab: a case that is not in memory is never read as a whole.

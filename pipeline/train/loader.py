@@ -95,11 +95,7 @@ class PatchSource:
             self.volumes[case] = (image.load(place), label.load(place))
 
     def batches_per_epoch(self, balanced: int) -> int:
-        """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones.
-
-        Raises:
-            DataError: If every sliding window is empty and empty ones are skipped.
-        """
+        """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones."""
         if self.settings.strategy == "balanced":
             return balanced
         if not self.windows:
@@ -108,10 +104,6 @@ class PatchSource:
 
     def batch(self, number: int, part: int = 0) -> tuple[Tensor, Tensor, range]:
         """A batch of the training, or a part of it, whichever were made before.
-
-        Args:
-            number: Of the batch, from 0 over the whole training.
-            part: Which of its parts.
 
         Returns:
             Images (B, C, *S) float32 and class indices (B, *S) int64, on the device, and the places of these patches in

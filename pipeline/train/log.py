@@ -113,13 +113,8 @@ def history_figure(records: Sequence[EpochRecord]) -> Figure:
     """Draw a training.
 
     Loss and below it the learning rate; Dice per organ, a dot per validation, and below it patches per second and the
-    share of waiting for data. The best validation is marked; the upper axes tell the time.
-
-    Args:
-        records: At least one epoch; loss, Dice and mean Dice may be NaN or missing.
-
-    Returns:
-        Four panels and the second axes of three of them.
+    share of waiting for data. The best validation is marked; the upper axes tell the time. Loss, Dice and mean Dice may
+    be NaN or missing.
     """
     figure = Figure(figsize=(13, 5.6), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])

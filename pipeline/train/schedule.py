@@ -76,15 +76,12 @@ class Budget:
     seconds: float | None
 
     def progress(self, iteration: int, elapsed_s: float, reserve_s: float) -> float:
-        """Share of the training that is done.
+        """Share of the training that is done: 0 at the start, 1 or more when it should end.
 
         Args:
             iteration: Iterations done.
             elapsed_s: Time spent, over all runs.
             reserve_s: Time to keep for the final validation.
-
-        Returns:
-            0 at the start; 1 or more when it should end.
         """
         if self.seconds is None:
             return iteration / self.iterations
