@@ -20,7 +20,6 @@ from pipeline.stages.cross_validate import (
     FOLDER,
     CrossValidation,
     ModelUnderTest,
-    cross_validate,
     cross_validate_models,
 )
 from pipeline.stages.postprocessing import write_postprocessing
@@ -88,8 +87,10 @@ def choose(
             or orientation, or ``out`` holds something else.
     """
     names = _names(models)
-    validated = {name: _validated(model, device, jobs, progress) for name, model in names.items()}
-    tested = {name: ModelUnderTest.read(model, _prepared(validated[name])) for name, model in names.items()}
+    tested: dict[str, ModelUnderTest] = {}
+    validated: dict[str, CrossValidation] = {}
+    for name, model in names.items():
+        tested[name], validated[name] = _validated(model, device, jobs, progress)
     cases = _shared_cases(tested, validated)
     earlier = _earlier_members(out)
     write_json(out / ENSEMBLE_FILE, {"members": list(earlier)})  # first: it marks the folder as ours
@@ -98,7 +99,7 @@ def choose(
         log(f"pair {'+'.join(pair)}")
         home = out / FOLDER / "+".join(pair)
         members = [tested[name] for name in pair]
-        found[pair] = cross_validate_models(members, cases, home, home, device=device, jobs=jobs, progress=progress)
+        found[pair] = cross_validate_models(members, cases, home, device=device, jobs=jobs, progress=progress)
     # Of equal means the single model is taken: it takes half the time to predict.
     ranked = sorted(found, key=lambda key: (-(found[key].mean_dice or 0.0), len(key)))
     best = _case_dice(found[ranked[0]])
@@ -122,8 +123,10 @@ def _names(models: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _validated(model: Path, device: str | None, jobs: int | None, progress: Progress) -> CrossValidation:
-    """The cross-validation of a model, brought up to date where anything changed since."""
+def _validated(
+    model: Path, device: str | None, jobs: int | None, progress: Progress
+) -> tuple[ModelUnderTest, CrossValidation]:
+    """A model and its cross-validation, brought up to date where anything changed since."""
     advice = f"Run `volseg cross-validate {model} --prepared …` first"
     try:
         summary = read_summary(model / FOLDER)
@@ -134,11 +137,9 @@ def _validated(model: Path, device: str | None, jobs: int | None, progress: Prog
         raise VolsegError(sentence("model", "a cross-validated one", "one that is not", advice, file=model)) from None
     if not prepared.is_dir():
         raise VolsegError(sentence("prepared dataset", "where it was", "nothing there", advice, file=prepared))
-    return cross_validate(model, prepared, folds=folds, device=device, jobs=jobs, progress=progress)
-
-
-def _prepared(result: CrossValidation) -> Path:
-    return Path(result.summary["cross_validation"]["models"][0]["prepared"])
+    tested = ModelUnderTest.read(model, prepared)
+    cases, out = tested.fold_cases(folds), model / FOLDER
+    return tested, cross_validate_models([tested], cases, out, device=device, jobs=jobs, progress=progress)
 
 
 def _shared_cases(

@@ -107,7 +107,7 @@ def cross_validate(
     """
     tested = ModelUnderTest.read(model, prepared)
     cases = tested.fold_cases(folds)
-    return cross_validate_models([tested], cases, model / FOLDER, model, device=device, jobs=jobs, progress=progress)
+    return cross_validate_models([tested], cases, model / FOLDER, device=device, jobs=jobs, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,6 @@ def cross_validate_models(
     models: Sequence[ModelUnderTest],
     cases: Mapping[int, Sequence[str]],
     out: Path,
-    home: Path,
     *,
     device: str | None = None,
     jobs: int | None = None,
@@ -160,12 +159,13 @@ def cross_validate_models(
     Args:
         models: The models.
         cases: Fold → its validation cases.
-        out: Folder for predictions and scores.
-        home: Folder for the choice of post-processing.
+        out: Folder for predictions and scores; that of several models also gets the choice of post-processing, which a
+            single model has in its own folder.
         device: As for :func:`cross_validate`, and so are the next two.
         jobs: Worker processes.
         progress: Called after every case.
     """
+    home = models[0].folder if len(models) == 1 else out
     found = predict_out_of_fold(models, cases, out, choose_device(device), progress)
     earlier = None if found.batch.done or found.batch.failed else _earlier(found, out, home)
     if earlier is not None:
