@@ -18,7 +18,8 @@ from pipeline.data.regrid import regrid_labels
 from pipeline.evaluate.calibration import CALIBRATION_COLUMNS, calibration, dilated_box
 from pipeline.evaluate.compat import Organ, compat_scores, voxel_scores
 from pipeline.evaluate.lesions import lesion_scores
-from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, Measures, Row, Status
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import METRICS, Row, Status
 from pipeline.evaluate.overlap import Overlap, overlaps
 from pipeline.evaluate.surface import LabelFaces, label_faces, surface_scores
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.measures import Status
+from pipeline.evaluate.metrics import Status
 
 _PIECE_VOXELS = 1 << 22  # the temporary arrays stay near 100 MB, whatever the size of the volume
 _BYTE = 256

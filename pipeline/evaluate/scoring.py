@@ -14,9 +14,11 @@ from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
-from pipeline.evaluate.measures import OVERLAP_ONLY, EvaluatedCase, Evaluation, Measures, Row
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
 from pipeline.evaluate.probability_files import read_probabilities
+from pipeline.evaluate.results import Evaluation, ScoredFiles
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -122,7 +124,7 @@ def evaluate_pairs(
     return Evaluation(
         labels=labels,
         rows=tuple(row for pair in pairs for row in results[pair.case].rows),
-        cases=tuple(EvaluatedCase(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
+        cases=tuple(ScoredFiles(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
         failures=tuple((scores.case, scores.failure) for scores in results.values() if scores.failure),
         notes=(*notes, *found),
         measures=measures,

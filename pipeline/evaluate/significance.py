@@ -9,10 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
-from pipeline.evaluate.measures import METRICS, Row
-from pipeline.evaluate.summary import interval_95, mean_of, measured_metrics, resampled_means, score_table
+from pipeline.evaluate.metrics import METRICS, Row
+from pipeline.evaluate.summary import (
+    interval_95,
+    mean_of,
+    mean_over_organs,
+    measured_metrics,
+    resampled_means,
+    score_table,
+)
 
 ALL_ORGANS = "all organs"
 """Name of the comparison of the cases' means over their organs."""
@@ -161,7 +167,7 @@ def rankings(scores: Scores, seed: int = 0) -> tuple[Ranking, ...]:
     for metric in measured_metrics([row for rows in scores.values() for row in rows]):
         sign = -1.0 if metric.higher else 1.0
         tables = [score_table(rows, cases, organs, metric.column) for rows in scores.values()]
-        means = np.array([float(mean_of(mean_of(table, axis=0), axis=0)) for table in tables])
+        means = np.array([mean_over_organs(table) for table in tables])
         if not np.isfinite(means).all():
             continue
         resampled = np.stack([mean_of(resampled_means(table, seed), axis=1) for table in tables], axis=1)
@@ -192,6 +198,8 @@ def _test(names: _Names, apart: NDArray[np.float64], interval: tuple[float, floa
     p = None
     if len(difference) > 1:
         settled = np.where(np.abs(difference) > _EQUAL, difference, 0.0)
+        from scipy.stats import wilcoxon  # here: it takes a second to load, and no other command needs it
+
         p = float(wilcoxon(settled).pvalue) if settled.any() else 1.0
     mean = float(difference.mean()) if len(difference) else None
     ties = len(difference) - wins - losses

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.evaluate.measures import METRICS
+from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.significance import PairedTest, Ranking
 from pipeline.report.palette import LIGHT, figure_png
 from pipeline.report.plots import plain_text, style_axes

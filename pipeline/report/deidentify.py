@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core.files import text_hash
-from pipeline.evaluate.measures import EvaluatedCase
+from pipeline.evaluate.results import ScoredFiles
 
 _DIGITS = 8
 _SHORT = 3  # an id or a folder of fewer letters is also an ordinary word: it is looked for in fewer places
@@ -69,7 +69,7 @@ class Names:
         return [each for each in found if each is not None], found.count(None)
 
 
-def names_of(cases: Iterable[EvaluatedCase], others: Iterable[str] = (), *, show: bool) -> Names:
+def names_of(cases: Iterable[ScoredFiles], others: Iterable[str] = (), *, show: bool) -> Names:
     """The names of an evaluation.
 
     An alias is the start of a hash of the case id: the same in every report, and longer where two would be equal. It

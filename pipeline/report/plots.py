@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluate.measures import METRICS, Metric, Row
+from pipeline.evaluate.metrics import METRICS, Metric, Row
 from pipeline.report.palette import Theme, figure_png
 
 # What plots share: boxes in rows, the look of axes, names that Matplotlib shows as they are.
@@ -185,7 +185,7 @@ def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS[
     Returns:
         PNG with a transparent background; an empty frame if there is nothing to draw.
     """
-    scored = [row for row in rows if row.counts and np.isfinite(row.penalised(metric.column))]
+    scored = [row for row in rows if row.counts and np.isfinite(row.entry(metric.column))]
     names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
     figure = Figure(
         figsize=(_BOXES_WIDTH_INCHES, 1.0 + (0.42 if len(names) <= 20 else 0.27) * max(1, len(names))),
@@ -194,7 +194,7 @@ def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS[
     axes = figure.add_subplot()
     for position, name in enumerate(names, start=1):
         group = [row for row in scored if row.name == name]
-        values = [row.penalised(metric.column) for row in group]
+        values = [row.entry(metric.column) for row in group]
         box(axes, values, position, theme)
         _points(axes, values, position + even_spread(len(group)), group, theme)
     axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])

@@ -15,9 +15,9 @@ from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.case import aligned, replaced_values, score_case, without_values
-from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, EvaluatedCase, Evaluation, Metric, Row
-from pipeline.evaluate.results import read_evaluation, read_summary
-from pipeline.evaluate.summary import subgroup_rows
+from pipeline.evaluate.measures import OVERLAP_ONLY
+from pipeline.evaluate.metrics import METRICS, Metric, Row
+from pipeline.evaluate.results import Evaluation, ScoredFiles, read_evaluation, read_summary
 from pipeline.report.deidentify import Names, names_of
 from pipeline.report.overlay import build_scene, case_overlay
 from pipeline.report.page import both_themes, render_page
@@ -49,7 +49,7 @@ class OpenedCase:
     picture: bool = False
 
 
-def open_case(case: EvaluatedCase, evaluation: Evaluation) -> OpenedCase:
+def open_case(case: ScoredFiles, evaluation: Evaluation) -> OpenedCase:
     """Read the volumes of a case and make sure that they are those that were scored.
 
     Args:
@@ -87,7 +87,7 @@ def _require_same_scores(now: Sequence[Row], then: Sequence[Row], case: str) -> 
                 )
 
 
-def _image(case: EvaluatedCase, reference: LabelMap) -> tuple[Image | None, str]:
+def _image(case: ScoredFiles, reference: LabelMap) -> tuple[Image | None, str]:
     if not case.images:
         return None, ""
     try:
@@ -245,7 +245,6 @@ def table_context(evaluation: Evaluation, summary: Mapping[str, Any], names: Nam
         "worst_metrics": shown,
         "infinite": math.inf,
         "worst_rows": worst_rows(evaluation.rows),
-        "groups": subgroup_rows(summary.get("subgroups", {})),
         "case_name": names.case,
     }
 
@@ -259,7 +258,7 @@ def worst_rows(rows: Sequence[Row]) -> list[Row]:
     """Rows with a score, lowest Dice first and among equal ones the largest HD95."""
 
     def badness(row: Row) -> tuple[float, float, str, str]:
-        distance = row.penalised("hd95_mm")
+        distance = row.entry("hd95_mm")
         return row.dice, 0.0 if math.isnan(distance) else -distance, row.case, row.name
 
     return sorted((row for row in rows if row.counts), key=badness)
@@ -296,7 +295,7 @@ def write_report(
     curves: Path | Sequence[Path] | None = None,
     version: str = "",
     date: str = "",
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of an evaluation.
 
@@ -315,7 +314,7 @@ def write_report(
         curves: PNG files of training curves to include.
         version: Version of volseg, for the foot of the page.
         date: Date of the report, likewise.
-        say: Told in one sentence if cases that were to be shown are not.
+        log: Called with one sentence if cases that were to be shown are not.
 
     Returns:
         ``out``. For an evaluation without scores, a report that says so.
@@ -349,9 +348,9 @@ def write_report(
         "date": date,
     }
     write_text(out, render_page("report.html.j2", context))
-    if say is not None and shown.notes:
+    if log is not None and shown.notes:
         first = shown.notes[0]
-        say(f"note  {len(shown.notes)} notes in the report on cases that it does not show in full, e.g. {first}")
+        log(f"note  {len(shown.notes)} notes in the report on cases that it does not show in full, e.g. {first}")
     return out
 
 

@@ -24,7 +24,7 @@ from pipeline.stages.cross_validate import (
     cross_validate_sources,
     read_source,
 )
-from pipeline.stages.postprocessing import write_postprocessing
+from pipeline.stages.postprocessing import postprocessing_lines, write_postprocessing
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Choice:
         what = "the pair" if len(first.members) > 1 else "the model"
         told = f"Best: {what} {first.name}, mean Dice {score_cell(first.mean_dice, 4)} without post-processing."
         meaning = "Difference: to the best, of the mean Dice of a case, mean over cases; better, equal, worse: cases."
-        return (*table, "", meaning, told, *self.best.postprocessing.lines())
+        return (*table, "", meaning, told, *postprocessing_lines(self.best.postprocessing))
 
 
 def choose(

@@ -12,8 +12,9 @@ from typing import Any
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json, write_text
 from pipeline.core.progress import Progress, silent
-from pipeline.evaluate.measures import METRICS, Evaluation, Measures
-from pipeline.evaluate.results import read_evaluation
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.results import Evaluation, read_evaluation
 from pipeline.evaluate.significance import PairedTest, Ranking, paired_tests, rankings
 from pipeline.report.compare_plots import difference_plot, rank_plot
 from pipeline.stages.evaluate import Meaning, evaluate

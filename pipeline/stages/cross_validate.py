@@ -20,10 +20,11 @@ from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
-from pipeline.evaluate.measures import Row
+from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.results import read_summary, write_evaluation
 from pipeline.evaluate.scoring import evaluate_pairs
+from pipeline.evaluate.summary import organ_means
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.restore import segment
 from pipeline.infer.trained_model import TrainedModel
@@ -35,11 +36,11 @@ from pipeline.stages.model_files import number_of_folds, validation_cases, wante
 from pipeline.stages.postprocessing import (
     Postprocessing,
     choose_postprocessing,
+    postprocessing_lines,
     read_postprocessing,
     write_postprocessing,
 )
 from pipeline.stages.prediction_files import earlier_entries, note_prediction, prediction_entry, why_failed
-from pipeline.stages.prune import mean_scores
 
 # Every training case predicted by the fold that did not train on it, on its own grid.
 
@@ -270,7 +271,7 @@ class CrossValidation:
         over_cases = score_cell(self.summary["overall"]["dice"]["over_cases"]["sd"])
         overall = (score_cell(self.mean_dice), over_cases, *(score_cell(fold["mean_dice"]) for fold in folds))
         rows.append(("all organs", str(self.summary["overall"]["n_cases"]), *overall))
-        return (*text_table(header, rows), "", *self.postprocessing.lines())
+        return (*text_table(header, rows), "", *postprocessing_lines(self.postprocessing))
 
 
 def cross_validate(
@@ -405,6 +406,5 @@ def _fold_entry(fold: int, cases: Sequence[str], rows: Sequence[Row]) -> dict[st
     for row in rows:
         if row.case in scores:
             scores[row.case][row.name] = row.dice if row.counts else None
-    scored = [entry for entry in scores.values() if entry]
-    mean, dice = mean_scores(scored) if scored else (None, {})
+    mean, dice = organ_means(entry for entry in scores.values() if entry)
     return {"fold": fold, "cases": list(cases), "mean_dice": mean, "dice": dice}

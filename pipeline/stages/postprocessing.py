@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import fsum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
@@ -21,6 +21,7 @@ from pipeline.data.volumes import read_label_map
 from pipeline.engine.local import Run, map_cases
 from pipeline.evaluate.overlap import joint_histogram
 from pipeline.evaluate.pairing import FilePair
+from pipeline.evaluate.summary import mean_there, organ_means
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
 
 # What a step of cleaning does to the scores of one case; the work behind the choice of post-processing.
@@ -33,7 +34,6 @@ SIZES_ML: tuple[float, ...] = tuple(round(m * 10.0**e, 3) for e in range(-3, 4) 
 Dice = Mapping[str, float | None]
 """Organ → Dice; None where the organ is in neither reference nor prediction."""
 
-_Box = tuple[slice, ...]
 _SLACK = 1e-9  # relative: volumes are products of spacings
 
 
@@ -105,11 +105,12 @@ def size_effects(task: EffectTask) -> tuple[str, Dice, dict[str, tuple[float | N
     table = task.labels.indexed()
     counts = _counts(reference, index, task.labels)
     before = _scores(counts, task.labels)
-    boxes, found = _boxes(index), {}
+    boxes, found = _label_boxes(index), {}
     for name, values in table.target_values.items():
         box = _around(boxes, values, index.shape)
         if box is not None:
-            parts = [_component_sizes(reference[box], piece, values) for piece in _pieces(index[box], values)]
+            part = box.slices
+            parts = [_component_sizes(reference[part], piece, values) for piece in _pieces(index[part], values)]
             voxels, kept, shared = np.concatenate(parts, axis=1)
             total, volume_ml = int(counts[list(values)].sum()), voxels * voxel_ml
             stays = [volume_ml >= size * (1 - _SLACK) for size in SIZES_ML]
@@ -129,7 +130,7 @@ def measure_effects(task: EffectTask) -> CaseEffects:
     labels, size = task.labels, task.labels.classes + 1
     counts = _counts(reference, index, labels)
     first = before = _scores(counts, labels)
-    boxes = _boxes(index)
+    boxes = _label_boxes(index)
     after: list[Dice] = []
     for step in task.steps:
         held = [n for n, left in enumerate(labels.without(step.organ)) if left != n]
@@ -137,19 +138,19 @@ def measure_effects(task: EffectTask) -> CaseEffects:
         if box is None:
             after.append({})
             continue
-        part = index[box]
+        there, part = reference[box.slices], index[box.slices]
         cleaned = step.cleaning().apply(part, labels, voxel_ml)
         changed = cleaned != part
-        rows = np.where(reference[box][changed] < 0, size - 1, reference[box][changed]).astype(np.int64) * size
+        rows = np.where(there[changed] < 0, size - 1, there[changed]).astype(np.int64) * size
         moved = np.bincount(rows + cleaned[changed], minlength=size * size).astype(np.int64)
         moved -= np.bincount(rows + part[changed], minlength=size * size)
         now = _scores(counts + moved.reshape(size, size), labels)
         after.append({name: dice for name, dice in now.items() if dice != before[name]})
         if task.follow:
             for n in np.unique(cleaned[changed]).tolist():
-                boxes[n] = box if n not in boxes else _union([box, boxes[n]])
+                boxes[n] = Box.union([box, boxes.get(n, box)]) or box
             counts, before = counts + moved.reshape(size, size), now
-            index[box] = cleaned
+            part[...] = cleaned
     return CaseEffects(task.pair.case, first, tuple(after))
 
 
@@ -198,22 +199,15 @@ def _dice(reference: int, prediction: int, shared: int) -> float | None:
     return 2 * shared / (reference + prediction) if reference + prediction else None
 
 
-def _boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, _Box]:
+def _label_boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, Box]:
     found = find_objects(index.astype(np.int32, copy=False))
-    return {n: box for n, box in enumerate(found, start=1) if box is not None}
+    return {n: Box.of(slices) for n, slices in enumerate(found, start=1) if slices is not None}
 
 
-def _around(boxes: Mapping[int, _Box], values: Sequence[int], shape: Sequence[int]) -> _Box | None:
+def _around(boxes: Mapping[int, Box], values: Sequence[int], shape: Sequence[int]) -> Box | None:
     """Box of some classes and one voxel around it, so that what is flat is flat because the volume is."""
-    there = [boxes[n] for n in values if n in boxes]
-    if not there:
-        return None
-    box = zip(_union(there), shape, strict=True)
-    return tuple(slice(max(0, side.start - 1), min(size, side.stop + 1)) for side, size in box)
-
-
-def _union(boxes: Sequence[_Box]) -> _Box:
-    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+    box = Box.union(boxes[n] for n in values if n in boxes)
+    return None if box is None else box.grown(1, shape)
 
 
 RULE = (
@@ -245,13 +239,6 @@ class Decision:
     mean_after: float
     kept: bool
 
-    def cells(self) -> tuple[str, ...]:
-        """What a table shows."""
-        size = "" if self.step.min_ml is None else f" below {self.step.min_ml:g} ml"
-        numbers = (self.before, self.after, self.mean_before, self.mean_after)
-        name = f"{self.step.kind.replace('_', ' ')}{size}"
-        return self.step.organ, name, *(score_cell(number, 4) for number in numbers), "yes" if self.kept else "no"
-
 
 @dataclass(frozen=True)
 class Postprocessing:
@@ -276,17 +263,6 @@ class Postprocessing:
         for decision in self.decisions:
             found |= decision.step.cleaning() if decision.kept else Cleaning()
         return found
-
-    def lines(self, everything: bool = False) -> tuple[str, ...]:
-        """What is kept (or everything that was tried) as a table, and what it gains."""
-        shown = [decision.cells() for decision in self.decisions if everything or decision.kept]
-        header = ("organ", "step", "Dice before", "after", "mean before", "after", "kept")
-        gain = f"{score_cell(self.mean_before, 4)} to {score_cell(self.mean_after, 4)}"
-        count = f"{sum(decision.kept for decision in self.decisions)} of {len(self.decisions)} steps kept"
-        return (
-            *((*text_table(header, shown), "") if shown else ()),
-            f"post-processing: {count}, mean Dice {gain} (cases: {self.cases})",
-        )
 
 
 def choose_postprocessing(
@@ -324,7 +300,7 @@ def choose_postprocessing(
         if all(entry.kept for entry in together):
             break
         wanted = [entry.step for entry in together if entry.kept]  # without the others, do these still help?
-    before = _overall([entry for entry, _ in sized], labels.targets)
+    before = organ_means(entry for entry, _ in sized)[0]
     after = found[wanted[-1]].mean_after if wanted else before
     return Postprocessing(tuple(found.values()), len(sized), before, after)
 
@@ -344,9 +320,9 @@ def best_sizes(
     """
     best = {}
     for organ in organs:
-        plain = _mean([before[organ] for before, _ in cases])
+        plain = mean_there([before[organ] for before, _ in cases])
         means = [
-            _mean([by_size[organ][n] if organ in by_size else before[organ] for before, by_size in cases])
+            mean_there([by_size[organ][n] if organ in by_size else before[organ] for before, by_size in cases])
             for n in range(len(SIZES_ML))
         ]
         highest = max((mean for mean in means if mean is not None), default=None)
@@ -372,18 +348,18 @@ def judge(effects: Sequence[CaseEffects], steps: Sequence[Step], follow: bool) -
     """
     if not effects:
         return []
-    organs = tuple(effects[0].before)
     scores = [dict(entry.before) for entry in effects]
-    mean_before, decisions = _overall(scores, organs), []
+    decisions = []
+    mean_before, means_before = organ_means(scores)
     for n, step in enumerate(steps):
         now = [{**case, **entry.after[n]} for case, entry in zip(scores, effects, strict=True)]
-        before, after = (_mean([case[step.organ] for case in cases]) for cases in (scores, now))
-        mean_after = _overall(now, organs)
+        mean_after, means_after = organ_means(now)
+        before, after = means_before[step.organ], means_after[step.organ]
         if before is not None and after is not None and mean_before is not None and mean_after is not None:
             kept = after > before + _ROUNDING and mean_after >= mean_before - _ROUNDING
             decisions.append(Decision(step, before, after, mean_before, mean_after, kept))
         if follow:
-            scores, mean_before = now, mean_after
+            scores, mean_before, means_before = now, mean_after, means_after
     return decisions
 
 
@@ -400,9 +376,28 @@ def write_postprocessing(found: Postprocessing, folder: Path) -> None:
         "mean_dice": {"before": found.mean_before, "after": found.mean_after},
         "decisions": [asdict(decision) for decision in found.decisions],
     }
-    text = "\n".join(("# Post-processing", "", RULE, "", *found.lines(everything=True)))
+    text = "\n".join(("# Post-processing", "", RULE, "", *postprocessing_lines(found, everything=True)))
     write_text(folder / f"{Path(POSTPROCESSING_FILE).stem}.md", f"{text}\n")
     write_json(folder / POSTPROCESSING_FILE, content)
+
+
+def postprocessing_lines(found: Postprocessing, everything: bool = False) -> tuple[str, ...]:
+    """What is kept (or everything that was tried) as a table, and what it gains."""
+    shown = [_cells(decision) for decision in found.decisions if everything or decision.kept]
+    header = ("organ", "step", "Dice before", "after", "mean before", "after", "kept")
+    gain = f"{score_cell(found.mean_before, 4)} to {score_cell(found.mean_after, 4)}"
+    count = f"{sum(decision.kept for decision in found.decisions)} of {len(found.decisions)} steps kept"
+    return (
+        *((*text_table(header, shown), "") if shown else ()),
+        f"post-processing: {count}, mean Dice {gain} (cases: {found.cases})",
+    )
+
+
+def _cells(decision: Decision) -> tuple[str, ...]:
+    step = decision.step
+    name = step.kind.replace("_", " ") + ("" if step.min_ml is None else f" below {step.min_ml:g} ml")
+    numbers = (decision.before, decision.after, decision.mean_before, decision.mean_after)
+    return step.organ, name, *(score_cell(number, 4) for number in numbers), "yes" if decision.kept else "no"
 
 
 def read_postprocessing(folder: Path) -> Postprocessing:
@@ -419,13 +414,3 @@ def read_postprocessing(folder: Path) -> Postprocessing:
         return Postprocessing(tuple(decisions), int(content["cases"]), mean["before"], mean["after"])
     except (KeyError, TypeError, ValueError) as error:
         raise VolsegError(f"{path}: expected the decisions of a cross-validation, got {error!r}. {_ADVICE}") from None
-
-
-def _overall(cases: Sequence[Dice], organs: Sequence[str]) -> float | None:
-    """Mean over organs of the mean over cases."""
-    return _mean([_mean([case[organ] for case in cases]) for organ in organs])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fsum(there) / len(there) if there else None
