@@ -101,8 +101,8 @@ def evaluate(
 
 def _measures(tolerance: list[str] | None, surface: str, compat: list[str] | None) -> Measures:
     """What to measure, as options say."""
-    from pipeline.evaluate.compat import COMPAT_TOOLS
     from pipeline.evaluate.measures import Measures
+    from pipeline.evaluate.metrics import COMPAT_TOOLS
 
     _one_of("--surface", surface, ("exact", "voxel", "none"))
     tools = tuple(dict.fromkeys(_one_of("--compat", tool, COMPAT_TOOLS) for tool in compat or ()))

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluate.metrics import Compat, compat_columns
 from pipeline.evaluate.surface import Faces, SurfaceScores, lattice_distances, no_surface, unique_codes
 
 # Surface elements of the tool surface-distance: pieces of a marching-cubes surface around the corners of voxels.
@@ -82,12 +82,6 @@ def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
     return np.array([*half, *half[::-1]], dtype=np.float64)
 
 
-Compat = Literal["monai", "medpy", "surface-distance"]
-"""A tool whose conventions can be followed."""
-
-COMPAT_TOOLS: tuple[Compat, ...] = get_args(Compat)
-
-
 @dataclass(frozen=True, eq=False)
 class Organ:
     """One organ in one label map.
@@ -101,21 +95,6 @@ class Organ:
     faces: Faces
     mask: NDArray[np.bool_]
     offset: tuple[int, ...]
-
-
-def compat_columns(tool: Compat) -> tuple[str, ...]:
-    """Columns of a tool, in the order of what :func:`compat_scores` gives: distances in mm, and ``_nsd``."""
-    return {
-        "monai": ("monai_hd_mm", "monai_hd95_mm", "monai_asd_mm", "monai_nsd"),
-        "medpy": ("medpy_hd_mm", "medpy_hd95_mm", "medpy_assd_mm"),
-        "surface-distance": (
-            "surface_distance_hd_mm",
-            "surface_distance_hd95_mm",
-            "surface_distance_mean_reference_mm",
-            "surface_distance_mean_prediction_mm",
-            "surface_distance_nsd",
-        ),
-    }[tool]
 
 
 def voxel_scores(

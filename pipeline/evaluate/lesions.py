@@ -9,7 +9,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-LESION_COLUMNS = ("lesions_reference", "lesions_prediction", "lesion_f1", "lesion_rq", "lesion_sq", "lesion_pq")
+from pipeline.evaluate.metrics import LESION_COLUMNS
+
 _MATCH = 0.5  # IoU above which a prediction can match one lesion only
 
 

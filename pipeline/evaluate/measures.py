@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.evaluate.calibration import CALIBRATION_BINS, CALIBRATION_COLUMNS, CALIBRATION_MARGIN_MM
-from pipeline.evaluate.compat import Compat, compat_columns
-from pipeline.evaluate.lesions import LESION_COLUMNS
-
-SURFACE_COLUMNS = ("hd_mm", "hd95_mm", "masd_mm", "assd_mm", "nsd")
+from pipeline.evaluate.calibration import CALIBRATION_BINS, CALIBRATION_MARGIN_MM
+from pipeline.evaluate.metrics import CALIBRATION_COLUMNS, LESION_COLUMNS, SURFACE_COLUMNS, Compat, compat_columns
 
 _ALL = "all"
 _SHOWN = 8  # names quoted in a message

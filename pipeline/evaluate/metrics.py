@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from pipeline.evaluate.compat import COMPAT_TOOLS, compat_columns
-
 Status = Literal["scored", "true_negative", "missed", "hallucinated", "missing_prediction", "failed"]
 """What happened to one organ or region of one case.
 
@@ -39,6 +37,31 @@ ENTRIES: dict[Status, Entry] = {
     "failed": "worst",
 }
 """Which number of an organ of this status enters the means: the one that was measured, the column's worst, or none."""
+
+
+SURFACE_COLUMNS = ("hd_mm", "hd95_mm", "masd_mm", "assd_mm", "nsd")
+LESION_COLUMNS = ("lesions_reference", "lesions_prediction", "lesion_f1", "lesion_rq", "lesion_sq", "lesion_pq")
+CALIBRATION_COLUMNS = ("ece", "brier")
+
+Compat = Literal["monai", "medpy", "surface-distance"]
+"""A tool whose conventions can be followed."""
+
+COMPAT_TOOLS: tuple[Compat, ...] = get_args(Compat)
+
+
+def compat_columns(tool: Compat) -> tuple[str, ...]:
+    """Columns of a tool, in the order of what ``compat_scores`` gives: distances in mm, and ``_nsd``."""
+    return {
+        "monai": ("monai_hd_mm", "monai_hd95_mm", "monai_asd_mm", "monai_nsd"),
+        "medpy": ("medpy_hd_mm", "medpy_hd95_mm", "medpy_assd_mm"),
+        "surface-distance": (
+            "surface_distance_hd_mm",
+            "surface_distance_hd95_mm",
+            "surface_distance_mean_reference_mm",
+            "surface_distance_mean_prediction_mm",
+            "surface_distance_nsd",
+        ),
+    }[tool]
 
 
 @dataclass(frozen=True)

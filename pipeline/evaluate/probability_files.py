@@ -22,28 +22,25 @@ _SUFFIXES = (".npz", ".nii.gz", ".nii")
 
 
 def read_probabilities(
-    folder: Path | None, case: str, grid: Grid, labels: LabelTable, names: Sequence[str] = ()
+    folder: Path, case: str, grid: Grid, labels: LabelTable, names: Sequence[str] = ()
 ) -> Probabilities | None:
     """Read the probabilities of a case.
 
     Args:
         folder: Folder with ``<case>.npz`` as nnU-Net writes it (``probabilities``, (C, K, J, I)), a 4D NIfTI file
             ``<case>.nii.gz`` (I, J, K, C), or a folder ``<case>`` with a NIfTI file per organ, as ``volseg predict``
-            writes it; or None. Channels are background and organs by value, or the regions.
+            writes it. Channels are background and organs by value, or the regions.
         case: Case id.
         grid: The reference's grid, which the probabilities must have.
         labels: The organs or regions.
         names: What else the case may be called there, as its mask may have another name than its reference.
 
     Returns:
-        Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a folder or a file of
-        the case.
+        Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a file of the case.
 
     Raises:
         DataError: If the file cannot be read, or has another shape or number of channels.
     """
-    if folder is None:
-        return None
     called = dict.fromkeys((case, *names))
     paths = (folder / f"{name}{suffix}" for name in called for suffix in _SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)

@@ -13,11 +13,17 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
-from pipeline.evaluate.calibration import CALIBRATION_COLUMNS
-from pipeline.evaluate.compat import COMPAT_TOOLS, compat_columns
-from pipeline.evaluate.lesions import LESION_COLUMNS
-from pipeline.evaluate.measures import OVERLAP_ONLY, SURFACE_COLUMNS, Measures
-from pipeline.evaluate.metrics import STATUSES, Row, label_entry
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import (
+    CALIBRATION_COLUMNS,
+    COMPAT_TOOLS,
+    LESION_COLUMNS,
+    STATUSES,
+    SURFACE_COLUMNS,
+    Row,
+    compat_columns,
+    label_entry,
+)
 from pipeline.evaluate.summary import summarize
 
 

@@ -17,7 +17,6 @@ from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
 from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
-from pipeline.evaluate.probability_files import read_probabilities
 from pipeline.evaluate.results import Evaluation, ScoredFiles
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
@@ -145,8 +144,12 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
             return CaseScores(case, tuple(rows), spacing_mm=spacing)
         prediction = read_label_map(pair.prediction, case=case)
         moved = not reference.grid.matches(prediction.grid)
-        names = prediction_names(pair.prediction)
-        probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
+        probabilities = None
+        if measures.probabilities is not None:
+            from pipeline.evaluate.probability_files import read_probabilities  # here: they are seldom there
+
+            names = prediction_names(pair.prediction)
+            probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
         rows = score_case(prediction, reference, labels, case, measures, probabilities)
         lacking = any(row.counts and row.name not in (probabilities or ()) for row in rows)
         uncalibrated = measures.probabilities is not None and lacking

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
+
+from pipeline.core.box import Box
 
 # The surface of every organ of a label map at once: the faces between voxels of different label values.
 #
@@ -99,16 +100,17 @@ class LabelFaces:
         first, second, third = (self._of_axis(axis, values) for axis in self.axes)
         return first, second, third
 
-    def box(self, values: Sequence[int]) -> tuple[slice, slice, slice] | None:
-        """The smallest part of the volume that holds the union of some label values; None if there is none."""
-        bounds = []
+    def box(self, values: Sequence[int]) -> Box | None:
+        """The smallest box that holds the union of some label values; None if there is none."""
+        start, stop = [], []
         for number, axis in enumerate(self.axes):
             position = axis.position[np.concatenate([axis.of(values, 0), axis.of(values, 1)])]
             if not len(position):
                 return None
             plane = np.unravel_index(position, [n + 1 for n in self.shape])[number]
-            bounds.append(slice(int(plane.min()), int(plane.max())))
-        return bounds[0], bounds[1], bounds[2]
+            start.append(int(plane.min()))
+            stop.append(int(plane.max()))
+        return Box(tuple(start), tuple(stop))
 
     def _of_axis(self, axis: AxisFaces, values: Sequence[int]) -> OrganFaces:
         without = () if self.ignore is None else (self.ignore,)
@@ -206,6 +208,8 @@ def lattice_distances(
     apart = goal[place] != start  # surfaces often coincide, and the tree is slow beside a look-up
     distance = np.zeros(len(start), dtype=np.float64)
     if apart.any():
+        from scipy.spatial import KDTree  # here: it takes a third of the time that a small evaluation does
+
         # split in the middle of space, not at the median: many times faster for points on surfaces, above all far apart
         tree = KDTree(_positions(goal, shape, step_mm), balanced_tree=False, compact_nodes=False)
         distance[apart] = tree.query(_positions(start[apart], shape, step_mm))[0]

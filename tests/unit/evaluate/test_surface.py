@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from solids import ball, box, compared, faces_of
 
+from pipeline.core.box import Box
 from pipeline.evaluate.surface import label_faces, surface_scores, surface_spreads
 
 CUBE = box((48, 44, 44), (2, 2, 2), (40, 40, 40))
@@ -99,7 +100,7 @@ def test_faces_that_touch_the_ignore_label_belong_to_no_surface():
     array[4:, :, :] = 9
     surface = label_faces(array, ignore=9).of((1,))
     assert [len(part.above) for part in surface] == [4, 8, 8]
-    assert label_faces(array, ignore=9).box((1,)) == (slice(2, 4), slice(2, 4), slice(2, 4))
+    assert label_faces(array, ignore=9).box((1,)) == Box((2, 2, 2), (4, 4, 4))
     assert label_faces(array, ignore=9).box((5,)) is None
 
 
