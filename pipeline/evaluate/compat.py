@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from pipeline.evaluate.metrics import Compat, compat_columns
 from pipeline.evaluate.surface import Faces, SurfaceScores, lattice_distances, no_surface, unique_codes
 
-# Surface elements of the tool surface-distance: pieces of a marching-cubes surface around the corners of voxels.
-
 _NORMALS = {
     letter: tuple(int(digit) for digit in digits)
     for letter, digits in zip("ABCDEFGHI", ["004", "022", "040", "111", "202", "220", "222", "333", "400"], strict=True)
@@ -33,53 +31,6 @@ _ELEMENTS = (
     "CDG BDFH ADG BBD BB DDGI DDD DEE DD DFF DD DD D"
 )
 """Elements of codes 1 to 127 of a corner's eight voxels; what is filled and what is empty may change places."""
-
-
-def surfels(
-    faces: Faces, mask: NDArray[np.bool_], offset: Sequence[int], shape: Sequence[int], spacing_mm: Sequence[float]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Surface elements of an organ.
-
-    Args:
-        faces: Its surface.
-        mask: The organ in a part of the volume that holds all of it.
-        offset: First voxel of this part.
-        shape: Shape of the volume.
-        spacing_mm: Spacing along each axis.
-
-    Returns:
-        Position of each voxel corner on the surface, in an array of one more than ``shape``, and the area in mm² there.
-
-    Reference: github.com/google-deepmind/surface-distance (Apache-2.0), lookup_tables.py, whose table this is.
-    """
-    corners = tuple(n + 1 for n in shape)
-    parts = []
-    for axis, found in enumerate(faces):
-        for step in product(*((0,) if n == axis else (0, 1) for n in range(3))):
-            parts.append(np.ravel_multi_index(tuple((found.corner + step).T), corners))
-    points = unique_codes(np.concatenate(parts))
-    padded = np.pad(mask, 1)
-    index = np.stack(np.unravel_index(points, corners), axis=-1) - np.array(offset)
-    code = np.zeros(len(points), dtype=np.int64)
-    for bit, step in enumerate(product((1, 0), repeat=3)):  # the voxel above the corner along all axes is bit 0
-        code += padded[tuple((index + step).T)].astype(np.int64) << bit
-    return points, _areas_mm2(spacing_mm)[code]
-
-
-def weighted_percentile(distance: NDArray[np.float64], area: NDArray[np.float64], percent: float) -> float:
-    """The first distance, in ascending order, up to which this much of the area lies."""
-    order = np.argsort(distance)
-    share = np.cumsum(area[order]) / area.sum()
-    return float(distance[order][min(int(np.searchsorted(share, percent / 100)), len(order) - 1)])
-
-
-def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Area of each of the 256 codes."""
-    i, j, k = spacing_mm
-    face_mm2 = np.array([j * k, i * k, i * j])
-    element = {letter: float(np.linalg.norm(np.array(n) / 8 * face_mm2)) for letter, n in _NORMALS.items()}
-    half = [0.0, *(sum(element[letter] for letter in code) for code in _ELEMENTS.split())]
-    return np.array([*half, *half[::-1]], dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +96,7 @@ def compat_scores(
         found["monai"] = (voxel.hd_mm, voxel.hd95_mm, voxel.assd_mm, voxel.nsd)
         found["medpy"] = (voxel.hd_mm, pooled, voxel.assd_mm)
     if "surface-distance" in tools:
-        found["surface-distance"] = _surfel_scores(reference, prediction, shape, spacing_mm, tolerance_mm)
+        found["surface-distance"] = _element_scores(reference, prediction, shape, spacing_mm, tolerance_mm)
     return {name: value for tool in tools for name, value in zip(compat_columns(tool), found[tool], strict=True)}
 
 
@@ -175,12 +126,12 @@ def _voxel_scores(one: NDArray[np.float64], other: NDArray[np.float64], toleranc
     )
 
 
-def _surfel_scores(
+def _element_scores(
     reference: Organ, prediction: Organ, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> tuple[float, ...]:
     """Hausdorff distances, directed means and surface Dice of surface-distance."""
     (one, one_mm2), (other, other_mm2) = (
-        surfels(organ.faces, organ.mask, organ.offset, shape, spacing_mm) for organ in (reference, prediction)
+        surface_elements(organ.faces, organ.mask, organ.offset, shape, spacing_mm) for organ in (reference, prediction)
     )
     corners = [n + 1 for n in shape]
     there = lattice_distances(one, other, corners, spacing_mm)
@@ -193,3 +144,50 @@ def _surfel_scores(
         float(back @ other_mm2 / other_mm2.sum()),
         float(near / (one_mm2.sum() + other_mm2.sum())),
     )
+
+
+def surface_elements(
+    faces: Faces, mask: NDArray[np.bool_], offset: Sequence[int], shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Surface elements of an organ.
+
+    Args:
+        faces: Its surface.
+        mask: The organ in a part of the volume that holds all of it.
+        offset: First voxel of this part.
+        shape: Shape of the volume.
+        spacing_mm: Spacing along each axis.
+
+    Returns:
+        Position of each voxel corner on the surface, in an array of one more than ``shape``, and the area in mm² there.
+
+    Reference: github.com/google-deepmind/surface-distance (Apache-2.0), lookup_tables.py, whose table this is.
+    """
+    corners = tuple(n + 1 for n in shape)
+    parts = []
+    for axis, found in enumerate(faces):
+        for step in product(*((0,) if n == axis else (0, 1) for n in range(3))):
+            parts.append(np.ravel_multi_index(tuple((found.corner + step).T), corners))
+    points = unique_codes(np.concatenate(parts))
+    padded = np.pad(mask, 1)
+    index = np.stack(np.unravel_index(points, corners), axis=-1) - np.array(offset)
+    code = np.zeros(len(points), dtype=np.int64)
+    for bit, step in enumerate(product((1, 0), repeat=3)):  # the voxel above the corner along all axes is bit 0
+        code += padded[tuple((index + step).T)].astype(np.int64) << bit
+    return points, _areas_mm2(spacing_mm)[code]
+
+
+def weighted_percentile(distance: NDArray[np.float64], area: NDArray[np.float64], percent: float) -> float:
+    """The first distance, in ascending order, up to which this much of the area lies."""
+    order = np.argsort(distance)
+    share = np.cumsum(area[order]) / area.sum()
+    return float(distance[order][min(int(np.searchsorted(share, percent / 100)), len(order) - 1)])
+
+
+def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Area of each of the 256 codes."""
+    i, j, k = spacing_mm
+    face_mm2 = np.array([j * k, i * k, i * j])
+    element = {letter: float(np.linalg.norm(np.array(n) / 8 * face_mm2)) for letter, n in _NORMALS.items()}
+    half = [0.0, *(sum(element[letter] for letter in code) for code in _ELEMENTS.split())]
+    return np.array([*half, *half[::-1]], dtype=np.float64)

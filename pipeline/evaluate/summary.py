@@ -137,13 +137,13 @@ def _agreement(rows: Sequence[Row]) -> dict[str, Any]:
 
     Reference: Bland and Altman, Statistical methods for assessing agreement, Lancet 1986.
     """
-    bias = spread_of(np.array([row.volume_bias_ml for row in rows]))
-    percent = spread_of(np.array([row.volume_bias_percent for row in rows]))
+    bias = distribution_of(np.array([row.volume_bias_ml for row in rows]))
+    percent = distribution_of(np.array([row.volume_bias_percent for row in rows]))
     mean, sd = bias["mean"], bias["sd"]
     limits = None if mean is None or sd is None else [mean - _LIMITS * sd, mean + _LIMITS * sd]
     return {
         "n": len(rows),
-        "reference_ml": spread_of(np.array([row.volume_reference_ml for row in rows]))["mean"],
+        "reference_ml": distribution_of(np.array([row.volume_reference_ml for row in rows]))["mean"],
         "bias_ml": mean,
         "sd_ml": sd,
         "limits_of_agreement_ml": limits,
@@ -186,16 +186,16 @@ def statistics(table: NDArray[np.float64], seed: int) -> dict[str, Any]:
     case_means = mean_of(table, axis=1)
     by_organ, overall, over_cases = _bootstrap(table, case_means, seed)
     return {
-        "organs": [{**spread_of(table[:, n]), "interval_95": interval} for n, interval in enumerate(by_organ)],
+        "organs": [{**distribution_of(table[:, n]), "interval_95": interval} for n, interval in enumerate(by_organ)],
         "overall": {
             "mean": plain(mean_over_organs(table)),
             "interval_95": overall,
-            "over_cases": {**spread_of(case_means), "interval_95": over_cases},
+            "over_cases": {**distribution_of(case_means), "interval_95": over_cases},
         },
     }
 
 
-def spread_of(values: NDArray[np.float64]) -> dict[str, float | None]:
+def distribution_of(values: NDArray[np.float64]) -> dict[str, float | None]:
     """Mean, median, sample standard deviation and range of the finite values."""
     values = values[np.isfinite(values)]
     if not len(values):
