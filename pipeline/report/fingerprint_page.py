@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import write_text
 from pipeline.core.regions import paired_names
+from pipeline.core.tables import compact_cell
 from pipeline.preprocess.nnunet_rules import ANISOTROPIC
 from pipeline.report.fingerprint_plots import (
     MOST_CHANNELS,
@@ -22,7 +23,7 @@ from pipeline.report.fingerprint_plots import (
     side_ratios,
     volume_boxes,
 )
-from pipeline.report.page import both_themes, compact, render_page
+from pipeline.report.page import both_themes, render_page
 
 # What a fingerprint says beyond its numbers: volumes per case, left against right, cases unlike the others.
 
@@ -244,7 +245,7 @@ def anisotropy_sentence(fingerprint: Mapping[str, Any]) -> str:
     if ratio < 1.05:
         return "The median voxel is a cube."
     axis = axis_names(fingerprint["orientation"])[coarsest]
-    sentence = f"The median voxel is {compact(ratio)} times as long along {axis} as along its finest axis."
+    sentence = f"The median voxel is {compact_cell(ratio)} times as long along {axis} as along its finest axis."
     if ratio <= ANISOTROPIC:
         return f"{sentence} That is below 3: all axes are resampled alike."
     return f"{sentence} That is above 3: slices are thick, and resampled one by one if they stay so in the plan."

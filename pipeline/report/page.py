@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.core.files import write_text
+from pipeline.core.tables import compact_cell, interval_cell, number_cell
 from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
 
 
@@ -27,9 +28,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
-    environment.filters["interval"] = lambda pair: f"{pair[0]:.3f} – {pair[1]:.3f}" if pair else "–"
-    environment.filters["compact"] = compact
+    environment.filters |= {"number": number_cell, "interval": interval_cell, "compact": compact_cell}
     return str(environment.get_template(template).render(context))
 
 
@@ -40,13 +39,6 @@ def both_themes(draw: Callable[[Theme], bytes]) -> dict[str, str]:
         draw: Takes the colours and gives a PNG.
     """
     return {"light": png_uri(draw(LIGHT)), "dark": png_uri(draw(DARK))}
-
-
-def compact(value: float | None) -> str:
-    """A number as a person writes it: three digits, from 100 on without decimals; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 # Pages of pictures with what belongs to them: numbers at the head, lines of text, tables.
