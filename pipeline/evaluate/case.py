@@ -31,16 +31,10 @@ _ADVICE = "Export it again on the reference's grid, or score it with --resample"
 
 
 def aligned(prediction: LabelMap, reference: Grid, case: str | None = None, *, resample: bool = False) -> LabelMap:
-    """The prediction on the reference's grid.
-
-    Args:
-        prediction: Label map on any grid.
-        reference: The grid it must have.
-        case: Case id for messages.
-        resample: Bring it there (largest vote of linear interpolation) instead of refusing another grid.
+    """The prediction on the reference's grid; ``resample`` brings it there by the largest vote of linear interpolation.
 
     Raises:
-        DataError: If the grids differ: both shapes, and how far a corner of the volume is moved in mm.
+        DataError: If the grids differ and may not: both shapes, and how far a corner of the volume is moved in mm.
     """
     if resample and not reference.matches(prediction.grid):
         from pipeline.data.regrid import regrid_labels  # here: it loads SimpleITK
@@ -56,12 +50,7 @@ def aligned(prediction: LabelMap, reference: Grid, case: str | None = None, *, r
 
 
 def replaced_values(label_map: LabelMap, table: Mapping[int, int]) -> LabelMap:
-    """The label map with other label values, all replaced at once; itself where none is.
-
-    Args:
-        label_map: Label values.
-        table: Old value → new value.
-    """
+    """The label map with other label values, by a table of old → new, all replaced at once; itself if it is empty."""
     if not table:
         return label_map
     values, position = np.unique(label_map.array, return_inverse=True)
@@ -71,12 +60,7 @@ def replaced_values(label_map: LabelMap, table: Mapping[int, int]) -> LabelMap:
 
 
 def without_values(label_map: LabelMap, values: Collection[int]) -> LabelMap:
-    """The label map with some label values as background; itself where none is named.
-
-    Args:
-        label_map: Label values.
-        values: Those to leave out.
-    """
+    """The label map with some label values as background; itself where none is named."""
     if not values:
         return label_map
     array = label_map.array
@@ -166,9 +150,6 @@ def score_without_prediction(
 
     Returns:
         One row per target; scores are NaN for organs that the reference does not have.
-
-    Raises:
-        DataError: If the reference holds a value that is not in the label table.
     """
     rows = []
     reference = without_values(reference, measures.unscored)

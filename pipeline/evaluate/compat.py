@@ -51,14 +51,7 @@ class Organ:
 def voxel_scores(
     reference: Faces, prediction: Faces, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> SurfaceScores:
-    """Compare two surfaces by the centres of their voxels, as MONAI does.
-
-    Args:
-        reference: Faces of the organ in the reference.
-        prediction: Faces of the organ in the prediction.
-        shape: Shape of both label maps.
-        spacing_mm: Spacing along the same axes.
-        tolerance_mm: Distance that surface Dice tolerates.
+    """Compare two surfaces by the centres of their voxels, as MONAI does; arguments as ``surface_scores``.
 
     Returns:
         Scores: Hausdorff distances are the larger of the two directions, percentiles are interpolated, voxels count the

@@ -72,12 +72,7 @@ def scored_labels(
 
 
 def missed_note(labels: LabelTable, possible: Collection[int]) -> tuple[str, ...]:
-    """What to say of organs that are scored because a user says so, though predictions cannot have them.
-
-    Args:
-        labels: What is scored.
-        possible: Label values that predictions may have.
-    """
+    """What to say of organs that are scored because a user says so, though predictions cannot have them."""
     lost = [_named(name, held) for name, held in labels.target_values.items() if not set(held) <= set(possible)]
     note = f"The labels.json of the predictions does not name {_listed(lost)}: they count as missed, since --labels "
     return (f"{note}names them.",) if lost else ()
@@ -117,10 +112,7 @@ class ChosenLabels(NamedTuple):
 def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
     """Label table of the prediction folder (``labels.json``), else of the dataset the references are in.
 
-    Args:
-        prediction: Predicted file or folder.
-        reference: Reference file, folder or list of cases; ``dataset.json`` or ``labels.json`` is looked for there and
-            one folder above.
+    ``dataset.json`` or ``labels.json`` of the references is looked for in their folder and the one above.
 
     Returns:
         None if there is no such file.

@@ -86,12 +86,7 @@ def organ_statistics(label_map: LabelMap, table: LabelTable, image: Image | None
 
 
 def statistics_entry(found: OrganStatistics, channels: Sequence[str] = ()) -> dict[str, Any]:
-    """The statistics of an organ for JSON: ``label``, ``voxels``, ``volume_ml``, ``intensity``, ``edges``.
-
-    Args:
-        found: What :func:`organ_statistics` measured.
-        channels: Name of every channel of the image; empty without an image.
-    """
+    """Statistics of an organ for JSON: ``label``, ``voxels``, ``volume_ml``, ``intensity`` by channel, ``edges``."""
     intensity = {
         channel: {"mean": mean, "sd": sd} for channel, mean, sd in zip(channels, found.means, found.sds, strict=True)
     }
@@ -113,13 +108,7 @@ def statistics_columns(channels: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def statistics_row(case: str, name: str, entry: Mapping[str, Any], channels: Sequence[str] = ()) -> tuple[str, ...]:
-    """A line of that table.
-
-    Args:
-        case: Case id.
-        name: Organ or region.
-        entry: What :func:`statistics_entry` gave.
-        channels: Name of every channel.
+    """A line of that table, from what :func:`statistics_entry` gave.
 
     Returns:
         Text; empty where there is no number, label values of a region with a blank between them.

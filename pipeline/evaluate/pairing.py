@@ -28,16 +28,13 @@ def is_list(path: Path) -> bool:
 
 
 def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[str, Path]:
-    """Label maps that a list of cases names.
+    """Label maps that a list of cases names: case id → file.
 
     Args:
         path: CSV, or JSON with a list, or with one under ``cases`` or ``training``. Each entry has ``prediction`` or
             ``reference``, or else ``label``, ``mask`` or ``file``, relative to the list, and may have ``case`` (or
             ``id``, else the name of its ``image`` or label map is the case's). Entries without are left out.
         what: Which of the two is wanted.
-
-    Returns:
-        Case id → file.
 
     Raises:
         DataError: If no entry names a label map, or two are of the same case.
@@ -135,12 +132,7 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
 
 
 def unpaired_predictions(prediction: Path, pairs: Sequence[FilePair]) -> tuple[Path, ...]:
-    """Predicted files that belong to no reference.
-
-    Args:
-        prediction: What was given to :func:`pair_files`.
-        pairs: What it returned.
-    """
+    """Predicted files that belong to no reference, of what was given to :func:`pair_files` and what it returned."""
     used = {pair.prediction for pair in pairs}
     if is_list(prediction):
         files = list(listed_maps(prediction, "prediction").values())
@@ -156,10 +148,6 @@ def prediction_names(prediction: Path) -> tuple[str, ...]:
 
 def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
     """Image files of the cases: from ``predictions.json`` beside the predictions, else ``images*`` beside ``labels*``.
-
-    Args:
-        prediction: Predicted file or folder.
-        pairs: The cases.
 
     Returns:
         Case id → one source per channel, three of a colour picture (cases without images are left out), and notes on

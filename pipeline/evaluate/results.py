@@ -100,9 +100,6 @@ def write_evaluation(
     Returns:
         The summary: that of :func:`~pipeline.evaluate.summary.summarize`, each case with its files, and ``labels``,
         ``measures``, ``failures``, ``notes``.
-
-    Raises:
-        VolsegError: If the folder cannot be written to.
     """
     summary = summarize(evaluation.rows, seed, evaluation.measures)
     scores = {entry["case"]: entry for entry in summary["cases"]}
@@ -126,11 +123,7 @@ def write_evaluation(
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read the ``summary.json`` that :func:`write_evaluation` wrote.
-
-    Raises:
-        VolsegError: If it is missing or damaged.
-    """
+    """Read the ``summary.json`` that :func:`write_evaluation` wrote; a VolsegError if it is missing or damaged."""
     summary = read_json(folder / _SUMMARY, missing=_ADVICE)
     if not isinstance(summary, dict) or not {"overall", "organs", "cases", "labels"} <= summary.keys():
         raise VolsegError(f"{folder / _SUMMARY}: expected the summary of an evaluation, got something else. {_ADVICE}")
@@ -138,13 +131,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read back what :func:`write_evaluation` wrote.
-
-    Args:
-        folder: Folder with ``scores.csv`` and ``summary.json``.
-
-    Returns:
-        The evaluation, paths absolute.
+    """Read back what :func:`write_evaluation` wrote; paths are absolute.
 
     Raises:
         VolsegError: If a file is missing or damaged.

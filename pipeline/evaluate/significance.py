@@ -112,13 +112,7 @@ class Ranking:
 def paired_difference(
     one: Mapping[str, float | None], other: Mapping[str, float | None], seed: int = 0
 ) -> PairedDifference:
-    """Compare two models on the cases that both have a score for.
-
-    Args:
-        one: Case id → score, None where there is none.
-        other: The same of the other model.
-        seed: Seed of the bootstrap.
-    """
+    """Compare two models, each case id → score or None, on the cases that both have a score for."""
     both = [(a, b) for case, a in one.items() if a is not None and (b := other.get(case)) is not None]
     difference = np.array([a - b for a, b in both], dtype=np.float64)
     better, worse = int((difference > _EQUAL).sum()), int((difference < -_EQUAL).sum())
@@ -130,10 +124,6 @@ def paired_difference(
 
 def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
     """Compare every pair of models by every metric, organ by organ and over the cases' means.
-
-    Args:
-        scores: Model → rows.
-        seed: Seed of the bootstrap.
 
     Reference: Wilcoxon, Individual comparisons by ranking methods, 1945; Holm, A simple sequentially rejective
     multiple test procedure, 1979.
@@ -156,12 +146,7 @@ def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
 
 
 def rankings(scores: Scores, seed: int = 0) -> tuple[Ranking, ...]:
-    """Rank models by the overall mean of every metric, and again in every bootstrap resample of the cases.
-
-    Args:
-        scores: Model → rows.
-        seed: Seed of the bootstrap; the models are compared on the same resamples.
-    """
+    """Rank models by the overall mean of every metric, and again in every resample, the same for all models."""
     cases, organs = _cases_and_organs(scores)
     found = []
     for metric in measured_metrics([row for rows in scores.values() for row in rows]):

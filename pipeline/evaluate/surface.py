@@ -128,12 +128,7 @@ class LabelFaces:
 
 
 def label_faces(array: NDArray[np.integer[Any]], ignore: int | None = None) -> LabelFaces:
-    """Find the faces between voxels of different label values.
-
-    Args:
-        array: Label values (I, J, K); fastest if C-contiguous.
-        ignore: A value whose voxels were not annotated: a face that touches them is part of no surface.
-    """
+    """Find the faces between voxels of different label values (I, J, K); fastest if C-contiguous."""
     first, second, third = (_axis_faces(array, axis) for axis in range(3))
     i, j, k = array.shape
     return LabelFaces((i, j, k), (first, second, third), ignore)

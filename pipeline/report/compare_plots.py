@@ -20,12 +20,7 @@ _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536
 def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
     """Mean differences of one metric with their intervals, a row per organ, a panel per pair of models.
 
-    Args:
-        tests: What ``paired_tests`` found.
-        metric: Column of the score.
-
-    Returns:
-        PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow.
+    PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow.
     """
     shown = [test for test in tests if test.metric == metric and test.difference is not None]
     pairs = list(dict.fromkeys((test.one, test.other) for test in shown))
@@ -52,14 +47,7 @@ def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
 
 
 def rank_plot(ranks: Sequence[Ranking]) -> bytes:
-    """How often each model takes each place when the cases are drawn again, a panel per metric.
-
-    Args:
-        ranks: What ``rankings`` found.
-
-    Returns:
-        PNG on white; an empty frame without rankings.
-    """
+    """How often each model takes each place when the cases are drawn again, a panel per metric; PNG on white."""
     count = max(1, len(ranks))
     columns = min(3, count)
     lines = -(-count // columns)

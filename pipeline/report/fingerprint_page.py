@@ -99,12 +99,7 @@ def volumes_ml(fingerprint: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 def region_rows(fingerprint: Mapping[str, Any], volumes: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Of every region its organs, the cases that have it and its median volume among those.
-
-    Args:
-        fingerprint: The fingerprint.
-        volumes: As :func:`volumes_ml` gives them.
-    """
+    """Of every region its organs, the cases that have it and its median volume among those."""
     place = {name: index for index, name in enumerate(fingerprint["organs"])}
     rows = []
     for region, organs in fingerprint["regions"].items():
@@ -116,12 +111,7 @@ def region_rows(fingerprint: Mapping[str, Any], volumes: NDArray[np.float64]) ->
 
 
 def side_pairs(fingerprint: Mapping[str, Any], volumes: NDArray[np.float64]) -> list[SidePair]:
-    """Organs that come in a left and a right, in the order of the label table.
-
-    Args:
-        fingerprint: The fingerprint.
-        volumes: As :func:`volumes_ml` gives them.
-    """
+    """Organs that come in a left and a right, in the order of the label table."""
     names = list(fingerprint["organs"])
     pairs = []
     for a, b in paired_names(names):
@@ -137,14 +127,7 @@ def outliers(fingerprint: Mapping[str, Any], volumes: NDArray[np.float64]) -> li
     Distances are between logarithms, so that twice and half are equally far; the robust SD is 1.4826 times the median
     absolute deviation or, where more than half of the cases agree, 1.2533 times the mean one (Iglewicz and Hoaglin
     1993). Nothing is said of fewer than 5 cases, of factors below 1.1, and of organs a case does not have. Where more
-    than a tenth of the cases (and more than one) are that far off, they make one entry.
-
-    Args:
-        fingerprint: The fingerprint.
-        volumes: As :func:`volumes_ml` gives them.
-
-    Returns:
-        The most extreme first.
+    than a tenth of the cases (and more than one) are that far off, they make one entry. The most extreme come first.
     """
     ids = list(fingerprint["cases"])
     columns = []

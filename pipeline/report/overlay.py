@@ -75,16 +75,7 @@ def plane_slice(volume: NDArray[Any], cut: int, index: int) -> NDArray[Any]:
 def draw_outline(
     axes: Axes, mask: NDArray[np.bool_], width_mm: float, height_mm: float, color: str, linewidth: float = 1.3
 ) -> None:
-    """Draw the outline of a mask.
-
-    Args:
-        axes: Panel in mm, its origin in the lower left corner.
-        mask: (rows, columns), rows upwards; nothing is drawn if it is empty.
-        width_mm: Of a pixel.
-        height_mm: Of a pixel.
-        color: Of the line.
-        linewidth: In points.
-    """
+    """Draw the outline of a mask (rows upwards, columns), if it is not empty, on a panel in mm."""
     if not mask.any():
         return
     padded = np.pad(mask, 1).astype(np.float64)
@@ -196,13 +187,7 @@ def build_scene(
 def error_masks(
     reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Where errors are, by their kind.
-
-    Args:
-        reference: Label values of any shape.
-        prediction: Likewise.
-        ignored: Where there are no errors.
-    """
+    """Where errors are, by their kind; there are none where label values are ignored."""
     wrong = (reference != prediction) & ~ignored
     return {
         "false negative": wrong & (prediction == 0),
@@ -212,14 +197,9 @@ def error_masks(
 
 
 def error_position(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """The slice along each axis with the most wrong voxels of an organ.
+    """The slice along each axis (i, j, k) with the most wrong voxels of an organ.
 
-    Args:
-        reference: (I, J, K) mask.
-        prediction: (I, J, K) mask.
-
-    Returns:
-        Index along i, j, k. Without errors the slices with most of the organ, without the organ the middle.
+    Without errors the slices with most of the organ, without the organ the middle.
     """
     for mask in (reference != prediction, reference):
         if mask.any():

@@ -15,12 +15,7 @@ from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
-    """Fill in a template of this package; what comes from files is escaped.
-
-    Args:
-        template: Its name.
-        context: Everything it uses; a name that is missing is an error.
-    """
+    """Fill in a template of this package; what comes from files is escaped, and a name that is missing is an error."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
         autoescape=True,
@@ -33,11 +28,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
 
 
 def both_themes(draw: Callable[[Theme], bytes]) -> dict[str, str]:
-    """A plot for light and for dark screens, as ``data:`` URIs.
-
-    Args:
-        draw: Takes the colours and gives a PNG.
-    """
+    """A plot for light and for dark screens, as ``data:`` URIs."""
     return {"light": png_uri(draw(LIGHT)), "dark": png_uri(draw(DARK))}
 
 

@@ -119,13 +119,9 @@ class PatchScene:
 
 
 def telling_slices(label: NDArray[np.signedinteger[Any]]) -> tuple[int, int, int]:
-    """The slice along each axis that shows most of the organs, small ones counting as much as large ones.
+    """The slice along each axis (i, j, k) that shows most of the organs, small ones counting as much as large ones.
 
-    Args:
-        label: (I, J, K) class indices.
-
-    Returns:
-        Index along i, j, k; the middle of a patch without foreground.
+    The middle of a patch without foreground.
     """
     foreground = np.maximum(label, 0)
     count = np.bincount(foreground.ravel())
@@ -177,17 +173,11 @@ def draw_patches(scene: PatchScene) -> bytes:
 
 
 def patch_figure(scene: PatchScene) -> Figure:
-    """Draw a scene.
+    """Draw a scene: one panel per view and plane, row by row.
 
     One row per patch: as cut, in every plane and true to scale, then augmented in one plane; below, every change alone;
     organs as outlines, voxels without a label striped, a dashed frame around what the network gives logits for. The
     patient's left is on the left, but pictures look as they are. Every view shows the slice with most of the organs.
-
-    Args:
-        scene: What to draw.
-
-    Returns:
-        A figure of one panel per view and plane, row by row.
     """
     sizes = {plane: _size(scene, plane) for plane in scene.planes}
     main = sizes[scene.main]

@@ -107,15 +107,8 @@ def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS[
     """Box plot of a metric per organ, one point per case, organs in the order of their labels from the top.
 
     Boxes span the quartiles and whiskers 1.5 times their distance (Tukey 1977); every single case is a point, so that
-    there are no outlier marks. Misses are crosses: at 0, or for distances at the diagonal of the image.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice are left out.
-        theme: Colours.
-        metric: What to draw.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
+    there are no outlier marks. Misses are crosses: at 0, or for distances at the diagonal of the image. The PNG has a
+    transparent background, and an empty frame if there is nothing to draw.
     """
     scored = [row for row in rows if row.counts and np.isfinite(row.entry(metric.column))]
     names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
@@ -141,15 +134,7 @@ def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS[
 
 
 def dice_against_volume(rows: Sequence[Row], theme: Theme) -> bytes:
-    """Dice of every organ and case against the organ's volume in the reference, on a logarithmic axis.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice or without the organ in the reference are left out.
-        theme: Colours.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
-    """
+    """Dice of every organ and case against the organ's volume in the reference, on a logarithmic axis, as a PNG."""
     scored = [row for row in rows if row.counts and row.volume_reference_ml > 0]
     figure = Figure(figsize=(_WIDTH_INCHES, 3.8), layout="constrained")
     axes = figure.add_subplot()
@@ -178,11 +163,7 @@ def _points(axes: Axes, x: Sequence[float], y: NDArray[np.float64], rows: Sequen
 
 
 def agreement_panels(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Organs to draw and their rows, in the order of their labels.
-
-    Args:
-        rows: Rows of an evaluation. Of more organs than fit, those with the widest differences for their volume stay.
-    """
+    """Organs to draw and their rows, in the order of their labels; of many organs those whose volumes agree least."""
     organs = {name: label for label, name in sorted({(row.label, row.name) for row in rows if row.counts})}
     groups = {name: [row for row in rows if row.counts and row.name == name] for name in organs}
 
@@ -195,17 +176,10 @@ def agreement_panels(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def volume_agreement(rows: Sequence[Row], theme: Theme) -> bytes:
-    """Predicted minus reference volume against their mean, a panel per organ.
+    """Predicted minus reference volume against their mean, a panel per organ, as a PNG.
 
     The solid line is the bias, the dashed ones lie 1.96 standard deviations on either side of it: 95 % of the
     differences are expected between them. A case without a usable prediction counts as 0 mL.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice are left out.
-        theme: Colours.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
 
     Reference: Bland and Altman, Statistical methods for assessing agreement, Lancet 1986.
     """

@@ -149,11 +149,7 @@ def pruning_markdown(result: PruningResult) -> str:
 
 
 def pruning_plot(result: PruningResult) -> bytes:
-    """Dice against seconds per case and against parameters, one labelled point per level.
-
-    Returns:
-        PNG on white; rows without a Dice are left out.
-    """
+    """Dice against seconds per case and against parameters, one point per level that has a Dice; PNG on white."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     rows = [row for row in result.rows if row.mean_dice is not None]

@@ -174,13 +174,7 @@ def _curves(curves: Path | Sequence[Path] | None) -> tuple[list[str], list[str]]
 
 
 def table_context(evaluation: Evaluation, summary: Mapping[str, Any], names: Names) -> dict[str, Any]:
-    """What the template of the tables uses.
-
-    Args:
-        evaluation: The rows.
-        summary: Their statistics.
-        names: What cases are called.
-    """
+    """What the template of the tables uses."""
     by_case: dict[str, list[Row]] = {case.id: [] for case in evaluation.cases}
     for row in evaluation.rows:
         by_case.setdefault(row.case, []).append(row)
@@ -332,11 +326,7 @@ class ScoredVolumes:
 
 
 def open_case(case: ScoredFiles, evaluation: Evaluation) -> ScoredVolumes:
-    """Read the volumes of a case and make sure that they are those that were scored.
-
-    Args:
-        case: A case with a prediction.
-        evaluation: What was found.
+    """Read the volumes of a case that has a prediction and make sure that they are those that were scored.
 
     Raises:
         VolsegError: If a label map cannot be read, or its scores are no longer those of the evaluation.

@@ -129,12 +129,7 @@ class ViewerEntry:
 
 
 def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
-    """Half of them the worst, half the best, the worst first; all of them where there are no more.
-
-    Args:
-        ranked: Case ids, the worst first.
-        count: How many are wanted.
-    """
+    """Of case ids, the worst first, half the worst and half the best, the worst first; all where there are no more."""
     wanted = min(count, len(ranked))
     worst, best = -(-wanted // 2), wanted // 2
     chosen = [*ranked[:worst], *ranked[len(ranked) - best :]]
@@ -144,19 +139,7 @@ def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
 def viewer_entry(
     scene: Scene, labels: LabelTable, organ: Sequence[int], name: str, rank: str, limit: int
 ) -> ViewerEntry | None:
-    """Pack a case.
-
-    Args:
-        scene: Its volumes, turned and cropped.
-        labels: The organs.
-        organ: Label values of the organ at whose largest error it opens.
-        name: What the page calls it.
-        rank: ``worst`` or ``best``.
-        limit: Largest size in characters.
-
-    Returns:
-        None if it does not fit.
-    """
+    """Pack a case, opened at the largest error of an organ (its label values); None if it does not fit."""
     packed = pack_case(scene, labels, limit)
     if packed is None:
         return None
@@ -264,11 +247,8 @@ def nifti_base64(
 ) -> str:
     """A volume as gzipped NIfTI-1 in base64; its header has no text and no extension.
 
-    Args:
-        array: (I, J, K) integers.
-        grid: Their grid.
-        scale: Slope and intercept that turn the integers into intensities.
-        labels: Say in the header that these are labels: NiiVue mixes the colours of neighbouring values otherwise.
+    ``scale`` turns the integers into intensities. ``labels`` says in the header that these are labels: NiiVue mixes the
+    colours of neighbouring values otherwise.
     """
     image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
     image.header.set_slope_inter(*scale)
@@ -279,12 +259,9 @@ def nifti_base64(
 
 
 def smaller(array: NDArray[Any], factors: _Factors, *, mean: bool) -> NDArray[Any]:
-    """Every n-th voxel along each axis, or the mean over as many.
+    """Every n-th voxel along each axis (of two in the middle of a block the second), or the mean over each block.
 
-    Args:
-        array: (I, J, K).
-        factors: Voxels that become one, along i, j, k; blocks at the far edges may be smaller.
-        mean: Take the mean; otherwise the voxel in the middle of each block (of two the second, if there is one).
+    Blocks at the far edges may be smaller.
     """
     if factors == (1, 1, 1):
         return array

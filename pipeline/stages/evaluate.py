@@ -46,13 +46,6 @@ def merged_references(
 
     Of a dataset that fixes its split, only the parts count of which a case was predicted.
 
-    Args:
-        predictions: Predicted label map or folder.
-        references: Anything that can be scored against.
-        out: Folder to write to.
-        jobs: Worker processes; by default as many as pay.
-        progress: Told after every case.
-
     Returns:
         ``out`` with one label map per case and ``labels.json``, and (case id, sentence) of those that failed; or
         ``references`` itself if it is no such dataset.
@@ -76,11 +69,7 @@ def merged_references(
 
 
 def write_reference(task: ReferenceTask) -> None:
-    """Merge the organ masks of a case and write the label map.
-
-    Raises:
-        VolsegError: If a mask cannot be used, or the label map not be written.
-    """
+    """Merge the organ masks of a case and write the label map."""
     write_label_map(read_reference(task.files), task.target, like=task.files.organs[0][1])
 
 

@@ -96,11 +96,7 @@ def label_stats(
 
 
 def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStatistics, ...]:
-    """Measure one label map.
-
-    Raises:
-        VolsegError: If a file cannot be used, or the two lie on different grids.
-    """
+    """Measure one label map, with the intensities of its image if there is one."""
     label_map = read_label_map(task.path, case=task.case)
     image = read_image(task.image, case=task.case) if task.image is not None else None
     table = labels or LabelTable({value: f"label_{value}" for value in label_map.values() if value > 0})

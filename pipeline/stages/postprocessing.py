@@ -1,4 +1,7 @@
-"""Which cleaning of the masks is worth keeping: what raises the Dice of cases that the network did not train on."""
+"""Which cleaning of the masks is worth keeping: what raises the Dice of cases that the network did not train on.
+
+First what a step of cleaning does to the scores of one case, then the choice, and last its files.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,6 @@ from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.summary import mean_there, organ_means
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
 
-# What a step of cleaning does to the scores of one case; the work behind the choice of post-processing.
-
 StepKind = Literal["keep_largest", "remove_small", "fill_holes"]
 
 SIZES_ML: tuple[float, ...] = tuple(round(m * 10.0**e, 3) for e in range(-3, 4) for m in (1, 2, 5))
@@ -34,7 +35,14 @@ SIZES_ML: tuple[float, ...] = tuple(round(m * 10.0**e, 3) for e in range(-3, 4) 
 Dice = Mapping[str, float | None]
 """Organ → Dice; None where the organ is in neither reference nor prediction."""
 
+RULE = (
+    "A step is kept if it raises the mean Dice of its organ over the cases, and does not lower the mean over organs. "
+    "First each step is tried alone, then those that helped are tried one after the other, in the order of this table."
+)
+_ADVICE = "Write it again with `volseg cross-validate`."
+_ORDER: tuple[StepKind, ...] = ("keep_largest", "remove_small", "fill_holes")
 _SLACK = 1e-9  # relative: volumes are products of spacings
+_ROUNDING = 1e-9  # of a mean of Dice
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,6 @@ def measure_effects(task: EffectTask) -> CaseEffects:
     """Scores of a case before and after each step, exactly, for all organs that the step changes.
 
     Only the surroundings of the organ are looked at again, so that a step costs as much as its organ is large.
-
-    Raises:
-        VolsegError: If a file cannot be read.
     """
     reference, index, voxel_ml = _read(task)
     labels, size = task.labels, task.labels.classes + 1
@@ -208,15 +213,6 @@ def _around(boxes: Mapping[int, Box], values: Sequence[int], shape: Sequence[int
     """Box of some classes and one voxel around it, so that what is flat is flat because the volume is."""
     box = Box.union(boxes[n] for n in values if n in boxes)
     return None if box is None else box.grown(1, shape)
-
-
-RULE = (
-    "A step is kept if it raises the mean Dice of its organ over the cases, and does not lower the mean over organs. "
-    "First each step is tried alone, then those that helped are tried one after the other, in the order of this table."
-)
-_ADVICE = "Write it again with `volseg cross-validate`."
-_ORDER: tuple[StepKind, ...] = ("keep_largest", "remove_small", "fill_holes")
-_ROUNDING = 1e-9  # of a mean of Dice
 
 
 @dataclass(frozen=True)
@@ -308,15 +304,12 @@ def choose_postprocessing(
 def best_sizes(
     cases: Sequence[tuple[Dice, Mapping[str, Sequence[float | None]]]], organs: Sequence[str]
 ) -> dict[str, float]:
-    """The volume below which removing components of an organ helps it most.
+    """The volume in mL below which removing components of an organ helps it most, of equal ones the smallest.
 
     Args:
         cases: For each case the Dice of every organ as predicted, and of the organs predicted the Dice for each of
-            :data:`~pipeline.stages.postprocessing.SIZES_ML`.
-        organs: Their names.
-
-    Returns:
-        Organ → mL, of equal ones the smallest; organs that no volume helps are left out.
+            :data:`SIZES_ML`.
+        organs: Their names; those that no volume helps are left out of the result.
     """
     best = {}
     for organ in organs:
@@ -336,15 +329,12 @@ def best_sizes(
 
 
 def judge(effects: Sequence[CaseEffects], steps: Sequence[Step], follow: bool) -> list[Decision]:
-    """Decide for each step whether it helps.
+    """Decide for each step, as it was measured on each case, whether it helps; steps on organs of no case are left out.
 
     Args:
         effects: What the steps did to each case.
-        steps: The steps, as they were measured.
+        steps: The steps.
         follow: Whether each step began where the one before it ended.
-
-    Returns:
-        One per step, in their order; those of organs that were in no case are left out.
     """
     if not effects:
         return []
@@ -364,11 +354,7 @@ def judge(effects: Sequence[CaseEffects], steps: Sequence[Step], follow: bool) -
 
 
 def write_postprocessing(found: Postprocessing, folder: Path) -> None:
-    """Write ``postprocessing.json``, which predictions with the model in this folder follow, and ``postprocessing.md``.
-
-    Raises:
-        VolsegError: If the folder cannot be written to.
-    """
+    """Write ``postprocessing.json``, which predictions with the model follow, and ``postprocessing.md``."""
     content = {
         "kept": found.cleaning.to_json(),
         "rule": RULE,
@@ -401,11 +387,7 @@ def _cells(decision: Decision) -> tuple[str, ...]:
 
 
 def read_postprocessing(folder: Path) -> Postprocessing:
-    """Read what :func:`write_postprocessing` wrote.
-
-    Raises:
-        VolsegError: If it is missing or damaged.
-    """
+    """Read what :func:`write_postprocessing` wrote; a VolsegError if it is missing or damaged."""
     path = folder / POSTPROCESSING_FILE
     content = read_json(path, _ADVICE)
     try:

@@ -71,18 +71,7 @@ class MeasuredLevel:
 
 
 def measure_levels(task: LevelTask, on_case: Callable[[], None]) -> Iterator[MeasuredLevel]:
-    """Measure the levels one after the other, the smallest first, and then the average of all heads.
-
-    Args:
-        task: The model, which has a head on every level, and the cases.
-        on_case: Called after every case.
-
-    Yields:
-        One entry per level, ascending, then that of the average.
-
-    Raises:
-        VolsegError: If weights or cases cannot be read, or the memory is too small.
-    """
+    """Measure the levels one after the other, the smallest first, and then the average of all heads."""
     with torch.device("meta"):
         network = supervised(task.card.network.build(), task.model)
         parts = [_part(network, level) for level in range(1, network.depth + 1)]
@@ -98,15 +87,7 @@ def measure_levels(task: LevelTask, on_case: Callable[[], None]) -> Iterator[Mea
 
 
 def supervised(network: nn.Module, model: Path) -> UNetPlusPlus:
-    """The network, if it has levels to choose from.
-
-    Args:
-        network: Of a model folder.
-        model: This folder, for messages.
-
-    Raises:
-        VolsegError: If it is neither UNet++ nor UNet+, or has a single head.
-    """
+    """The network of a model folder, if it has levels to choose from, else a VolsegError."""
     if not isinstance(network, UNetPlusPlus):
         got, advice = type(network).__name__, "Other networks have no levels to choose from"
         raise VolsegError(sentence("network", "unetpp or unetplus", got, advice, file=model))
@@ -117,20 +98,7 @@ def supervised(network: nn.Module, model: Path) -> UNetPlusPlus:
 
 
 def load_level(model: Path, card: ModelCard, fold: int, level: int | None) -> UNetPlusPlus:
-    """A trained network, cut off at a level.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        fold: A trained fold.
-        level: 1 to the depth of the network; None for the whole network, averaging all of its heads.
-
-    Returns:
-        The network on the CPU in evaluation mode.
-
-    Raises:
-        VolsegError: If the weights cannot be read.
-    """
+    """A trained network cut off at a level, on the CPU in evaluation mode; level None averages all of its heads."""
     return _part(supervised(load_network(model, card, fold), model), level)
 
 
@@ -243,11 +211,7 @@ def prune(
 
 
 def smallest_level(rows: Sequence[LevelRow], tolerance_points: float) -> int:
-    """The smallest level whose mean Dice is at most the tolerance below that of the best.
-
-    Args:
-        rows: One per level, ascending; the average of all heads, which is no level, is passed over.
-        tolerance_points: In hundredths of Dice.
+    """The smallest level whose mean Dice is at most the tolerance (hundredths) below that of the best.
 
     Raises:
         VolsegError: If no level has a mean Dice.
