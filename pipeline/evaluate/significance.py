@@ -114,12 +114,8 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two models, each case id → score or None, on the cases that both have a score for."""
     both = [(a, b) for case, a in one.items() if a is not None and (b := other.get(case)) is not None]
-    difference = np.array([a - b for a, b in both], dtype=np.float64)
-    better, worse = int((difference > _EQUAL).sum()), int((difference < -_EQUAL).sum())
-    mean = float(difference.mean()) if len(difference) else None
-    return PairedDifference(
-        mean, _intervals(difference[:, None], seed)[0], better, len(difference) - better - worse, worse
-    )
+    apart = np.array([a - b for a, b in both], dtype=np.float64)
+    return _difference(apart, _intervals(apart[:, None], seed)[0])
 
 
 def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
@@ -177,18 +173,25 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def _test(names: _Names, apart: NDArray[np.float64], interval: tuple[float, float] | None) -> PairedTest:
-    difference = apart[np.isfinite(apart)]
-    gain = difference if METRICS[names.metric].higher else -difference
-    wins, losses = int((gain > _EQUAL).sum()), int((gain < -_EQUAL).sum())
+    apart = apart[np.isfinite(apart)]
+    found = _difference(apart, interval)
+    wins, losses = found.better, found.worse
+    if not METRICS[names.metric].higher:
+        wins, losses = losses, wins
     p = None
-    if len(difference) > 1:
-        settled = np.where(np.abs(difference) > _EQUAL, difference, 0.0)
+    if len(apart) > 1:
         from scipy.stats import wilcoxon  # here: it takes a second to load, and no other command needs it
 
+        # Differences that are rounding become none: the test would rank them.
+        settled = np.where(np.abs(apart) > _EQUAL, apart, 0.0)
         p = float(wilcoxon(settled).pvalue) if settled.any() else 1.0
-    mean = float(difference.mean()) if len(difference) else None
-    ties = len(difference) - wins - losses
-    return PairedTest(*names, len(difference), mean, interval, wins, ties, losses, p)
+    return PairedTest(*names, len(apart), found.mean, interval, wins, found.equal, losses, p)
+
+
+def _difference(apart: NDArray[np.float64], interval: tuple[float, float] | None) -> PairedDifference:
+    better, worse = int((apart > _EQUAL).sum()), int((apart < -_EQUAL).sum())
+    mean = float(apart.mean()) if len(apart) else None
+    return PairedDifference(mean, interval, better, len(apart) - better - worse, worse)
 
 
 def _intervals(apart: NDArray[np.float64], seed: int) -> list[tuple[float, float] | None]:
