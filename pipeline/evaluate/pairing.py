@@ -73,13 +73,7 @@ _SHOWN = 3  # names quoted in a message
 
 
 class FilePair(NamedTuple):
-    """A reference and its prediction.
-
-    Args:
-        case: Case id: the reference's file name without its suffix.
-        prediction: Predicted label map, or None if there is none.
-        reference: Reference label map.
-    """
+    """A case, its prediction if there is one, and its reference; the id is the reference's name without its suffix."""
 
     case: str
     prediction: Path | None

@@ -29,14 +29,7 @@ from pipeline.evaluate.summary import summarize
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """The files behind the rows of one case.
-
-    Args:
-        id: Case id.
-        reference: Reference label map.
-        prediction: Predicted label map, or None if there is none.
-        images: One image file per channel, empty if not known.
-    """
+    """The files behind the rows of one case; ``images`` has one per channel, none if they are not known."""
 
     id: str
     reference: Path

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.significance import PairedTest, Ranking
 from pipeline.report.palette import LIGHT, figure_png
-from pipeline.report.plots import plain_text, style_axes
+from pipeline.report.plots import WIDTH_INCHES, panel_grid, plain_text, style_axes
 
 _DPI = 150
-_WIDTH_INCHES = 9.6
 _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536
 
 
@@ -26,7 +25,7 @@ def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
     pairs = list(dict.fromkeys((test.one, test.other) for test in shown))
     organs = list(dict.fromkeys(test.organ for test in shown))
     height = 1.1 + 0.3 * max(1, len(organs))
-    figure = Figure(figsize=(_WIDTH_INCHES, height * max(1, len(pairs))), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, height * max(1, len(pairs))), layout="constrained")
     panels = figure.subplots(max(1, len(pairs)), 1, squeeze=False)[:, 0]
     side = "right" if METRICS[metric].higher else "left"
     for axes, (one, other) in zip(panels, pairs, strict=False):
@@ -52,10 +51,8 @@ def rank_plot(ranks: Sequence[Ranking]) -> bytes:
     columns = min(3, count)
     lines = -(-count // columns)
     largest = max((len(ranking.models) for ranking in ranks), default=1)
-    figure = Figure(figsize=(_WIDTH_INCHES, lines * (1.2 + 0.4 * largest)), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels[len(ranks) :]:
-        axes.set_axis_off()
+    figure = Figure(figsize=(WIDTH_INCHES, lines * (1.2 + 0.4 * largest)), layout="constrained")
+    panels = panel_grid(figure, len(ranks), columns)
     for axes, ranking in zip(panels, ranks, strict=False):
         shares = np.array(ranking.shares)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -40,15 +40,7 @@ _Vertical = Literal["top", "center", "bottom"]
 
 
 class Plane(NamedTuple):
-    """How a volume in RAS order is cut and drawn.
-
-    Args:
-        name: Of the plane.
-        right: Axis drawn to the right.
-        up: Axis drawn upwards.
-        cut: Axis cut.
-        letters: Sides of the patient at the left, right, lower and upper edge.
-    """
+    """How a volume in RAS order is drawn: axes to the right and up, axis cut, letters left, right, below, above."""
 
     name: str
     right: int

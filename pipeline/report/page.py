@@ -37,14 +37,7 @@ def both_themes(draw: Callable[[Theme], bytes]) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A section of a page.
-
-    Args:
-        heading: Of the section.
-        png: The picture.
-        alt: What it shows, for those who cannot see it.
-        lines: Sentences above it.
-    """
+    """A section of a page: heading, sentences, and a picture with what it shows for those who cannot see it."""
 
     heading: str
     png: bytes
@@ -54,14 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page; the first column names its rows.
-
-    Args:
-        heading: Of the section.
-        caption: What it holds.
-        columns: Names.
-        rows: Cells as they are shown.
-    """
+    """A table of a page; the first column names its rows."""
 
     heading: str
     caption: str

@@ -30,14 +30,7 @@ ERROR_COLORS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a plot.
-
-    Args:
-        text: Labels and axes.
-        grid: Grid lines.
-        mark: Boxes and their points.
-        accent: Medians, and points that deserve attention.
-    """
+    """Colours of a plot: text and axes, grid lines, boxes and points, and what deserves attention."""
 
     text: str
     grid: str

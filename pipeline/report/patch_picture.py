@@ -36,13 +36,7 @@ class PatchView:
 
 @dataclass(frozen=True, eq=False)
 class PatchRow:
-    """A patch and what augmentation makes of it.
-
-    Args:
-        text: Where it lies and what is in it.
-        cut: As it is cut.
-        versions: Augmented.
-    """
+    """A patch as it is cut, what augmentation makes of it, and where it lies and what is in it."""
 
     text: str
     cut: PatchView

@@ -17,7 +17,9 @@ MOST_PANELS = 12
 """Organs drawn; of more those whose volumes agree least."""
 
 _DPI = 150
-_WIDTH_INCHES = 9.6
+WIDTH_INCHES = 9.6
+"""Width of every plot."""
+
 _COLUMNS = 3
 _PANEL_INCHES = 2.5
 _LIMITS = 1.96  # standard deviations, as in the table
@@ -53,6 +55,27 @@ def box(
     axes.barh(position, high - low, height=0.56, left=low, facecolor="none", edgecolor=theme.mark, linewidth=1.1)
     axes.vlines(median, position - 0.28, position + 0.28, color=theme.accent, linewidth=2.2, zorder=5)
     return start, stop
+
+
+def rows_figure(rows: int) -> Figure:
+    """A figure as high as its rows need."""
+    height = 1.0 + (0.42 if rows <= 20 else 0.27) * max(1, rows)
+    return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+
+
+def name_rows(axes: Axes, names: Sequence[str], theme: Theme) -> None:
+    """Names of rows, the first at the top."""
+    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
+    axes.set_ylim(len(names) + 0.6, 0.4)
+    style_axes(axes, theme, grid="x")
+
+
+def panel_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """So many panels, row by row."""
+    grid = figure.subplots(-(-max(1, count) // columns), columns, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return list(grid[:count])
 
 
 def even_spread(count: int) -> NDArray[np.float64]:
@@ -112,31 +135,26 @@ def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS[
     """
     scored = [row for row in rows if row.counts and np.isfinite(row.entry(metric.column))]
     names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
-    figure = Figure(
-        figsize=(_WIDTH_INCHES, 1.0 + (0.42 if len(names) <= 20 else 0.27) * max(1, len(names))),
-        layout="constrained",
-    )
+    figure = rows_figure(len(names))
     axes = figure.add_subplot()
     for position, name in enumerate(names, start=1):
         group = [row for row in scored if row.name == name]
         values = [row.entry(metric.column) for row in group]
         box(axes, values, position, theme)
         _points(axes, values, position + even_spread(len(group)), group, theme)
-    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
-    axes.set_ylim(len(names) + 0.6, 0.4)
     if metric.is_distance:
         axes.set_xlim(left=0)
     else:
         axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(f"{metric.title} (mm)" if metric.is_distance else metric.title)
-    style_axes(axes, theme, grid="x")
+    name_rows(axes, names, theme)
     return figure_png(figure, _DPI)
 
 
 def dice_against_volume(rows: Sequence[Row], theme: Theme) -> bytes:
     """Dice of every organ and case against the organ's volume in the reference, on a logarithmic axis, as a PNG."""
     scored = [row for row in rows if row.counts and row.volume_reference_ml > 0]
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.8), layout="constrained")
     axes = figure.add_subplot()
     if scored:
         volumes = [row.volume_reference_ml for row in scored]
@@ -186,11 +204,8 @@ def volume_agreement(rows: Sequence[Row], theme: Theme) -> bytes:
     panels = agreement_panels(rows)
     columns = min(_COLUMNS, max(1, len(panels)))
     lines = -(-max(1, len(panels)) // columns)
-    figure = Figure(figsize=(_WIDTH_INCHES, 0.4 + lines * _PANEL_INCHES), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (name, group) in zip(grid, panels, strict=False):
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + lines * _PANEL_INCHES), layout="constrained")
+    for axes, (name, group) in zip(panel_grid(figure, len(panels), columns), panels, strict=False):
         _draw(axes, name, group, theme)
     figure.supxlabel("Mean of reference and prediction (mL)", fontsize=10, color=theme.text)
     figure.supylabel("Prediction minus reference (mL)", fontsize=10, color=theme.text)

@@ -261,8 +261,7 @@ def show_cases(
     entries = {
         entry["case"]: entry for entry in summary["cases"] if entry["case"] in files and entry["dice"] is not None
     }
-    drawn = {ranked.case: ranked for ranked in chosen_cases(list(entries), 2 * overlays)}
-    packed = {ranked.case: ranked for ranked in chosen_cases(list(entries), in_viewer)}
+    drawn, packed = (dict(chosen_cases(list(entries), count)) for count in (2 * overlays, in_viewer))
     budget = SizeBudget(int(viewer_mb * 1e6), len(packed))
     shown, labels = ShownCases(), evaluation.labels
     for case in (case for case in entries if case in drawn or case in packed):
@@ -276,7 +275,7 @@ def show_cases(
             shown.notes.append(f"{name}: left out of the viewer, and of the image in its picture: {why}")
         if volumes and case in drawn:
             overlay = _overlay(volumes, evaluation, organ)
-            shown.overlays.append({**entries[case], "rank": drawn[case].rank, "name": name, **overlay})
+            shown.overlays.append({**entries[case], "rank": drawn[case], "name": name, **overlay})
         if case in packed:
             entry = None
             if volumes and not volumes.problem:
@@ -284,7 +283,7 @@ def show_cases(
                     volumes.reference, volumes.prediction, labels, volumes.image, picture=volumes.picture
                 )
                 held = labels.target_values[organ]
-                entry = viewer_entry(scene, labels, held, name, packed[case].rank, budget.share())
+                entry = viewer_entry(scene, labels, held, name, packed[case], budget.share())
                 if entry is None:
                     shown.notes.append(f"{name}: left out of the viewer, since --viewer-mb leaves it no room.")
             # Cases that are not shown leave their share to those that come.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -79,21 +79,9 @@ class PackedVolumes:
         return sum(len(layer) for layer in self.layers.values())
 
 
-class Ranked(NamedTuple):
-    """A case and whether it is among the worst or the best that are shown."""
-
-    case: str
-    rank: str
-
-
 @dataclass
 class SizeBudget:
-    """Mutable budget of a page, shared out among the cases that still have to come.
-
-    Args:
-        characters: What is left.
-        cases: Cases that have to come.
-    """
+    """Mutable budget of a page in characters, shared out among the cases that still have to come."""
 
     characters: int
     cases: int
@@ -109,15 +97,9 @@ class SizeBudget:
 
 @dataclass(frozen=True)
 class ViewerEntry:
-    """A case in the viewer.
+    """A case in the viewer: what the page calls it, ``worst`` or ``best``, its layers, and the voxel to open it at.
 
-    Args:
-        name: What the page calls it.
-        rank: ``worst`` or ``best``.
-        packed: Its layers.
-        at: Voxel to open it at.
-        notes: What a reader should know about what is shown.
-        picture: Whether it is a picture, shown as it is: no one knows the patient's sides.
+    ``picture``: it is shown as it is, since no one knows the patient's sides.
     """
 
     name: str
@@ -128,12 +110,12 @@ class ViewerEntry:
     picture: bool = False
 
 
-def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
-    """Of case ids, the worst first, half the worst and half the best, the worst first; all where there are no more."""
+def chosen_cases(ranked: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Case ids and ``worst`` or ``best``: of ids in ascending order half each, all where there are no more."""
     wanted = min(count, len(ranked))
     worst, best = -(-wanted // 2), wanted // 2
     chosen = [*ranked[:worst], *ranked[len(ranked) - best :]]
-    return [Ranked(case, "worst" if n < worst else "best") for n, case in enumerate(chosen)]
+    return [(case, "worst" if n < worst else "best") for n, case in enumerate(chosen)]
 
 
 def viewer_entry(

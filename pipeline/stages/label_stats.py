@@ -31,13 +31,7 @@ _BYTES_PER_VOXEL = 40  # the label map, the image, and both as the widest type o
 
 @dataclass(frozen=True)
 class StatsTask:
-    """One label map to measure.
-
-    Args:
-        case: Case id: the file's name without its suffix.
-        path: The label map.
-        image: The image's first channel, or None.
-    """
+    """One label map to measure, and its image's first channel if there is one."""
 
     case: str
     path: Path

@@ -47,13 +47,7 @@ _ROUNDING = 1e-9  # of a mean of Dice
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do to one organ or region.
-
-    Args:
-        kind: What.
-        organ: To which organ or region.
-        min_ml: Of ``remove_small``, the volume a component must have to stay.
-    """
+    """One thing to do to one organ or region; ``min_ml`` is the volume a component must have to stay."""
 
     kind: StepKind
     organ: str
@@ -87,13 +81,7 @@ class EffectTask:
 
 @dataclass(frozen=True)
 class CaseEffects:
-    """Scores of one case.
-
-    Args:
-        case: Case id.
-        before: Of the prediction as it is.
-        after: For each step, the organs whose Dice it changed, with the new Dice.
-    """
+    """Scores of one case: of the prediction as it is, and for each step the organs whose Dice it changed."""
 
     case: str
     before: Dice
@@ -217,16 +205,7 @@ def _around(boxes: Mapping[int, Box], values: Sequence[int], shape: Sequence[int
 
 @dataclass(frozen=True)
 class Decision:
-    """One step, measured.
-
-    Args:
-        step: What was tried.
-        before: Mean Dice of its organ without it.
-        after: With it.
-        mean_before: Mean Dice over organs without it.
-        mean_after: With it.
-        kept: Whether it is kept.
-    """
+    """One step: mean Dice of its organ, and over organs, without and with it, and whether it is kept."""
 
     step: Step
     before: float

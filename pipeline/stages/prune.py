@@ -40,15 +40,7 @@ CaseDice = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class LevelTask:
-    """What is measured on what.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset.
-        splits: Fold → its validation cases.
-        device: Where to compute.
-    """
+    """A model folder and its description, the prepared dataset, fold → validation cases, and where to compute."""
 
     model: Path
     card: ModelCard
@@ -59,12 +51,7 @@ class LevelTask:
 
 @dataclass(frozen=True)
 class MeasuredLevel:
-    """One level on all validation cases.
-
-    Args:
-        row: What is shown of it.
-        folds: Fold → Dice of its validation cases.
-    """
+    """One level on all validation cases: what is shown of it, and for each fold the Dice of its cases."""
 
     row: LevelRow
     folds: Mapping[int, CaseDice]
