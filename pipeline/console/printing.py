@@ -145,6 +145,7 @@ def _print_wide(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]
     table = _table(*columns, title=title, unbroken=columns)
     for row in rows:
         table.add_row(*row)
+    # A console of its own: the usual one would cut or wrap numbers at the width of the terminal.
     wide = Console(width=_WIDEST, highlight=False, markup=False, emoji=False)
     wide.print(table, width=wide.measure(table).maximum)
 

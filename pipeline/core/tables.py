@@ -89,6 +89,7 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         DataError: If it is not UTF-8, or a column is missing.
     """
     try:
+        # Spreadsheets put a byte order mark before the first column, which would become part of its name.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             table = csv.reader(stream)
             columns = [name.strip().lower() for name in next(table, [])]

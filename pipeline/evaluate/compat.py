@@ -82,6 +82,8 @@ def compat_scores(
         names = [name for tool in tools for name in compat_columns(tool)]
         return {name: empty.nsd if name.endswith("_nsd") else empty.hd_mm for name in names}
     found: dict[Compat, tuple[float, ...]] = {}
+    # Both tools measure between border voxels. MONAI takes the percentile of each direction and the larger of the two,
+    # medpy that of both directions together.
     if {"monai", "medpy"} & set(tools):
         one, other = _border_distances(reference.faces, prediction.faces, shape, spacing_mm)
         voxel = _voxel_scores(one, other, tolerance_mm)
@@ -162,6 +164,7 @@ def surface_elements(
         for step in product(*((0,) if n == axis else (0, 1) for n in range(3))):
             parts.append(np.ravel_multi_index(tuple((found.corner + step).T), corners))
     points = unique_codes(np.concatenate(parts))
+    # Corners at the edge of the part have voxels outside of it, which are background.
     padded = np.pad(mask, 1)
     index = np.stack(np.unravel_index(points, corners), axis=-1) - np.array(offset)
     code = np.zeros(len(points), dtype=np.int64)
@@ -182,5 +185,6 @@ def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
     i, j, k = spacing_mm
     face_mm2 = np.array([j * k, i * k, i * j])
     element = {letter: float(np.linalg.norm(np.array(n) / 8 * face_mm2)) for letter, n in _NORMALS.items()}
+    # What is filled and what is empty may change places without another surface: code n and code 255 - n are alike.
     half = [0.0, *(sum(element[letter] for letter in code) for code in _ELEMENTS.split())]
     return np.array([*half, *half[::-1]], dtype=np.float64)

@@ -157,6 +157,7 @@ def _by_name(predicted: LabelTable | None, table: LabelTable | None, prediction:
         got = "none " + ("beside the predictions" if predicted is None else "of the references")
         raise VolsegError(sentence("--match name", rule, got, f"Write a {_LABELS}", file=prediction))
     values = {name: value for value, name in table.names.items()}
+    # Organs that the references do not know become background, as if they had not been predicted.
     remap = {value: values.get(name, 0) for value, name in predicted.names.items()}
     dropped = [name for name in predicted.organs if name not in values]
     note = f"Predicted organs that the references do not know were left out: {', '.join(dropped)}."

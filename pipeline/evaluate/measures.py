@@ -140,6 +140,7 @@ class Measures:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measures:
         """Read what :meth:`to_json` wrote; what it does not name has its default."""
+        # Scores of an earlier version lack newer options, which then have their defaults.
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         if known.get("probabilities") is not None:
             known["probabilities"] = Path(known["probabilities"])

@@ -144,6 +144,7 @@ def _moments(
             finite[channel] += np.bincount(index[good], minlength=count)
             sums[channel] += np.bincount(index[good], numbers[good], minlength=count)
     means = np.divide(sums, finite, out=np.zeros_like(sums), where=finite > 0)
+    # A second pass about the means: sums of squares of large intensities would lose the digits of small deviations.
     for index, seen in _foreground(labels, table.values, intensities) if len(intensities) else ():
         for channel, numbers in enumerate(seen):
             good = np.isfinite(numbers)

@@ -114,6 +114,8 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
         groups = [listed_maps(reference, "reference")]
     else:
         groups = [_by_case(files, volume_stem) for files in _reference_groups(reference)]
+    # Of a dataset folder, the parts count of which a case was predicted; training cases that nobody predicted are no
+    # misses.
     if len(groups) > 1:
         groups = [group for group in groups if any(_partners(predictions, group).values())] or groups
     references = groups[0] if len(groups) == 1 else _merge(groups)
@@ -227,6 +229,7 @@ def _partners(predictions: Mapping[str, Path], references: Mapping[str, Path]) -
     found = {case: predictions.get(case) or predictions.get(case.removesuffix(_CHANNEL)) for case in references}
     taken = set(found.values())
     left = [path for path in predictions.values() if path not in taken]
+    # A looser comparison may only decide where it fits one prediction and one reference, never between several.
     for case, bare in [(case, _bare(case)) for case, path in found.items() if path is None]:
         alike = [path for path in left if _bare(volume_stem(path)) == bare]
         rivals = [other for other, path in found.items() if path is None and _bare(other) == bare]

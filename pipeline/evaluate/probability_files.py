@@ -72,19 +72,16 @@ class OrganProbabilities(Mapping[str, NDArray[np.floating[Any]]]):
         self.volumes = {name: _on_grid(path, case, grid) for name, path in files.items()}
 
     def __getitem__(self, name: str) -> NDArray[np.floating[Any]]:
-        """Read those of an organ; a DataError tells of a damaged file, a KeyError that there is none."""
         return self.volumes[name].load()
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a file, which is not read."""
+        # Mapping would read the file to find out.
         return name in self.volumes
 
     def __iter__(self) -> Iterator[str]:
-        """Organs that have a file."""
         return iter(self.volumes)
 
     def __len__(self) -> int:
-        """Their number."""
         return len(self.volumes)
 
 
@@ -105,6 +102,7 @@ def _on_grid(path: Path, case: str, grid: Grid) -> VolumeFile:
 def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
     try:
         with np.load(path, allow_pickle=False) as content:
+            # nnU-Net keeps arrays in the axis order of SimpleITK: channel, k, j, i.
             return np.asarray(content["probabilities"].transpose(0, 3, 2, 1))
     except (KeyError, OSError, ValueError, BadZipFile) as error:
         rule, advice = "an array called probabilities of shape (C, K, J, I)", "Write the file again"

@@ -111,6 +111,7 @@ def write_evaluation(
     measured = _ALWAYS.union(*(row.more for row in evaluation.rows))
     columns = [column for column in COLUMNS if column in measured]
     write_csv(out / _SCORES, [columns, *([_cell(row, column) for column in columns] for row in evaluation.rows)])
+    # Last: a folder with a summary counts as scored.
     write_json(out / _SUMMARY, summary)
     return summary
 
@@ -132,6 +133,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     summary = read_summary(folder)
     path = folder / _SCORES
     try:
+        # Not read_csv, which strips blanks: names of cases and organs come back as they are.
         with path.open(newline="", encoding="utf-8") as stream:
             rows = tuple(_row(cells) for cells in csv.DictReader(stream))
         cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))

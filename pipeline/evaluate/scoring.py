@@ -117,6 +117,7 @@ def evaluate_pairs(
         measures: What to measure beside overlap and volumes.
     """
     results = {scores.case: scores for scores in map_cases(partial(_score_pair, labels, measures), pairs)}
+    # Results come in any order, and those of a worker that was killed not at all.
     results = {pair.case: results.get(pair.case) or CaseScores(pair.case, (), _LOST) for pair in pairs}
     known = images or {}
     found = _notes(list(results.values()), measures)

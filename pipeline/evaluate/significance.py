@@ -122,6 +122,7 @@ def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
             intervals = _intervals(apart, seed)
             for n, organ in enumerate([*organs, ALL_ORGANS]):
                 found.append(_test(metric, organ, (one, other), apart[:, n], intervals[n]))
+        # The tests of one metric are one family: organs and pairs of models together.
         corrected = holm([test.p for test in found])
         tests += [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]
     return tuple(tests)
@@ -132,9 +133,11 @@ def rankings(scores: Scores, seed: int = 0) -> tuple[Ranking, ...]:
     cases, organs = _cases_and_organs(scores)
     found = []
     for metric in measured_metrics([row for rows in scores.values() for row in rows]):
+        # Ranks are those of ascending numbers, so that the best has to be the smallest.
         sign = -1.0 if metric.higher else 1.0
         tables = [score_table(rows, cases, organs, metric.column) for rows in scores.values()]
         means = np.array([mean_over_organs(table) for table in tables])
+        # A model without a number for this metric cannot be ranked by it.
         if not np.isfinite(means).all():
             continue
         resampled = np.stack([mean_of(resampled_means(table, seed), axis=1) for table in tables], axis=1)

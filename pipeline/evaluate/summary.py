@@ -227,6 +227,7 @@ def plain(value: NDArray[np.float64] | float) -> float | None:
 
 def _case_weights(cases: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """(batch, cases): how often each case was drawn in each of a batch of resamples."""
+    # A row of drawn cases becomes counts per case; shifting each row lets one bincount do a whole batch.
     drawn = generator.integers(cases, size=(_BATCH, cases)) + cases * np.arange(_BATCH)[:, None]
     return np.bincount(drawn.ravel(), minlength=_BATCH * cases).reshape(_BATCH, cases).astype(np.float64)
 
@@ -273,6 +274,7 @@ def _bootstrap(
     cases, organs = table.shape
     if cases == 0:
         return [None] * organs, None, None
+    # The means over cases are drawn with the organs, as one column more: all intervals come from the same resamples.
     columns = np.column_stack([table, case_means])
     means = resampled_means(columns, seed)
     scored = np.isfinite(columns).sum(axis=0)

@@ -70,6 +70,8 @@ class AxisFaces:
 
         Nor do they have one of the values ``without`` on the other side.
         """
+        # The faces were sorted by the value on either side, so that those of one value are a slice of that order. A
+        # value that does not fit into the array is on no face.
         order, ranked = self.order[side], self.neighbours[side]
         found = []
         for value in values:
@@ -152,9 +154,11 @@ def _pieces(
 
     Background is added at both ends of the axis, as thin pieces of their own.
     """
+    # An organ at the edge of the field of view ends there: outside of it there is background.
     ends = np.zeros_like(array.take([0], axis=axis))
     yield ends, array.take([0], axis=axis), (0, 0)
     yield array.take([-1], axis=axis), ends, (0, array.shape[axis])
+    # Along the first axis neighbours lie in different planes, so that a piece needs one plane more.
     planes = max(1, _PIECE_VOXELS * len(array) // max(1, array.size))
     for start in range(0, len(array), planes):
         piece = array[start : start + planes + (axis == 0)]
@@ -271,6 +275,7 @@ def distance_distributions(
         tuple(2 * cut * n + 1 for cut, n in zip(cuts, shape, strict=True)),
         tuple(spacing / (2 * cut) for cut, spacing in zip(cuts, spacing_mm, strict=True)),
     )
+    # Points are numbers, not triples: sets of them are sorted, compared and looked up many times faster.
     codes = [[_face_points(faces, axis, lattice) for axis, faces in enumerate(surface)] for surface in (one, other)]
     points = [unique_codes(np.concatenate([part.ravel() for part in parts])) for parts in codes]
     there = lattice_distances(points[0], points[1], lattice.shape, lattice.step_mm)
@@ -297,6 +302,7 @@ def _distribution(
             at[:, first : at.shape[1] - 1 + first, second : at.shape[2] - 1 + second]
             for first, second in product((0, 1), repeat=2)
         ]
+        # The distance within a cell lies between those at its corners, and its mean is about theirs.
         low, high = np.minimum.reduce(corners).ravel(), np.maximum.reduce(corners).ravel()
         mean = (sum(corners[1:], corners[0]) / 4).ravel()
         area = float(np.prod([step for n, step in enumerate(lattice.step_mm) if n != axis]))

@@ -54,10 +54,12 @@ class Names:
         """
         if not self.hidden:
             return sentence
+        # Whole paths first: an id within a path would leave the rest of it standing.
         for path in self.paths:
             if path in sentence:
                 sentence = sentence.replace(path, _PATH)
         sentence = re.sub(r"\[path\](?:[\\/][\w.-]+)+", _PATH, sentence)
+        # The longest id first, since an id may be a part of another.
         for case in sorted((case for case in self.aliases if case in sentence), key=len, reverse=True):
             before = r"(?<=case |e\.g\. )" if len(case) < _SHORT else r"(?<!\w)"
             sentence = re.sub(before + re.escape(case) + r"(?!\w)", self.aliases[case], sentence)

@@ -152,6 +152,7 @@ def _far_off(ids: Sequence[str], what: str, unit: str, values: NDArray[np.float6
         return []
     logs = np.log(values[there])
     away = logs - np.median(logs)
+    # Where more than half of the cases agree, the median deviation is 0 and the mean one takes its place.
     sd = 1.4826 * np.median(np.abs(away)) or 1.2533 * np.abs(away).mean()
     if sd == 0:
         return []

@@ -211,6 +211,7 @@ def display_range(array: NDArray[np.floating[Any]]) -> tuple[float, float]:
         -160 to 240 HU if the values reach down to air in HU, else the 1st and 99th percentile; 0 to 1 if no value is
         finite.
     """
+    # Some 100 to 200 voxels along each axis are enough for percentiles, and take milliseconds.
     every = tuple(slice(None, None, max(1, n // 100)) for n in array.shape)
     values = array[every][np.isfinite(array[every])]
     if not values.size:

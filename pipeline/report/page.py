@@ -16,6 +16,7 @@ from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
     """Fill in a template of this package; what comes from files is escaped, and a name that is missing is an error."""
+    # Names and messages come from files: everything is escaped, and what a template misses is an error, not a gap.
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
         autoescape=True,

@@ -52,6 +52,7 @@ def organ_color(index: int) -> str:
 def figure_png(figure: Figure, dpi: int, *, transparent: bool = True) -> bytes:
     """Draw a figure without any window system or global state."""
     stream = io.BytesIO()
+    # A canvas of its own instead of pyplot, whose global state would keep every figure in memory.
     FigureCanvasAgg(figure)
     figure.savefig(stream, format="png", dpi=dpi, transparent=transparent, metadata={"Software": None})
     return stream.getvalue()

@@ -122,6 +122,7 @@ def telling_slices(label: NDArray[np.signedinteger[Any]]) -> tuple[int, int, int
     if len(count) == 1:
         i, j, k = (length // 2 for length in label.shape)
         return i, j, k
+    # A voxel of an organ of n voxels is worth 1 / n, so that small organs count as much as large ones.
     worth = np.zeros(len(count))
     present = count[1:] > 0
     worth[1:][present] = 1 / count[1:][present]

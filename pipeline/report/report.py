@@ -336,6 +336,7 @@ def open_case(case: ScoredFiles, evaluation: Evaluation) -> ScoredVolumes:
     reference = without_values(read_label_map(case.reference, case=case.id), measures.unscored)
     prediction = replaced_values(read_label_map(case.prediction, case=case.id), measures.remap)
     prediction = aligned(prediction, reference.grid, case.id, resample=measures.resample)
+    # Files may have changed since: what is shown must be what was scored.
     then = [row for row in evaluation.rows if row.case == case.id]
     _require_same_scores(score_case(prediction, reference, evaluation.labels, case.id, OVERLAP_ONLY), then, case.id)
     image, problem = _image(case, reference)

@@ -206,6 +206,7 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedVolumes | N
     """
     layers, is_ct = _layers(scene, labels)
     factors: _Factors = (1, 1, 1)
+    # Packing a large volume takes seconds. A guess from a few slices saves most of the attempts.
     excess = _estimate(layers, scene.grid) / limit
     while True:
         factors = _larger(factors, scene.grid, excess)
@@ -219,6 +220,7 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedVolumes | N
             organs = np.union1d(layers["reference"][0], layers["prediction"][0]).tolist()
             present = tuple(organ for organ in organs if organ)
             return PackedVolumes(packed, grid.shape, grid.spacing_mm, factors, window, is_ct, scene.cropped, present)
+        # No axis can be made shorter: the case does not fit.
         if _larger(factors, scene.grid, 1.01) == factors:
             return None
         excess = max(size / limit, 1.01)
@@ -322,6 +324,7 @@ def _reduced(layers: _Layers, grid: Grid, factors: _Factors) -> tuple[Grid, _Lay
         return grid, layers
     affine = grid.affine.copy()
     affine[:3, :3] = affine[:3, :3] * factors
+    # The centre of the first block, not that of its first voxel.
     affine[:3, 3] = grid.to_world([(factor - 1) / 2 for factor in factors])
     reduced: _Layers = {}
     for name, (array, scale) in layers.items():

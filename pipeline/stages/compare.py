@@ -88,6 +88,7 @@ def compare(
             folder = out / name
             evaluate(path, references, folder, measures=measures, meaning=meaning, jobs=jobs, progress=progress)
         found[name] = read_evaluation(folder)
+    # Before any statistics: a difference between other cases or tolerances would be none between models.
     _require_comparable(found)
     scores = {name: evaluation.rows for name, evaluation in found.items()}
     tests, ranks = paired_tests(scores, seed), rankings(scores, seed)

@@ -149,6 +149,7 @@ def evaluate(
     if measures.probabilities is not None and not measures.probabilities.is_dir():
         got, advice = "nothing there", "Check the path"
         raise VolsegError(sentence("probabilities", "a folder", got, advice, file=measures.probabilities))
+    # Masks per organ become label maps first, since predictions are compared with these.
     references, failed = merged_references(predictions, references, out / "references", jobs, progress)
     pairs = pair_files(predictions, references)
     notes: tuple[str, ...] = ()

@@ -109,6 +109,7 @@ def size_effects(task: EffectTask) -> tuple[str, Dice, dict[str, tuple[float | N
             parts = [_component_sizes(reference[part], piece, values) for piece in _pieces(index[part], values)]
             voxels, kept, shared = np.concatenate(parts, axis=1)
             total, volume_ml = int(counts[list(values)].sum()), voxels * voxel_ml
+            # The components are found once; every size that is tried only sums other ones.
             stays = [volume_ml >= size * (1 - _SLACK) for size in SIZES_ML]
             found[name] = tuple(_dice(total, int(kept[s].sum()), int(shared[s].sum())) for s in stays)
     return task.pair.case, before, found
@@ -134,6 +135,7 @@ def measure_effects(task: EffectTask) -> CaseEffects:
         there, part = reference[box.slices], index[box.slices]
         cleaned = step.cleaning().apply(part, labels, voxel_ml)
         changed = cleaned != part
+        # Only the voxels that changed move from one count to another.
         rows = np.where(there[changed] < 0, size - 1, there[changed]).astype(np.int64) * size
         moved = np.bincount(rows + cleaned[changed], minlength=size * size).astype(np.int64)
         moved -= np.bincount(rows + part[changed], minlength=size * size)
@@ -251,6 +253,7 @@ def choose_postprocessing(
         run: The engine's function.
         progress: Told after every case.
     """
+    # First the best size for each organ, so that "remove small" is one step like the others.
     tasks = [EffectTask(pair, labels) for pair in pairs]
     sized = [
         (before, by_size) for _, before, by_size in map_cases(run, progress, "component sizes")(size_effects, tasks)

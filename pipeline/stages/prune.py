@@ -158,12 +158,12 @@ def prune(
         network = supervised(card.network.build(), model)
     if not (math.isfinite(tolerance_points) and tolerance_points >= 0):
         raise ConfigError([sentence("tolerance", "0 or more Dice points", tolerance_points, "Try 0.5")], "pruning")
-    identity = text_hash(card.model_dump_json())
-    _require_own_folder(out, model, identity)
+    content_hash = text_hash(card.model_dump_json())
+    _require_own_folder(out, model, content_hash)
     splits = validation_cases(model, card, prepared, wanted_folds(model, folds))
     place = choose_device(device)
     if not (out / "pruning.json").is_file():  # marks the folder as ours, and shows now whether it can be written to
-        write_json(out / "pruning.json", {"model": identity})
+        write_json(out / "pruning.json", {"model": content_hash})
     total = sum(map(len, splits.values())) * (network.depth + 1)
     done = iter(range(1, total + 1))
     measured = list(
@@ -182,7 +182,7 @@ def prune(
         device=_describe(place),
         memory=MEMORY_MEANS[place.type] if known else None,
     )
-    write_json(out / "pruning.json", {"model": identity, **result.to_json()})
+    write_json(out / "pruning.json", {"model": content_hash, **result.to_json()})
     options = network.options.pruned(result.level).model_dump(mode="json")
     note = {"pruned_from": result.source, "pruned_level": str(result.level)}
     smaller = {
@@ -210,12 +210,12 @@ def smallest_level(rows: Sequence[LevelRow], tolerance_points: float) -> int:
     return min(level for level, dice in scored.items() if dice >= limit)
 
 
-def _require_own_folder(out: Path, model: Path, identity: str) -> None:
+def _require_own_folder(out: Path, model: Path, content_hash: str) -> None:
     """Refuse a folder that holds anything but an earlier pruning of the same model."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     mark = out / "pruning.json"
-    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != identity:
+    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != content_hash:
         rule, got = "a new folder, or an earlier pruning of this model", "another model or other files"
         raise VolsegError(sentence("output folder", rule, got, "Choose another one with --out", file=out))
 
