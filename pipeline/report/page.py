@@ -83,7 +83,7 @@ def write_picture_page(
     Raises:
         VolsegError: If it cannot be written.
     """
-    shown = [{"heading": p.heading, "uri": png_uri(p.png), "alt": p.alt, "lines": p.lines} for p in pictures]
+    shown = [{**vars(picture), "uri": png_uri(picture.png)} for picture in pictures]
     context = {"title": title, "numbers": numbers, "pictures": shown, "tables": tables}
     write_text(out, render_page("pictures.html.j2", {**context, "version": version, "date": date}))
     return out
