@@ -186,20 +186,22 @@ class Row:
             NaN if it does not, or if the column was not measured for the organ. The diagonal of the image stands for
             an infinite distance.
         """
-        measured = column in self.more or hasattr(self, column)
-        if not self.counts or not measured:
-            return float("nan")
-        metric, value = METRICS[column], self.value(column)
+        entry = self._entry
+        if entry == "left out":
+            return math.nan
+        value = self.more[column] if column in self.more else getattr(self, column, None)
+        if value is None:
+            return math.nan
         # A number that is not defined for an organ that is there stays so: of an organ whose every face touches the
         # ignore label there is no surface.
-        if self._entry == "worst" and metric.needs_both and (self.absent or not math.isnan(value)):
-            value = metric.worst
+        if entry == "worst" and METRICS[column].needs_both and (self.absent or not math.isnan(value)):
+            value = METRICS[column].worst
         return self.more.get("diagonal_mm", value) if math.isinf(value) else value
 
     @property
     def _entry(self) -> Entry:
         # A case without a usable prediction has a row for every organ; those that its reference lacks are no misses.
-        return ENTRIES["true_negative" if self.absent else self.status]
+        return ENTRIES["true_negative" if math.isnan(self.dice) else self.status]
 
 
 def label_entry(label: tuple[int, ...]) -> int | str:
