@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from pipeline.config.settings import Settings
 from pipeline.data.store import open_prepared
 from pipeline.evaluate.overlap import overlaps
+from pipeline.evaluate.summary import organ_means
 from pipeline.infer.trained_model import CaseInference
 from pipeline.infer.tta import mirror_axes, rotation_of, views
 from pipeline.infer.windows import in_volume
@@ -72,7 +72,7 @@ def make_validation(
             rows[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found
             }
-        return _summary(processes.gathered(rows), plan)
+        return _summary(processes.gathered(rows))
 
     sizes = settings.infer.window_size
     window = in_volume(sizes if isinstance(sizes, tuple) else spec.patch_size, plan, spec)
@@ -80,10 +80,6 @@ def make_validation(
     return Validation(validate, len(subset), len(cases), passes)
 
 
-def _summary(rows: Mapping[str, Mapping[str, float | None]], plan: Plan) -> ValidationScores:
-    dice: dict[str, float | None] = {}
-    for organ in plan.label_table.targets:
-        values = [value for row in rows.values() if (value := row[organ]) is not None]
-        dice[organ] = float(np.mean(values)) if values else None
-    means = [value for value in dice.values() if value is not None]
-    return ValidationScores(dice, float(np.mean(means)) if means else None, rows)
+def _summary(rows: Mapping[str, Mapping[str, float | None]]) -> ValidationScores:
+    mean, dice = organ_means(rows.values())
+    return ValidationScores(dice, mean, rows)

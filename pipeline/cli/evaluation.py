@@ -71,7 +71,7 @@ def evaluate(
 
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_evaluation
-    from pipeline.stages.evaluate import Meaning
+    from pipeline.stages.evaluate import Meaning, exit_code
     from pipeline.stages.evaluate import evaluate as run
 
     measures = _measures(tolerance, surface, compat)
@@ -95,13 +95,14 @@ def evaluate(
             jobs=jobs,
             progress=bars.update,
         )
-    raise typer.Exit(print_evaluation(summary, out))
+    print_evaluation(summary, out)
+    raise typer.Exit(exit_code(summary))
 
 
 def _measures(tolerance: list[str] | None, surface: str, compat: list[str] | None) -> Measures:
     """What to measure, as options say."""
-    from pipeline.evaluate.compat import COMPAT_TOOLS
     from pipeline.evaluate.measures import Measures
+    from pipeline.evaluate.metrics import COMPAT_TOOLS
 
     _one_of("--surface", surface, ("exact", "voxel", "none"))
     tools = tuple(dict.fromkeys(_one_of("--compat", tool, COMPAT_TOOLS) for tool in compat or ()))
@@ -163,7 +164,8 @@ def compare(
             jobs=jobs,
             progress=bars.update,
         )
-    raise typer.Exit(print_comparison(found))
+    print_comparison(found)
+    raise typer.Exit(2 if found.failures else 0)
 
 
 @evaluation_app.command()

@@ -284,7 +284,7 @@ def report(
 ) -> None:
     """One offline HTML file: tables, plots, pictures of the worst and best cases, and a 3D viewer."""
     from pipeline.console.bars import say
-    from pipeline.stages.evaluate import report as run
+    from pipeline.stages.report import report as run
 
     written = run(
         evaluation,
@@ -295,7 +295,7 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
-        say=say,
+        log=say,
     )
     say(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     if not show_names:

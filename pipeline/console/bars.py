@@ -24,6 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.tables import score_cell
+
 if TYPE_CHECKING:
     from pipeline.train.log import EpochRecord
 
@@ -199,7 +201,7 @@ class TrainingView:
         for name in ("last", "best"):
             table.add_column(name, justify="right", no_wrap=True)
         for organ in shown:
-            table.add_row(Text(organ), _score(last[organ]), _score(best.get(organ)))
+            table.add_row(Text(organ), score_cell(last[organ]), score_cell(best.get(organ)))
         yield table
         rest = [value for organ, value in last.items() if organ not in shown and value is not None]
         if rest:
@@ -220,12 +222,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def _told(record: EpochRecord) -> str:
-    return f"{_score(record.mean_dice)} in epoch {record.epoch}"
-
-
-def _score(value: float | None) -> str:
-    """Three digits, or a dash where nothing could be scored."""
-    return "-" if value is None or value != value else f"{value:.3f}"
+    return f"{score_cell(record.mean_dice)} in epoch {record.epoch}"
 
 
 def _rank(value: float | None) -> float:

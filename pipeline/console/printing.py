@@ -1,10 +1,10 @@
-"""What a person sees in the terminal: progress bars, tables, closing lines."""
+"""What a person sees in the terminal: tables and closing lines. Printers print and return nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,59 +13,95 @@ from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, say
 from pipeline.core.files import read_json
-from pipeline.core.tables import score_cell, text_table
+from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
+    from pipeline.report.pruning import PruningResult
     from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
     from pipeline.stages.cross_validate import CrossValidation
-    from pipeline.stages.prune import PruningResult
     from pipeline.stages.train_folds import FoldsResult
     from pipeline.stages.tune import Trial
     from pipeline.train.log import EpochRecord
     from pipeline.train.trainer import TrainResult
 
 
-# Tables of scores, comparisons and measured label maps in the terminal.
-
-_WIDEST = 1000  # tables are as wide as they need: numbers are shown whole even where the terminal breaks the line
+_WIDEST = 1000  # tables of scores show numbers whole, even where the terminal then breaks the line
+_UNBROKEN = ("organ", "name", "parameters", "multiply-adds", "patch")
+_LISTED = 20  # failures printed before the rest is only counted
 _COMPARED = ("hd95_mm", "nsd")  # metrics printed for all organs together; Dice is printed organ by organ
+_LEFT_OUT = ("Median", "SD", "Min", "IoU")  # would make the table too wide; they are in the CSV
+
+# Evaluation: scores per organ and per group of cases.
+
+TABLE_COLUMNS = (
+    *("Organ", "Cases", "Dice", "95 % interval", "Median", "SD", "Min"),
+    *("IoU", "HD95 mm", "NSD", "Bias %", "Missed", "Halluc."),
+)
 
 
-def print_evaluation(summary: Mapping[str, Any], out: Path) -> int:
-    """Print the per-organ table, that of subgroups, and what could not be scored.
-
-    Returns:
-        Exit code: 0, 2 if some cases failed, 3 if all did.
-    """
-    _print_scores(summary)
+def print_evaluation(summary: Mapping[str, Any], out: Path) -> None:
+    """Print the per-organ table, that of subgroups, and what could not be scored."""
+    rows = table_rows(summary)
+    measured = [any(cell != DASH for cell in column) for column in zip(*rows, strict=True)]
+    shown = [n for n, name in enumerate(TABLE_COLUMNS) if measured[n] and name not in _LEFT_OUT]
+    _print_wide([TABLE_COLUMNS[n] for n in shown], "Scores per organ", [[row[n] for n in shown] for row in rows])
     if summary.get("subgroups"):
-        from pipeline.evaluate.summary import subgroup_rows
-
         columns = ("Group", "Value", "Cases", "Dice", "95 % interval", "HD95 mm", "NSD")
-        _print(columns, "Scores by group", subgroup_rows(summary["subgroups"]))
-    for failure in summary["failures"]:
-        CONSOLE.print(f"failed  {failure['message']}", style="red")
-    for note in summary["notes"]:
-        say(f"note  {note}")
+        _print_wide(columns, "Scores by group", _subgroup_rows(summary["subgroups"]))
+    _print_failures(failure["message"] for failure in summary["failures"])
+    _print_notes(summary["notes"])
     missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
     if missing:
         count = f"{len(missing)} of {len(summary['cases'])}"
         say(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
     say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
-    failed, cases = len(summary["failures"]), len(summary["cases"])
-    return 0 if not failed else 2 if failed < cases else 3
 
 
-def print_comparison(comparison: Comparison) -> int:
-    """Print paired tests and ranks.
+def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Cells of the per-organ table, one tuple per scored organ and a last one for all; see :data:`TABLE_COLUMNS`.
+
+    Args:
+        summary: What :func:`~pipeline.evaluate.summary.summarize` returned.
 
     Returns:
-        Exit code: 0, or 2 if some files could not be scored.
+        Text, ready to print. ``Cases`` counts those that enter the mean; misses include missing and failed predictions.
+        Columns that were not measured have dashes.
     """
+    lines = [_table_line(name, entry, entry["dice"]) for name, entry in summary["organs"].items() if entry["n"]]
+    overall = summary["overall"]
+    spread = {**overall["dice"]["over_cases"], **{key: overall["dice"][key] for key in ("mean", "interval_95")}}
+    return [*lines, _table_line("all organs", {**overall, "n": overall["n_cases"]}, spread)]
+
+
+def _table_line(name: str, entry: Mapping[str, Any], dice: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        str(entry["n"]),
+        number_cell(dice["mean"]),
+        interval_cell(dice["interval_95"]),
+        *(number_cell(dice[key]) for key in ("median", "sd", "min")),
+        number_cell(entry["iou"]["mean"]),
+        number_cell(entry.get("hd95_mm", {}).get("mean"), 2),
+        number_cell(entry.get("nsd", {}).get("mean")),
+        number_cell(entry.get("volume", {}).get("bias_percent"), 1, sign="+"),
+        str(entry["n_missed"] + entry["n_missing_prediction"] + entry["n_failed"]),
+        str(entry["n_hallucinated"]),
+    )
+
+
+def _subgroup_rows(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[str, ...]]:
+    for column, groups in subgroups.items():
+        for value, entry in groups.items():
+            dice, hd95, nsd = (number_cell(entry.get(name, {}).get("mean")) for name in ("dice", "hd95_mm", "nsd"))
+            yield column, value, str(entry["n_cases"]), dice, interval_cell(entry["dice"]["interval_95"]), hd95, nsd
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print paired tests and ranks."""
     from pipeline.evaluate.significance import ALL_ORGANS
 
     columns = ("Metric", "Organ", "Models", "Difference", "95 % interval", "Win/tie/loss", "p (Holm)")
@@ -74,55 +110,51 @@ def print_comparison(comparison: Comparison) -> int:
         shown = test.metric == "dice" or (test.metric in _COMPARED and test.organ == ALL_ORGANS)
         if shown and test.difference is not None:
             low, high = test.interval_95 or (test.difference, test.difference)
+            numbers = f"{test.difference:+.3f}", f"{low:+.3f} {DASH} {high:+.3f}"
+            p = DASH if test.p_holm is None else f"{test.p_holm:.3g}"
             counts = f"{test.wins}/{test.ties}/{test.losses}"
-            p = "–" if test.p_holm is None else f"{test.p_holm:.3g}"
-            pair = f"{test.one} – {test.other}"
-            rows.append(
-                (test.metric, test.organ, pair, f"{test.difference:+.3f}", f"{low:+.3f} – {high:+.3f}", counts, p)
-            )
-    _print(columns, "Differences on the same cases", rows)
+            rows.append((test.metric, test.organ, f"{test.one} {DASH} {test.other}", *numbers, counts, p))
+    _print_wide(columns, "Differences on the same cases", rows)
     for ranking in comparison.ranks:
         order = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(ranking.models, ranking.means, strict=True))
         say(f"{ranking.metric}: {order} (the same order in {ranking.same_order:.0%} of the resamples)")
-    for text in comparison.failures:
-        CONSOLE.print(f"failed  {text}", style="red")
-    for note in comparison.notes:
-        say(f"note  {note}")
+    _print_failures(comparison.failures)
+    _print_notes(comparison.notes)
     say(f"All metrics: {comparison.out / 'comparison.csv'}, comparison.json, difference_*.png, ranks.png")
-    return 2 if comparison.failures else 0
 
 
 def print_stats(rows: Sequence[OrganStatistics]) -> None:
     """Print what was measured of label maps, by organ."""
-    from pipeline.stages.label_stats import stats_table
-
     columns = ("Organ", "Cases", "Median mL", "Range mL", "Intensity", "At the edge")
-    _print(columns, "Organs", stats_table(rows))
+    _print_wide(columns, "Organs", stats_table(rows))
 
 
-def _print_scores(summary: Mapping[str, Any]) -> None:
-    """The per-organ table without columns that were not measured or would make it too wide; all are in the CSV."""
-    from pipeline.evaluate.summary import TABLE_COLUMNS, table_rows
+def stats_table(rows: Sequence[OrganStatistics]) -> list[tuple[str, ...]]:
+    """Cells of a table: organ, cases that have it, median and range of the volume, mean intensity, cases cut off."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(row.name for row in rows):
+        there = [row for row in rows if row.name == name and row.voxels]
+        if not there:
+            continue
+        volumes = sorted(row.volume_ml for row in there)
+        intensities = [mean for row in there for mean in row.means if mean is not None]
+        intensity = number_cell(sum(intensities) / len(intensities) if intensities else None, 1)
+        between = f"{volumes[0]:.4g} {DASH} {volumes[-1]:.4g}"
+        cut = sum(row.touches_edge for row in there)
+        lines.append((name, str(len(there)), f"{median(volumes):.4g}", between, intensity, str(cut)))
+    return lines
 
-    rows = table_rows(dict(summary))
-    measured = [any(cell != "–" for cell in column) for column in zip(*rows, strict=True)]
-    wide = ("Median", "SD", "Min", "IoU")
-    shown = [n for n, name in enumerate(TABLE_COLUMNS) if measured[n] and name not in wide]
-    _print([TABLE_COLUMNS[n] for n in shown], "Scores per organ", [[row[n] for n in shown] for row in rows])
 
-
-def _print(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]]) -> None:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
+def _print_wide(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]]) -> None:
+    table = _table(*columns, title=title, unbroken=columns)
     for row in rows:
         table.add_row(*row)
+    # A console of its own: the usual one would cut or wrap numbers at the width of the terminal.
     wide = Console(width=_WIDEST, highlight=False, markup=False, emoji=False)
     wide.print(table, width=wide.measure(table).maximum)
 
 
-_UNBROKEN = ("organ", "name", "parameters", "multiply-adds", "patch")
-_LISTED = 20  # failures printed before the rest is only counted
+# Everything else.
 
 
 def say_validation(record: EpochRecord, epochs: int, fold: str) -> None:
@@ -153,13 +185,11 @@ def print_check(report: CheckReport) -> None:
 
 def print_batch(batch: Batch, verb: str, out: Path) -> None:
     """Print what became of a batch."""
-    for case, error in batch.failed[:_LISTED]:
-        text = error if error.startswith(f"case {case}") else f"case {case}: {error}"
-        CONSOLE.print(f"failed  {text}", style="red")
+    failed = batch.failed[:_LISTED]
+    _print_failures(error if error.startswith(f"case {case}") else f"case {case}: {error}" for case, error in failed)
     if len(batch.failed) > _LISTED:
         say(f"… and {len(batch.failed) - _LISTED} more")
-    for note in batch.notes:
-        say(f"note  {note}")
+    _print_notes(batch.notes)
     say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
 
 
@@ -172,7 +202,7 @@ def print_fingerprint(path: Path) -> None:
     table = _table("organ", "cases", "median ml", "smallest", "largest", title=f"Organs of {found['dataset']}")
     for organ, entry in found["organs"].items():
         volumes = (entry["volume_ml"][key] for key in ("median", "smallest", "largest"))
-        shown = ("-" if ml is None else f"{ml:,.0f}" if ml >= 100 else f"{ml:.3g}" for ml in volumes)
+        shown = (compact_cell(ml, dash="-") for ml in volumes)
         table.add_row(organ, str(entry["cases"]), *shown)
     CONSOLE.print(table)
 
@@ -189,8 +219,8 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
     """Print the validation scores of the best weights."""
     table = _table("organ", "Dice", title=f"Validation, fold {fold}, best weights, prepared grid")
     for organ, value in result.scores.dice.items():
-        table.add_row(organ, _score(value))
-    table.add_row("mean", _score(result.scores.mean_dice), style="bold")
+        table.add_row(organ, score_cell(value))
+    table.add_row("mean", score_cell(result.scores.mean_dice), style="bold")
     CONSOLE.print(table)
     say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
@@ -209,6 +239,8 @@ def print_folds(result: FoldsResult) -> None:
 
 def print_cross_validation(result: CrossValidation, model: Path) -> None:
     """Print what became of each case, Dice per organ over all cases and in each fold, and what cleaning is kept."""
+    from pipeline.stages.postprocessing import postprocessing_lines
+
     print_batch(result.batch, "predicted", result.out / "predictions")
     summary, folds = result.summary, result.summary["cross_validation"]["folds"]
     for failure in summary["failures"]:
@@ -223,7 +255,7 @@ def print_cross_validation(result: CrossValidation, model: Path) -> None:
     means = (score_cell(result.mean_dice), over_cases, *(score_cell(fold["mean_dice"]) for fold in folds))
     rows.append(("all organs", str(summary["overall"]["n_cases"]), *means))
     header = ("organ", "cases", "Dice", "SD", *(f"fold {entry['fold']}" for entry in folds))
-    for line in ("", *text_table(header, rows), "", *result.postprocessing.lines()):
+    for line in ("", *text_table(header, rows), "", *postprocessing_lines(result.postprocessing)):
         say(line)
     files = f"{result.out / 'scores.csv'}, {result.out / 'summary.json'}"
     say(f"Scores: {files}; every step: {model / 'postprocessing.md'}")
@@ -252,8 +284,8 @@ def print_demo(scores: Mapping[str, Any], out: Path) -> None:
     """Print the demo's table and where to look."""
     table = _table("organ", "Dice", "IoU", title=f"Dice on {scores['cases']} held-out phantoms")
     for organ, entry in scores["organs"].items():
-        table.add_row(organ, _score(entry["dice"]), _score(entry["iou"]))
-    table.add_row("mean", _score(scores["mean_dice"]), "", style="bold")
+        table.add_row(organ, score_cell(entry["dice"]), score_cell(entry["iou"]))
+    table.add_row("mean", score_cell(scores["mean_dice"]), "", style="bold")
     CONSOLE.print(table)
     say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
 
@@ -277,20 +309,27 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
 
 def print_pruning(result: PruningResult, out: Path) -> None:
     """Print what every level costs and gains, and which one was written."""
-    table = _table(*result.columns, title=f"Levels of {result.source}, {result.cases} validation cases")
+    from pipeline.report.pruning import LEVEL_COLUMNS, level_cells, verdict
+
+    table = _table(*LEVEL_COLUMNS, title=f"Levels of {result.source}, {result.cases} validation cases")
     for row in result.rows:
-        table.add_row(*row.cells(), style="bold" if row is result.chosen else None)
+        table.add_row(*level_cells(row), style="bold" if row is result.chosen else None)
     CONSOLE.print(table)
-    say(f"{result.verdict} Its model: {out}, the comparison: {out / 'pruning.md'}")
+    say(f"{verdict(result)} Its model: {out}, the comparison: {out / 'pruning.md'}")
 
 
-def _score(value: float | None) -> str:
-    """Three digits, or a dash where nothing could be scored."""
-    return "-" if value is None else f"{value:.3f}"
+def _print_failures(messages: Iterable[str]) -> None:
+    for message in messages:
+        CONSOLE.print(f"failed  {message}", style="red")
 
 
-def _table(*columns: str, title: str) -> Table:
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        say(f"note  {note}")
+
+
+def _table(*columns: str, title: str, unbroken: Sequence[str] = _UNBROKEN) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column in _UNBROKEN)
+        table.add_column(column, no_wrap=column in unbroken)
     return table

@@ -1,12 +1,47 @@
-"""Tables: as CSV, and as text that is Markdown too."""
+"""Tables: CSV files, text that is Markdown too, and the cells of both."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
+from math import isnan
 from pathlib import Path
 
 from pipeline.core.errors import DataError, sentence
+from pipeline.core.files import write_text
+
+DASH = "–"
+"""What tables on pages and on the screen show where there is no number; text files have a hyphen."""
+
+
+def number_cell(value: float | None, digits: int = 3, *, sign: str = "", dash: str = DASH) -> str:
+    """A number with so many decimals, or a dash where there is none.
+
+    Args:
+        value: The number; None and NaN are none.
+        digits: Decimals.
+        sign: ``+`` shows the sign of positive numbers too.
+        dash: What stands for no number.
+    """
+    return dash if value is None or isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def compact_cell(value: float | None, *, dash: str = DASH) -> str:
+    """A number as a person writes it: three digits, from 100 on without decimals; a dash for None."""
+    if value is None:
+        return dash
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def interval_cell(interval: Sequence[float] | None) -> str:
+    """A confidence interval with three decimals, or a dash."""
+    return f"{interval[0]:.3f} {DASH} {interval[1]:.3f}" if interval else DASH
+
+
+def score_cell(value: float | None, digits: int = 3) -> str:
+    """A number in a text file."""
+    return number_cell(value, digits, dash="-")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -23,9 +58,24 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[st
     return tuple(f"| {' | '.join(line)} |" for line in (first, rule, *rest))
 
 
-def score_cell(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def write_csv(path: Path, rows: Iterable[Iterable[object]], digits: int | None = None) -> None:
+    """Write a table atomically: UTF-8, commas, lines that end in a line feed on every system.
+
+    Args:
+        path: The file.
+        rows: The header line and all others; None becomes an empty cell.
+        digits: Significant digits of floats; by default all that tell two numbers apart.
+
+    Raises:
+        VolsegError: If it cannot be written.
+    """
+
+    def cell(value: object) -> object:
+        return f"{value:.{digits}g}" if digits is not None and isinstance(value, float) else value
+
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
+    write_text(path, stream.getvalue())
 
 
 def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -39,6 +89,7 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         DataError: If it is not UTF-8, or a column is missing.
     """
     try:
+        # Spreadsheets put a byte order mark before the first column, which would become part of its name.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             table = csv.reader(stream)
             columns = [name.strip().lower() for name in next(table, [])]

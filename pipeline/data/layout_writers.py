@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
+from pipeline.core.tables import write_csv
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import label_table
 from pipeline.data.layouts import bare_name
@@ -328,7 +327,7 @@ def write_description(dataset: Dataset, description: str) -> None:
     everyone = (*dataset.cases, *dataset.tests)
     grouped = [(files.id, files.group) for files in everyone if files.group is not None]
     if layout != "datalist" and grouped:
-        write_text(root / "groups.csv", _table([("case", "group"), *sorted(grouped)]))
+        write_csv(root / "groups.csv", [("case", "group"), *sorted(grouped)])
     if layout == "nnunet":
         write_json(root / "dataset.json", _nnunet(dataset, description))
     elif layout == "decathlon":
@@ -336,7 +335,7 @@ def write_description(dataset: Dataset, description: str) -> None:
     else:
         write_json(root / "labels.json", {**label_content(dataset.labels, layout), "channels": list(dataset.channels)})
     if layout == "datalist":
-        write_text(root / "datalist.csv", _table(_rows(dataset)))
+        write_csv(root / "datalist.csv", _rows(dataset))
 
 
 def _nnunet(dataset: Dataset, description: str) -> dict[str, Any]:
@@ -389,9 +388,3 @@ def _relative(path: Path, dataset: Dataset) -> str:
 
 def _numbered(names: Iterable[str]) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names)}
-
-
-def _table(rows: Iterable[tuple[str | None, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
-from pipeline.data.itk import open_itk, write_itk
-from pipeline.data.legend import LegendEntry, caret_xml, segment_fields
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
@@ -28,6 +26,9 @@ from pipeline.data.volume_file import (
     split_source,
     volume_suffix,
 )
+
+if TYPE_CHECKING:
+    from pipeline.data.legend import LegendEntry
 
 _NIFTI = (".nii", ".nii.gz")
 _ADVICE_4D = "Split it into one 3D file per channel or time point, or name its channels in the dataset's description"
@@ -46,8 +47,11 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
         VolumeError: As :func:`open_volume`, except for 4D files.
     """
     path = Path(path)
-    opener = open_nifti if volume_suffix(path) in _NIFTI else open_itk
-    return opener(path, case=case, straighten=straighten)
+    if volume_suffix(path) in _NIFTI:
+        return open_nifti(path, case=case, straighten=straighten)
+    from pipeline.data.itk import open_itk  # here: loading SimpleITK takes longer than reading a small NIfTI file
+
+    return open_itk(path, case=case, straighten=straighten)
 
 
 def open_volume(source: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
@@ -226,8 +230,13 @@ def write_voxels(
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
         raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
     if suffix in _NIFTI:
+        from pipeline.data.legend import caret_xml
+
         table = caret_xml(legend) if legend else b""
         write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
     else:
+        from pipeline.data.itk import write_itk
+        from pipeline.data.legend import segment_fields
+
         named = bool(legend) and suffix in NRRD_SUFFIXES
         write_itk(array, grid, path, segment_fields(legend, grid.shape) if named else None)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CALIBRATION_COLUMNS = ("ece", "brier")
+from pipeline.core.box import Box
+from pipeline.evaluate.metrics import CALIBRATION_COLUMNS
+
 CALIBRATION_BINS = 15
 CALIBRATION_MARGIN_MM = 10.0
 
@@ -39,10 +41,6 @@ def calibration(
     return {"ece": float(np.abs(difference).sum() / len(p)), "brier": float(np.square(p - truth).mean())}
 
 
-def dilated_box(box: Sequence[slice], shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[slice, ...]:
-    """The part of a volume that holds a box and :data:`CALIBRATION_MARGIN_MM` around it."""
-    found = []
-    for part, n, spacing in zip(box, shape, spacing_mm, strict=True):
-        margin = int(np.ceil(CALIBRATION_MARGIN_MM / spacing))
-        found.append(slice(max(0, part.start - margin), min(n, part.stop + margin)))
-    return tuple(found)
+def dilated_box(box: Box, shape: Sequence[int], spacing_mm: Sequence[float]) -> Box:
+    """The box with :data:`CALIBRATION_MARGIN_MM` around it, as far as there is a volume."""
+    return box.grown([int(np.ceil(CALIBRATION_MARGIN_MM / spacing)) for spacing in spacing_mm], shape)

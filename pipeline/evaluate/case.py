@@ -1,4 +1,7 @@
-"""The scores of one case: one row per organ or region."""
+"""The scores of one case: one row per organ or region.
+
+Prediction and reference are brought onto one grid and one set of label values first, or what differs is an error.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.box import Box
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
-from pipeline.data.regrid import regrid_labels
-from pipeline.evaluate.calibration import CALIBRATION_COLUMNS, calibration, dilated_box
-from pipeline.evaluate.compat import Organ, compat_scores, voxel_scores
-from pipeline.evaluate.lesions import lesion_scores
-from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, Measures, Row, Status
+from pipeline.evaluate.calibration import calibration, dilated_box
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import CALIBRATION_COLUMNS, METRICS, Row, Status
 from pipeline.evaluate.overlap import Overlap, overlaps
 from pipeline.evaluate.surface import LabelFaces, label_faces, surface_scores
 
-# Prediction and reference brought together: one grid and one set of label values, or what differs in a sentence.
+Probabilities = Mapping[str, NDArray[np.floating[Any]]]
+"""Organ or region → its probability (I, J, K) in every voxel of the reference's grid."""
 
 _ADVICE = "Export it again on the reference's grid, or score it with --resample"
 
 
 def aligned(prediction: LabelMap, reference: Grid, case: str | None = None, *, resample: bool = False) -> LabelMap:
-    """The prediction on the reference's grid.
-
-    Args:
-        prediction: Label map on any grid.
-        reference: The grid it must have.
-        case: Case id for messages.
-        resample: Bring it there (largest vote of linear interpolation) instead of refusing another grid.
+    """The prediction on the reference's grid; ``resample`` brings it there by the largest vote of linear interpolation.
 
     Raises:
-        DataError: If the grids differ: both shapes, and how far a corner of the volume is moved in mm.
+        DataError: If the grids differ and may not: both shapes, and how far a corner of the volume is moved in mm.
     """
     if resample and not reference.matches(prediction.grid):
+        from pipeline.data.regrid import regrid_labels  # here: it loads SimpleITK
+
         return regrid_labels(prediction, reference)
     if reference.shape != prediction.grid.shape:
         apart = _corners_apart_mm(reference, prediction.grid)
@@ -51,12 +50,7 @@ def aligned(prediction: LabelMap, reference: Grid, case: str | None = None, *, r
 
 
 def replaced_values(label_map: LabelMap, table: Mapping[int, int]) -> LabelMap:
-    """The label map with other label values, all replaced at once; itself where none is.
-
-    Args:
-        label_map: Label values.
-        table: Old value → new value.
-    """
+    """The label map with other label values, by a table of old → new, all replaced at once; itself if it is empty."""
     if not table:
         return label_map
     values, position = np.unique(label_map.array, return_inverse=True)
@@ -66,12 +60,7 @@ def replaced_values(label_map: LabelMap, table: Mapping[int, int]) -> LabelMap:
 
 
 def without_values(label_map: LabelMap, values: Collection[int]) -> LabelMap:
-    """The label map with some label values as background; itself where none is named.
-
-    Args:
-        label_map: Label values.
-        values: Those to leave out.
-    """
+    """The label map with some label values as background; itself where none is named."""
     if not values:
         return label_map
     array = label_map.array
@@ -88,12 +77,6 @@ def _corners_apart_mm(one: Grid, other: Grid) -> float:
     return float(np.linalg.norm(ends[0] - ends[1], axis=1).max())
 
 
-Probabilities = Mapping[str, NDArray[np.floating[Any]]]
-"""Organ or region → its probability (I, J, K) in every voxel of the reference's grid."""
-
-_Box = tuple[slice, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class _Pair:
     """Two label maps on one grid, the surfaces of all their organs, and what is measured of them."""
@@ -105,15 +88,14 @@ class _Pair:
     ignore: int | None
     measures: Measures
 
-    def box(self, label: Sequence[int]) -> _Box:
-        """The part of the volume that holds an organ in both maps."""
-        found = [box for faces in self.faces if (box := faces.box(label)) is not None]
-        edges = zip(*found, strict=True)
-        return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in edges)
+    def box(self, label: Sequence[int]) -> Box:
+        """The smallest box that holds an organ in both maps."""
+        boxes = [box for faces in self.faces if (box := faces.box(label)) is not None]
+        return Box.union(boxes) or Box.whole(self.reference.shape)
 
-    def masks(self, label: Sequence[int], box: _Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """The organ in this part of both maps, voxels with the ignore label left out."""
-        one, other = (np.isin(array[box], label) for array in (self.reference, self.prediction))
+    def masks(self, label: Sequence[int], box: Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The organ in a box of both maps, voxels with the ignore label left out."""
+        one, other = (np.isin(array[box.slices], label) for array in (self.reference, self.prediction))
         return one, other
 
 
@@ -168,17 +150,15 @@ def score_without_prediction(
 
     Returns:
         One row per target; scores are NaN for organs that the reference does not have.
-
-    Raises:
-        DataError: If the reference holds a value that is not in the label table.
     """
     rows = []
     reference = without_values(reference, measures.unscored)
     for found in overlaps(reference.array, reference.array, labels, case=case):
-        score = 0.0 if found.reference_voxels else float("nan")
+        wanted = found.reference_voxels > 0
+        dice, iou = (METRICS[column].worst if wanted else float("nan") for column in ("dice", "iou"))
         volume_ml = found.reference_voxels * reference.grid.voxel_volume_ml
-        more = _worst(found, measures, bool(found.reference_voxels)) | _about(found, measures, reference)
-        rows.append(Row(case, found.label, found.name, status, score, score, volume_ml, float("nan"), more))
+        more = _worst(found, measures, wanted) | _about(found, measures, reference)
+        rows.append(Row(case, found.label, found.name, status, dice, iou, volume_ml, float("nan"), more))
     return rows
 
 
@@ -195,6 +175,9 @@ def _row(found: Overlap, reference: LabelMap, case: str, more: dict[str, float])
 
 def _pair(reference: LabelMap, prediction: LabelMap, labels: LabelTable, measures: Measures) -> _Pair:
     """Both label maps in the order of memory and the smallest type, with the surfaces of all organs."""
+    # Faces are found by comparing neighbours, which is bound by memory: small voxels in C order are several times
+    # as fast. What is predicted where the reference was not annotated becomes the ignore label too, so that no surface
+    # of the prediction runs through that part.
     kind = np.min_scalar_type(max((0, *labels.values, labels.ignore_label or 0)))
     one = np.ascontiguousarray(reference.array, dtype=kind)
     other = np.ascontiguousarray(prediction.array, dtype=kind)
@@ -229,23 +212,30 @@ def _measured(
     if found.status == "true_negative":
         return _worst(found, measures, counts=False) | about
     more: dict[str, float] = {}
-    tolerance, shape = measures.tolerance_of(found.name), pair.reference.shape
     one, other = (faces.of(found.label) for faces in pair.faces)
-    if measures.surface != "none":
-        compare = surface_scores if measures.surface == "exact" else voxel_scores
-        more |= asdict(compare(one, other, shape, pair.spacing_mm, tolerance))
+    shape, spacing_mm, tolerance_mm = pair.reference.shape, pair.spacing_mm, measures.tolerance_of(found.name)
+    if measures.surface == "exact":
+        more |= asdict(surface_scores(one, other, shape, spacing_mm, tolerance_mm))
+    # What is seldom asked for is imported where it is measured: an evaluation starts without it.
+    if measures.surface == "voxel":
+        from pipeline.evaluate.compat import voxel_scores
+
+        more |= asdict(voxel_scores(one, other, shape, spacing_mm, tolerance_mm))
     more |= about
     if found.name in measures.lesions:
+        from pipeline.evaluate.lesions import lesion_scores
+
         masks = pair.masks(found.label, pair.box(found.label))
         more |= lesion_scores(*masks, reference.grid.voxel_volume_ml, measures.minimum_lesion_ml).columns()
     if measures.probabilities is not None:
         more |= _calibrated(found, pair, probabilities)
     if measures.compat:
+        from pipeline.evaluate.compat import Organ, compat_scores
+
         box = pair.box(found.label)
-        offset = tuple(part.start for part in box)
         masks = pair.masks(found.label, box)
-        organs = Organ(one, masks[0], offset), Organ(other, masks[1], offset)
-        more |= compat_scores(measures.compat, *organs, shape, pair.spacing_mm, tolerance)
+        organs = Organ(one, masks[0], box.start), Organ(other, masks[1], box.start)
+        more |= compat_scores(measures.compat, *organs, shape, spacing_mm, tolerance_mm)
     return more
 
 
@@ -253,5 +243,5 @@ def _calibrated(found: Overlap, pair: _Pair, probabilities: Probabilities | None
     if probabilities is None or found.name not in probabilities:
         return {column: METRICS[column].worst for column in CALIBRATION_COLUMNS}
     box = dilated_box(pair.box(found.label), pair.reference.shape, pair.spacing_mm)
-    counted = None if pair.ignore is None else pair.reference[box] != pair.ignore
-    return calibration(probabilities[found.name][box], pair.masks(found.label, box)[0], counted)
+    counted = None if pair.ignore is None else pair.reference[box.slices] != pair.ignore
+    return calibration(probabilities[found.name][box.slices], pair.masks(found.label, box)[0], counted)

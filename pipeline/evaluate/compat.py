@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluate.metrics import Compat, compat_columns
 from pipeline.evaluate.surface import Faces, SurfaceScores, lattice_distances, no_surface, unique_codes
-
-# Surface elements of the tool surface-distance: pieces of a marching-cubes surface around the corners of voxels.
 
 _NORMALS = {
     letter: tuple(int(digit) for digit in digits)
@@ -35,59 +33,6 @@ _ELEMENTS = (
 """Elements of codes 1 to 127 of a corner's eight voxels; what is filled and what is empty may change places."""
 
 
-def surfels(
-    faces: Faces, mask: NDArray[np.bool_], offset: Sequence[int], shape: Sequence[int], spacing_mm: Sequence[float]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Surface elements of an organ.
-
-    Args:
-        faces: Its surface.
-        mask: The organ in a part of the volume that holds all of it.
-        offset: First voxel of this part.
-        shape: Shape of the volume.
-        spacing_mm: Spacing along each axis.
-
-    Returns:
-        Position of each voxel corner on the surface, in an array of one more than ``shape``, and the area in mm² there.
-
-    Reference: github.com/google-deepmind/surface-distance (Apache-2.0), lookup_tables.py, whose table this is.
-    """
-    corners = tuple(n + 1 for n in shape)
-    parts = []
-    for axis, found in enumerate(faces):
-        for step in product(*((0,) if n == axis else (0, 1) for n in range(3))):
-            parts.append(np.ravel_multi_index(tuple((found.corner + step).T), corners))
-    points = unique_codes(np.concatenate(parts))
-    padded = np.pad(mask, 1)
-    index = np.stack(np.unravel_index(points, corners), axis=-1) - np.array(offset)
-    code = np.zeros(len(points), dtype=np.int64)
-    for bit, step in enumerate(product((1, 0), repeat=3)):  # the voxel above the corner along all axes is bit 0
-        code += padded[tuple((index + step).T)].astype(np.int64) << bit
-    return points, _areas_mm2(spacing_mm)[code]
-
-
-def weighted_percentile(distance: NDArray[np.float64], area: NDArray[np.float64], percent: float) -> float:
-    """The first distance, in ascending order, up to which this much of the area lies."""
-    order = np.argsort(distance)
-    share = np.cumsum(area[order]) / area.sum()
-    return float(distance[order][min(int(np.searchsorted(share, percent / 100)), len(order) - 1)])
-
-
-def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Area of each of the 256 codes."""
-    i, j, k = spacing_mm
-    face_mm2 = np.array([j * k, i * k, i * j])
-    element = {letter: float(np.linalg.norm(np.array(n) / 8 * face_mm2)) for letter, n in _NORMALS.items()}
-    half = [0.0, *(sum(element[letter] for letter in code) for code in _ELEMENTS.split())]
-    return np.array([*half, *half[::-1]], dtype=np.float64)
-
-
-Compat = Literal["monai", "medpy", "surface-distance"]
-"""A tool whose conventions can be followed."""
-
-COMPAT_TOOLS: tuple[Compat, ...] = get_args(Compat)
-
-
 @dataclass(frozen=True, eq=False)
 class Organ:
     """One organ in one label map.
@@ -103,32 +48,10 @@ class Organ:
     offset: tuple[int, ...]
 
 
-def compat_columns(tool: Compat) -> tuple[str, ...]:
-    """Columns of a tool, in the order of what :func:`compat_scores` gives: distances in mm, and ``_nsd``."""
-    return {
-        "monai": ("monai_hd_mm", "monai_hd95_mm", "monai_asd_mm", "monai_nsd"),
-        "medpy": ("medpy_hd_mm", "medpy_hd95_mm", "medpy_assd_mm"),
-        "surface-distance": (
-            "surface_distance_hd_mm",
-            "surface_distance_hd95_mm",
-            "surface_distance_mean_reference_mm",
-            "surface_distance_mean_prediction_mm",
-            "surface_distance_nsd",
-        ),
-    }[tool]
-
-
 def voxel_scores(
     reference: Faces, prediction: Faces, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> SurfaceScores:
-    """Compare two surfaces by the centres of their voxels, as MONAI does.
-
-    Args:
-        reference: Faces of the organ in the reference.
-        prediction: Faces of the organ in the prediction.
-        shape: Shape of both label maps.
-        spacing_mm: Spacing along the same axes.
-        tolerance_mm: Distance that surface Dice tolerates.
+    """Compare two surfaces by the centres of their voxels, as MONAI does; arguments as ``surface_scores``.
 
     Returns:
         Scores: Hausdorff distances are the larger of the two directions, percentiles are interpolated, voxels count the
@@ -159,6 +82,8 @@ def compat_scores(
         names = [name for tool in tools for name in compat_columns(tool)]
         return {name: empty.nsd if name.endswith("_nsd") else empty.hd_mm for name in names}
     found: dict[Compat, tuple[float, ...]] = {}
+    # Both tools measure between border voxels. MONAI takes the percentile of each direction and the larger of the two,
+    # medpy that of both directions together.
     if {"monai", "medpy"} & set(tools):
         one, other = _border_distances(reference.faces, prediction.faces, shape, spacing_mm)
         voxel = _voxel_scores(one, other, tolerance_mm)
@@ -166,7 +91,7 @@ def compat_scores(
         found["monai"] = (voxel.hd_mm, voxel.hd95_mm, voxel.assd_mm, voxel.nsd)
         found["medpy"] = (voxel.hd_mm, pooled, voxel.assd_mm)
     if "surface-distance" in tools:
-        found["surface-distance"] = _surfel_scores(reference, prediction, shape, spacing_mm, tolerance_mm)
+        found["surface-distance"] = _element_scores(reference, prediction, shape, spacing_mm, tolerance_mm)
     return {name: value for tool in tools for name, value in zip(compat_columns(tool), found[tool], strict=True)}
 
 
@@ -196,12 +121,12 @@ def _voxel_scores(one: NDArray[np.float64], other: NDArray[np.float64], toleranc
     )
 
 
-def _surfel_scores(
+def _element_scores(
     reference: Organ, prediction: Organ, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> tuple[float, ...]:
     """Hausdorff distances, directed means and surface Dice of surface-distance."""
     (one, one_mm2), (other, other_mm2) = (
-        surfels(organ.faces, organ.mask, organ.offset, shape, spacing_mm) for organ in (reference, prediction)
+        surface_elements(organ.faces, organ.mask, organ.offset, shape, spacing_mm) for organ in (reference, prediction)
     )
     corners = [n + 1 for n in shape]
     there = lattice_distances(one, other, corners, spacing_mm)
@@ -214,3 +139,52 @@ def _surfel_scores(
         float(back @ other_mm2 / other_mm2.sum()),
         float(near / (one_mm2.sum() + other_mm2.sum())),
     )
+
+
+def surface_elements(
+    faces: Faces, mask: NDArray[np.bool_], offset: Sequence[int], shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Surface elements of an organ.
+
+    Args:
+        faces: Its surface.
+        mask: The organ in a part of the volume that holds all of it.
+        offset: First voxel of this part.
+        shape: Shape of the volume.
+        spacing_mm: Spacing along each axis.
+
+    Returns:
+        Position of each voxel corner on the surface, in an array of one more than ``shape``, and the area in mm² there.
+
+    Reference: github.com/google-deepmind/surface-distance (Apache-2.0), lookup_tables.py, whose table this is.
+    """
+    corners = tuple(n + 1 for n in shape)
+    parts = []
+    for axis, found in enumerate(faces):
+        for step in product(*((0,) if n == axis else (0, 1) for n in range(3))):
+            parts.append(np.ravel_multi_index(tuple((found.corner + step).T), corners))
+    points = unique_codes(np.concatenate(parts))
+    # Corners at the edge of the part have voxels outside of it, which are background.
+    padded = np.pad(mask, 1)
+    index = np.stack(np.unravel_index(points, corners), axis=-1) - np.array(offset)
+    code = np.zeros(len(points), dtype=np.int64)
+    for bit, step in enumerate(product((1, 0), repeat=3)):  # the voxel above the corner along all axes is bit 0
+        code += padded[tuple((index + step).T)].astype(np.int64) << bit
+    return points, _areas_mm2(spacing_mm)[code]
+
+
+def weighted_percentile(distance: NDArray[np.float64], area: NDArray[np.float64], percent: float) -> float:
+    """The first distance, in ascending order, up to which this much of the area lies."""
+    order = np.argsort(distance)
+    share = np.cumsum(area[order]) / area.sum()
+    return float(distance[order][min(int(np.searchsorted(share, percent / 100)), len(order) - 1)])
+
+
+def _areas_mm2(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Area of each of the 256 codes."""
+    i, j, k = spacing_mm
+    face_mm2 = np.array([j * k, i * k, i * j])
+    element = {letter: float(np.linalg.norm(np.array(n) / 8 * face_mm2)) for letter, n in _NORMALS.items()}
+    # What is filled and what is empty may change places without another surface: code n and code 255 - n are alike.
+    half = [0.0, *(sum(element[letter] for letter in code) for code in _ELEMENTS.split())]
+    return np.array([*half, *half[::-1]], dtype=np.float64)

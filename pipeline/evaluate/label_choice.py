@@ -13,84 +13,7 @@ from pipeline.core.labels import LabelTable, select_values
 from pipeline.data.descriptions import described_labels, read_description
 from pipeline.data.label_files import label_table, read_remap
 
-# Labels of the references that no prediction can have: which these are, and how a reader of the scores is told.
-
 _SHOWN = 8  # names quoted in a note
-
-
-class Scored(NamedTuple):
-    """What is scored, and what is not.
-
-    Args:
-        labels: The organs that are scored.
-        unscored: Label value of the references that is left out → its name.
-        notes: Sentences a reader of the scores should know.
-    """
-
-    labels: LabelTable
-    unscored: dict[int, str]
-    notes: tuple[str, ...]
-
-
-def scored_labels(
-    labels: LabelTable, references: LabelTable, possible: Collection[int], predicted: LabelTable
-) -> Scored:
-    """Leave out what predictions cannot have, as those of ``volseg predict --organs`` cannot have other organs.
-
-    Args:
-        labels: What is to be scored.
-        references: What label values of the references mean.
-        possible: Label values that predictions may have, as references have them.
-        predicted: The predictions' own table, for the notes.
-
-    Returns:
-        All of ``labels``, nothing left out, if predictions may have every label of the references. Without an ignore
-        label of its own the table has that of the references.
-
-    Raises:
-        VolsegError: If nothing is left.
-    """
-    if labels.ignore_label is None and references.ignore_label not in labels.names:
-        labels = replace(labels, ignore_label=references.ignore_label)
-    unscored = {value: name for value, name in references.names.items() if value not in possible}
-    if not unscored:
-        return Scored(labels, {}, ())
-    if len(unscored) == len(references.names):
-        got = f"{_listed(predicted.organs)} in the predictions and {_listed(references.organs)} in the references"
-        advice = "Give them the same names in labels.json, or say what they are with --match value or --labels"
-        raise VolsegError(sentence("label tables", "an organ that both name", got, advice))
-    kept = replace(select_values(labels, possible), ignore_label=labels.ignore_label)
-    lost = [_named(name, held) for name, held in references.target_values.items() if not set(held) <= set(possible)]
-    note = (
-        f"Not scored, since the labels.json of the predictions does not name them: {_listed(lost)}. In the references "
-        "they count as background. If they should count as missed, give a file that names all labels with --labels."
-    )
-    strange = [name for name in kept.organs if name not in references.organs]
-    if strange:
-        note += f" The references do not name {_listed(strange)}: organs that are the same must have the same name."
-    return Scored(kept, unscored, (note,))
-
-
-def missed_note(labels: LabelTable, possible: Collection[int]) -> tuple[str, ...]:
-    """What to say of organs that are scored because a user says so, though predictions cannot have them.
-
-    Args:
-        labels: What is scored.
-        possible: Label values that predictions may have.
-    """
-    lost = [_named(name, held) for name, held in labels.target_values.items() if not set(held) <= set(possible)]
-    note = f"The labels.json of the predictions does not name {_listed(lost)}: they count as missed, since --labels "
-    return (f"{note}names them.",) if lost else ()
-
-
-def _named(name: str, held: Sequence[int]) -> str:
-    return f"{name} ({'+'.join(map(str, held))})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_SHOWN])} and {more} more"
-
 
 MatchLabels = Literal["value", "name"]
 """What makes a label of the predictions that of the references, where their tables contradict each other."""
@@ -117,10 +40,7 @@ class ChosenLabels(NamedTuple):
 def find_labels(prediction: Path, reference: Path) -> LabelTable | None:
     """Label table of the prediction folder (``labels.json``), else of the dataset the references are in.
 
-    Args:
-        prediction: Predicted file or folder.
-        reference: Reference file, folder or list of cases; ``dataset.json`` or ``labels.json`` is looked for there and
-            one folder above.
+    ``dataset.json`` or ``labels.json`` of the references is looked for in their folder and the one above.
 
     Returns:
         None if there is no such file.
@@ -171,10 +91,64 @@ def choose_labels(
         return chosen
     possible = {chosen.remap.get(value, value) for value in predicted.values} | set(replaced.values())
     if given is not None:
-        return chosen._replace(notes=(*chosen.notes, *missed_note(chosen.labels, possible)))
+        lost = _lost(chosen.labels, possible)
+        note = (
+            f"The labels.json of the predictions does not name {lost}: they count as missed, since --labels names them."
+        )
+        return chosen._replace(notes=(*chosen.notes, note)) if lost else chosen
     known = table or _chosen_from(prediction) or predicted
-    labels, unscored, notes = scored_labels(chosen.labels, known, possible, predicted)
-    return chosen._replace(labels=labels, notes=(*chosen.notes, *notes), unscored=unscored)
+    return _only_possible(chosen, chosen.labels, known, possible, predicted)
+
+
+def _only_possible(
+    chosen: ChosenLabels, labels: LabelTable, references: LabelTable, possible: Collection[int], predicted: LabelTable
+) -> ChosenLabels:
+    """Leave out what predictions cannot have, as those of ``volseg predict --organs`` cannot have other organs.
+
+    Args:
+        chosen: What is decided so far.
+        labels: Its labels.
+        references: What label values of the references mean.
+        possible: Label values that predictions may have, as references have them.
+        predicted: The predictions' own table, for the notes.
+
+    Returns:
+        All of ``labels``, nothing left out, if predictions may have every label of the references. Without an ignore
+        label of its own the table has that of the references.
+
+    Raises:
+        VolsegError: If nothing is left.
+    """
+    if labels.ignore_label is None and references.ignore_label not in labels.names:
+        labels = replace(labels, ignore_label=references.ignore_label)
+    unscored = {value: name for value, name in references.names.items() if value not in possible}
+    if not unscored:
+        return chosen._replace(labels=labels)
+    if len(unscored) == len(references.names):
+        got = f"{_listed(predicted.organs)} in the predictions and {_listed(references.organs)} in the references"
+        advice = "Give them the same names in labels.json, or say what they are with --match value or --labels"
+        raise VolsegError(sentence("label tables", "an organ that both name", got, advice))
+    kept = replace(select_values(labels, possible), ignore_label=labels.ignore_label)
+    note = (
+        f"Not scored, since the labels.json of the predictions does not name them: {_lost(references, possible)}. In "
+        "the references they count as background. If they should count as missed, give a file that names all labels "
+        "with --labels."
+    )
+    strange = [name for name in kept.organs if name not in references.organs]
+    if strange:
+        note += f" The references do not name {_listed(strange)}: organs that are the same must have the same name."
+    return chosen._replace(labels=kept, notes=(*chosen.notes, note), unscored=unscored)
+
+
+def _lost(labels: LabelTable, possible: Collection[int]) -> str:
+    """The organs of a table that predictions cannot have whole, with their label values; empty if there are none."""
+    lost = {name: held for name, held in labels.target_values.items() if not set(held) <= set(possible)}
+    return _listed([f"{name} ({_sum(held)})" for name, held in lost.items()])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_SHOWN])} and {more} more"
 
 
 def _by_name(predicted: LabelTable | None, table: LabelTable | None, prediction: Path) -> ChosenLabels:
@@ -183,6 +157,7 @@ def _by_name(predicted: LabelTable | None, table: LabelTable | None, prediction:
         got = "none " + ("beside the predictions" if predicted is None else "of the references")
         raise VolsegError(sentence("--match name", rule, got, f"Write a {_LABELS}", file=prediction))
     values = {name: value for value, name in table.names.items()}
+    # Organs that the references do not know become background, as if they had not been predicted.
     remap = {value: values.get(name, 0) for value, name in predicted.names.items()}
     dropped = [name for name in predicted.organs if name not in values]
     note = f"Predicted organs that the references do not know were left out: {', '.join(dropped)}."

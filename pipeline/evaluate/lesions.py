@@ -9,7 +9,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-LESION_COLUMNS = ("lesions_reference", "lesions_prediction", "lesion_f1", "lesion_rq", "lesion_sq", "lesion_pq")
+from pipeline.evaluate.metrics import LESION_COLUMNS
+
 _MATCH = 0.5  # IoU above which a prediction can match one lesion only
 
 
@@ -63,6 +64,7 @@ def lesion_scores(
     sizes, other_sizes = np.bincount(one.ravel()), np.bincount(other.ravel())
     iou = shared / (sizes[pairs[0]] + other_sizes[pairs[1]] - shared)
     found, right = len(np.unique(pairs[0])) / n_one, len(np.unique(pairs[1])) / n_other
+    # Above one half a part can overlap no second part as much: matches need no search.
     matched = iou[iou > _MATCH]
     rq = 2 * len(matched) / (n_one + n_other)
     sq = float(matched.mean()) if len(matched) else 0.0
@@ -73,6 +75,7 @@ def lesion_scores(
 def _parts(mask: NDArray[np.bool_], voxel_ml: float, minimum_ml: float) -> tuple[NDArray[np.integer[Any]], int]:
     """Connected parts numbered from 1, those below the minimum left out, and how many there are."""
     parts: NDArray[np.integer[Any]] = cc3d.connected_components(mask, connectivity=26, return_N=False)
+    # Volumes are products of spacings, so that a part of exactly the minimum may be a rounding error below it.
     large = np.bincount(parts.ravel()) * voxel_ml >= minimum_ml * (1 - 1e-9)
     large[0] = False
     number = np.where(large, np.cumsum(large), 0)

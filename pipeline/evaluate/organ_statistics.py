@@ -86,12 +86,7 @@ def organ_statistics(label_map: LabelMap, table: LabelTable, image: Image | None
 
 
 def statistics_entry(found: OrganStatistics, channels: Sequence[str] = ()) -> dict[str, Any]:
-    """The statistics of an organ for JSON: ``label``, ``voxels``, ``volume_ml``, ``intensity``, ``edges``.
-
-    Args:
-        found: What :func:`organ_statistics` measured.
-        channels: Name of every channel of the image; empty without an image.
-    """
+    """Statistics of an organ for JSON: ``label``, ``voxels``, ``volume_ml``, ``intensity`` by channel, ``edges``."""
     intensity = {
         channel: {"mean": mean, "sd": sd} for channel, mean, sd in zip(channels, found.means, found.sds, strict=True)
     }
@@ -113,13 +108,7 @@ def statistics_columns(channels: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def statistics_row(case: str, name: str, entry: Mapping[str, Any], channels: Sequence[str] = ()) -> tuple[str, ...]:
-    """A line of that table.
-
-    Args:
-        case: Case id.
-        name: Organ or region.
-        entry: What :func:`statistics_entry` gave.
-        channels: Name of every channel.
+    """A line of that table, from what :func:`statistics_entry` gave.
 
     Returns:
         Text; empty where there is no number, label values of a region with a blank between them.
@@ -155,6 +144,7 @@ def _moments(
             finite[channel] += np.bincount(index[good], minlength=count)
             sums[channel] += np.bincount(index[good], numbers[good], minlength=count)
     means = np.divide(sums, finite, out=np.zeros_like(sums), where=finite > 0)
+    # A second pass about the means: sums of squares of large intensities would lose the digits of small deviations.
     for index, seen in _foreground(labels, table.values, intensities) if len(intensities) else ():
         for channel, numbers in enumerate(seen):
             good = np.isfinite(numbers)

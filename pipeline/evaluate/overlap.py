@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.measures import Status
+from pipeline.evaluate.metrics import Status
 
 _PIECE_VOXELS = 1 << 22  # the temporary arrays stay near 100 MB, whatever the size of the volume
 _BYTE = 256
@@ -83,10 +83,12 @@ def joint_histogram(
         reference, prediction = reference.T, prediction.T
     ordered = np.array(sorted(values), dtype=np.int64)
     position = np.argsort(np.array(values, dtype=np.int64), kind="stable")
+    # Some rows at a time, so that the temporary arrays do not grow with the volume.
     rows = max(1, _PIECE_VOXELS * len(reference) // max(1, reference.size))
     small = np.zeros(_BYTE * _BYTE, dtype=np.int64)  # of pairs of values that are bytes: many times faster
     for start in range(0, len(reference), rows):
         one, other = reference[start : start + rows].ravel(), prediction[start : start + rows].ravel()
+        # Two bytes make one number of 16 bits, whose histogram has a fixed size: no value is looked up.
         if _is_bytes(one) and _is_bytes(other):
             pairs = (one.astype(np.uint16) << 8) | other.astype(np.uint8)
             small += np.bincount(pairs, minlength=_BYTE * _BYTE)
@@ -95,6 +97,7 @@ def joint_histogram(
         row *= size
         row += column
         counts += np.bincount(row, minlength=size * size)
+    # Only the pairs of bytes that occur are translated into the values that the caller named.
     codes = _codes(np.arange(_BYTE), ordered, position)
     there = np.flatnonzero(small)
     place = codes[there // _BYTE] * size + codes[there % _BYTE]
@@ -128,6 +131,7 @@ def overlaps(
     """
     values = (0, *labels.values, *(() if labels.ignore_label is None else (labels.ignore_label,)))
     counts = joint_histogram(reference, prediction, values)
+    # Which values are unknown is looked for only when there are some: np.unique of a volume takes seconds.
     if counts[-1].any():
         raise _unknown("reference", labels.unknown(np.unique(reference).tolist()), labels, case)
     organs = len(labels.values)

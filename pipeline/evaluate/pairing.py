@@ -14,58 +14,6 @@ from pipeline.data.descriptions import read_description
 from pipeline.data.layouts import colour_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 
-# Lists of cases, CSV or JSON, as predictions or references.
-
-_KEYS = {
-    "prediction": ("prediction", "label", "mask", "file"),
-    "reference": ("reference", "label", "mask", "file"),
-}
-
-
-def is_list(path: Path) -> bool:
-    """Whether a path is a file that lists cases."""
-    return path.suffix.lower() in (".csv", ".json") and not path.is_dir()
-
-
-def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[str, Path]:
-    """Label maps that a list of cases names.
-
-    Args:
-        path: CSV, or JSON with a list, or with one under ``cases`` or ``training``. Each entry has ``prediction`` or
-            ``reference``, or else ``label``, ``mask`` or ``file``, relative to the list, and may have ``case`` (or
-            ``id``, else the name of its ``image`` or label map is the case's). Entries without are left out.
-        what: Which of the two is wanted.
-
-    Returns:
-        Case id → file.
-
-    Raises:
-        DataError: If no entry names a label map, or two are of the same case.
-    """
-    source = read_description(path)
-    rows = next((rows for key in ("cases", "training") if isinstance(rows := source.content.get(key), list)), [])
-    found: dict[str, Path] = {}
-    for row in rows:
-        name = next((str(row[key]) for key in _KEYS[what] if isinstance(row, Mapping) and row.get(key)), None)
-        if name is None:
-            continue
-        case = _case(row, name)
-        if case in found:
-            advice = "Give every case its own id"
-            raise DataError(sentence("cases", "one entry per case", "two", advice, case=case, file=path))
-        found[case] = source.root / name
-    if not found:
-        rule, advice = f"entries with one of {', '.join(_KEYS[what])}", "Name the label map of every case"
-        raise DataError(sentence(f"{what} list", rule, "none", advice, file=path))
-    return found
-
-
-def _case(row: Mapping[str, Any], name: str) -> str:
-    given = row.get("case") or row.get("id")
-    image = row.get("image")
-    return str(given) if given else volume_stem(str(image) if isinstance(image, str) else name).removesuffix("_0000")
-
-
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
 _ENDING = re.compile(
@@ -76,13 +24,7 @@ _SHOWN = 3  # names quoted in a message
 
 
 class FilePair(NamedTuple):
-    """A reference and its prediction.
-
-    Args:
-        case: Case id: the reference's file name without its suffix.
-        prediction: Predicted label map, or None if there is none.
-        reference: Reference label map.
-    """
+    """A case, its prediction if there is one, and its reference; the id is the reference's name without its suffix."""
 
     case: str
     prediction: Path | None
@@ -123,9 +65,13 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
         groups = [listed_maps(reference, "reference")]
     else:
         groups = [_by_case(files, volume_stem) for files in _reference_groups(reference)]
+    # Of a dataset folder, the parts count of which a case was predicted; training cases that nobody predicted are no
+    # misses.
     if len(groups) > 1:
         groups = [group for group in groups if any(_partners(predictions, group).values())] or groups
-    references = groups[0] if len(groups) == 1 else _merge(groups)
+    references = groups[0]
+    if len(groups) > 1:
+        references = _by_case([path for group in groups for path in group.values()], volume_stem)
     named = _partners(predictions, references)
     if not any(named.values()):
         raise _no_match(predictions, references, prediction)
@@ -135,12 +81,7 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
 
 
 def unpaired_predictions(prediction: Path, pairs: Sequence[FilePair]) -> tuple[Path, ...]:
-    """Predicted files that belong to no reference.
-
-    Args:
-        prediction: What was given to :func:`pair_files`.
-        pairs: What it returned.
-    """
+    """Predicted files that belong to no reference, of what was given to :func:`pair_files` and what it returned."""
     used = {pair.prediction for pair in pairs}
     if is_list(prediction):
         files = list(listed_maps(prediction, "prediction").values())
@@ -154,12 +95,115 @@ def prediction_names(prediction: Path) -> tuple[str, ...]:
     return volume_stem(prediction), _prediction_case(prediction)
 
 
-def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
-    """Image files of the cases: from ``predictions.json`` beside the predictions, else ``images*`` beside ``labels*``.
+def _volumes(path: Path, what: str) -> list[Path]:
+    files = [path] if path.is_file() else list_volumes(path)
+    if not files:
+        rule = f"label maps ({', '.join(VOLUME_SUFFIXES)})"
+        raise VolsegError(sentence(f"{what} folder", rule, "none", "Check the path", file=path))
+    return files
+
+
+def _reference_groups(reference: Path) -> list[list[Path]]:
+    folders = [reference / name for name in _LABEL_FOLDERS if (reference / name).is_dir()]
+    groups = [files for files in map(list_volumes, folders) if files]
+    return groups or [_volumes(reference, "reference")]
+
+
+def _prediction_case(path: Path) -> str:
+    return volume_stem(path).removesuffix(_CHANNEL)
+
+
+def _by_case(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files:
+        case = name(path)
+        if case in found:
+            got = f"{found[case].name} and {path.name}"
+            raise DataError(
+                sentence("label maps", "one file", got, "Remove or rename one", case=case, file=path.parent)
+            )
+        found[case] = path
+    return found
+
+
+def _partners(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path | None]:
+    """The prediction of every reference, or None."""
+    found = {case: predictions.get(case) or predictions.get(case.removesuffix(_CHANNEL)) for case in references}
+    taken = set(found.values())
+    left = [path for path in predictions.values() if path not in taken]
+    # A looser comparison may only decide where it fits one prediction and one reference, never between several.
+    for case, bare in [(case, _bare(case)) for case, path in found.items() if path is None]:
+        alike = [path for path in left if _bare(volume_stem(path)) == bare]
+        rivals = [other for other, path in found.items() if path is None and _bare(other) == bare]
+        if len(alike) == len(rivals) == 1:
+            found[case] = alike[0]
+    return found
+
+
+def _bare(name: str) -> str:
+    """A name in lower case without the endings that tools append."""
+    return _ENDING.sub("", name.lower()) or name.lower()
+
+
+def _no_match(predictions: Mapping[str, Path], references: Mapping[str, Path], folder: Path) -> VolsegError:
+    wanted, got = (
+        ", ".join([*sorted(names)[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
+        for names in (references, predictions)
+    )
+    advice = "Give predictions the names of their references"
+    return VolsegError(sentence("prediction names", f"those of the references ({wanted})", got, advice, file=folder))
+
+
+# Lists of cases, CSV or JSON, as predictions or references.
+
+
+def is_list(path: Path) -> bool:
+    """Whether a path is a file that lists cases."""
+    return path.suffix.lower() in (".csv", ".json") and not path.is_dir()
+
+
+def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[str, Path]:
+    """Label maps that a list of cases names: case id → file.
 
     Args:
-        prediction: Predicted file or folder.
-        pairs: The cases.
+        path: CSV, or JSON with a list, or with one under ``cases`` or ``training``. Each entry has ``prediction`` or
+            ``reference``, or else ``label``, ``mask`` or ``file``, relative to the list, and may have ``case`` (or
+            ``id``, else the name of its ``image`` or label map is the case's). Entries without are left out.
+        what: Which of the two is wanted.
+
+    Raises:
+        DataError: If no entry names a label map, or two are of the same case.
+    """
+    keys = (what, "label", "mask", "file")
+    source = read_description(path)
+    rows = next((rows for key in ("cases", "training") if isinstance(rows := source.content.get(key), list)), [])
+    found: dict[str, Path] = {}
+    for row in rows:
+        name = next((str(row[key]) for key in keys if isinstance(row, Mapping) and row.get(key)), None)
+        if name is None:
+            continue
+        case = _case(row, name)
+        if case in found:
+            advice = "Give every case its own id"
+            raise DataError(sentence("cases", "one entry per case", "two", advice, case=case, file=path))
+        found[case] = source.root / name
+    if not found:
+        rule, advice = f"entries with one of {', '.join(keys)}", "Name the label map of every case"
+        raise DataError(sentence(f"{what} list", rule, "none", advice, file=path))
+    return found
+
+
+def _case(row: Mapping[str, Any], name: str) -> str:
+    given = row.get("case") or row.get("id")
+    image = row.get("image")
+    return str(given) if given else volume_stem(str(image) if isinstance(image, str) else name).removesuffix("_0000")
+
+
+# The images of the cases, which reports show.
+
+
+def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """Image files of the cases: from ``predictions.json`` beside the predictions, else ``images*`` beside ``labels*``.
 
     Returns:
         Case id → one source per channel, three of a colour picture (cases without images are left out), and notes on
@@ -203,65 +247,3 @@ def _images_beside(pair: FilePair) -> tuple[Path, ...]:
         if channels:
             return (colour_channels(channels[0]) if len(channels) == 1 else ()) or channels
     return ()
-
-
-def _volumes(path: Path, what: str) -> list[Path]:
-    files = [path] if path.is_file() else list_volumes(path)
-    if not files:
-        rule = f"label maps ({', '.join(VOLUME_SUFFIXES)})"
-        raise VolsegError(sentence(f"{what} folder", rule, "none", "Check the path", file=path))
-    return files
-
-
-def _reference_groups(reference: Path) -> list[list[Path]]:
-    folders = [reference / name for name in _LABEL_FOLDERS if (reference / name).is_dir()]
-    groups = [files for files in map(list_volumes, folders) if files]
-    return groups or [_volumes(reference, "reference")]
-
-
-def _prediction_case(path: Path) -> str:
-    return volume_stem(path).removesuffix(_CHANNEL)
-
-
-def _by_case(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in files:
-        case = name(path)
-        if case in found:
-            got = f"{found[case].name} and {path.name}"
-            raise DataError(
-                sentence("label maps", "one file", got, "Remove or rename one", case=case, file=path.parent)
-            )
-        found[case] = path
-    return found
-
-
-def _merge(groups: Iterable[Mapping[str, Path]]) -> dict[str, Path]:
-    return _by_case([path for group in groups for path in group.values()], volume_stem)
-
-
-def _partners(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path | None]:
-    """The prediction of every reference, or None."""
-    found = {case: predictions.get(case) or predictions.get(case.removesuffix(_CHANNEL)) for case in references}
-    taken = set(found.values())
-    left = [path for path in predictions.values() if path not in taken]
-    for case, bare in [(case, _bare(case)) for case, path in found.items() if path is None]:
-        alike = [path for path in left if _bare(volume_stem(path)) == bare]
-        rivals = [other for other, path in found.items() if path is None and _bare(other) == bare]
-        if len(alike) == len(rivals) == 1:
-            found[case] = alike[0]
-    return found
-
-
-def _bare(name: str) -> str:
-    """A name in lower case without the endings that tools append."""
-    return _ENDING.sub("", name.lower()) or name.lower()
-
-
-def _no_match(predictions: Mapping[str, Path], references: Mapping[str, Path], folder: Path) -> VolsegError:
-    wanted, got = (
-        ", ".join([*sorted(names)[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
-        for names in (references, predictions)
-    )
-    advice = "Give predictions the names of their references"
-    return VolsegError(sentence("prediction names", f"those of the references ({wanted})", got, advice, file=folder))

@@ -22,28 +22,25 @@ _SUFFIXES = (".npz", ".nii.gz", ".nii")
 
 
 def read_probabilities(
-    folder: Path | None, case: str, grid: Grid, labels: LabelTable, names: Sequence[str] = ()
+    folder: Path, case: str, grid: Grid, labels: LabelTable, names: Sequence[str] = ()
 ) -> Probabilities | None:
     """Read the probabilities of a case.
 
     Args:
         folder: Folder with ``<case>.npz`` as nnU-Net writes it (``probabilities``, (C, K, J, I)), a 4D NIfTI file
             ``<case>.nii.gz`` (I, J, K, C), or a folder ``<case>`` with a NIfTI file per organ, as ``volseg predict``
-            writes it; or None. Channels are background and organs by value, or the regions.
+            writes it. Channels are background and organs by value, or the regions.
         case: Case id.
         grid: The reference's grid, which the probabilities must have.
         labels: The organs or regions.
         names: What else the case may be called there, as its mask may have another name than its reference.
 
     Returns:
-        Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a folder or a file of
-        the case.
+        Organ or region → (I, J, K), of a file per organ read when it is asked for; None without a file of the case.
 
     Raises:
         DataError: If the file cannot be read, or has another shape or number of channels.
     """
-    if folder is None:
-        return None
     called = dict.fromkeys((case, *names))
     paths = (folder / f"{name}{suffix}" for name in called for suffix in _SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)
@@ -75,19 +72,16 @@ class OrganProbabilities(Mapping[str, NDArray[np.floating[Any]]]):
         self.volumes = {name: _on_grid(path, case, grid) for name, path in files.items()}
 
     def __getitem__(self, name: str) -> NDArray[np.floating[Any]]:
-        """Read those of an organ; a DataError tells of a damaged file, a KeyError that there is none."""
         return self.volumes[name].load()
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a file, which is not read."""
+        # Mapping would read the file to find out.
         return name in self.volumes
 
     def __iter__(self) -> Iterator[str]:
-        """Organs that have a file."""
         return iter(self.volumes)
 
     def __len__(self) -> int:
-        """Their number."""
         return len(self.volumes)
 
 
@@ -108,6 +102,7 @@ def _on_grid(path: Path, case: str, grid: Grid) -> VolumeFile:
 def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
     try:
         with np.load(path, allow_pickle=False) as content:
+            # nnU-Net keeps arrays in the axis order of SimpleITK: channel, k, j, i.
             return np.asarray(content["probabilities"].transpose(0, 3, 2, 1))
     except (KeyError, OSError, ValueError, BadZipFile) as error:
         rule, advice = "an array called probabilities of shape (C, K, J, I)", "Write the file again"

@@ -1,22 +1,62 @@
-"""The folder of an evaluation: ``scores.csv`` with every row, ``summary.json`` with the statistics and the files."""
+"""What an evaluation found, and its folder: ``scores.csv`` with every row, ``summary.json`` with the rest."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import read_json, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.calibration import CALIBRATION_COLUMNS
-from pipeline.evaluate.compat import COMPAT_TOOLS, compat_columns
-from pipeline.evaluate.lesions import LESION_COLUMNS
-from pipeline.evaluate.measures import STATUSES, SURFACE_COLUMNS, EvaluatedCase, Evaluation, Measures, Row, label_entry
+from pipeline.core.tables import write_csv
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import (
+    CALIBRATION_COLUMNS,
+    COMPAT_TOOLS,
+    LESION_COLUMNS,
+    STATUSES,
+    SURFACE_COLUMNS,
+    Row,
+    compat_columns,
+    label_entry,
+)
 from pipeline.evaluate.summary import summarize
+
+
+@dataclass(frozen=True)
+class ScoredFiles:
+    """The files behind the rows of one case; ``images`` has one per channel, none if they are not known."""
+
+    id: str
+    reference: Path
+    prediction: Path | None = None
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one run of the evaluation found.
+
+    Args:
+        labels: The label table the rows follow.
+        rows: One per case and target, ordered by case, then as in the label table.
+        cases: One per case of the reference, sorted by id.
+        failures: (case, message) of cases with a file that could not be used.
+        notes: Sentences a reader of the scores should know.
+        measures: What was measured.
+    """
+
+    labels: LabelTable
+    rows: tuple[Row, ...]
+    cases: tuple[ScoredFiles, ...]
+    failures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    measures: Measures = OVERLAP_ONLY
+
 
 COLUMNS: tuple[str, ...] = (
     *("case", "label", "name", "status", "dice", "iou"),
@@ -53,9 +93,6 @@ def write_evaluation(
     Returns:
         The summary: that of :func:`~pipeline.evaluate.summary.summarize`, each case with its files, and ``labels``,
         ``measures``, ``failures``, ``notes``.
-
-    Raises:
-        VolsegError: If the folder cannot be written to.
     """
     summary = summarize(evaluation.rows, seed, evaluation.measures)
     scores = {entry["case"]: entry for entry in summary["cases"]}
@@ -71,23 +108,16 @@ def write_evaluation(
         "failures": [{"case": case, "message": message} for case, message in evaluation.failures],
         "notes": list(evaluation.notes),
     }
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
     measured = _ALWAYS.union(*(row.more for row in evaluation.rows))
     columns = [column for column in COLUMNS if column in measured]
-    table.writerow(columns)
-    table.writerows([_cell(row, column) for column in columns] for row in evaluation.rows)
-    write_text(out / _SCORES, stream.getvalue())
+    write_csv(out / _SCORES, [columns, *([_cell(row, column) for column in columns] for row in evaluation.rows)])
+    # Last: a folder with a summary counts as scored.
     write_json(out / _SUMMARY, summary)
     return summary
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read the ``summary.json`` that :func:`write_evaluation` wrote.
-
-    Raises:
-        VolsegError: If it is missing or damaged.
-    """
+    """Read the ``summary.json`` that :func:`write_evaluation` wrote; a VolsegError if it is missing or damaged."""
     summary = read_json(folder / _SUMMARY, missing=_ADVICE)
     if not isinstance(summary, dict) or not {"overall", "organs", "cases", "labels"} <= summary.keys():
         raise VolsegError(f"{folder / _SUMMARY}: expected the summary of an evaluation, got something else. {_ADVICE}")
@@ -95,13 +125,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read back what :func:`write_evaluation` wrote.
-
-    Args:
-        folder: Folder with ``scores.csv`` and ``summary.json``.
-
-    Returns:
-        The evaluation, paths absolute.
+    """Read back what :func:`write_evaluation` wrote; paths are absolute.
 
     Raises:
         VolsegError: If a file is missing or damaged.
@@ -109,6 +133,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     summary = read_summary(folder)
     path = folder / _SCORES
     try:
+        # Not read_csv, which strips blanks: names of cases and organs come back as they are.
         with path.open(newline="", encoding="utf-8") as stream:
             rows = tuple(_row(cells) for cells in csv.DictReader(stream))
         cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))
@@ -122,13 +147,13 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise VolsegError(f"{folder}: expected the files of an evaluation, got {error!r}. {_ADVICE}") from None
 
 
-def _cell(row: Row, column: str) -> str | float:
+def _cell(row: Row, column: str) -> str | int | float | None:
     if column == "label":
         return label_entry(row.label)
     if column in _WORDS:
         return str(getattr(row, column))
     value = row.value(column)
-    return "" if math.isnan(value) else value
+    return None if math.isnan(value) else value
 
 
 def _row(cells: dict[str, str]) -> Row:
@@ -140,7 +165,7 @@ def _row(cells: dict[str, str]) -> Row:
     return Row(cells["case"], label, cells["name"], cast("Any", cells["status"]), **own, more=more)
 
 
-def _case_files(case: EvaluatedCase) -> dict[str, Any]:
+def _case_files(case: ScoredFiles) -> dict[str, Any]:
     return {
         "reference": str(case.reference.resolve()),
         "prediction": None if case.prediction is None else str(case.prediction.resolve()),
@@ -148,9 +173,6 @@ def _case_files(case: EvaluatedCase) -> dict[str, Any]:
     }
 
 
-def _read_case(entry: dict[str, Any]) -> EvaluatedCase:
-    prediction = entry["prediction"]
-    images = tuple(Path(path) for path in entry["images"])
-    return EvaluatedCase(
-        entry["case"], Path(entry["reference"]), None if prediction is None else Path(prediction), images
-    )
+def _read_case(entry: dict[str, Any]) -> ScoredFiles:
+    prediction = None if entry["prediction"] is None else Path(entry["prediction"])
+    return ScoredFiles(entry["case"], Path(entry["reference"]), prediction, tuple(map(Path, entry["images"])))

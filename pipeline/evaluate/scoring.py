@@ -14,9 +14,10 @@ from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
-from pipeline.evaluate.measures import OVERLAP_ONLY, EvaluatedCase, Evaluation, Measures, Row
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
-from pipeline.evaluate.probability_files import read_probabilities
+from pipeline.evaluate.results import Evaluation, ScoredFiles
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -116,13 +117,14 @@ def evaluate_pairs(
         measures: What to measure beside overlap and volumes.
     """
     results = {scores.case: scores for scores in map_cases(partial(_score_pair, labels, measures), pairs)}
+    # Results come in any order, and those of a worker that was killed not at all.
     results = {pair.case: results.get(pair.case) or CaseScores(pair.case, (), _LOST) for pair in pairs}
     known = images or {}
     found = _notes(list(results.values()), measures)
     return Evaluation(
         labels=labels,
         rows=tuple(row for pair in pairs for row in results[pair.case].rows),
-        cases=tuple(EvaluatedCase(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
+        cases=tuple(ScoredFiles(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
         failures=tuple((scores.case, scores.failure) for scores in results.values() if scores.failure),
         notes=(*notes, *found),
         measures=measures,
@@ -143,8 +145,12 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
             return CaseScores(case, tuple(rows), spacing_mm=spacing)
         prediction = read_label_map(pair.prediction, case=case)
         moved = not reference.grid.matches(prediction.grid)
-        names = prediction_names(pair.prediction)
-        probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
+        probabilities = None
+        if measures.probabilities is not None:
+            from pipeline.evaluate.probability_files import read_probabilities  # here: they are seldom there
+
+            names = prediction_names(pair.prediction)
+            probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
         rows = score_case(prediction, reference, labels, case, measures, probabilities)
         lacking = any(row.counts and row.name not in (probabilities or ()) for row in rows)
         uncalibrated = measures.probabilities is not None and lacking

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
-from pipeline.evaluate.measures import METRICS, Row
-from pipeline.evaluate.summary import interval_95, mean_of, measured_metrics, resampled_means, score_table
+from pipeline.evaluate.metrics import Metric, Row
+from pipeline.evaluate.summary import (
+    interval_95,
+    mean_of,
+    mean_over_organs,
+    measured_metrics,
+    resampled_means,
+    score_table,
+)
 
 ALL_ORGANS = "all organs"
 """Name of the comparison of the cases' means over their organs."""
 
-_EQUAL = 1e-9
+Interval = tuple[float, float] | None
+"""95 % percentile bootstrap interval over cases; None of fewer than two."""
+
+_EQUAL = 1e-9  # differences below this are rounding
 
 Scores = Mapping[str, Sequence[Row]]
 """Model → its rows; all models have the same cases and organs."""
@@ -25,47 +33,31 @@ Scores = Mapping[str, Sequence[Row]]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Differences of one score between two models.
+    """Differences (one - other) of one score between two models: mean, interval, cases in which the one is higher.
 
-    Args:
-        mean: Mean over cases of (one - other); None without a case that both have.
-        interval_95: 95 % percentile bootstrap interval of it over cases; None with fewer than two.
-        better: Cases in which the one is higher.
-        equal: Cases in which they are equal.
-        worse: Cases in which the one is lower.
+    The mean is None without a case that both have.
     """
 
     mean: float | None
-    interval_95: tuple[float, float] | None
+    interval_95: Interval
     better: int
     equal: int
     worse: int
 
 
-class _Names(NamedTuple):
-    """What is compared: column of a score, organ, and two models."""
-
-    metric: str
-    organ: str
-    one: str
-    other: str
-
-
 @dataclass(frozen=True)
 class PairedTest:
-    """One score of one organ, between two models.
+    """One score of one organ (or :data:`ALL_ORGANS`), between two models.
 
     Args:
         metric: Column of the score.
-        organ: Name of the organ, or :data:`ALL_ORGANS`.
+        organ: Name of the organ.
         one: First model.
         other: Second model.
         cases: Cases that both have a score for.
         difference: Mean of (one - other); better means higher for shares and lower for distances and errors.
-        interval_95: Its bootstrap interval.
-        wins: Cases in which the one is better.
-        ties: Cases in which they are equal.
-        losses: Cases in which the one is worse.
+        interval_95: Its interval.
+        wins: Cases in which the one is better; likewise ties and losses.
         p: Two-sided p of Wilcoxon's signed-rank test; 1 if all are equal, None without two cases.
         p_holm: The same, corrected for all tests of the metric.
     """
@@ -76,7 +68,7 @@ class PairedTest:
     other: str
     cases: int
     difference: float | None
-    interval_95: tuple[float, float] | None
+    interval_95: Interval
     wins: int
     ties: int
     losses: int
@@ -106,28 +98,14 @@ class Ranking:
 def paired_difference(
     one: Mapping[str, float | None], other: Mapping[str, float | None], seed: int = 0
 ) -> PairedDifference:
-    """Compare two models on the cases that both have a score for.
-
-    Args:
-        one: Case id → score, None where there is none.
-        other: The same of the other model.
-        seed: Seed of the bootstrap.
-    """
+    """Compare two models, each case id → score or None, on the cases that both have a score for."""
     both = [(a, b) for case, a in one.items() if a is not None and (b := other.get(case)) is not None]
-    difference = np.array([a - b for a, b in both], dtype=np.float64)
-    better, worse = int((difference > _EQUAL).sum()), int((difference < -_EQUAL).sum())
-    mean = float(difference.mean()) if len(difference) else None
-    return PairedDifference(
-        mean, _intervals(difference[:, None], seed)[0], better, len(difference) - better - worse, worse
-    )
+    apart = np.array([a - b for a, b in both], dtype=np.float64)
+    return _difference(apart, _intervals(apart[:, None], seed)[0])
 
 
 def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
     """Compare every pair of models by every metric, organ by organ and over the cases' means.
-
-    Args:
-        scores: Model → rows.
-        seed: Seed of the bootstrap.
 
     Reference: Wilcoxon, Individual comparisons by ranking methods, 1945; Holm, A simple sequentially rejective
     multiple test procedure, 1979.
@@ -143,25 +121,23 @@ def paired_tests(scores: Scores, seed: int = 0) -> tuple[PairedTest, ...]:
             apart = columns[one] - columns[other]
             intervals = _intervals(apart, seed)
             for n, organ in enumerate([*organs, ALL_ORGANS]):
-                found.append(_test(_Names(metric.column, organ, one, other), apart[:, n], intervals[n]))
+                found.append(_test(metric, organ, (one, other), apart[:, n], intervals[n]))
+        # The tests of one metric are one family: organs and pairs of models together.
         corrected = holm([test.p for test in found])
         tests += [replace(test, p_holm=p) for test, p in zip(found, corrected, strict=True)]
     return tuple(tests)
 
 
 def rankings(scores: Scores, seed: int = 0) -> tuple[Ranking, ...]:
-    """Rank models by the overall mean of every metric, and again in every bootstrap resample of the cases.
-
-    Args:
-        scores: Model → rows.
-        seed: Seed of the bootstrap; the models are compared on the same resamples.
-    """
+    """Rank models by the overall mean of every metric, and again in every resample, the same for all models."""
     cases, organs = _cases_and_organs(scores)
     found = []
     for metric in measured_metrics([row for rows in scores.values() for row in rows]):
+        # Ranks are those of ascending numbers, so that the best has to be the smallest.
         sign = -1.0 if metric.higher else 1.0
         tables = [score_table(rows, cases, organs, metric.column) for rows in scores.values()]
-        means = np.array([float(mean_of(mean_of(table, axis=0), axis=0)) for table in tables])
+        means = np.array([mean_over_organs(table) for table in tables])
+        # A model without a number for this metric cannot be ranked by it.
         if not np.isfinite(means).all():
             continue
         resampled = np.stack([mean_of(resampled_means(table, seed), axis=1) for table in tables], axis=1)
@@ -185,20 +161,29 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _test(names: _Names, apart: NDArray[np.float64], interval: tuple[float, float] | None) -> PairedTest:
-    difference = apart[np.isfinite(apart)]
-    gain = difference if METRICS[names.metric].higher else -difference
-    wins, losses = int((gain > _EQUAL).sum()), int((gain < -_EQUAL).sum())
+def _test(
+    metric: Metric, organ: str, models: tuple[str, str], apart: NDArray[np.float64], interval: Interval
+) -> PairedTest:
+    apart = apart[np.isfinite(apart)]
+    found = _difference(apart, interval)
+    wins, losses = (found.better, found.worse) if metric.higher else (found.worse, found.better)
     p = None
-    if len(difference) > 1:
-        settled = np.where(np.abs(difference) > _EQUAL, difference, 0.0)
+    if len(apart) > 1:
+        from scipy.stats import wilcoxon  # here: it takes a second to load, and no other command needs it
+
+        # Differences that are rounding become none: the test would rank them.
+        settled = np.where(np.abs(apart) > _EQUAL, apart, 0.0)
         p = float(wilcoxon(settled).pvalue) if settled.any() else 1.0
-    mean = float(difference.mean()) if len(difference) else None
-    ties = len(difference) - wins - losses
-    return PairedTest(*names, len(difference), mean, interval, wins, ties, losses, p)
+    return PairedTest(metric.column, organ, *models, len(apart), found.mean, interval, wins, found.equal, losses, p)
 
 
-def _intervals(apart: NDArray[np.float64], seed: int) -> list[tuple[float, float] | None]:
+def _difference(apart: NDArray[np.float64], interval: Interval) -> PairedDifference:
+    better, worse = int((apart > _EQUAL).sum()), int((apart < -_EQUAL).sum())
+    mean = float(apart.mean()) if len(apart) else None
+    return PairedDifference(mean, interval, better, len(apart) - better - worse, worse)
+
+
+def _intervals(apart: NDArray[np.float64], seed: int) -> list[Interval]:
     """Bootstrap intervals of the means of the columns of a table of differences."""
     if not len(apart):
         return [None] * apart.shape[1]

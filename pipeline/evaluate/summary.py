@@ -1,8 +1,13 @@
-"""Statistics over the rows of an evaluation, with the conventions they follow written beside them."""
+"""Statistics over the rows of an evaluation: means over cases and organs, how sure they are, and those of subgroups.
+
+All means are over organs of each organ's mean over cases, so that every organ weighs the same. How a missed organ
+enters them is decided in :mod:`pipeline.evaluate.metrics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -11,183 +16,35 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.tables import read_csv
-from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, STATUSES, Measures, Metric, Row, label_entry
-
-# Means over cases and organs, and how sure they are.
+from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import METRICS, STATUSES, Metric, Row, label_entry
 
 BOOTSTRAP_SAMPLES = 10_000
 
 _BATCH = 1_000  # resamples drawn at a time
-
-
-def statistics(table: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """Statistics of one metric.
-
-    Args:
-        table: (cases, organs), NaN where there is no score.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``organs``, a list of ``mean``, ``median``, ``sd``, ``min``, ``max`` and ``interval_95``, and ``overall``:
-        ``mean``, the mean of the organs' means, its ``interval_95``, and ``over_cases``, the same as of an organ for
-        the cases' means. None where a number is not defined.
-    """
-    organ_means, case_means = mean_of(table, axis=0), mean_of(table, axis=1)
-    by_organ, overall, over_cases = _bootstrap(table, case_means, seed)
-    return {
-        "organs": [{**spread_of(table[:, n]), "interval_95": interval} for n, interval in enumerate(by_organ)],
-        "overall": {
-            "mean": plain(mean_of(organ_means, axis=0)),
-            "interval_95": overall,
-            "over_cases": {**spread_of(case_means), "interval_95": over_cases},
-        },
-    }
-
-
-def spread_of(values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Mean, median, sample standard deviation and range of the finite values."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return dict.fromkeys(("mean", "median", "sd", "min", "max"))
-    return {
-        "mean": float(values.mean()),
-        "median": float(np.median(values)),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
-
-
-def mean_of(table: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Mean over one axis of the values that are there; NaN where there are none."""
-    there = np.isfinite(table)
-    return _ratio(np.where(there, table, 0.0).sum(axis=axis), there.sum(axis=axis).astype(np.float64))
-
-
-def plain(value: NDArray[np.float64] | float) -> float | None:
-    """A number for JSON; None if it is not defined."""
-    return float(value) if np.isfinite(value) else None
-
-
-def _case_weights(cases: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """(batch, cases): how often each case was drawn in each of a batch of resamples."""
-    drawn = generator.integers(cases, size=(_BATCH, cases)) + cases * np.arange(_BATCH)[:, None]
-    return np.bincount(drawn.ravel(), minlength=_BATCH * cases).reshape(_BATCH, cases).astype(np.float64)
-
-
-def interval_95(means: NDArray[np.float64], cases: int) -> list[float] | None:
-    """95 % percentile interval of resampled means; None of fewer than two cases."""
-    if cases < 2:
-        return None
-    low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
-    return [float(low), float(high)]
-
-
-def resampled_means(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Means of the columns of a table in every resample of its rows.
-
-    A resample is a weight per case (how often it was drawn), so that all means of a batch are two matrix products.
-
-    Args:
-        table: (cases, columns), at least one case, NaN where there is no score.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        (resamples, columns), NaN where none of the drawn cases has a score.
-
-    Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-    """
-    generator = np.random.default_rng(seed)
-    values, there = np.nan_to_num(table), np.isfinite(table).astype(np.float64)
-    batches = []
-    for _ in range(BOOTSTRAP_SAMPLES // _BATCH):
-        weights = _case_weights(len(table), generator)
-        batches.append(_ratio(weights @ values, weights @ there))
-    return np.concatenate(batches)
-
-
-def _ratio(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
-
-
-def _bootstrap(
-    table: NDArray[np.float64], case_means: NDArray[np.float64], seed: int
-) -> tuple[list[list[float] | None], list[float] | None, list[float] | None]:
-    """95 % intervals of the organs' means, of their mean and of the mean over cases."""
-    cases, organs = table.shape
-    if cases == 0:
-        return [None] * organs, None, None
-    columns = np.column_stack([table, case_means])
-    means = resampled_means(columns, seed)
-    scored = np.isfinite(columns).sum(axis=0)
-    intervals = [interval_95(means[:, n], int(scored[n])) for n in range(organs + 1)]
-    overall = interval_95(mean_of(means[:, :organs], axis=1), int(scored[-1]))
-    return intervals[:organs], overall, intervals[organs]
-
-
-# The table of an evaluation as text, one line per organ.
-
-TABLE_COLUMNS: tuple[str, ...] = (
-    "Organ",
-    "Cases",
-    "Dice",
-    "95 % interval",
-    "Median",
-    "SD",
-    "Min",
-    "IoU",
-    "HD95 mm",
-    "NSD",
-    "Bias %",
-    "Missed",
-    "Halluc.",
-)
-
-_DASH = "–"
-
-
-def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of the per-organ table, one tuple per scored organ and a last one for all; see :data:`TABLE_COLUMNS`.
-
-    Args:
-        summary: What :func:`~pipeline.evaluate.summary.summarize` returned.
-
-    Returns:
-        Text, ready to print. ``Cases`` counts those that enter the mean; misses include missing and failed predictions.
-        Columns that were not measured have dashes.
-    """
-    lines = [_table_line(name, entry, entry["dice"]) for name, entry in summary["organs"].items() if entry["n"]]
-    overall = summary["overall"]
-    spread = {**overall["dice"]["over_cases"], **{key: overall["dice"][key] for key in ("mean", "interval_95")}}
-    return [*lines, _table_line("all organs", {**overall, "n": overall["n_cases"]}, spread)]
-
-
-def _table_line(name: str, entry: dict[str, Any], dice: dict[str, Any]) -> tuple[str, ...]:
-    interval = dice["interval_95"]
-    return (
-        name,
-        str(entry["n"]),
-        _number(dice["mean"]),
-        f"{interval[0]:.3f} {_DASH} {interval[1]:.3f}" if interval else _DASH,
-        *(_number(dice[key]) for key in ("median", "sd", "min")),
-        _number(entry["iou"]["mean"]),
-        _number(entry.get("hd95_mm", {}).get("mean"), 2),
-        _number(entry.get("nsd", {}).get("mean")),
-        _number(entry.get("volume", {}).get("bias_percent"), 1, "+"),
-        str(entry["n_missed"] + entry["n_missing_prediction"] + entry["n_failed"]),
-        str(entry["n_hallucinated"]),
-    )
-
-
-def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    return _DASH if value is None else f"{value:{sign}.{digits}f}"
-
-
-CONVENTIONS: tuple[str, ...] = OVERLAP_ONLY.conventions()
-"""The conventions of overlap, volumes and statistics; what else is measured adds its own."""
-
 _WORST = 10
 _LIMITS = 1.96  # standard deviations on either side of the bias that hold 95 % of the differences
+
+
+def organ_means(cases: Iterable[Mapping[str, float | None]]) -> tuple[float | None, dict[str, float | None]]:
+    """Mean over organs of each organ's mean over cases.
+
+    Args:
+        cases: Organ → score of each case, all with the same organs; None where a case has no score of an organ.
+
+    Returns:
+        The mean over organs, and that of each organ over its cases; None where there is nothing to average. Sums are
+        exact, so that the order of the cases does not matter.
+    """
+    rows = list(cases)
+    means = {organ: mean_there([row[organ] for row in rows]) for organ in (rows[0] if rows else ())}
+    return mean_there(list(means.values())), means
+
+
+def mean_there(values: Sequence[float | None]) -> float | None:
+    """Exact mean of the values that are there; None if there are none."""
+    there = [value for value in values if value is not None]
+    return fsum(there) / len(there) if there else None
 
 
 def summarize(rows: Sequence[Row], seed: int = 0, measures: Measures = OVERLAP_ONLY) -> dict[str, Any]:
@@ -253,7 +110,7 @@ def score_table(rows: Sequence[Row], cases: Sequence[str], organs: Sequence[str]
     table = np.full((len(cases), len(organs)), np.nan)
     for row in rows:
         if row.case in case_index and row.name in organ_index:
-            table[case_index[row.case], organ_index[row.name]] = row.penalised(column)
+            table[case_index[row.case], organ_index[row.name]] = row.entry(column)
     return table
 
 
@@ -261,7 +118,7 @@ def _counts(rows: Sequence[Row]) -> dict[str, int]:
     """Rows that enter the means, and rows of each status; unusable predictions count only where the organ exists."""
     counts = {f"n_{status}": 0 for status in STATUSES}
     for row in rows:
-        if row.counts or row.status == "true_negative":
+        if not row.absent or row.status == "true_negative":
             counts[f"n_{row.status}"] += 1
     return {"n": sum(row.counts for row in rows), **counts}
 
@@ -280,13 +137,13 @@ def _agreement(rows: Sequence[Row]) -> dict[str, Any]:
 
     Reference: Bland and Altman, Statistical methods for assessing agreement, Lancet 1986.
     """
-    bias = spread_of(np.array([row.volume_bias_ml for row in rows]))
-    percent = spread_of(np.array([row.volume_bias_percent for row in rows]))
+    bias = distribution_of(np.array([row.volume_bias_ml for row in rows]))
+    percent = distribution_of(np.array([row.volume_bias_percent for row in rows]))
     mean, sd = bias["mean"], bias["sd"]
     limits = None if mean is None or sd is None else [mean - _LIMITS * sd, mean + _LIMITS * sd]
     return {
         "n": len(rows),
-        "reference_ml": spread_of(np.array([row.volume_reference_ml for row in rows]))["mean"],
+        "reference_ml": distribution_of(np.array([row.volume_reference_ml for row in rows]))["mean"],
         "bias_ml": mean,
         "sd_ml": sd,
         "limits_of_agreement_ml": limits,
@@ -311,13 +168,127 @@ def _cases(cases: Sequence[str], organs: Sequence[str], table: NDArray[np.float6
     return sorted(found, key=lambda entry: (entry["dice"] is None, entry["dice"] or 0.0, entry["case"]))
 
 
-# Scores by what is known about the cases: scanner, sex, site.
+# How sure the means are. The bootstrap draws whole cases, since the scores of the organs of one case hang together.
+
+
+def statistics(table: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """Statistics of one metric.
+
+    Args:
+        table: (cases, organs), NaN where there is no score.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``organs``, a list of ``mean``, ``median``, ``sd``, ``min``, ``max`` and ``interval_95``, and ``overall``:
+        ``mean``, the mean of the organs' means, its ``interval_95``, and ``over_cases``, the same as of an organ for
+        the cases' means. None where a number is not defined.
+    """
+    case_means = mean_of(table, axis=1)
+    by_organ, overall, over_cases = _bootstrap(table, case_means, seed)
+    return {
+        "organs": [{**distribution_of(table[:, n]), "interval_95": interval} for n, interval in enumerate(by_organ)],
+        "overall": {
+            "mean": plain(mean_over_organs(table)),
+            "interval_95": overall,
+            "over_cases": {**distribution_of(case_means), "interval_95": over_cases},
+        },
+    }
+
+
+def distribution_of(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean, median, sample standard deviation and range of the finite values."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return dict.fromkeys(("mean", "median", "sd", "min", "max"))
+    return {
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def mean_of(table: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Mean over one axis of the values that are there; NaN where there are none."""
+    there = np.isfinite(table)
+    return _ratio(np.where(there, table, 0.0).sum(axis=axis), there.sum(axis=axis).astype(np.float64))
+
+
+def mean_over_organs(table: NDArray[np.float64]) -> float:
+    """What :func:`organ_means` gives, of a table (cases, organs) with NaN where there is no score."""
+    return float(mean_of(mean_of(table, axis=0), axis=0))
+
+
+def plain(value: NDArray[np.float64] | float) -> float | None:
+    """A number for JSON; None if it is not defined."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _case_weights(cases: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """(batch, cases): how often each case was drawn in each of a batch of resamples."""
+    # A row of drawn cases becomes counts per case; shifting each row lets one bincount do a whole batch.
+    drawn = generator.integers(cases, size=(_BATCH, cases)) + cases * np.arange(_BATCH)[:, None]
+    return np.bincount(drawn.ravel(), minlength=_BATCH * cases).reshape(_BATCH, cases).astype(np.float64)
+
+
+def interval_95(means: NDArray[np.float64], cases: int) -> list[float] | None:
+    """95 % percentile interval of resampled means; None of fewer than two cases."""
+    if cases < 2:
+        return None
+    low, high = np.percentile(means[np.isfinite(means)], [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def resampled_means(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Means of the columns of a table in every resample of its rows.
+
+    A resample is a weight per case (how often it was drawn), so that all means of a batch are two matrix products.
+
+    Args:
+        table: (cases, columns), at least one case, NaN where there is no score.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        (resamples, columns), NaN where none of the drawn cases has a score.
+
+    Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    generator = np.random.default_rng(seed)
+    values, there = np.nan_to_num(table), np.isfinite(table).astype(np.float64)
+    batches = []
+    for _ in range(BOOTSTRAP_SAMPLES // _BATCH):
+        weights = _case_weights(len(table), generator)
+        batches.append(_ratio(weights @ values, weights @ there))
+    return np.concatenate(batches)
+
+
+def _ratio(total: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+
+
+def _bootstrap(
+    table: NDArray[np.float64], case_means: NDArray[np.float64], seed: int
+) -> tuple[list[list[float] | None], list[float] | None, list[float] | None]:
+    """95 % intervals of the organs' means, of their mean and of the mean over cases."""
+    cases, organs = table.shape
+    if cases == 0:
+        return [None] * organs, None, None
+    # The means over cases are drawn with the organs, as one column more: all intervals come from the same resamples.
+    columns = np.column_stack([table, case_means])
+    means = resampled_means(columns, seed)
+    scored = np.isfinite(columns).sum(axis=0)
+    intervals = [interval_95(means[:, n], int(scored[n])) for n in range(organs + 1)]
+    overall = interval_95(mean_of(means[:, :organs], axis=1), int(scored[-1]))
+    return intervals[:organs], overall, intervals[organs]
+
+
+# Subgroups: scores by what is known about the cases, such as scanner, sex or site.
 
 UNKNOWN = "(unknown)"
 """Group of the cases that the metadata do not mention, or have nothing written for."""
 
 _MOST = 12  # different values up to which a column is taken for one of groups
-_SHOWN = ("dice", "hd95_mm", "nsd")
 
 Metadata = Mapping[str, Mapping[str, str]]
 
@@ -376,19 +347,6 @@ def summarize_subgroups(
         column: {value: _group(rows, members, seed) for value, members in sorted(found.items())}
         for column, found in chosen.items()
     }
-
-
-def subgroup_rows(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
-    """Cells of a table of the subgroups: group, value, cases, Dice, its interval, HD95, NSD."""
-    lines: list[tuple[str, ...]] = []
-    for column, groups in subgroups.items():
-        for value, entry in groups.items():
-            means = [entry.get(metric, {}).get("mean") for metric in _SHOWN]
-            interval = entry["dice"]["interval_95"]
-            between = f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "–"
-            dice, hd95, nsd = ("–" if mean is None else f"{mean:.3f}" for mean in means)
-            lines.append((column, value, str(entry["n_cases"]), dice, between, hd95, nsd))
-    return lines
 
 
 def _groups(cases: Sequence[str], metadata: Metadata, column: str) -> dict[str, list[str]]:

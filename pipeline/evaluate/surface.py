@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
-# The surface of every organ of a label map at once: the faces between voxels of different label values.
-#
-# Voxels are boxes, so the surface of an organ is exactly the faces between its voxels and others. One pass over the
-# label map finds the faces of all organs; beyond the field of view there is background.
+from pipeline.core.box import Box
 
 _PIECE_VOXELS = 1 << 23  # compared at a time, so that the temporary arrays stay small
+_THICK = 2.0  # voxels are cut where they are thicker than this many times the smallest spacing
+_RESOLUTION_MM = 1e-7  # to which percentiles are found
+_SAME_MM = 1e-6  # distances closer than this are equal: they are roots of sums of squares
+
+
+# The faces of all organs, in one pass over the label map; beyond the field of view there is background.
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +47,22 @@ class OrganFaces:
         return found
 
 
+Faces = tuple[OrganFaces, OrganFaces, OrganFaces]
+"""The surface of an organ: its faces perpendicular to each axis."""
+
+
 @dataclass(frozen=True, eq=False)
 class AxisFaces:
     """All faces perpendicular to one axis, grouped by the label value on either side.
 
     Args:
         position: (N,) place of the lowest corner of each face, counted in an array of one more than the volume's shape.
-        sides: (2, N) label value below and above.
+        neighbours: (2, N) label value below and above.
         order: (2, N) indices that sort the faces by the value on that side.
     """
 
     position: NDArray[np.int64]
-    sides: NDArray[np.integer[Any]]
+    neighbours: NDArray[np.integer[Any]]
     order: NDArray[np.int64]
 
     def of(self, values: Sequence[int], side: int, without: Sequence[int] = ()) -> NDArray[np.int64]:
@@ -64,7 +70,9 @@ class AxisFaces:
 
         Nor do they have one of the values ``without`` on the other side.
         """
-        order, ranked = self.order[side], self.sides[side]
+        # The faces were sorted by the value on either side, so that those of one value are a slice of that order. A
+        # value that does not fit into the array is on no face.
+        order, ranked = self.order[side], self.neighbours[side]
         found = []
         for value in values:
             if np.iinfo(ranked.dtype).min <= value <= np.iinfo(ranked.dtype).max:
@@ -72,8 +80,10 @@ class AxisFaces:
                 first, last = (np.searchsorted(ranked, typed, side=end, sorter=order) for end in ("left", "right"))
                 found.append(order[first:last])
         faces = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-        barred = [*(values if len(values) > 1 else ()), *without]  # the two sides of a face differ
-        return faces[~np.isin(self.sides[1 - side][faces], barred)] if barred else faces
+        # Of a union of label values, faces between two of them lie inside. Those of a single value need no look: the
+        # label values on the two sides of a face differ.
+        barred = [*(values if len(values) > 1 else ()), *without]
+        return faces[~np.isin(self.neighbours[1 - side][faces], barred)] if barred else faces
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +109,17 @@ class LabelFaces:
         first, second, third = (self._of_axis(axis, values) for axis in self.axes)
         return first, second, third
 
-    def box(self, values: Sequence[int]) -> tuple[slice, slice, slice] | None:
-        """The smallest part of the volume that holds the union of some label values; None if there is none."""
-        bounds = []
+    def box(self, values: Sequence[int]) -> Box | None:
+        """The smallest box that holds the union of some label values; None if there is none."""
+        start, stop = [], []
         for number, axis in enumerate(self.axes):
             position = axis.position[np.concatenate([axis.of(values, 0), axis.of(values, 1)])]
             if not len(position):
                 return None
             plane = np.unravel_index(position, [n + 1 for n in self.shape])[number]
-            bounds.append(slice(int(plane.min()), int(plane.max())))
-        return bounds[0], bounds[1], bounds[2]
+            start.append(int(plane.min()))
+            stop.append(int(plane.max()))
+        return Box(tuple(start), tuple(stop))
 
     def _of_axis(self, axis: AxisFaces, values: Sequence[int]) -> OrganFaces:
         without = () if self.ignore is None else (self.ignore,)
@@ -119,12 +130,7 @@ class LabelFaces:
 
 
 def label_faces(array: NDArray[np.integer[Any]], ignore: int | None = None) -> LabelFaces:
-    """Find the faces between voxels of different label values.
-
-    Args:
-        array: Label values (I, J, K); fastest if C-contiguous.
-        ignore: A value whose voxels were not annotated: a face that touches them is part of no surface.
-    """
+    """Find the faces between voxels of different label values (I, J, K); fastest if C-contiguous."""
     first, second, third = (_axis_faces(array, axis) for axis in range(3))
     i, j, k = array.shape
     return LabelFaces((i, j, k), (first, second, third), ignore)
@@ -148,9 +154,11 @@ def _pieces(
 
     Background is added at both ends of the axis, as thin pieces of their own.
     """
+    # An organ at the edge of the field of view ends there: outside of it there is background.
     ends = np.zeros_like(array.take([0], axis=axis))
     yield ends, array.take([0], axis=axis), (0, 0)
     yield array.take([-1], axis=axis), ends, (0, array.shape[axis])
+    # Along the first axis neighbours lie in different planes, so that a piece needs one plane more.
     planes = max(1, _PIECE_VOXELS * len(array) // max(1, array.size))
     for start in range(0, len(array), planes):
         piece = array[start : start + planes + (axis == 0)]
@@ -179,7 +187,128 @@ def _differing(
     return np.ravel_multi_index(tuple(index), shape), *values
 
 
-# Distances between two sets of lattice points.
+@dataclass(frozen=True)
+class SurfaceScores:
+    """How far two surfaces are apart.
+
+    Args:
+        hd_mm: Hausdorff distance: the largest distance, of both directions.
+        hd95_mm: Distance within which 95 % of a surface's area lies, the larger of the two directions.
+        masd_mm: Mean of the two directed mean distances.
+        assd_mm: Mean distance over the area of both surfaces together.
+        nsd: Share of the area of both surfaces that lies within the tolerance (surface Dice).
+    """
+
+    hd_mm: float
+    hd95_mm: float
+    masd_mm: float
+    assd_mm: float
+    nsd: float
+
+
+def surface_scores(
+    reference: Faces, prediction: Faces, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
+) -> SurfaceScores:
+    """Compare two surfaces.
+
+    Args:
+        reference: Faces of the organ in the reference.
+        prediction: Faces of the organ in the prediction.
+        shape: Shape of both label maps.
+        spacing_mm: Spacing along the same axes.
+        tolerance_mm: Distance that surface Dice tolerates.
+
+    Returns:
+        Scores; NaN if both surfaces are empty. If one is, distances are infinite and surface Dice is 0.
+
+    Reference: Nikolov et al., Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy, J Med
+    Internet Res 2021 (surface Dice); Maier-Hein et al., Metrics reloaded, Nature Methods 2024 (definitions).
+    """
+    empty = no_surface(reference, prediction)
+    if empty is not None:
+        return empty
+    one, other = distance_distributions(reference, prediction, shape, spacing_mm)
+    area = one.total_mm2 + other.total_mm2
+    return SurfaceScores(
+        hd_mm=max(one.largest_mm, other.largest_mm),
+        hd95_mm=max(one.percentile(95), other.percentile(95)),
+        masd_mm=(one.integral / one.total_mm2 + other.integral / other.total_mm2) / 2,
+        assd_mm=(one.integral + other.integral) / area,
+        nsd=(one.within(tolerance_mm) + other.within(tolerance_mm)) / area,
+    )
+
+
+def no_surface(reference: Faces, prediction: Faces) -> SurfaceScores | None:
+    """What holds where there is nothing to measure: NaN without any surface, the worst scores without one of the two.
+
+    None if both surfaces are there.
+    """
+    there = [any(len(faces.above) for faces in surface) for surface in (reference, prediction)]
+    if all(there):
+        return None
+    distance, share = (float("inf"), 0.0) if any(there) else (float("nan"), float("nan"))
+    return SurfaceScores(distance, distance, distance, distance, share)
+
+
+# From the faces of two organs to the distances between them.
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """The points that surfaces are measured at: ``cuts`` times twice as dense as voxels along each axis."""
+
+    cuts: tuple[int, ...]
+    shape: tuple[int, ...]
+    step_mm: tuple[float, ...]
+
+
+def distance_distributions(
+    one: Faces, other: Faces, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[DistanceDistribution, DistanceDistribution]:
+    """Distances from one surface to the other and back, none of them empty; arguments as :func:`surface_scores`."""
+    # Distances are interpolated within a face, so that faces of thick voxels would be too coarse. Cutting the voxels
+    # into boxes that are at most twice as thick as wide leaves the solid as it is.
+    thin = min(spacing_mm)
+    cuts = tuple(ceil(spacing / (_THICK * thin) - 1e-6) for spacing in spacing_mm)
+    lattice = _Lattice(
+        cuts,
+        tuple(2 * cut * n + 1 for cut, n in zip(cuts, shape, strict=True)),
+        tuple(spacing / (2 * cut) for cut, spacing in zip(cuts, spacing_mm, strict=True)),
+    )
+    # Points are numbers, not triples: sets of them are sorted, compared and looked up many times faster.
+    codes = [[_face_points(faces, axis, lattice) for axis, faces in enumerate(surface)] for surface in (one, other)]
+    points = [unique_codes(np.concatenate([part.ravel() for part in parts])) for parts in codes]
+    there = lattice_distances(points[0], points[1], lattice.shape, lattice.step_mm)
+    back = lattice_distances(points[1], points[0], lattice.shape, lattice.step_mm)
+    return _distribution(codes[0], points[0], there, lattice), _distribution(codes[1], points[1], back, lattice)
+
+
+def _face_points(faces: OrganFaces, axis: int, lattice: _Lattice) -> NDArray[np.int64]:
+    """(F, P, Q) lattice points of each face, in the order of its two axes."""
+    strides = np.array([lattice.shape[1] * lattice.shape[2], lattice.shape[2], 1], dtype=np.int64)
+    corner = (faces.corner * (2 * np.array(lattice.cuts))) @ strides
+    first, second = (np.arange(2 * lattice.cuts[n] + 1) * strides[n] for n in range(3) if n != axis)
+    return np.asarray(corner[:, None, None] + first[None, :, None] + second[None, None, :])
+
+
+def _distribution(
+    codes: list[NDArray[np.int64]], points: NDArray[np.int64], distance: NDArray[np.float64], lattice: _Lattice
+) -> DistanceDistribution:
+    """Distances at the points of a surface, spread over the cells between them."""
+    parts = []
+    for axis, faces in enumerate(codes):
+        at = distance[np.searchsorted(points, faces)]
+        corners = [
+            at[:, first : at.shape[1] - 1 + first, second : at.shape[2] - 1 + second]
+            for first, second in product((0, 1), repeat=2)
+        ]
+        # The distance within a cell lies between those at its corners, and its mean is about theirs.
+        low, high = np.minimum.reduce(corners).ravel(), np.maximum.reduce(corners).ravel()
+        mean = (sum(corners[1:], corners[0]) / 4).ravel()
+        area = float(np.prod([step for n, step in enumerate(lattice.step_mm) if n != axis]))
+        parts.append((np.full(len(low), area), low, high, mean))
+    area_mm2, low_mm, high_mm, mean_mm = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return DistanceDistribution(area_mm2, low_mm, high_mm, mean_mm)
 
 
 def unique_codes(codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -202,11 +331,15 @@ def lattice_distances(
     Returns:
         (N,) distances in mm.
     """
+    # Surfaces often coincide over much of their area, and the tree is slow beside a look-up.
     place = np.minimum(np.searchsorted(goal, start), len(goal) - 1)
-    apart = goal[place] != start  # surfaces often coincide, and the tree is slow beside a look-up
+    apart = goal[place] != start
     distance = np.zeros(len(start), dtype=np.float64)
     if apart.any():
-        # split in the middle of space, not at the median: many times faster for points on surfaces, above all far apart
+        from scipy.spatial import KDTree  # here: it takes a third of the time that a small evaluation does
+
+        # Splitting in the middle of space instead of at the median is many times faster for points on surfaces, above
+        # all for surfaces that are far apart.
         tree = KDTree(_positions(goal, shape, step_mm), balanced_tree=False, compact_nodes=False)
         distance[apart] = tree.query(_positions(start[apart], shape, step_mm))[0]
     return distance
@@ -217,14 +350,8 @@ def _positions(codes: NDArray[np.int64], shape: Sequence[int], step_mm: Sequence
     return np.stack([part * step for part, step in zip(index, step_mm, strict=True)], axis=-1)
 
 
-# How the distances from one surface to another are spread over its area.
-
-_RESOLUTION_MM = 1e-7  # to which percentiles are found
-_SAME_MM = 1e-6  # distances closer than this are equal: they are roots of sums of squares
-
-
 @dataclass(frozen=True, eq=False)
-class Spread:
+class DistanceDistribution:
     """Distances over the area of a surface that was cut into N cells, in each of which they are spread evenly.
 
     That is exact where the distance changes linearly along an axis of the cell, and of second order otherwise.
@@ -269,6 +396,8 @@ class Spread:
         Args:
             percent: Above 0, at most 100.
         """
+        # The area within a distance grows with it: bisection, in which the cells that lie on one side of both bounds
+        # are counted once and then left out.
         wanted = percent / 100 * self.total_mm2 * (1 - 1e-12)  # sums are rounded
         area, low, high = self.area_mm2, self.low_mm, self.high_mm
         below, above = -_SAME_MM, self.largest_mm
@@ -290,126 +419,3 @@ def _share(low: NDArray[np.float64], high: NDArray[np.float64], limit: float) ->
     """Share of each cell that is no further away than a limit, for cells of which some part is not."""
     width = np.maximum(high - low, _RESOLUTION_MM)
     return np.minimum((limit - low) / width, 1.0, where=high > low, out=np.ones_like(low))
-
-
-Faces = tuple[OrganFaces, OrganFaces, OrganFaces]
-"""The surface of an organ: its faces perpendicular to each axis."""
-
-_THICK = 2.0  # voxels are cut where they are thicker than this many times the smallest spacing
-
-
-@dataclass(frozen=True)
-class SurfaceScores:
-    """How far two surfaces are apart.
-
-    Args:
-        hd_mm: Hausdorff distance: the largest distance, of both directions.
-        hd95_mm: Distance within which 95 % of a surface's area lies, the larger of the two directions.
-        masd_mm: Mean of the two directed mean distances.
-        assd_mm: Mean distance over the area of both surfaces together.
-        nsd: Share of the area of both surfaces that lies within the tolerance (surface Dice).
-    """
-
-    hd_mm: float
-    hd95_mm: float
-    masd_mm: float
-    assd_mm: float
-    nsd: float
-
-
-@dataclass(frozen=True)
-class _Lattice:
-    """The points that surfaces are measured at: ``cuts`` times twice as dense as voxels along each axis."""
-
-    cuts: tuple[int, ...]
-    shape: tuple[int, ...]
-    step_mm: tuple[float, ...]
-
-
-def surface_scores(
-    reference: Faces, prediction: Faces, shape: Sequence[int], spacing_mm: Sequence[float], tolerance_mm: float
-) -> SurfaceScores:
-    """Compare two surfaces.
-
-    Args:
-        reference: Faces of the organ in the reference.
-        prediction: Faces of the organ in the prediction.
-        shape: Shape of both label maps.
-        spacing_mm: Spacing along the same axes.
-        tolerance_mm: Distance that surface Dice tolerates.
-
-    Returns:
-        Scores; NaN if both surfaces are empty. If one is, distances are infinite and surface Dice is 0.
-
-    Reference: Nikolov et al., Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy, J Med
-    Internet Res 2021 (surface Dice); Maier-Hein et al., Metrics reloaded, Nature Methods 2024 (definitions).
-    """
-    empty = no_surface(reference, prediction)
-    if empty is not None:
-        return empty
-    one, other = surface_spreads(reference, prediction, shape, spacing_mm)
-    area = one.total_mm2 + other.total_mm2
-    return SurfaceScores(
-        hd_mm=max(one.largest_mm, other.largest_mm),
-        hd95_mm=max(one.percentile(95), other.percentile(95)),
-        masd_mm=(one.integral / one.total_mm2 + other.integral / other.total_mm2) / 2,
-        assd_mm=(one.integral + other.integral) / area,
-        nsd=(one.within(tolerance_mm) + other.within(tolerance_mm)) / area,
-    )
-
-
-def no_surface(reference: Faces, prediction: Faces) -> SurfaceScores | None:
-    """What holds where there is nothing to measure: NaN without any surface, the worst scores without one of the two.
-
-    None if both surfaces are there.
-    """
-    there = [any(len(faces.above) for faces in surface) for surface in (reference, prediction)]
-    if all(there):
-        return None
-    distance, share = (float("inf"), 0.0) if any(there) else (float("nan"), float("nan"))
-    return SurfaceScores(distance, distance, distance, distance, share)
-
-
-def surface_spreads(
-    one: Faces, other: Faces, shape: Sequence[int], spacing_mm: Sequence[float]
-) -> tuple[Spread, Spread]:
-    """Distances from one surface to the other and back, none of them empty; arguments as :func:`surface_scores`."""
-    thin = min(spacing_mm)
-    cuts = tuple(ceil(spacing / (_THICK * thin) - 1e-6) for spacing in spacing_mm)
-    lattice = _Lattice(
-        cuts,
-        tuple(2 * cut * n + 1 for cut, n in zip(cuts, shape, strict=True)),
-        tuple(spacing / (2 * cut) for cut, spacing in zip(cuts, spacing_mm, strict=True)),
-    )
-    codes = [[_face_points(faces, axis, lattice) for axis, faces in enumerate(surface)] for surface in (one, other)]
-    points = [unique_codes(np.concatenate([part.ravel() for part in parts])) for parts in codes]
-    there = lattice_distances(points[0], points[1], lattice.shape, lattice.step_mm)
-    back = lattice_distances(points[1], points[0], lattice.shape, lattice.step_mm)
-    return _spread(codes[0], points[0], there, lattice), _spread(codes[1], points[1], back, lattice)
-
-
-def _face_points(faces: OrganFaces, axis: int, lattice: _Lattice) -> NDArray[np.int64]:
-    """(F, P, Q) lattice points of each face, in the order of its two axes."""
-    strides = np.array([lattice.shape[1] * lattice.shape[2], lattice.shape[2], 1], dtype=np.int64)
-    corner = (faces.corner * (2 * np.array(lattice.cuts))) @ strides
-    first, second = (np.arange(2 * lattice.cuts[n] + 1) * strides[n] for n in range(3) if n != axis)
-    return np.asarray(corner[:, None, None] + first[None, :, None] + second[None, None, :])
-
-
-def _spread(
-    codes: list[NDArray[np.int64]], points: NDArray[np.int64], distance: NDArray[np.float64], lattice: _Lattice
-) -> Spread:
-    """Distances at the points of a surface, spread over the cells between them."""
-    parts = []
-    for axis, faces in enumerate(codes):
-        at = distance[np.searchsorted(points, faces)]
-        corners = [
-            at[:, first : at.shape[1] - 1 + first, second : at.shape[2] - 1 + second]
-            for first, second in product((0, 1), repeat=2)
-        ]
-        low, high = np.minimum.reduce(corners).ravel(), np.maximum.reduce(corners).ravel()
-        mean = (sum(corners[1:], corners[0]) / 4).ravel()
-        area = float(np.prod([step for n, step in enumerate(lattice.step_mm) if n != axis]))
-        parts.append((np.full(len(low), area), low, high, mean))
-    area_mm2, low_mm, high_mm, mean_mm = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Spread(area_mm2, low_mm, high_mm, mean_mm)

@@ -7,31 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.evaluate.measures import METRICS
+from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.significance import PairedTest, Ranking
 from pipeline.report.palette import LIGHT, figure_png
-from pipeline.report.plots import plain_text, style_axes
+from pipeline.report.plots import WIDTH_INCHES, panel_grid, plain_text, style_axes
 
 _DPI = 150
-_WIDTH_INCHES = 9.6
 _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536
 
 
 def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
     """Mean differences of one metric with their intervals, a row per organ, a panel per pair of models.
 
-    Args:
-        tests: What ``paired_tests`` found.
-        metric: Column of the score.
-
-    Returns:
-        PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow.
+    PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow.
     """
     shown = [test for test in tests if test.metric == metric and test.difference is not None]
     pairs = list(dict.fromkeys((test.one, test.other) for test in shown))
     organs = list(dict.fromkeys(test.organ for test in shown))
     height = 1.1 + 0.3 * max(1, len(organs))
-    figure = Figure(figsize=(_WIDTH_INCHES, height * max(1, len(pairs))), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, height * max(1, len(pairs))), layout="constrained")
     panels = figure.subplots(max(1, len(pairs)), 1, squeeze=False)[:, 0]
     side = "right" if METRICS[metric].higher else "left"
     for axes, (one, other) in zip(panels, pairs, strict=False):
@@ -52,22 +46,13 @@ def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
 
 
 def rank_plot(ranks: Sequence[Ranking]) -> bytes:
-    """How often each model takes each place when the cases are drawn again, a panel per metric.
-
-    Args:
-        ranks: What ``rankings`` found.
-
-    Returns:
-        PNG on white; an empty frame without rankings.
-    """
+    """How often each model takes each place when the cases are drawn again, a panel per metric; PNG on white."""
     count = max(1, len(ranks))
     columns = min(3, count)
     lines = -(-count // columns)
     largest = max((len(ranking.models) for ranking in ranks), default=1)
-    figure = Figure(figsize=(_WIDTH_INCHES, lines * (1.2 + 0.4 * largest)), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels[len(ranks) :]:
-        axes.set_axis_off()
+    figure = Figure(figsize=(WIDTH_INCHES, lines * (1.2 + 0.4 * largest)), layout="constrained")
+    panels = panel_grid(figure, len(ranks), columns)
     for axes, ranking in zip(panels, ranks, strict=False):
         shares = np.array(ranking.shares)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.core.files import text_hash
-from pipeline.evaluate.measures import EvaluatedCase
+from pipeline.evaluate.results import ScoredFiles
 
 _DIGITS = 8
 _SHORT = 3  # an id or a folder of fewer letters is also an ordinary word: it is looked for in fewer places
@@ -54,10 +54,12 @@ class Names:
         """
         if not self.hidden:
             return sentence
+        # Whole paths first: an id within a path would leave the rest of it standing.
         for path in self.paths:
             if path in sentence:
                 sentence = sentence.replace(path, _PATH)
         sentence = re.sub(r"\[path\](?:[\\/][\w.-]+)+", _PATH, sentence)
+        # The longest id first, since an id may be a part of another.
         for case in sorted((case for case in self.aliases if case in sentence), key=len, reverse=True):
             before = r"(?<=case |e\.g\. )" if len(case) < _SHORT else r"(?<!\w)"
             sentence = re.sub(before + re.escape(case) + r"(?!\w)", self.aliases[case], sentence)
@@ -69,7 +71,7 @@ class Names:
         return [each for each in found if each is not None], found.count(None)
 
 
-def names_of(cases: Iterable[EvaluatedCase], others: Iterable[str] = (), *, show: bool) -> Names:
+def names_of(cases: Iterable[ScoredFiles], others: Iterable[str] = (), *, show: bool) -> Names:
     """The names of an evaluation.
 
     An alias is the start of a hash of the case id: the same in every report, and longer where two would be equal. It

@@ -12,7 +12,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from pipeline.report.palette import Theme, figure_png
-from pipeline.report.plots import box, even_spread, log_ticks, plain_text, style_axes
+from pipeline.report.plots import (
+    WIDTH_INCHES,
+    box,
+    even_spread,
+    log_ticks,
+    name_rows,
+    panel_grid,
+    plain_text,
+    rows_figure,
+    style_axes,
+)
 
 MOST_CHANNELS = 12
 """Channels in one plot."""
@@ -21,7 +31,6 @@ MOST_ROWS = 120
 """Organs in one plot: of more, the largest and the smallest are drawn."""
 
 _DPI = 130
-_WIDTH_INCHES = 9.6
 _ALL_POINTS = 40  # cases up to which every one is a point
 _FAR_POINTS = 10  # else points beyond either whisker
 _FAR_RATIO = 20.0  # ratios of sides beyond this are drawn there: the axis is for all pairs
@@ -33,19 +42,11 @@ _CROWDED_PERCENT = 40.0  # a bin with more than this, e.g. where cases differ in
 def axis_histograms(
     values: NDArray[np.float64], inner: NDArray[np.float64] | None, axes_names: Sequence[str], unit: str, theme: Theme
 ) -> bytes:
-    """How a measure is spread over the cases, one panel per axis.
+    """How a measure (cases, 3) in ``mm`` or whole ``voxels`` is spread over the cases, one panel per axis, as a PNG.
 
-    Args:
-        values: (cases, 3), e.g. spacings.
-        inner: (cases, 3) to fill, with ``values`` as outlines around them, e.g. shapes after cropping; or None.
-        axes_names: Headings of the panels.
-        unit: ``mm`` or ``voxels``, which are whole.
-        theme: Colours.
-
-    Returns:
-        PNG.
+    ``inner``, e.g. shapes after cropping, is filled; ``values`` are then outlines around it.
     """
-    figure = Figure(figsize=(_WIDTH_INCHES, 2.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 2.5), layout="constrained")
     for index, axes in enumerate(figure.subplots(1, 3)):
         columns = [values[:, index]] if inner is None else [inner[:, index], values[:, index]]
         edges = _edges(np.concatenate(columns), whole=unit == "voxels")
@@ -66,23 +67,15 @@ def axis_histograms(
 
 
 def intensity_histograms(channels: Mapping[str, Any], theme: Theme) -> bytes:
-    """Histogram of foreground intensities of every channel, with mean (solid) and limits (dashed).
+    """Histogram of foreground intensities of every channel, with mean (solid) and limits (dashed), as a PNG.
 
-    Args:
-        channels: Of the fingerprint; those without a histogram, and all beyond the twelfth, are left out.
-        theme: Colours.
-
-    Returns:
-        PNG.
+    Channels without a histogram, and all beyond the twelfth, are left out.
     """
     shown = [(name, entry) for name, entry in channels.items() if entry["histogram"]][:MOST_CHANNELS]
     across = min(2, len(shown))
     down = -(-len(shown) // across)
-    figure = Figure(figsize=(_WIDTH_INCHES, 2.7 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    for axes, (name, entry) in zip(panels, shown, strict=False):
+    figure = Figure(figsize=(WIDTH_INCHES, 2.7 * down), layout="constrained")
+    for axes, (name, entry) in zip(panel_grid(figure, len(shown), across), shown, strict=True):
         found = entry["histogram"]
         edges = found["start"] + found["width"] * np.arange(len(found["counts"]) + 1)
         total = sum(found["counts"]) + found["below"] + found["above"]
@@ -111,37 +104,20 @@ def intensity_histograms(channels: Mapping[str, Any], theme: Theme) -> bytes:
 def volume_boxes(
     names: Sequence[str], volumes: Sequence[NDArray[np.float64]], shares: Sequence[float], theme: Theme
 ) -> bytes:
-    """Box plot of organ volumes, the largest on top, beside each organ's share of the foreground.
-
-    Args:
-        names: Organs that some case has, at least one.
-        volumes: Of each its volumes in ml in the cases that have it.
-        shares: Of each its share of all foreground, in [0, 1].
-        theme: Colours.
-
-    Returns:
-        PNG.
-    """
+    """Box plot of organ volumes in ml, the largest on top, beside each organ's share of the foreground, as a PNG."""
     order = sorted(range(len(names)), key=lambda n: -float(np.median(volumes[n])))
     if len(order) > MOST_ROWS:
         order = [*order[: MOST_ROWS // 2], *order[-MOST_ROWS // 2 :]]
-    figure = _rows_figure(len(order))
+    figure = rows_figure(len(order))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1.3))
     _boxes(left, [volumes[n] for n in order], theme)
     left.set_xlabel("volume (ml)")
-    _name_rows(left, [names[n] for n in order], theme)
+    name_rows(left, [names[n] for n in order], theme)
     percent = [100 * shares[n] for n in order]
     right.barh(range(1, len(order) + 1), percent, height=0.56, color=theme.mark, alpha=0.75)
     for row, value in enumerate(percent, start=1):
-        right.annotate(
-            f"{value:.2g} %" if value < 99.5 else "100 %",
-            (value, row),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-            color=theme.text,
-        )
+        text, look = f"{value:.2g} %" if value < 99.5 else "100 %", {"fontsize": 7.5, "color": theme.text}
+        right.annotate(text, (value, row), (4, 0), textcoords="offset points", va="center", **look)
     right.set_xlim(0, 1.4 * max(percent))
     right.set_xticks([value for value in MaxNLocator(4).tick_values(0, max(percent)) if value <= 100])
     right.set_xlabel("% of all foreground")
@@ -151,18 +127,9 @@ def volume_boxes(
 
 
 def side_ratios(names: Sequence[str], ratios: Sequence[NDArray[np.float64]], theme: Theme) -> bytes:
-    """Box plot of left over right volumes on a logarithmic axis around 1.
-
-    Args:
-        names: Of the pairs, at least one.
-        ratios: Of each the ratios of the cases that have both sides, at least one.
-        theme: Colours.
-
-    Returns:
-        PNG.
-    """
+    """Box plot of left over right volumes on a logarithmic axis around 1, one row per pair, as a PNG."""
     names, ratios = names[:MOST_ROWS], [values.clip(1 / _FAR_RATIO, _FAR_RATIO) for values in ratios[:MOST_ROWS]]
-    figure = _rows_figure(len(names))
+    figure = rows_figure(len(names))
     axes = figure.add_subplot()
     axes.axvline(1.0, color=theme.text, linewidth=1.0)
     reach = 1.0
@@ -176,7 +143,7 @@ def side_ratios(names: Sequence[str], ratios: Sequence[NDArray[np.float64]], the
         axes.set_xticks([*(1 / tick for tick in ticks), 1.0, *ticks])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}" if value < 1 else f"{value:g}"))
     axes.set_xlabel("left volume / right volume")
-    _name_rows(axes, names, theme)
+    name_rows(axes, names, theme)
     return figure_png(figure, _DPI)
 
 
@@ -191,17 +158,6 @@ def _edges(values: NDArray[np.float64], whole: bool) -> NDArray[np.float64]:
         middle = (low + high) / 2
         return np.linspace(0.5 * middle, 1.5 * middle, 8)
     return np.linspace(low, high, 31)
-
-
-def _rows_figure(rows: int) -> Figure:
-    height = 1.0 + (0.42 if rows <= 20 else 0.27) * max(1, rows)
-    return Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
-
-
-def _name_rows(axes: Axes, names: Sequence[str], theme: Theme) -> None:
-    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
-    axes.set_ylim(len(names) + 0.6, 0.4)
-    style_axes(axes, theme, grid="x")
 
 
 def _boxes(axes: Axes, groups: Sequence[NDArray[np.float64]], theme: Theme) -> None:

@@ -1,4 +1,8 @@
-"""Three planes through a case: reference as outlines and prediction as fill over the image; below them the errors."""
+"""Three planes through a case: reference as outlines and prediction as fill over the image; below them the errors.
+
+First how a plane is cut and drawn, then what is seen of a case (:class:`Scene`, which the viewer shows too), and last
+the picture (:func:`case_overlay`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from pipeline.core.box import Box
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.report.palette import ERROR_COLORS, figure_png, organ_color
+
+CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue: level 40, width 400
+SEEN = "LAS"
+"""Axis codes of a picture whose right is on the right: files of pictures are LPS, and j is drawn upwards."""
+
+_MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])  # viewers put the patient's left, which is made up here, on the left
+_CT_AIR_HU = -200.0  # no MR intensity or normalized value is lower than this
+_MARGIN_MM = 15.0
+_DPI = 120
+_PANEL_INCHES = 3.2
 
 # Planes through a volume in RAS order: axes true to scale, letters for the patient's sides, outlines of masks.
 
@@ -25,15 +40,7 @@ _Vertical = Literal["top", "center", "bottom"]
 
 
 class Plane(NamedTuple):
-    """How a volume in RAS order is cut and drawn.
-
-    Args:
-        name: Of the plane.
-        right: Axis drawn to the right.
-        up: Axis drawn upwards.
-        cut: Axis cut.
-        letters: Sides of the patient at the left, right, lower and upper edge.
-    """
+    """How a volume in RAS order is drawn: axes to the right and up, axis cut, letters left, right, below, above."""
 
     name: str
     right: int
@@ -60,16 +67,7 @@ def plane_slice(volume: NDArray[Any], cut: int, index: int) -> NDArray[Any]:
 def draw_outline(
     axes: Axes, mask: NDArray[np.bool_], width_mm: float, height_mm: float, color: str, linewidth: float = 1.3
 ) -> None:
-    """Draw the outline of a mask.
-
-    Args:
-        axes: Panel in mm, its origin in the lower left corner.
-        mask: (rows, columns), rows upwards; nothing is drawn if it is empty.
-        width_mm: Of a pixel.
-        height_mm: Of a pixel.
-        color: Of the line.
-        linewidth: In points.
-    """
+    """Draw the outline of a mask (rows upwards, columns), if it is not empty, on a panel in mm."""
     if not mask.any():
         return
     padded = np.pad(mask, 1).astype(np.float64)
@@ -97,28 +95,11 @@ def write_on(
 ) -> None:
     """White text with a black rim, readable on air and on bone; x and y are fractions of the panel."""
     rim = [withStroke(linewidth=2.5, foreground="black")]
-    axes.text(
-        x,
-        y,
-        text,
-        color="white",
-        fontsize=fontsize,
-        ha=horizontal,
-        va=vertical,
-        transform=axes.transAxes,
-        path_effects=rim,
-    )
+    where: dict[str, Any] = {"ha": horizontal, "va": vertical, "transform": axes.transAxes}
+    axes.text(x, y, text, color="white", fontsize=fontsize, path_effects=rim, **where)
 
 
-# What an overlay shows: volumes turned to RAS and cropped to the labels, the slices to cut and the grey levels.
-
-CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue: level 40, width 400
-SEEN = "LAS"
-"""Axis codes of a picture whose right is on the right: files of pictures are LPS, and j is drawn upwards."""
-
-_MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])  # viewers put the patient's left, which is made up here, on the left
-_CT_AIR_HU = -200.0  # no MR intensity or normalized value is lower than this
-_MARGIN_MM = 15.0
+# What is seen of a case: volumes turned to RAS and cropped to the labels, the slices to cut and the grey levels.
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,26 +164,22 @@ def build_scene(
         turned.array == labels.ignore_label if labels.ignore_label is not None else np.zeros(turned.array.shape, bool)
     )
     wanted = np.where(ignored, 0, turned.array)
-    box = _box(wanted, predicted, turned.grid.spacing_mm)
+    found = Box.around((wanted != 0) | (predicted != 0)) or Box.whole(turned.grid.shape)
+    box = found.grown([round(_MARGIN_MM / spacing) for spacing in turned.grid.spacing_mm], turned.grid.shape)
+    part = box.slices
     shown = None if image is None else Image(image.array[:1], image.grid).reoriented(order).array[0]
     window = (0.0, 1.0) if shown is None else display_range(shown)
-    cropped = None if shown is None else shown[box]
+    cropped = None if shown is None else shown[part]
     whole = Grid(turned.grid.shape, _MIRRORED @ turned.grid.affine) if picture else turned.grid
-    grid = whole.cropped([part.start for part in box], [part.stop for part in box])
+    grid = whole.cropped(box.start, box.stop)
     smaller = grid.shape != turned.grid.shape
-    return Scene(cropped, wanted[box], predicted[box], ignored[box], grid, window, smaller, picture)
+    return Scene(cropped, wanted[part], predicted[part], ignored[part], grid, window, smaller, picture)
 
 
 def error_masks(
     reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], ignored: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Where errors are, by their kind.
-
-    Args:
-        reference: Label values of any shape.
-        prediction: Likewise.
-        ignored: Where there are no errors.
-    """
+    """Where errors are, by their kind; there are none where label values are ignored."""
     wrong = (reference != prediction) & ~ignored
     return {
         "false negative": wrong & (prediction == 0),
@@ -212,14 +189,9 @@ def error_masks(
 
 
 def error_position(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """The slice along each axis with the most wrong voxels of an organ.
+    """The slice along each axis (i, j, k) with the most wrong voxels of an organ.
 
-    Args:
-        reference: (I, J, K) mask.
-        prediction: (I, J, K) mask.
-
-    Returns:
-        Index along i, j, k. Without errors the slices with most of the organ, without the organ the middle.
+    Without errors the slices with most of the organ, without the organ the middle.
     """
     for mask in (reference != prediction, reference):
         if mask.any():
@@ -239,6 +211,7 @@ def display_range(array: NDArray[np.floating[Any]]) -> tuple[float, float]:
         -160 to 240 HU if the values reach down to air in HU, else the 1st and 99th percentile; 0 to 1 if no value is
         finite.
     """
+    # Some 100 to 200 voxels along each axis are enough for percentiles, and take milliseconds.
     every = tuple(slice(None, None, max(1, n // 100)) for n in array.shape)
     values = array[every][np.isfinite(array[every])]
     if not values.size:
@@ -249,22 +222,7 @@ def display_range(array: NDArray[np.floating[Any]]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _box(
-    reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], spacing_mm: Sequence[float]
-) -> tuple[slice, slice, slice]:
-    """Box around every label, with a margin; the whole volume if there is none."""
-    found = (reference != 0) | (prediction != 0)
-    slices = []
-    for axis in range(3):
-        where = np.flatnonzero(found.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = round(_MARGIN_MM / spacing_mm[axis])
-        low, high = (where[0], where[-1] + 1) if len(where) else (0, found.shape[axis])
-        slices.append(slice(max(0, int(low) - margin), min(found.shape[axis], int(high) + margin)))
-    return slices[0], slices[1], slices[2]
-
-
-_DPI = 120
-_PANEL_INCHES = 3.2
+# The picture.
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +286,9 @@ def case_overlay(
         seen |= _draw_plane(above, below, scene, plane, position, labels)
     organs = [(name, organ_color(n)) for n, (value, name) in enumerate(labels.names.items()) if value in seen]
     png = figure_png(figure, _DPI, transparent=False)
-    window = _words(scene.window) if image else ""
+    low, high = scene.window
+    unit = " HU" if scene.window == CT_WINDOW_HU else ""
+    window = f"{low:.4g} to {high:.4g}{unit}" if image else ""
     return Overlay(png, tuple(plane.name for plane in planes), tuple(organs), window, picture)
 
 
@@ -344,17 +304,8 @@ def _panels(scene: Scene, planes: Sequence[Plane]) -> tuple[Figure, list[tuple[A
     return figure, [(grid[0, n], grid[1, n]) for n in range(len(planes))]
 
 
-def _words(window: tuple[float, float]) -> str:
-    return f"{window[0]:.4g} to {window[1]:.4g}{' HU' if window == CT_WINDOW_HU else ''}"
-
-
 def _draw_plane(
-    above: Axes,
-    below: Axes,
-    scene: Scene,
-    plane: Plane,
-    position: tuple[int, int, int],
-    labels: LabelTable,
+    above: Axes, below: Axes, scene: Scene, plane: Plane, position: tuple[int, int, int], labels: LabelTable
 ) -> set[int]:
     """Draw one plane twice; returns the label values on it."""
     name, right, up, cut, letters = plane
@@ -363,27 +314,21 @@ def _draw_plane(
     )
     size_mm = (reference.shape[1] * scene.spacing_mm[right], reference.shape[0] * scene.spacing_mm[up])
     background = np.zeros(reference.shape) if scene.image is None else plane_slice(scene.image, cut, position[cut])
-    extent = (0.0, size_mm[0], 0.0, size_mm[1])
+    place: dict[str, Any] = {"extent": (0.0, size_mm[0], 0.0, size_mm[1]), "origin": "lower"}
+    low, high = scene.window
     for axes in (above, below):
-        low, high = scene.window
-        axes.imshow(
-            background, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear"
-        )
+        axes.imshow(background, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", **place)
         frame_panel(axes, size_mm, "" if scene.picture else letters)
     write_on(above, 0.02, 0.98, "Picture" if scene.picture else name, "left", "top")
     write_on(below, 0.02, 0.98, "Errors", "left", "top")
     colors = {value: organ_color(n) for n, value in enumerate(labels.values)}
     seen = {value for value in colors if (reference == value).any() or (prediction == value).any()}
-    above.imshow(
-        _painted({colors[value]: prediction == value for value in seen}, 0.42),
-        extent=extent,
-        origin="lower",
-        interpolation="nearest",
-    )
+    fill = _painted({colors[value]: prediction == value for value in seen}, 0.42)
+    above.imshow(fill, interpolation="nearest", **place)
     for value in sorted(seen):
         draw_outline(above, reference == value, scene.spacing_mm[right], scene.spacing_mm[up], colors[value])
     errors = {ERROR_COLORS[kind]: mask for kind, mask in error_masks(reference, prediction, ignored).items()}
-    below.imshow(_painted(errors, 0.85), extent=extent, origin="lower", interpolation="nearest")
+    below.imshow(_painted(errors, 0.85), interpolation="nearest", **place)
     return seen
 
 

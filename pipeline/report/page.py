@@ -10,16 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.core.files import write_text
+from pipeline.core.tables import compact_cell, interval_cell, number_cell
 from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
-    """Fill in a template of this package; what comes from files is escaped.
-
-    Args:
-        template: Its name.
-        context: Everything it uses; a name that is missing is an error.
-    """
+    """Fill in a template of this package; what comes from files is escaped, and a name that is missing is an error."""
+    # Names and messages come from files: everything is escaped, and what a template misses is an error, not a gap.
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
         autoescape=True,
@@ -27,26 +24,13 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
-    environment.filters["interval"] = lambda pair: f"{pair[0]:.3f} – {pair[1]:.3f}" if pair else "–"
-    environment.filters["compact"] = compact
+    environment.filters |= {"number": number_cell, "interval": interval_cell, "compact": compact_cell}
     return str(environment.get_template(template).render(context))
 
 
 def both_themes(draw: Callable[[Theme], bytes]) -> dict[str, str]:
-    """A plot for light and for dark screens, as ``data:`` URIs.
-
-    Args:
-        draw: Takes the colours and gives a PNG.
-    """
+    """A plot for light and for dark screens, as ``data:`` URIs."""
     return {"light": png_uri(draw(LIGHT)), "dark": png_uri(draw(DARK))}
-
-
-def compact(value: float | None) -> str:
-    """A number as a person writes it: three digits, from 100 on without decimals; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 # Pages of pictures with what belongs to them: numbers at the head, lines of text, tables.
@@ -54,14 +38,7 @@ def compact(value: float | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A section of a page.
-
-    Args:
-        heading: Of the section.
-        png: The picture.
-        alt: What it shows, for those who cannot see it.
-        lines: Sentences above it.
-    """
+    """A section of a page: heading, sentences, and a picture with what it shows for those who cannot see it."""
 
     heading: str
     png: bytes
@@ -71,14 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page; the first column names its rows.
-
-    Args:
-        heading: Of the section.
-        caption: What it holds.
-        columns: Names.
-        rows: Cells as they are shown.
-    """
+    """A table of a page; the first column names its rows."""
 
     heading: str
     caption: str
@@ -113,7 +83,7 @@ def write_picture_page(
     Raises:
         VolsegError: If it cannot be written.
     """
-    shown = [{"heading": p.heading, "uri": png_uri(p.png), "alt": p.alt, "lines": p.lines} for p in pictures]
+    shown = [{**vars(picture), "uri": png_uri(picture.png)} for picture in pictures]
     context = {"title": title, "numbers": numbers, "pictures": shown, "tables": tables}
     write_text(out, render_page("pictures.html.j2", {**context, "version": version, "date": date}))
     return out

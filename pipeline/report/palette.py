@@ -30,14 +30,7 @@ ERROR_COLORS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a plot.
-
-    Args:
-        text: Labels and axes.
-        grid: Grid lines.
-        mark: Boxes and their points.
-        accent: Medians, and points that deserve attention.
-    """
+    """Colours of a plot: text and axes, grid lines, boxes and points, and what deserves attention."""
 
     text: str
     grid: str
@@ -59,6 +52,7 @@ def organ_color(index: int) -> str:
 def figure_png(figure: Figure, dpi: int, *, transparent: bool = True) -> bytes:
     """Draw a figure without any window system or global state."""
     stream = io.BytesIO()
+    # A canvas of its own instead of pyplot, whose global state would keep every figure in memory.
     FigureCanvasAgg(figure)
     figure.savefig(stream, format="png", dpi=dpi, transparent=transparent, metadata={"Software": None})
     return stream.getvalue()

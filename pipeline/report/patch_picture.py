@@ -18,7 +18,18 @@ from pipeline.report.overlay import Plane, display_range, draw_outline, frame_pa
 from pipeline.report.palette import DARK, figure_png, organ_color
 from pipeline.report.plots import plain_text
 
-# What a picture of patches shows: patches as they are cut, changed, and which slices of them to draw.
+_DPI = 110
+_PAPER = "#14181d"
+_PANEL, _PANEL_2D, _LEAST = 1.8, 2.0, 0.4  # inches: the longest side of a patch, and the shortest of a panel
+_EDGE, _GAP, _STEP, _LINE = 0.18, 0.06, 0.3, 0.19
+_CAPTION = 1.55  # inches that a caption needs
+_CHARACTER = 0.058  # inches of a letter of 8 points
+_STRIPES = 96  # pixels of the picture of stripes along each side
+_NAME = 36  # letters of an organ's name
+_LEGEND = 40  # organs named before the rest is only counted
+
+
+# What a picture of patches shows, and which slices of them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +47,7 @@ class PatchView:
 
 @dataclass(frozen=True, eq=False)
 class PatchRow:
-    """A patch and what augmentation makes of it.
-
-    Args:
-        text: Where it lies and what is in it.
-        cut: As it is cut.
-        versions: Augmented.
-    """
+    """A patch as it is cut, what augmentation makes of it, and where it lies and what is in it."""
 
     text: str
     cut: PatchView
@@ -119,19 +124,16 @@ class PatchScene:
 
 
 def telling_slices(label: NDArray[np.signedinteger[Any]]) -> tuple[int, int, int]:
-    """The slice along each axis that shows most of the organs, small ones counting as much as large ones.
+    """The slice along each axis (i, j, k) that shows most of the organs, small ones counting as much as large ones.
 
-    Args:
-        label: (I, J, K) class indices.
-
-    Returns:
-        Index along i, j, k; the middle of a patch without foreground.
+    The middle of a patch without foreground.
     """
     foreground = np.maximum(label, 0)
     count = np.bincount(foreground.ravel())
     if len(count) == 1:
         i, j, k = (length // 2 for length in label.shape)
         return i, j, k
+    # A voxel of an organ of n voxels is worth 1 / n, so that small organs count as much as large ones.
     worth = np.zeros(len(count))
     present = count[1:] > 0
     worth[1:][present] = 1 / count[1:][present]
@@ -140,35 +142,7 @@ def telling_slices(label: NDArray[np.signedinteger[Any]]) -> tuple[int, int, int
     return i, j, k
 
 
-_DPI = 110
-_PAPER = "#14181d"
-_PANEL, _PANEL_2D, _LEAST = 1.8, 2.0, 0.4  # inches: the longest side of a patch, and the shortest of a panel
-_EDGE, _GAP, _STEP, _LINE = 0.18, 0.06, 0.3, 0.19
-_CAPTION = 1.55  # inches that a caption needs
-_CHARACTER = 0.058  # inches of a letter of 8 points
-_STRIPES = 96  # pixels of the picture of stripes along each side
-_NAME = 36  # letters of an organ's name
-_LEGEND = 40  # organs named before the rest is only counted
-
-
-@dataclass(frozen=True, eq=False)
-class _Sheet:
-    """A figure on which things are placed in inches from the upper left corner."""
-
-    figure: Figure
-    width: float
-    height: float
-
-    def panel(self, x: float, y: float, size: tuple[float, float]) -> Axes:
-        box = (x / self.width, 1 - (y + size[1]) / self.height, size[0] / self.width, size[1] / self.height)
-        return self.figure.add_axes(box)
-
-    def write(self, x: float, y: float, text: str, *, size: float = 8, bold: bool = False, most: int = 400) -> None:
-        longest = min(most, int((self.width - x - _EDGE) / (_CHARACTER * size / 8)))
-        weight = "bold" if bold else "normal"
-        shown = plain_text(text, longest)
-        place = (x / self.width, 1 - y / self.height)
-        self.figure.text(*place, shown, color=DARK.text, fontsize=size, va="top", weight=weight)
+# The picture.
 
 
 def draw_patches(scene: PatchScene) -> bytes:
@@ -177,17 +151,11 @@ def draw_patches(scene: PatchScene) -> bytes:
 
 
 def patch_figure(scene: PatchScene) -> Figure:
-    """Draw a scene.
+    """Draw a scene: one panel per view and plane, row by row.
 
     One row per patch: as cut, in every plane and true to scale, then augmented in one plane; below, every change alone;
     organs as outlines, voxels without a label striped, a dashed frame around what the network gives logits for. The
     patient's left is on the left, but pictures look as they are. Every view shows the slice with most of the organs.
-
-    Args:
-        scene: What to draw.
-
-    Returns:
-        A figure of one panel per view and plane, row by row.
     """
     sizes = {plane: _size(scene, plane) for plane in scene.planes}
     main = sizes[scene.main]
@@ -218,6 +186,26 @@ def _size(scene: PatchScene, plane: Plane) -> tuple[float, float]:
     scale = (_PANEL if len(extents) > 1 else _PANEL_2D) / max(max(extent) for extent in extents)
     width, height = (max(_LEAST, length * scale) for length in scene.extent_mm(plane))
     return width, height
+
+
+@dataclass(frozen=True, eq=False)
+class _Sheet:
+    """A figure on which things are placed in inches from the upper left corner."""
+
+    figure: Figure
+    width: float
+    height: float
+
+    def panel(self, x: float, y: float, size: tuple[float, float]) -> Axes:
+        box = (x / self.width, 1 - (y + size[1]) / self.height, size[0] / self.width, size[1] / self.height)
+        return self.figure.add_axes(box)
+
+    def write(self, x: float, y: float, text: str, *, size: float = 8, bold: bool = False, most: int = 400) -> None:
+        longest = min(most, int((self.width - x - _EDGE) / (_CHARACTER * size / 8)))
+        weight = "bold" if bold else "normal"
+        shown = plain_text(text, longest)
+        place = (x / self.width, 1 - y / self.height)
+        self.figure.text(*place, shown, color=DARK.text, fontsize=size, va="top", weight=weight)
 
 
 def _draw_rows(

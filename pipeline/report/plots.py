@@ -1,4 +1,4 @@
-"""Plots of an evaluation: the distribution of a metric per organ, and Dice against the organ's volume."""
+"""Plots of an evaluation: the distribution of a metric per organ, Dice against volume, agreement of volumes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluate.measures import METRICS, Metric, Row
+from pipeline.evaluate.metrics import METRICS, Metric, Row
 from pipeline.report.palette import Theme, figure_png
+
+MOST_PANELS = 12
+"""Organs drawn; of more those whose volumes agree least."""
+
+_DPI = 150
+WIDTH_INCHES = 9.6
+"""Width of every plot."""
+
+_COLUMNS = 3
+_PANEL_INCHES = 2.5
+_LIMITS = 1.96  # standard deviations, as in the table
 
 # What plots share: boxes in rows, the look of axes, names that Matplotlib shows as they are.
 
@@ -44,6 +55,27 @@ def box(
     axes.barh(position, high - low, height=0.56, left=low, facecolor="none", edgecolor=theme.mark, linewidth=1.1)
     axes.vlines(median, position - 0.28, position + 0.28, color=theme.accent, linewidth=2.2, zorder=5)
     return start, stop
+
+
+def rows_figure(rows: int) -> Figure:
+    """A figure as high as its rows need."""
+    height = 1.0 + (0.42 if rows <= 20 else 0.27) * max(1, rows)
+    return Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+
+
+def name_rows(axes: Axes, names: Sequence[str], theme: Theme) -> None:
+    """Names of rows, the first at the top."""
+    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
+    axes.set_ylim(len(names) + 0.6, 0.4)
+    style_axes(axes, theme, grid="x")
+
+
+def panel_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """So many panels, row by row."""
+    grid = figure.subplots(-(-max(1, count) // columns), columns, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return list(grid[:count])
 
 
 def even_spread(count: int) -> NDArray[np.float64]:
@@ -91,24 +123,65 @@ def _round_steps(low: float, high: float) -> list[float]:
     return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
+# Scores per organ.
+
+
+def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS["dice"]) -> bytes:
+    """Box plot of a metric per organ, one point per case, organs in the order of their labels from the top.
+
+    Boxes span the quartiles and whiskers 1.5 times their distance (Tukey 1977); every single case is a point, so that
+    there are no outlier marks. Misses are crosses: at 0, or for distances at the diagonal of the image. The PNG has a
+    transparent background, and an empty frame if there is nothing to draw.
+    """
+    scored = [row for row in rows if row.counts and np.isfinite(row.entry(metric.column))]
+    names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
+    figure = rows_figure(len(names))
+    axes = figure.add_subplot()
+    for position, name in enumerate(names, start=1):
+        group = [row for row in scored if row.name == name]
+        values = [row.entry(metric.column) for row in group]
+        box(axes, values, position, theme)
+        _points(axes, values, position + even_spread(len(group)), group, theme)
+    if metric.is_distance:
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(f"{metric.title} (mm)" if metric.is_distance else metric.title)
+    name_rows(axes, names, theme)
+    return figure_png(figure, _DPI)
+
+
+def dice_against_volume(rows: Sequence[Row], theme: Theme) -> bytes:
+    """Dice of every organ and case against the organ's volume in the reference, on a logarithmic axis, as a PNG."""
+    scored = [row for row in rows if row.counts and row.volume_reference_ml > 0]
+    figure = Figure(figsize=(WIDTH_INCHES, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    if scored:
+        volumes = [row.volume_reference_ml for row in scored]
+        _points(axes, volumes, np.array([row.dice for row in scored]), scored, theme)
+        log_ticks(axes, min(volumes) / 1.6, max(volumes) * 1.6)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("Volume in the reference (mL)")
+    axes.set_ylabel("Dice")
+    style_axes(axes, theme, grid="both")
+    return figure_png(figure, _DPI)
+
+
+def _points(axes: Axes, x: Sequence[float], y: NDArray[np.float64], rows: Sequence[Row], theme: Theme) -> None:
+    """Dots for organs that were found, crosses for those that were not."""
+    found = np.array([row.status == "scored" for row in rows])
+    across = np.asarray(x, dtype=np.float64)
+    axes.scatter(across[found], y[found], s=15, color=theme.mark, alpha=0.6, linewidths=0, zorder=3)
+    axes.scatter(
+        across[~found], y[~found], s=26, color=theme.accent, marker="x", linewidths=1.4, zorder=4, clip_on=False
+    )
+
+
 # Agreement of predicted and reference volumes, drawn as Bland and Altman did.
-
-MOST_PANELS = 12
-"""Organs drawn; of more those whose volumes agree least."""
-
-_DPI = 150
-_WIDTH_INCHES = 9.6
-_COLUMNS = 3
-_PANEL_INCHES = 2.5
-_LIMITS = 1.96  # standard deviations, as in the table
 
 
 def agreement_panels(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Organs to draw and their rows, in the order of their labels.
-
-    Args:
-        rows: Rows of an evaluation. Of more organs than fit, those with the widest differences for their volume stay.
-    """
+    """Organs to draw and their rows, in the order of their labels; of many organs those whose volumes agree least."""
     organs = {name: label for label, name in sorted({(row.label, row.name) for row in rows if row.counts})}
     groups = {name: [row for row in rows if row.counts and row.name == name] for name in organs}
 
@@ -121,28 +194,18 @@ def agreement_panels(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def volume_agreement(rows: Sequence[Row], theme: Theme) -> bytes:
-    """Predicted minus reference volume against their mean, a panel per organ.
+    """Predicted minus reference volume against their mean, a panel per organ, as a PNG.
 
     The solid line is the bias, the dashed ones lie 1.96 standard deviations on either side of it: 95 % of the
     differences are expected between them. A case without a usable prediction counts as 0 mL.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice are left out.
-        theme: Colours.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
 
     Reference: Bland and Altman, Statistical methods for assessing agreement, Lancet 1986.
     """
     panels = agreement_panels(rows)
     columns = min(_COLUMNS, max(1, len(panels)))
     lines = -(-max(1, len(panels)) // columns)
-    figure = Figure(figsize=(_WIDTH_INCHES, 0.4 + lines * _PANEL_INCHES), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (name, group) in zip(grid, panels, strict=False):
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + lines * _PANEL_INCHES), layout="constrained")
+    for axes, (name, group) in zip(panel_grid(figure, len(panels), columns), panels, strict=False):
         _draw(axes, name, group, theme)
     figure.supxlabel("Mean of reference and prediction (mL)", fontsize=10, color=theme.text)
     figure.supylabel("Prediction minus reference (mL)", fontsize=10, color=theme.text)
@@ -165,78 +228,3 @@ def _draw(axes: Axes, name: str, rows: Sequence[Row], theme: Theme) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(0.12, 0.18)
     style_axes(axes, theme, grid="both")
-
-
-_BOXES_DPI = 150
-_BOXES_WIDTH_INCHES = 9.6
-
-
-def metric_boxplots(rows: Sequence[Row], theme: Theme, metric: Metric = METRICS["dice"]) -> bytes:
-    """Box plot of a metric per organ, one point per case, organs in the order of their labels from the top.
-
-    Boxes span the quartiles and whiskers 1.5 times their distance (Tukey 1977); every single case is a point, so that
-    there are no outlier marks. Misses are crosses: at 0, or for distances at the diagonal of the image.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice are left out.
-        theme: Colours.
-        metric: What to draw.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
-    """
-    scored = [row for row in rows if row.counts and np.isfinite(row.penalised(metric.column))]
-    names = [name for _, name in sorted({(row.label, row.name) for row in scored})]
-    figure = Figure(
-        figsize=(_BOXES_WIDTH_INCHES, 1.0 + (0.42 if len(names) <= 20 else 0.27) * max(1, len(names))),
-        layout="constrained",
-    )
-    axes = figure.add_subplot()
-    for position, name in enumerate(names, start=1):
-        group = [row for row in scored if row.name == name]
-        values = [row.penalised(metric.column) for row in group]
-        box(axes, values, position, theme)
-        _points(axes, values, position + even_spread(len(group)), group, theme)
-    axes.set_yticks(range(1, len(names) + 1), [plain_text(name) for name in names])
-    axes.set_ylim(len(names) + 0.6, 0.4)
-    if metric.is_distance:
-        axes.set_xlim(left=0)
-    else:
-        axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(f"{metric.title} (mm)" if metric.is_distance else metric.title)
-    style_axes(axes, theme, grid="x")
-    return figure_png(figure, _BOXES_DPI)
-
-
-def dice_against_volume(rows: Sequence[Row], theme: Theme) -> bytes:
-    """Dice of every organ and case against the organ's volume in the reference, on a logarithmic axis.
-
-    Args:
-        rows: Rows of an evaluation; those without a Dice or without the organ in the reference are left out.
-        theme: Colours.
-
-    Returns:
-        PNG with a transparent background; an empty frame if there is nothing to draw.
-    """
-    scored = [row for row in rows if row.counts and row.volume_reference_ml > 0]
-    figure = Figure(figsize=(_BOXES_WIDTH_INCHES, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    if scored:
-        volumes = [row.volume_reference_ml for row in scored]
-        _points(axes, volumes, np.array([row.dice for row in scored]), scored, theme)
-        log_ticks(axes, min(volumes) / 1.6, max(volumes) * 1.6)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("Volume in the reference (mL)")
-    axes.set_ylabel("Dice")
-    style_axes(axes, theme, grid="both")
-    return figure_png(figure, _BOXES_DPI)
-
-
-def _points(axes: Axes, x: Sequence[float], y: NDArray[np.float64], rows: Sequence[Row], theme: Theme) -> None:
-    """Dots for organs that were found, crosses for those that were not."""
-    found = np.array([row.status == "scored" for row in rows])
-    across = np.asarray(x, dtype=np.float64)
-    axes.scatter(across[found], y[found], s=15, color=theme.mark, alpha=0.6, linewidths=0, zorder=3)
-    axes.scatter(
-        across[~found], y[~found], s=26, color=theme.accent, marker="x", linewidths=1.4, zorder=4, clip_on=False
-    )

@@ -1,4 +1,7 @@
-"""The report: one HTML file that needs no network, and scripts only for its viewer."""
+"""The report: one HTML file that needs no network, and scripts only for its viewer.
+
+First the page, then its tables, then the cases that it shows, and last how the volumes of a case are read.
+"""
 
 from __future__ import annotations
 
@@ -15,92 +18,211 @@ from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.case import aligned, replaced_values, score_case, without_values
-from pipeline.evaluate.measures import METRICS, OVERLAP_ONLY, EvaluatedCase, Evaluation, Metric, Row
-from pipeline.evaluate.results import read_evaluation, read_summary
-from pipeline.evaluate.summary import subgroup_rows
+from pipeline.evaluate.measures import OVERLAP_ONLY
+from pipeline.evaluate.metrics import METRICS, Row
+from pipeline.evaluate.results import Evaluation, ScoredFiles, read_evaluation, read_summary
 from pipeline.report.deidentify import Names, names_of
 from pipeline.report.overlay import build_scene, case_overlay
 from pipeline.report.page import both_themes, render_page
 from pipeline.report.palette import ERROR_COLORS, png_uri
 from pipeline.report.plots import MOST_PANELS, dice_against_volume, metric_boxplots, volume_agreement
-from pipeline.report.viewer import Ranked, Room, ViewerCase, chosen_cases, viewer_case, viewer_context
+from pipeline.report.viewer import SizeBudget, ViewerEntry, chosen_cases, viewer_context, viewer_entry
 
-# A case of an evaluation with its volumes, as it was evaluated.
+STATUS_TITLES: Mapping[str, str] = {
+    "scored": "Scored",
+    "missed": "Missed",
+    "hallucinated": "Hallucinated",
+    "missing_prediction": "Missing prediction",
+    "failed": "Failed",
+    "true_negative": "True negative",
+}
+"""Status of a row → its column, in the order of the table."""
+
+_ROWS_SHOWN = {"cases_shown": 50, "worst_shown": 30, "failures_shown": 50}
+_NAMED = 4  # organs named in a remark
+_OVERLAP = ("dice", "iou")
+_WITHHELD = "the reason may hold a name; --show-names shows it."
 
 
-@dataclass(frozen=True, eq=False)
-class OpenedCase:
-    """Volumes of a case on one grid.
+def write_report(
+    evaluation_folder: Path,
+    out: Path,
+    *,
+    overlays: int = 3,
+    viewer_cases: int = 20,
+    viewer_mb: float = 6.0,
+    show_names: bool = False,
+    title: str | None = None,
+    curves: Path | Sequence[Path] | None = None,
+    version: str = "",
+    date: str = "",
+    log: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the report of an evaluation.
+
+    Volumes are read one case at a time. A file that cannot be read, or that is not what was evaluated, becomes a note
+    in the report.
 
     Args:
-        id: Case id.
-        reference: Reference label map without labels that were not scored.
-        prediction: Predicted label map as it was scored: on the reference's grid, with the reference's values.
-        image: First channel of the image; None if there is none or it cannot be used.
-        problem: Why the image that the evaluation knows of cannot be used; empty if it can, or if none is known.
-        picture: Whether image or reference is a picture: no one knows the patient's sides.
-    """
+        evaluation_folder: Folder that ``volseg evaluate`` wrote.
+        out: HTML file to write.
+        overlays: Number of worst cases to draw, and at most as many of the best; 0 for none.
+        viewer_cases: Number of cases in the viewer, half of them the worst, half the best; 0 leaves the viewer out.
+        viewer_mb: Megabytes that their volumes may take; they are shown with fewer voxels where that is not enough.
+        show_names: Show case ids and paths. Otherwise cases are named by a hash, and sentences that may hold a name
+            are left out.
+        title: Heading; by default ``Segmentation report``.
+        curves: PNG files of training curves to include.
+        version: Version of volseg, for the foot of the page.
+        date: Date of the report, likewise.
+        log: Called with one sentence if cases that were to be shown are not.
 
-    id: str
-    reference: LabelMap
-    prediction: LabelMap
-    image: Image | None
-    problem: str = ""
-    picture: bool = False
-
-
-def open_case(case: EvaluatedCase, evaluation: Evaluation) -> OpenedCase:
-    """Read the volumes of a case and make sure that they are those that were scored.
-
-    Args:
-        case: A case with a prediction.
-        evaluation: What was found.
+    Returns:
+        ``out``. For an evaluation without scores, a report that says so.
 
     Raises:
-        VolsegError: If a label map cannot be read, or its scores are no longer those of the evaluation.
+        VolsegError: If the evaluation cannot be read, or the report not be written.
     """
-    if case.prediction is None:
-        raise DataError(sentence("prediction", "a label map", "none", "Predict it", case=case.id))
-    measures = evaluation.measures
-    reference = without_values(read_label_map(case.reference, case=case.id), measures.unscored)
-    prediction = replaced_values(read_label_map(case.prediction, case=case.id), measures.remap)
-    prediction = aligned(prediction, reference.grid, case.id, resample=measures.resample)
-    then = [row for row in evaluation.rows if row.case == case.id]
-    _require_same_scores(score_case(prediction, reference, evaluation.labels, case.id, OVERLAP_ONLY), then, case.id)
-    image, problem = _image(case, reference)
-    picture = any(map(is_picture, (case.reference, *case.images)))
-    return OpenedCase(case.id, reference, prediction, image, problem, picture)
+    evaluation, summary = read_evaluation(evaluation_folder), read_summary(evaluation_folder)
+    # Ids may stand in a table beside those of the cases: no reference of a failed case may have been made.
+    further = [*(case for case, _ in evaluation.failures), *(row.case for row in evaluation.rows)]
+    names = names_of(evaluation.cases, further, show=show_names)
+    shown = show_cases(evaluation, summary, names, overlays, viewer_cases, viewer_mb)
+    pictures, lost_curves = _curves(curves)
+    notes = [*_notes(evaluation, names, evaluation_folder / "scores.csv"), *shown.notes, *lost_curves]
+    scored = any(row.counts for row in evaluation.rows)
+    context = {
+        "title": title or "Segmentation report",
+        "summary": summary,
+        "scored": scored,
+        **_ROWS_SHOWN,
+        **table_context(evaluation, summary, names),
+        **_plots(evaluation, summary, scored),
+        "overlays": shown.overlays,
+        "viewer": viewer_context(shown.viewer, evaluation.labels),
+        "in_viewer": {case.name: n for n, case in enumerate(shown.viewer)},
+        "error_colors": ERROR_COLORS,
+        "curves": pictures,
+        "failures": [
+            (names.case(case), _reason(names, case, message, f"its files could not be used; {_WITHHELD}"))
+            for case, message in evaluation.failures
+        ],
+        "notes": notes,
+        "unscored": evaluation.measures.unscored,
+        "hidden": names.hidden,
+        "version": version,
+        "date": date,
+    }
+    write_text(out, render_page("report.html.j2", context))
+    if log is not None and shown.notes:
+        first = shown.notes[0]
+        log(f"note  {len(shown.notes)} notes in the report on cases that it does not show in full, e.g. {first}")
+    return out
 
 
-def _require_same_scores(now: Sequence[Row], then: Sequence[Row], case: str) -> None:
-    known = {row.name: row for row in then}
-    for row in now:
-        old = known.get(row.name, replace(row, dice=math.nan, volume_reference_ml=math.nan))
-        for what, one, other in (
-            ("Dice", row.dice, old.dice),
-            ("mL in the reference", row.volume_reference_ml, old.volume_reference_ml),
-        ):
-            if not (one == other or math.isclose(one, other, rel_tol=1e-6) or (math.isnan(one) and math.isnan(other))):
-                got = f"{row.name} with {what} {one:.3f} instead of {other:.3f}"
-                raise DataError(
-                    sentence("label maps", "those that were evaluated", got, "Run volseg evaluate again", case=case)
-                )
+def _plots(evaluation: Evaluation, summary: Mapping[str, Any], scored: bool) -> dict[str, Any]:
+    """Every plot for light and dark screens; empty without scores."""
+    if not scored:
+        return {"boxplots": [], "scatter": None, "agreement": None, "most_panels": MOST_PANELS}
+    drawn = [METRICS[column] for column in ("dice", "hd95_mm", "nsd") if column in summary["overall"]]
+    return {
+        "boxplots": [(m, both_themes(partial(metric_boxplots, evaluation.rows, metric=m))) for m in drawn],
+        "scatter": both_themes(partial(dice_against_volume, evaluation.rows)),
+        "agreement": both_themes(partial(volume_agreement, evaluation.rows)),
+        "most_panels": MOST_PANELS,
+    }
 
 
-def _image(case: EvaluatedCase, reference: LabelMap) -> tuple[Image | None, str]:
-    if not case.images:
-        return None, ""
-    try:
-        image = read_image(case.images[:1], case=case.id)
-        require_same_grid(reference.grid, image.grid, "image grid", "the reference grid", case=case.id)
-    except VolsegError as error:
-        return None, str(error)
-    return Image(image.array[:1], image.grid), ""
+def _notes(evaluation: Evaluation, names: Names, scores: Path) -> list[str]:
+    """What the evaluation noted, as far as it holds no names, and whether files changed since."""
+    notes, withheld = names.texts(evaluation.notes)
+    if withheld:
+        notes.append(f"{withheld} further notes of the evaluation may hold names; --show-names shows them.")
+    newer = _newer_predictions(evaluation, scores)
+    if newer:
+        count = f"{len(newer)} of {len(evaluation.cases)} predictions (e.g. {names.case(newer[0])})"
+        notes.append(f"{count} were written after the scores. If they changed, run volseg evaluate again.")
+    return notes
 
 
-# The cases that a report shows: pictures of the worst and best, and their volumes for the viewer.
+def _newer_predictions(evaluation: Evaluation, scores: Path) -> list[str]:
+    """Ids of cases whose prediction was written after the scores."""
+    if not scores.is_file():
+        return []
+    written = scores.stat().st_mtime
+    files = {case.id: case.prediction for case in evaluation.cases if case.prediction is not None}
+    return [case for case, path in files.items() if path.is_file() and path.stat().st_mtime > written]
 
-_WITHHELD = "the reason may hold a name; --show-names shows it."
+
+def _reason(names: Names, case: str, message: str, withheld: str = _WITHHELD) -> str:
+    """Why something is not shown, as far as the sentence holds no names."""
+    return names.text(message.removeprefix(f"case {case}: ")) or withheld
+
+
+def _curves(curves: Path | Sequence[Path] | None) -> tuple[list[str], list[str]]:
+    """Pictures of training curves, and notes on those that cannot be read."""
+    found, notes = [], []
+    for path in [curves] if isinstance(curves, Path) else curves or []:
+        try:
+            found.append(png_uri(path.read_bytes()))
+        except OSError as error:
+            notes.append(f"Training curves were left out: {error.strerror or 'they cannot be read'}.")
+    return found, notes
+
+
+# Tables: what happened to every organ, the worst organs, the cases.
+
+
+def table_context(evaluation: Evaluation, summary: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """What the template of the tables uses."""
+    by_case: dict[str, list[Row]] = {case.id: [] for case in evaluation.cases}
+    for row in evaluation.rows:
+        by_case.setdefault(row.case, []).append(row)
+    cases = [
+        {**entry, "name": names.case(entry["case"]), "status": case_status(by_case.get(entry["case"], ()))}
+        for entry in summary["cases"]
+    ]
+    overall = summary["overall"]
+    metrics = [metric for column, metric in METRICS.items() if column in overall and column not in _OVERLAP]
+    shown = [METRICS[column] for column in ("hd95_mm", "nsd") if METRICS[column] in metrics]
+    return {
+        "cases": cases,
+        "statuses": STATUS_TITLES,
+        "metrics": metrics,
+        "worst_metrics": shown,
+        "infinite": math.inf,
+        "worst_rows": worst_rows(evaluation.rows),
+        "case_name": names.case,
+    }
+
+
+def worst_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows with a score, lowest Dice first and among equal ones the largest HD95."""
+
+    def badness(row: Row) -> tuple[float, float, str, str]:
+        distance = row.entry("hd95_mm")
+        return row.dice, 0.0 if math.isnan(distance) else -distance, row.case, row.name
+
+    return sorted((row for row in rows if row.counts), key=badness)
+
+
+def case_status(rows: Sequence[Row]) -> str:
+    """What went wrong in a case, in words; empty if nothing did."""
+    found = [row for row in rows if row.counts or row.status == "failed"]
+    statuses = {row.status for row in found}
+    if "missing_prediction" in statuses:
+        return "no prediction"
+    if "failed" in statuses or not found:
+        return "failed"
+    parts = []
+    for status in ("missed", "hallucinated"):
+        organs = [row.name for row in found if row.status == status]
+        if organs:
+            parts.append(f"{status}: {', '.join(organs[:_NAMED])}{' …' if len(organs) > _NAMED else ''}")
+    return "; ".join(parts)
+
+
+# Cases that are shown: pictures of the worst and best, and their volumes for the viewer.
 
 
 @dataclass
@@ -114,7 +236,7 @@ class ShownCases:
     """
 
     overlays: list[dict[str, Any]] = field(default_factory=list)
-    viewer: list[ViewerCase] = field(default_factory=list)
+    viewer: list[ViewerEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -139,263 +261,110 @@ def show_cases(
     entries = {
         entry["case"]: entry for entry in summary["cases"] if entry["case"] in files and entry["dice"] is not None
     }
-    drawn = {ranked.case: ranked for ranked in chosen_cases(list(entries), 2 * overlays)}
-    packed = {ranked.case: ranked for ranked in chosen_cases(list(entries), in_viewer)}
-    room = Room(int(viewer_mb * 1e6), len(packed))
-    shown = ShownCases()
+    drawn, packed = (dict(chosen_cases(list(entries), count)) for count in (2 * overlays, in_viewer))
+    budget = SizeBudget(int(viewer_mb * 1e6), len(packed))
+    shown, labels = ShownCases(), evaluation.labels
     for case in (case for case in entries if case in drawn or case in packed):
+        volumes, name, organ = None, names.case(case), entries[case]["worst_organ"]
         try:
-            opened = open_case(files[case], evaluation)
+            volumes = open_case(files[case], evaluation)
         except VolsegError as error:
-            shown.notes.append(f"{names.case(case)}: left out of the pictures: {_reason(str(error), case, names)}")
-            if case in packed:
-                room.take(0)
-            continue
-        if opened.problem:
-            consequence = "left out of the viewer, and of the image in its picture"
-            shown.notes.append(f"{names.case(case)}: {consequence}: {_reason(opened.problem, case, names)}")
-        if case in drawn:
-            shown.overlays.append(_overlay(opened, evaluation, entries[case], drawn[case].rank, names))
+            shown.notes.append(f"{name}: left out of the pictures: {_reason(names, case, str(error))}")
+        if volumes and volumes.problem:
+            why = _reason(names, case, volumes.problem)
+            shown.notes.append(f"{name}: left out of the viewer, and of the image in its picture: {why}")
+        if volumes and case in drawn:
+            overlay = _overlay(volumes, evaluation, organ)
+            shown.overlays.append({**entries[case], "rank": drawn[case], "name": name, **overlay})
         if case in packed:
-            _pack(opened, evaluation, entries[case]["worst_organ"], packed[case], names, room, shown)
+            entry = None
+            if volumes and not volumes.problem:
+                scene = build_scene(
+                    volumes.reference, volumes.prediction, labels, volumes.image, picture=volumes.picture
+                )
+                held = labels.target_values[organ]
+                entry = viewer_entry(scene, labels, held, name, packed[case], budget.share())
+                if entry is None:
+                    shown.notes.append(f"{name}: left out of the viewer, since --viewer-mb leaves it no room.")
+            # Cases that are not shown leave their share to those that come.
+            budget.take(entry.packed.size if entry else 0)
+            shown.viewer += [entry] if entry else []
     return shown
 
 
-def newer_predictions(evaluation: Evaluation, scores: Path) -> list[str]:
-    """Ids of cases whose prediction was written after the scores."""
-    try:
-        written = scores.stat().st_mtime
-    except OSError:
-        return []
-    found = []
-    for case in evaluation.cases:
-        if case.prediction is not None and case.prediction.is_file() and case.prediction.stat().st_mtime > written:
-            found.append(case.id)
-    return found
+def _overlay(volumes: ScoredVolumes, evaluation: Evaluation, organ: str) -> dict[str, Any]:
+    """The picture of a case, and its rows with the worst organ first."""
+    labels, rows = evaluation.labels, [row for row in evaluation.rows if row.case == volumes.id and row.counts]
+    maps = volumes.reference, volumes.prediction
+    overlay = case_overlay(*maps, labels, labels.target_values[organ], volumes.image, picture=volumes.picture)
+    return {"rows": sorted(rows, key=lambda row: row.dice), "overlay": overlay, "uri": png_uri(overlay.png)}
 
 
-def _reason(message: str, case: str, names: Names) -> str:
-    return names.text(message.removeprefix(f"case {case}: ")) or _WITHHELD
+# The volumes of a case, as they were scored.
 
 
-def _overlay(
-    opened: OpenedCase, evaluation: Evaluation, entry: Mapping[str, Any], rank: str, names: Names
-) -> dict[str, Any]:
-    organ = evaluation.labels.target_values[entry["worst_organ"]]
-    volumes = opened.reference, opened.prediction
-    overlay = case_overlay(*volumes, evaluation.labels, organ, opened.image, picture=opened.picture)
-    rows = sorted((row for row in evaluation.rows if row.case == opened.id and row.counts), key=lambda row: row.dice)
-    name = names.case(opened.id)
-    return {**entry, "rank": rank, "name": name, "rows": rows, "overlay": overlay, "uri": png_uri(overlay.png)}
-
-
-def _pack(
-    opened: OpenedCase, evaluation: Evaluation, organ: str, ranked: Ranked, names: Names, room: Room, shown: ShownCases
-) -> None:
-    if opened.problem:
-        room.take(0)
-        return
-    labels, name = evaluation.labels, names.case(opened.id)
-    scene = build_scene(opened.reference, opened.prediction, labels, opened.image, picture=opened.picture)
-    made = viewer_case(scene, labels, labels.target_values[organ], name, ranked.rank, room.share())
-    room.take(made.packed.size if made else 0)
-    if made:
-        shown.viewer.append(made)
-    else:
-        shown.notes.append(f"{name}: left out of the viewer, since --viewer-mb leaves it no room.")
-
-
-# Tables of a report: what was measured beside overlap, what happened to every organ, the worst organs, the cases.
-
-STATUS_TITLES: Mapping[str, str] = {
-    "scored": "Scored",
-    "missed": "Missed",
-    "hallucinated": "Hallucinated",
-    "missing_prediction": "Missing prediction",
-    "failed": "Failed",
-    "true_negative": "True negative",
-}
-"""Status of a row → its column, in the order of the table."""
-
-_NAMED = 4  # organs named in a remark
-_OVERLAP = ("dice", "iou")
-
-
-def table_context(evaluation: Evaluation, summary: Mapping[str, Any], names: Names) -> dict[str, Any]:
-    """What the template of the tables uses.
+@dataclass(frozen=True, eq=False)
+class ScoredVolumes:
+    """Volumes of a case on one grid.
 
     Args:
-        evaluation: The rows.
-        summary: Their statistics.
-        names: What cases are called.
+        id: Case id.
+        reference: Reference label map without labels that were not scored.
+        prediction: Predicted label map as it was scored: on the reference's grid, with the reference's values.
+        image: First channel of the image; None if there is none or it cannot be used.
+        problem: Why the image that the evaluation knows of cannot be used; empty if it can, or if none is known.
+        picture: Whether image or reference is a picture: no one knows the patient's sides.
     """
-    by_case: dict[str, list[Row]] = {case.id: [] for case in evaluation.cases}
-    for row in evaluation.rows:
-        by_case.setdefault(row.case, []).append(row)
-    cases = [
-        {**entry, "name": names.case(entry["case"]), "status": case_status(by_case.get(entry["case"], ()))}
-        for entry in summary["cases"]
-    ]
-    metrics = other_metrics(summary)
-    shown = [METRICS[column] for column in ("hd95_mm", "nsd") if METRICS[column] in metrics]
-    return {
-        "cases": cases,
-        "statuses": STATUS_TITLES,
-        "metrics": metrics,
-        "worst_metrics": shown,
-        "infinite": math.inf,
-        "worst_rows": worst_rows(evaluation.rows),
-        "groups": subgroup_rows(summary.get("subgroups", {})),
-        "case_name": names.case,
-    }
+
+    id: str
+    reference: LabelMap
+    prediction: LabelMap
+    image: Image | None
+    problem: str = ""
+    picture: bool = False
 
 
-def other_metrics(summary: Mapping[str, Any]) -> list[Metric]:
-    """Metrics beside Dice and IoU of which there are means."""
-    return [metric for column, metric in METRICS.items() if column in summary["overall"] and column not in _OVERLAP]
-
-
-def worst_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows with a score, lowest Dice first and among equal ones the largest HD95."""
-
-    def badness(row: Row) -> tuple[float, float, str, str]:
-        distance = row.penalised("hd95_mm")
-        return row.dice, 0.0 if math.isnan(distance) else -distance, row.case, row.name
-
-    return sorted((row for row in rows if row.counts), key=badness)
-
-
-def case_status(rows: Sequence[Row]) -> str:
-    """What went wrong in a case, in words; empty if nothing did."""
-    found = [row for row in rows if row.counts or row.status == "failed"]
-    statuses = {row.status for row in found}
-    if "missing_prediction" in statuses:
-        return "no prediction"
-    if "failed" in statuses or not found:
-        return "failed"
-    parts = []
-    for status in ("missed", "hallucinated"):
-        organs = [row.name for row in found if row.status == status]
-        if organs:
-            parts.append(f"{status}: {', '.join(organs[:_NAMED])}{' …' if len(organs) > _NAMED else ''}")
-    return "; ".join(parts)
-
-
-_ROWS_SHOWN = {"cases_shown": 50, "worst_shown": 30, "failures_shown": 50}
-
-
-def write_report(
-    evaluation_folder: Path,
-    out: Path,
-    *,
-    overlays: int = 3,
-    viewer_cases: int = 20,
-    viewer_mb: float = 6.0,
-    show_names: bool = False,
-    title: str | None = None,
-    curves: Path | Sequence[Path] | None = None,
-    version: str = "",
-    date: str = "",
-    say: Callable[[str], None] | None = None,
-) -> Path:
-    """Write the report of an evaluation.
-
-    Volumes are read one case at a time. A file that cannot be read, or that is not what was evaluated, becomes a note
-    in the report.
-
-    Args:
-        evaluation_folder: Folder that ``volseg evaluate`` wrote.
-        out: HTML file to write.
-        overlays: Number of worst cases to draw, and at most as many of the best; 0 for none.
-        viewer_cases: Number of cases in the viewer, half of them the worst, half the best; 0 leaves the viewer out.
-        viewer_mb: Megabytes that their volumes may take; they are shown with fewer voxels where that is not enough.
-        show_names: Show case ids and paths. Otherwise cases are named by a hash, and sentences that may hold a name
-            are left out.
-        title: Heading; by default ``Segmentation report``.
-        curves: PNG files of training curves to include.
-        version: Version of volseg, for the foot of the page.
-        date: Date of the report, likewise.
-        say: Told in one sentence if cases that were to be shown are not.
-
-    Returns:
-        ``out``. For an evaluation without scores, a report that says so.
+def open_case(case: ScoredFiles, evaluation: Evaluation) -> ScoredVolumes:
+    """Read the volumes of a case that has a prediction and make sure that they are those that were scored.
 
     Raises:
-        VolsegError: If the evaluation cannot be read, or the report not be written.
+        VolsegError: If a label map cannot be read, or its scores are no longer those of the evaluation.
     """
-    evaluation, summary = read_evaluation(evaluation_folder), read_summary(evaluation_folder)
-    names = names_of(evaluation.cases, _further_ids(evaluation), show=show_names)
-    shown = show_cases(evaluation, summary, names, overlays, viewer_cases, viewer_mb)
-    pictures, lost_curves = _curves(curves)
-    notes = [*_notes(evaluation, names, evaluation_folder / "scores.csv"), *shown.notes, *lost_curves]
-    scored = any(row.counts for row in evaluation.rows)
-    context = {
-        "title": title or "Segmentation report",
-        "summary": summary,
-        "scored": scored,
-        **_ROWS_SHOWN,
-        **table_context(evaluation, summary, names),
-        **_plots(evaluation, summary, scored),
-        "overlays": shown.overlays,
-        "viewer": viewer_context(shown.viewer, evaluation.labels),
-        "in_viewer": {case.name: n for n, case in enumerate(shown.viewer)},
-        "error_colors": ERROR_COLORS,
-        "curves": pictures,
-        "failures": [_failure(names, case, message) for case, message in evaluation.failures],
-        "notes": notes,
-        "unscored": evaluation.measures.unscored,
-        "hidden": names.hidden,
-        "version": version,
-        "date": date,
-    }
-    write_text(out, render_page("report.html.j2", context))
-    if say is not None and shown.notes:
-        first = shown.notes[0]
-        say(f"note  {len(shown.notes)} notes in the report on cases that it does not show in full, e.g. {first}")
-    return out
+    if case.prediction is None:
+        raise DataError(sentence("prediction", "a label map", "none", "Predict it", case=case.id))
+    measures = evaluation.measures
+    reference = without_values(read_label_map(case.reference, case=case.id), measures.unscored)
+    prediction = replaced_values(read_label_map(case.prediction, case=case.id), measures.remap)
+    prediction = aligned(prediction, reference.grid, case.id, resample=measures.resample)
+    # Files may have changed since: what is shown must be what was scored.
+    then = [row for row in evaluation.rows if row.case == case.id]
+    _require_same_scores(score_case(prediction, reference, evaluation.labels, case.id, OVERLAP_ONLY), then, case.id)
+    image, problem = _image(case, reference)
+    picture = any(map(is_picture, (case.reference, *case.images)))
+    return ScoredVolumes(case.id, reference, prediction, image, problem, picture)
 
 
-def _plots(evaluation: Evaluation, summary: Mapping[str, Any], scored: bool) -> dict[str, Any]:
-    """Every plot for light and dark screens; empty without scores."""
-    if not scored:
-        return {"boxplots": [], "scatter": None, "agreement": None, "most_panels": MOST_PANELS}
-    drawn = [METRICS[column] for column in ("dice", "hd95_mm", "nsd") if column in summary["overall"]]
-    return {
-        "boxplots": [(m, both_themes(partial(metric_boxplots, evaluation.rows, metric=m))) for m in drawn],
-        "scatter": both_themes(partial(dice_against_volume, evaluation.rows)),
-        "agreement": both_themes(partial(volume_agreement, evaluation.rows)),
-        "most_panels": MOST_PANELS,
-    }
+def _require_same_scores(now: Sequence[Row], then: Sequence[Row], case: str) -> None:
+    known = {row.name: row for row in then}
+    for row in now:
+        old = known.get(row.name, replace(row, dice=math.nan, volume_reference_ml=math.nan))
+        for what, one, other in (
+            ("Dice", row.dice, old.dice),
+            ("mL in the reference", row.volume_reference_ml, old.volume_reference_ml),
+        ):
+            if not (one == other or math.isclose(one, other, rel_tol=1e-6) or (math.isnan(one) and math.isnan(other))):
+                got = f"{row.name} with {what} {one:.3f} instead of {other:.3f}"
+                raise DataError(
+                    sentence("label maps", "those that were evaluated", got, "Run volseg evaluate again", case=case)
+                )
 
 
-def _further_ids(evaluation: Evaluation) -> list[str]:
-    """Ids that may stand in a table beside those of the cases: no reference of a failed case may have been made."""
-    return [*(case for case, _ in evaluation.failures), *(row.case for row in evaluation.rows)]
-
-
-def _failure(names: Names, case: str, message: str) -> tuple[str, str]:
-    withheld = "its files could not be used; the reason may hold a name, --show-names shows it."
-    return names.case(case), names.text(message.removeprefix(f"case {case}: ")) or withheld
-
-
-def _notes(evaluation: Evaluation, names: Names, scores: Path) -> list[str]:
-    """What the evaluation noted, as far as it holds no names, and whether files changed since."""
-    notes, withheld = names.texts(evaluation.notes)
-    if withheld:
-        notes.append(f"{withheld} further notes of the evaluation may hold names; --show-names shows them.")
-    newer = newer_predictions(evaluation, scores)
-    if newer:
-        count = f"{len(newer)} of {len(evaluation.cases)} predictions (e.g. {names.case(newer[0])})"
-        notes.append(f"{count} were written after the scores. If they changed, run volseg evaluate again.")
-    return notes
-
-
-def _curves(curves: Path | Sequence[Path] | None) -> tuple[list[str], list[str]]:
-    """Pictures of training curves, and notes on those that cannot be read."""
-    found, notes = [], []
-    for path in [curves] if isinstance(curves, Path) else curves or []:
-        try:
-            found.append(png_uri(path.read_bytes()))
-        except OSError as error:
-            notes.append(f"Training curves were left out: {error.strerror or 'they cannot be read'}.")
-    return found, notes
+def _image(case: ScoredFiles, reference: LabelMap) -> tuple[Image | None, str]:
+    if not case.images:
+        return None, ""
+    try:
+        image = read_image(case.images[:1], case=case.id)
+        require_same_grid(reference.grid, image.grid, "image grid", "the reference grid", case=case.id)
+    except VolsegError as error:
+        return None, str(error)
+    return Image(image.array[:1], image.grid), ""

@@ -1,4 +1,7 @@
-"""The viewer of a report: which cases are in it, and what its script needs to know about them."""
+"""The viewer of a report: which cases are in it, what its script needs to know about them, and their volumes.
+
+Volumes are cropped, made smaller where they must be, and packed as NIfTI without any text.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +21,6 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.report.overlay import CT_WINDOW_HU, Scene, error_masks
 from pipeline.report.palette import ERROR_COLORS, organ_color
-
-# Volumes for a viewer in a page: cropped, made smaller where they must be, and packed as NIfTI without any text.
 
 ERROR_VALUES: Mapping[str, int] = {"false negative": 1, "false positive": 2, "taken for another organ": 3}
 """Voxel values of the layer of errors."""
@@ -31,11 +32,25 @@ _SMALLEST = 8  # voxels along an axis that is not made any smaller
 _SAMPLED_SLICES = 6
 _GZIP_LEVEL = 6
 
+_PRESETS_HU = (("Soft tissue", CT_WINDOW_HU), ("Lung", (-1350.0, 150.0)), ("Bone", (-500.0, 1300.0)))
+"""Windows of CT: level 40, width 400; level -600, width 1500; level 400, width 1800."""
+
+_LAYERS = (
+    ("image", "Image", True, 100),
+    ("reference", "Reference", False, 60),
+    ("prediction", "Prediction", True, 60),
+    ("errors", "Errors", True, 90),
+)
+"""Name, title, whether it is shown at first, and its opacity in percent."""
+
 _Factors = tuple[int, int, int]
+
+_Layers = dict[str, tuple[NDArray[Any], tuple[float, float]]]
+"""Name of a layer → its integers, and slope and intercept that turn them into values."""
 
 
 @dataclass(frozen=True)
-class PackedCase:
+class PackedVolumes:
     """The layers of a case.
 
     Args:
@@ -64,7 +79,118 @@ class PackedCase:
         return sum(len(layer) for layer in self.layers.values())
 
 
-def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None:
+@dataclass
+class SizeBudget:
+    """Mutable budget of a page in characters, shared out among the cases that still have to come."""
+
+    characters: int
+    cases: int
+
+    def share(self) -> int:
+        """The share of the next case."""
+        return max(1, self.characters // max(1, self.cases))
+
+    def take(self, characters: int) -> None:
+        """Count a case."""
+        self.characters, self.cases = self.characters - characters, self.cases - 1
+
+
+@dataclass(frozen=True)
+class ViewerEntry:
+    """A case in the viewer: what the page calls it, ``worst`` or ``best``, its layers, and the voxel to open it at.
+
+    ``picture``: it is shown as it is, since no one knows the patient's sides.
+    """
+
+    name: str
+    rank: str
+    packed: PackedVolumes
+    at: tuple[int, int, int]
+    notes: tuple[str, ...]
+    picture: bool = False
+
+
+def chosen_cases(ranked: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Case ids and ``worst`` or ``best``: of ids in ascending order half each, all where there are no more."""
+    wanted = min(count, len(ranked))
+    worst, best = -(-wanted // 2), wanted // 2
+    chosen = [*ranked[:worst], *ranked[len(ranked) - best :]]
+    return [(case, "worst" if n < worst else "best") for n, case in enumerate(chosen)]
+
+
+def viewer_entry(
+    scene: Scene, labels: LabelTable, organ: Sequence[int], name: str, rank: str, limit: int
+) -> ViewerEntry | None:
+    """Pack a case, opened at the largest error of an organ (its label values); None if it does not fit."""
+    packed = pack_case(scene, labels, limit)
+    if packed is None:
+        return None
+    position = scene.largest_error(organ)
+    i, j, k = (at // factor for at, factor in zip(position, packed.factors, strict=True))
+    return ViewerEntry(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)), scene.picture)
+
+
+def viewer_context(cases: Sequence[ViewerEntry], labels: LabelTable) -> dict[str, Any] | None:
+    """What the template of the viewer uses; None without cases.
+
+    ``facts`` goes to the script as JSON; ``blocks`` are the volumes, as (element id, base64).
+    """
+    if not cases:
+        return None
+    blocks = [(f"volume-{n}-{name}", data) for n, case in enumerate(cases) for name, data in case.packed.layers.items()]
+    organs = [{"name": name, "color": organ_color(n)} for n, name in enumerate(labels.organs)]
+    errors = [{"name": name, "color": ERROR_COLORS[name]} for name in ERROR_VALUES]
+    return {
+        "cases": cases,
+        "pictures": sum(case.picture for case in cases),
+        "organs": organs,
+        "errors": errors,
+        "layers": _LAYERS,
+        "blocks": blocks,
+        "facts": {"organs": organs, "errors": errors, "cases": [_facts(case) for case in cases]},
+        "library": base64.b64encode(asset("niivue.umd.js.gz")).decode("ascii"),
+        "script": asset("viewer.js").decode("utf-8"),
+        "licence": asset("niivue.LICENSE.txt").decode("utf-8"),
+    }
+
+
+@cache
+def asset(name: str) -> bytes:
+    """A file that comes with this package."""
+    return (files("pipeline.report") / "assets" / name).read_bytes()
+
+
+def _facts(case: ViewerEntry) -> dict[str, Any]:
+    packed = case.packed
+    presets = _PRESETS_HU if packed.is_ct else (("Automatic", packed.window),) if packed.window else ()
+    windows = [{"name": name, "low": low, "high": high} for name, (low, high) in presets]
+    shown = {"organs": [organ - 1 for organ in packed.organs], "at": case.at, "picture": case.picture}
+    shown["flat"] = case.picture and packed.shape[2] == 1
+    return {"name": case.name, "notes": " ".join(case.notes), "windows": windows, **shown}
+
+
+def _notes(packed: PackedVolumes, scene: Scene) -> list[str]:
+    notes = []
+    if scene.image is None:
+        notes.append("No image is known of this case: label maps only.")
+    if packed.cropped:
+        notes.append("Cropped to the surroundings (15 mm) of reference and prediction.")
+    if packed.factors != (1, 1, 1):
+        kept = " × ".join(str(factor) for factor in packed.factors)
+        was, now = (" × ".join(f"{mm:.3g}" for mm in each) for each in (scene.spacing_mm, packed.spacing_mm))
+        notes.append(
+            f"Shown with fewer voxels than were scored: blocks of {kept} became one ({was} mm to {now} mm), so small "
+            "errors may not be seen. A larger --viewer-mb keeps more."
+        )
+    if scene.image is not None:
+        notes.append("Intensities in steps of 4 HU." if packed.is_ct else "Intensities in 256 steps.")
+    return notes
+
+
+# Packing: fewer voxels until a case fits.
+
+
+def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedVolumes | None:
     """Pack a case into a given size, with fewer voxels if it has to be.
 
     Label maps hold class indices, the n-th organ of the table as n. Intensities of CT are kept in steps of 4 HU, others
@@ -80,6 +206,7 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None
     """
     layers, is_ct = _layers(scene, labels)
     factors: _Factors = (1, 1, 1)
+    # Packing a large volume takes seconds. A guess from a few slices saves most of the attempts.
     excess = _estimate(layers, scene.grid) / limit
     while True:
         factors = _larger(factors, scene.grid, excess)
@@ -92,7 +219,8 @@ def pack_case(scene: Scene, labels: LabelTable, limit: int) -> PackedCase | None
         if size <= limit:
             organs = np.union1d(layers["reference"][0], layers["prediction"][0]).tolist()
             present = tuple(organ for organ in organs if organ)
-            return PackedCase(packed, grid.shape, grid.spacing_mm, factors, window, is_ct, scene.cropped, present)
+            return PackedVolumes(packed, grid.shape, grid.spacing_mm, factors, window, is_ct, scene.cropped, present)
+        # No axis can be made shorter: the case does not fit.
         if _larger(factors, scene.grid, 1.01) == factors:
             return None
         excess = max(size / limit, 1.01)
@@ -103,11 +231,8 @@ def nifti_base64(
 ) -> str:
     """A volume as gzipped NIfTI-1 in base64; its header has no text and no extension.
 
-    Args:
-        array: (I, J, K) integers.
-        grid: Their grid.
-        scale: Slope and intercept that turn the integers into intensities.
-        labels: Say in the header that these are labels: NiiVue mixes the colours of neighbouring values otherwise.
+    ``scale`` turns the integers into intensities. ``labels`` says in the header that these are labels: NiiVue mixes the
+    colours of neighbouring values otherwise.
     """
     image = nib.Nifti1Image(array, grid.affine, dtype=array.dtype)
     image.header.set_slope_inter(*scale)
@@ -118,12 +243,9 @@ def nifti_base64(
 
 
 def smaller(array: NDArray[Any], factors: _Factors, *, mean: bool) -> NDArray[Any]:
-    """Every n-th voxel along each axis, or the mean over as many.
+    """Every n-th voxel along each axis (of two in the middle of a block the second), or the mean over each block.
 
-    Args:
-        array: (I, J, K).
-        factors: Voxels that become one, along i, j, k; blocks at the far edges may be smaller.
-        mean: Take the mean; otherwise the voxel in the middle of each block (of two the second, if there is one).
+    Blocks at the far edges may be smaller.
     """
     if factors == (1, 1, 1):
         return array
@@ -137,9 +259,6 @@ def smaller(array: NDArray[Any], factors: _Factors, *, mean: bool) -> NDArray[An
         shape = [-1 if n == axis else 1 for n in range(3)]
         result = np.add.reduceat(result, starts, axis=axis) / counts.reshape(shape)
     return result
-
-
-_Layers = dict[str, tuple[NDArray[Any], tuple[float, float]]]
 
 
 def _layers(scene: Scene, labels: LabelTable) -> tuple[_Layers, bool]:
@@ -205,164 +324,10 @@ def _reduced(layers: _Layers, grid: Grid, factors: _Factors) -> tuple[Grid, _Lay
         return grid, layers
     affine = grid.affine.copy()
     affine[:3, :3] = affine[:3, :3] * factors
+    # The centre of the first block, not that of its first voxel.
     affine[:3, 3] = grid.to_world([(factor - 1) / 2 for factor in factors])
     reduced: _Layers = {}
     for name, (array, scale) in layers.items():
         made = smaller(array, factors, mean=name == "image")
         reduced[name] = (np.round(made).astype(array.dtype) if name == "image" else made, scale)
     return Grid(reduced["image"][0].shape, affine), reduced
-
-
-_PRESETS_HU = (("Soft tissue", CT_WINDOW_HU), ("Lung", (-1350.0, 150.0)), ("Bone", (-500.0, 1300.0)))
-"""Windows of CT: level 40, width 400; level -600, width 1500; level 400, width 1800."""
-
-_LAYERS = (
-    ("image", "Image", True, 100),
-    ("reference", "Reference", False, 60),
-    ("prediction", "Prediction", True, 60),
-    ("errors", "Errors", True, 90),
-)
-"""Name, title, whether it is shown at first, and its opacity in percent."""
-
-
-class Ranked(NamedTuple):
-    """A case and whether it is among the worst or the best that are shown."""
-
-    case: str
-    rank: str
-
-
-@dataclass
-class Room:
-    """Mutable budget of a page, shared out among the cases that still have to come.
-
-    Args:
-        characters: What is left.
-        cases: Cases that have to come.
-    """
-
-    characters: int
-    cases: int
-
-    def share(self) -> int:
-        """The share of the next case."""
-        return max(1, self.characters // max(1, self.cases))
-
-    def take(self, characters: int) -> None:
-        """Count a case."""
-        self.characters, self.cases = self.characters - characters, self.cases - 1
-
-
-@dataclass(frozen=True)
-class ViewerCase:
-    """A case in the viewer.
-
-    Args:
-        name: What the page calls it.
-        rank: ``worst`` or ``best``.
-        packed: Its layers.
-        at: Voxel to open it at.
-        notes: What a reader should know about what is shown.
-        picture: Whether it is a picture, shown as it is: no one knows the patient's sides.
-    """
-
-    name: str
-    rank: str
-    packed: PackedCase
-    at: tuple[int, int, int]
-    notes: tuple[str, ...]
-    picture: bool = False
-
-
-def chosen_cases(ranked: Sequence[str], count: int) -> list[Ranked]:
-    """Half of them the worst, half the best, the worst first; all of them where there are no more.
-
-    Args:
-        ranked: Case ids, the worst first.
-        count: How many are wanted.
-    """
-    wanted = min(count, len(ranked))
-    worst, best = -(-wanted // 2), wanted // 2
-    chosen = [*ranked[:worst], *ranked[len(ranked) - best :]]
-    return [Ranked(case, "worst" if n < worst else "best") for n, case in enumerate(chosen)]
-
-
-def viewer_case(
-    scene: Scene, labels: LabelTable, organ: Sequence[int], name: str, rank: str, limit: int
-) -> ViewerCase | None:
-    """Pack a case.
-
-    Args:
-        scene: Its volumes, turned and cropped.
-        labels: The organs.
-        organ: Label values of the organ at whose largest error it opens.
-        name: What the page calls it.
-        rank: ``worst`` or ``best``.
-        limit: Largest size in characters.
-
-    Returns:
-        None if it does not fit.
-    """
-    packed = pack_case(scene, labels, limit)
-    if packed is None:
-        return None
-    position = scene.largest_error(organ)
-    i, j, k = (at // factor for at, factor in zip(position, packed.factors, strict=True))
-    return ViewerCase(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)), scene.picture)
-
-
-def viewer_context(cases: Sequence[ViewerCase], labels: LabelTable) -> dict[str, Any] | None:
-    """What the template of the viewer uses; None without cases.
-
-    ``facts`` goes to the script as JSON; ``blocks`` are the volumes, as (element id, base64).
-    """
-    if not cases:
-        return None
-    blocks = [(f"volume-{n}-{name}", data) for n, case in enumerate(cases) for name, data in case.packed.layers.items()]
-    organs = [{"name": name, "color": organ_color(n)} for n, name in enumerate(labels.organs)]
-    errors = [{"name": name, "color": ERROR_COLORS[name]} for name in ERROR_VALUES]
-    return {
-        "cases": cases,
-        "pictures": sum(case.picture for case in cases),
-        "organs": organs,
-        "errors": errors,
-        "layers": _LAYERS,
-        "blocks": blocks,
-        "facts": {"organs": organs, "errors": errors, "cases": [_facts(case) for case in cases]},
-        "library": base64.b64encode(asset("niivue.umd.js.gz")).decode("ascii"),
-        "script": asset("viewer.js").decode("utf-8"),
-        "licence": asset("niivue.LICENSE.txt").decode("utf-8"),
-    }
-
-
-@cache
-def asset(name: str) -> bytes:
-    """A file that comes with this package."""
-    return (files("pipeline.report") / "assets" / name).read_bytes()
-
-
-def _facts(case: ViewerCase) -> dict[str, Any]:
-    packed = case.packed
-    presets = _PRESETS_HU if packed.is_ct else (("Automatic", packed.window),) if packed.window else ()
-    windows = [{"name": name, "low": low, "high": high} for name, (low, high) in presets]
-    shown = {"organs": [organ - 1 for organ in packed.organs], "at": case.at, "picture": case.picture}
-    shown["flat"] = case.picture and packed.shape[2] == 1
-    return {"name": case.name, "notes": " ".join(case.notes), "windows": windows, **shown}
-
-
-def _notes(packed: PackedCase, scene: Scene) -> list[str]:
-    notes = []
-    if scene.image is None:
-        notes.append("No image is known of this case: label maps only.")
-    if packed.cropped:
-        notes.append("Cropped to the surroundings (15 mm) of reference and prediction.")
-    if packed.factors != (1, 1, 1):
-        kept = " × ".join(str(factor) for factor in packed.factors)
-        was, now = (" × ".join(f"{mm:.3g}" for mm in each) for each in (scene.spacing_mm, packed.spacing_mm))
-        notes.append(
-            f"Shown with fewer voxels than were scored: blocks of {kept} became one ({was} mm to {now} mm), so small "
-            "errors may not be seen. A larger --viewer-mb keeps more."
-        )
-    if scene.image is not None:
-        notes.append("Intensities in steps of 4 HU." if packed.is_ct else "Intensities in 256 steps.")
-    return notes

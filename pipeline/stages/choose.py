@@ -22,7 +22,7 @@ from pipeline.stages.cross_validate import (
     ModelUnderTest,
     cross_validate_models,
 )
-from pipeline.stages.postprocessing import write_postprocessing
+from pipeline.stages.postprocessing import postprocessing_lines, write_postprocessing
 
 
 @dataclass(frozen=True)
@@ -229,4 +229,4 @@ def choice_lines(choice: Choice) -> tuple[str, ...]:
     what = "the pair" if len(first.members) > 1 else "the model"
     best = f"Best: {what} {first.name}, mean Dice {score_cell(first.mean_dice, 4)} without post-processing."
     meaning = "Difference: to the best, of the mean Dice of a case, mean over cases; better, equal, worse: cases."
-    return (*text_table(header, rows), "", meaning, best, *choice.best.postprocessing.lines())
+    return (*text_table(header, rows), "", meaning, best, *postprocessing_lines(choice.best.postprocessing))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import write_bytes, write_json, write_text
+from pipeline.core.files import write_bytes, write_json
 from pipeline.core.progress import Progress, silent
-from pipeline.evaluate.measures import METRICS, Evaluation, Measures
-from pipeline.evaluate.results import read_evaluation
+from pipeline.core.tables import write_csv
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.results import Evaluation, read_evaluation
 from pipeline.evaluate.significance import PairedTest, Ranking, paired_tests, rankings
 from pipeline.report.compare_plots import difference_plot, rank_plot
 from pipeline.stages.evaluate import Meaning, evaluate
@@ -88,6 +88,7 @@ def compare(
             folder = out / name
             evaluate(path, references, folder, measures=measures, meaning=meaning, jobs=jobs, progress=progress)
         found[name] = read_evaluation(folder)
+    # Before any statistics: a difference between other cases or tolerances would be none between models.
     _require_comparable(found)
     scores = {name: evaluation.rows for name, evaluation in found.items()}
     tests, ranks = paired_tests(scores, seed), rankings(scores, seed)
@@ -136,14 +137,9 @@ def _require_comparable(found: dict[str, Evaluation]) -> None:
 
 
 def _write(out: Path, tests: Sequence[PairedTest], ranks: Sequence[Ranking], models: Sequence[str], cases: int) -> None:
-    names = [field.name for field in fields(PairedTest)]
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow([*(name for name in names if name != "interval_95"), "interval_low", "interval_high"])
-    for test in tests:
-        plain = [getattr(test, name) for name in names if name != "interval_95"]
-        table.writerow(["" if cell is None else cell for cell in (*plain, *(test.interval_95 or (None, None)))])
-    write_text(out / "comparison.csv", stream.getvalue())
+    names = [field.name for field in fields(PairedTest) if field.name != "interval_95"]
+    rows = [[*(getattr(test, name) for name in names), *(test.interval_95 or (None, None))] for test in tests]
+    write_csv(out / "comparison.csv", [[*names, "interval_low", "interval_high"], *rows])
     content: dict[str, Any] = {
         "models": list(models),
         "cases": cases,

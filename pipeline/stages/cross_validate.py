@@ -22,10 +22,11 @@ from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
-from pipeline.evaluate.measures import Row
+from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.results import read_summary, write_evaluation
 from pipeline.evaluate.scoring import evaluate_pairs
+from pipeline.evaluate.summary import organ_means
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.restore import segment
 from pipeline.infer.trained_model import TrainedModel
@@ -41,7 +42,6 @@ from pipeline.stages.postprocessing import (
     write_postprocessing,
 )
 from pipeline.stages.prediction_files import earlier_entries, note_prediction, prediction_entry, why_failed
-from pipeline.stages.prune import mean_scores
 
 FOLDER = "cross_validation"
 """In a model folder: predictions of the training cases, each by the fold that did not train on it, and their scores."""
@@ -215,8 +215,7 @@ def _fold_entry(fold: int, cases: Sequence[str], rows: Sequence[Row]) -> dict[st
     for row in rows:
         if row.case in scores:
             scores[row.case][row.name] = row.dice if row.counts else None
-    scored = [entry for entry in scores.values() if entry]
-    mean, dice = mean_scores(scored) if scored else (None, {})
+    mean, dice = organ_means(entry for entry in scores.values() if entry)
     return {"fold": fold, "cases": list(cases), "mean_dice": mean, "dice": dice}
 
 

@@ -11,9 +11,10 @@ from pipeline.core.files import write_json
 from pipeline.core.progress import Progress, silent
 from pipeline.model.folder import fold_folder
 from pipeline.phantom.torso import write_phantom
-from pipeline.stages.evaluate import evaluate, report
+from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
+from pipeline.stages.report import report
 from pipeline.stages.train import train
 from pipeline.train.log import EpochRecord
 from pipeline.train.state import Callbacks

@@ -1,14 +1,14 @@
-"""From predictions and references to scores, and from scores to a report."""
+"""From predictions and references to scores: ``scores.csv`` and ``summary.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, signature, write_json
+from pipeline.core.files import read_json, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.progress import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -23,7 +23,6 @@ from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.evaluate.results import write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
 from pipeline.evaluate.summary import read_metadata, summarize_subgroups
-from pipeline.report.report import write_report
 from pipeline.stages.memory import READING_WORKER_BYTES
 
 # Reference label maps of datasets that keep a mask per organ, so that predictions can be scored against them.
@@ -46,13 +45,6 @@ def merged_references(
     """Write the label maps of a dataset whose references are organ masks.
 
     Of a dataset that fixes its split, only the parts count of which a case was predicted.
-
-    Args:
-        predictions: Predicted label map or folder.
-        references: Anything that can be scored against.
-        out: Folder to write to.
-        jobs: Worker processes; by default as many as pay.
-        progress: Told after every case.
 
     Returns:
         ``out`` with one label map per case and ``labels.json``, and (case id, sentence) of those that failed; or
@@ -77,11 +69,7 @@ def merged_references(
 
 
 def write_reference(task: ReferenceTask) -> None:
-    """Merge the organ masks of a case and write the label map.
-
-    Raises:
-        VolsegError: If a mask cannot be used, or the label map not be written.
-    """
+    """Merge the organ masks of a case and write the label map."""
     write_label_map(read_reference(task.files), task.target, like=task.files.organs[0][1])
 
 
@@ -103,8 +91,6 @@ def _opened(references: Path) -> Dataset | None:
     return None
 
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_HTML = (".html", ".htm")
 _BYTES_PER_VOXEL = 16  # two label maps, twice each, and the faces of their organs
 
 
@@ -163,6 +149,7 @@ def evaluate(
     if measures.probabilities is not None and not measures.probabilities.is_dir():
         got, advice = "nothing there", "Check the path"
         raise VolsegError(sentence("probabilities", "a folder", got, advice, file=measures.probabilities))
+    # Masks per organ become label maps first, since predictions are compared with these.
     references, failed = merged_references(predictions, references, out / "references", jobs, progress)
     pairs = pair_files(predictions, references)
     notes: tuple[str, ...] = ()
@@ -176,55 +163,10 @@ def evaluate(
     return write_evaluation(replace(result, failures=(*result.failures, *failed)), out, extra=extra)
 
 
-def report(
-    evaluation: Path,
-    out: Path,
-    *,
-    overlays: int = 3,
-    viewer_cases: int = 20,
-    viewer_mb: float = 6.0,
-    show_names: bool = False,
-    title: str | None = None,
-    curves: Path | None = None,
-    say: Callable[[str], None] | None = None,
-) -> Path:
-    """Write the report of an evaluation, signed with version and date.
-
-    Args:
-        evaluation: Folder that :func:`evaluate` wrote.
-        out: HTML file; its name ends in ``.html`` or ``.htm``.
-        overlays: Worst and best cases to draw, each.
-        viewer_cases: Cases in the viewer, half of them the worst.
-        viewer_mb: Megabytes that their volumes may take.
-        show_names: Show case ids and paths instead of hashes.
-        title: Heading.
-        curves: PNG of training curves to include.
-        say: Told in one sentence if cases that were to be shown are not.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        VolsegError: If ``out`` has another ending, the evaluation cannot be read, ``curves`` is no PNG file, or the
-            report cannot be written.
-    """
-    if out.suffix.lower() not in _HTML:
-        rule, advice = "a file that ends in .html", f"Name it for example {out.stem or 'report'}.html"
-        raise VolsegError(sentence("out", rule, str(out), advice))
-    if curves is not None:
-        _require_png(curves)
-    return write_report(
-        evaluation,
-        out,
-        overlays=overlays,
-        viewer_cases=viewer_cases,
-        viewer_mb=viewer_mb,
-        show_names=show_names,
-        title=title,
-        curves=curves,
-        say=say,
-        **signature(),
-    )
+def exit_code(summary: Mapping[str, Any]) -> int:
+    """Exit code of an evaluation: 0 all fine, 2 some cases could not be scored, 3 none could."""
+    failed, cases = len(summary["failures"]), len(summary["cases"])
+    return 0 if not failed else 2 if failed < cases else 3
 
 
 def _labels(
@@ -233,17 +175,6 @@ def _labels(
     """The label table, what is measured with the predictions' values replaced by its, and notes."""
     chosen = choose_labels(predictions, references, meaning.labels, meaning.match, meaning.remap)
     return chosen.labels, replace(measures, remap=chosen.remap, unscored=chosen.unscored), chosen.notes
-
-
-def _require_png(path: Path) -> None:
-    """Refuse a wrong path before a report is written without the picture."""
-    try:
-        with path.open("rb") as stream:
-            found = "another file" if stream.read(len(_PNG)) != _PNG else ""
-    except OSError as error:
-        found = error.strerror or "one that cannot be read"
-    if found:
-        raise VolsegError(sentence("--curves", "a PNG picture", found, "Give the curves.png of a fold", file=path))
 
 
 def _case_bytes(pair: FilePair) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_text
+from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.progress import Progress, silent
+from pipeline.core.tables import write_csv
 from pipeline.data.label_files import label_table
 from pipeline.data.layouts import group_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
@@ -33,13 +31,7 @@ _BYTES_PER_VOXEL = 40  # the label map, the image, and both as the widest type o
 
 @dataclass(frozen=True)
 class StatsTask:
-    """One label map to measure.
-
-    Args:
-        case: Case id: the file's name without its suffix.
-        path: The label map.
-        image: The image's first channel, or None.
-    """
+    """One label map to measure, and its image's first channel if there is one."""
 
     case: str
     path: Path
@@ -78,50 +70,27 @@ def label_stats(
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         work = partial(measure_case, table)
         found, failed = collect(run, work, tasks, [task.case for task in tasks], progress, "measure", _task_bytes)
-    stream, channels = io.StringIO(), () if images is None else ("image",)
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(statistics_columns(channels))
-    for task in tasks:
-        own = () if task.image is None else channels
-        for row in found.get(task.case, ()):
-            writer.writerow(statistics_row(task.case, row.name, statistics_entry(row, own), channels))
-    write_text(out / "stats.csv", stream.getvalue())
+    channels = () if images is None else ("image",)
+    rows = [(task, row) for task in tasks for row in found.get(task.case, ())]
+    lines = [
+        statistics_row(task.case, row.name, statistics_entry(row, channels if task.image else ()), channels)
+        for task, row in rows
+    ]
+    write_csv(out / "stats.csv", [statistics_columns(channels), *lines])
     notes = [] if table else ["No label table found: organs are named after their label values."]
     without = [task.case for task in tasks if task.image is None and images is not None]
     if without:
         notes.append(f"{len(without)} label maps have no image of their name, e.g. {without[0]}: no intensities.")
     done = tuple(task.case for task in tasks if task.case in found)
-    rows = tuple(row for task in tasks for row in found.get(task.case, ()))
-    return Batch(done, (), tuple(sorted(failed)), tuple(notes)), rows
+    return Batch(done, (), tuple(sorted(failed)), tuple(notes)), tuple(row for _, row in rows)
 
 
 def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStatistics, ...]:
-    """Measure one label map.
-
-    Raises:
-        VolsegError: If a file cannot be used, or the two lie on different grids.
-    """
+    """Measure one label map, with the intensities of its image if there is one."""
     label_map = read_label_map(task.path, case=task.case)
     image = read_image(task.image, case=task.case) if task.image is not None else None
     table = labels or LabelTable({value: f"label_{value}" for value in label_map.values() if value > 0})
     return organ_statistics(label_map, table, image)
-
-
-def stats_table(rows: Sequence[OrganStatistics]) -> list[tuple[str, ...]]:
-    """Cells of a table: organ, cases that have it, median and range of the volume, mean intensity, cases cut off."""
-    lines: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(row.name for row in rows):
-        there = sorted((row for row in rows if row.name == name and row.voxels), key=lambda row: row.volume_ml)
-        if not there:
-            continue
-        volumes = [row.volume_ml for row in there]
-        middle = (volumes[(len(volumes) - 1) // 2] + volumes[len(volumes) // 2]) / 2
-        intensities = [mean for row in there for mean in row.means if mean is not None]
-        intensity = f"{sum(intensities) / len(intensities):.1f}" if intensities else "–"
-        cut = sum(row.touches_edge for row in there)
-        between = f"{volumes[0]:.4g} – {volumes[-1]:.4g}"
-        lines.append((name, str(len(there)), f"{middle:.4g}", between, intensity, str(cut)))
-    return lines
 
 
 def _tasks(label_maps: Path, images: Path | None) -> list[StatsTask]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import read_grid
-from pipeline.preprocess.fingerprint import CaseFingerprint
-from pipeline.preprocess.plan_file import Plan
+
+if TYPE_CHECKING:  # only for type checkers: `volseg evaluate` starts without the settings
+    from pipeline.preprocess.fingerprint import CaseFingerprint
+    from pipeline.preprocess.plan_file import Plan
 
 READING_WORKER_BYTES = 250 * 2**20
 """A worker that reads volumes, before its first case: its libraries."""

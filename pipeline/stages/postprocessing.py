@@ -1,10 +1,12 @@
-"""Which cleaning of the masks is worth keeping: what raises the Dice of cases that the network did not train on."""
+"""Which cleaning of the masks is worth keeping: what raises the Dice of cases that the network did not train on.
+
+First what a step of cleaning does to the scores of one case, then the choice, and last its files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import fsum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable
@@ -21,9 +24,8 @@ from pipeline.data.volumes import read_label_map
 from pipeline.engine.local import Run, map_cases
 from pipeline.evaluate.overlap import joint_histogram
 from pipeline.evaluate.pairing import FilePair
+from pipeline.evaluate.summary import mean_there, organ_means
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
-
-# What a step of cleaning does to the scores of one case; the work behind the choice of post-processing.
 
 StepKind = Literal["keep_largest", "remove_small", "fill_holes"]
 
@@ -33,19 +35,19 @@ SIZES_ML: tuple[float, ...] = tuple(round(m * 10.0**e, 3) for e in range(-3, 4) 
 Dice = Mapping[str, float | None]
 """Organ → Dice; None where the organ is in neither reference nor prediction."""
 
-_Box = tuple[slice, ...]
+RULE = (
+    "A step is kept if it raises the mean Dice of its organ over the cases, and does not lower the mean over organs. "
+    "First each step is tried alone, then those that helped are tried one after the other, in the order of this table."
+)
+_ADVICE = "Write it again with `volseg cross-validate`."
+_ORDER: tuple[StepKind, ...] = ("keep_largest", "remove_small", "fill_holes")
 _SLACK = 1e-9  # relative: volumes are products of spacings
+_ROUNDING = 1e-9  # of a mean of Dice
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do to one organ or region.
-
-    Args:
-        kind: What.
-        organ: To which organ or region.
-        min_ml: Of ``remove_small``, the volume a component must have to stay.
-    """
+    """One thing to do to one organ or region; ``min_ml`` is the volume a component must have to stay."""
 
     kind: StepKind
     organ: str
@@ -79,13 +81,7 @@ class EffectTask:
 
 @dataclass(frozen=True)
 class CaseEffects:
-    """Scores of one case.
-
-    Args:
-        case: Case id.
-        before: Of the prediction as it is.
-        after: For each step, the organs whose Dice it changed, with the new Dice.
-    """
+    """Scores of one case: of the prediction as it is, and for each step the organs whose Dice it changed."""
 
     case: str
     before: Dice
@@ -105,13 +101,15 @@ def size_effects(task: EffectTask) -> tuple[str, Dice, dict[str, tuple[float | N
     table = task.labels.indexed()
     counts = _counts(reference, index, task.labels)
     before = _scores(counts, task.labels)
-    boxes, found = _boxes(index), {}
+    boxes, found = _label_boxes(index), {}
     for name, values in table.target_values.items():
         box = _around(boxes, values, index.shape)
         if box is not None:
-            parts = [_component_sizes(reference[box], piece, values) for piece in _pieces(index[box], values)]
+            part = box.slices
+            parts = [_component_sizes(reference[part], piece, values) for piece in _pieces(index[part], values)]
             voxels, kept, shared = np.concatenate(parts, axis=1)
             total, volume_ml = int(counts[list(values)].sum()), voxels * voxel_ml
+            # The components are found once; every size that is tried only sums other ones.
             stays = [volume_ml >= size * (1 - _SLACK) for size in SIZES_ML]
             found[name] = tuple(_dice(total, int(kept[s].sum()), int(shared[s].sum())) for s in stays)
     return task.pair.case, before, found
@@ -121,15 +119,12 @@ def measure_effects(task: EffectTask) -> CaseEffects:
     """Scores of a case before and after each step, exactly, for all organs that the step changes.
 
     Only the surroundings of the organ are looked at again, so that a step costs as much as its organ is large.
-
-    Raises:
-        VolsegError: If a file cannot be read.
     """
     reference, index, voxel_ml = _read(task)
     labels, size = task.labels, task.labels.classes + 1
     counts = _counts(reference, index, labels)
     first = before = _scores(counts, labels)
-    boxes = _boxes(index)
+    boxes = _label_boxes(index)
     after: list[Dice] = []
     for step in task.steps:
         held = [n for n, left in enumerate(labels.without(step.organ)) if left != n]
@@ -137,19 +132,20 @@ def measure_effects(task: EffectTask) -> CaseEffects:
         if box is None:
             after.append({})
             continue
-        part = index[box]
+        there, part = reference[box.slices], index[box.slices]
         cleaned = step.cleaning().apply(part, labels, voxel_ml)
         changed = cleaned != part
-        rows = np.where(reference[box][changed] < 0, size - 1, reference[box][changed]).astype(np.int64) * size
+        # Only the voxels that changed move from one count to another.
+        rows = np.where(there[changed] < 0, size - 1, there[changed]).astype(np.int64) * size
         moved = np.bincount(rows + cleaned[changed], minlength=size * size).astype(np.int64)
         moved -= np.bincount(rows + part[changed], minlength=size * size)
         now = _scores(counts + moved.reshape(size, size), labels)
         after.append({name: dice for name, dice in now.items() if dice != before[name]})
         if task.follow:
             for n in np.unique(cleaned[changed]).tolist():
-                boxes[n] = box if n not in boxes else _union([box, boxes[n]])
+                boxes[n] = Box.union([box, boxes.get(n, box)]) or box
             counts, before = counts + moved.reshape(size, size), now
-            index[box] = cleaned
+            part[...] = cleaned
     return CaseEffects(task.pair.case, first, tuple(after))
 
 
@@ -198,45 +194,20 @@ def _dice(reference: int, prediction: int, shared: int) -> float | None:
     return 2 * shared / (reference + prediction) if reference + prediction else None
 
 
-def _boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, _Box]:
+def _label_boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, Box]:
     found = find_objects(index.astype(np.int32, copy=False))
-    return {n: box for n, box in enumerate(found, start=1) if box is not None}
+    return {n: Box.of(slices) for n, slices in enumerate(found, start=1) if slices is not None}
 
 
-def _around(boxes: Mapping[int, _Box], values: Sequence[int], shape: Sequence[int]) -> _Box | None:
+def _around(boxes: Mapping[int, Box], values: Sequence[int], shape: Sequence[int]) -> Box | None:
     """Box of some classes and one voxel around it, so that what is flat is flat because the volume is."""
-    there = [boxes[n] for n in values if n in boxes]
-    if not there:
-        return None
-    box = zip(_union(there), shape, strict=True)
-    return tuple(slice(max(0, side.start - 1), min(size, side.stop + 1)) for side, size in box)
-
-
-def _union(boxes: Sequence[_Box]) -> _Box:
-    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
-
-
-RULE = (
-    "A step is kept if it raises the mean Dice of its organ over the cases, and does not lower the mean over organs. "
-    "First each step is tried alone, then those that helped are tried one after the other, in the order of this table."
-)
-_ADVICE = "Write it again with `volseg cross-validate`."
-_ORDER: tuple[StepKind, ...] = ("keep_largest", "remove_small", "fill_holes")
-_ROUNDING = 1e-9  # of a mean of Dice
+    box = Box.union(boxes[n] for n in values if n in boxes)
+    return None if box is None else box.grown(1, shape)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One step, measured.
-
-    Args:
-        step: What was tried.
-        before: Mean Dice of its organ without it.
-        after: With it.
-        mean_before: Mean Dice over organs without it.
-        mean_after: With it.
-        kept: Whether it is kept.
-    """
+    """One step: mean Dice of its organ, and over organs, without and with it, and whether it is kept."""
 
     step: Step
     before: float
@@ -244,13 +215,6 @@ class Decision:
     mean_before: float
     mean_after: float
     kept: bool
-
-    def cells(self) -> tuple[str, ...]:
-        """What a table shows."""
-        size = "" if self.step.min_ml is None else f" below {self.step.min_ml:g} ml"
-        numbers = (self.before, self.after, self.mean_before, self.mean_after)
-        name = f"{self.step.kind.replace('_', ' ')}{size}"
-        return self.step.organ, name, *(score_cell(number, 4) for number in numbers), "yes" if self.kept else "no"
 
 
 @dataclass(frozen=True)
@@ -277,17 +241,6 @@ class Postprocessing:
             found |= decision.step.cleaning() if decision.kept else Cleaning()
         return found
 
-    def lines(self, everything: bool = False) -> tuple[str, ...]:
-        """What is kept (or everything that was tried) as a table, and what it gains."""
-        shown = [decision.cells() for decision in self.decisions if everything or decision.kept]
-        header = ("organ", "step", "Dice before", "after", "mean before", "after", "kept")
-        gain = f"{score_cell(self.mean_before, 4)} to {score_cell(self.mean_after, 4)}"
-        count = f"{sum(decision.kept for decision in self.decisions)} of {len(self.decisions)} steps kept"
-        return (
-            *((*text_table(header, shown), "") if shown else ()),
-            f"post-processing: {count}, mean Dice {gain} (cases: {self.cases})",
-        )
-
 
 def choose_postprocessing(
     pairs: Sequence[FilePair], labels: LabelTable, run: Run, progress: Progress
@@ -300,6 +253,7 @@ def choose_postprocessing(
         run: The engine's function.
         progress: Told after every case.
     """
+    # First the best size for each organ, so that "remove small" is one step like the others.
     tasks = [EffectTask(pair, labels) for pair in pairs]
     sized = [
         (before, by_size) for _, before, by_size in map_cases(run, progress, "component sizes")(size_effects, tasks)
@@ -324,7 +278,7 @@ def choose_postprocessing(
         if all(entry.kept for entry in together):
             break
         wanted = [entry.step for entry in together if entry.kept]  # without the others, do these still help?
-    before = _overall([entry for entry, _ in sized], labels.targets)
+    before = organ_means(entry for entry, _ in sized)[0]
     after = found[wanted[-1]].mean_after if wanted else before
     return Postprocessing(tuple(found.values()), len(sized), before, after)
 
@@ -332,21 +286,18 @@ def choose_postprocessing(
 def best_sizes(
     cases: Sequence[tuple[Dice, Mapping[str, Sequence[float | None]]]], organs: Sequence[str]
 ) -> dict[str, float]:
-    """The volume below which removing components of an organ helps it most.
+    """The volume in mL below which removing components of an organ helps it most, of equal ones the smallest.
 
     Args:
         cases: For each case the Dice of every organ as predicted, and of the organs predicted the Dice for each of
-            :data:`~pipeline.stages.postprocessing.SIZES_ML`.
-        organs: Their names.
-
-    Returns:
-        Organ → mL, of equal ones the smallest; organs that no volume helps are left out.
+            :data:`SIZES_ML`.
+        organs: Their names; those that no volume helps are left out of the result.
     """
     best = {}
     for organ in organs:
-        plain = _mean([before[organ] for before, _ in cases])
+        plain = mean_there([before[organ] for before, _ in cases])
         means = [
-            _mean([by_size[organ][n] if organ in by_size else before[organ] for before, by_size in cases])
+            mean_there([by_size[organ][n] if organ in by_size else before[organ] for before, by_size in cases])
             for n in range(len(SIZES_ML))
         ]
         highest = max((mean for mean in means if mean is not None), default=None)
@@ -360,39 +311,32 @@ def best_sizes(
 
 
 def judge(effects: Sequence[CaseEffects], steps: Sequence[Step], follow: bool) -> list[Decision]:
-    """Decide for each step whether it helps.
+    """Decide for each step, as it was measured on each case, whether it helps; steps on organs of no case are left out.
 
     Args:
         effects: What the steps did to each case.
-        steps: The steps, as they were measured.
+        steps: The steps.
         follow: Whether each step began where the one before it ended.
-
-    Returns:
-        One per step, in their order; those of organs that were in no case are left out.
     """
     if not effects:
         return []
-    organs = tuple(effects[0].before)
     scores = [dict(entry.before) for entry in effects]
-    mean_before, decisions = _overall(scores, organs), []
+    decisions = []
+    mean_before, means_before = organ_means(scores)
     for n, step in enumerate(steps):
         now = [{**case, **entry.after[n]} for case, entry in zip(scores, effects, strict=True)]
-        before, after = (_mean([case[step.organ] for case in cases]) for cases in (scores, now))
-        mean_after = _overall(now, organs)
+        mean_after, means_after = organ_means(now)
+        before, after = means_before[step.organ], means_after[step.organ]
         if before is not None and after is not None and mean_before is not None and mean_after is not None:
             kept = after > before + _ROUNDING and mean_after >= mean_before - _ROUNDING
             decisions.append(Decision(step, before, after, mean_before, mean_after, kept))
         if follow:
-            scores, mean_before = now, mean_after
+            scores, mean_before, means_before = now, mean_after, means_after
     return decisions
 
 
 def write_postprocessing(found: Postprocessing, folder: Path) -> None:
-    """Write ``postprocessing.json``, which predictions with the model in this folder follow, and ``postprocessing.md``.
-
-    Raises:
-        VolsegError: If the folder cannot be written to.
-    """
+    """Write ``postprocessing.json``, which predictions with the model follow, and ``postprocessing.md``."""
     content = {
         "kept": found.cleaning.to_json(),
         "rule": RULE,
@@ -400,17 +344,32 @@ def write_postprocessing(found: Postprocessing, folder: Path) -> None:
         "mean_dice": {"before": found.mean_before, "after": found.mean_after},
         "decisions": [asdict(decision) for decision in found.decisions],
     }
-    text = "\n".join(("# Post-processing", "", RULE, "", *found.lines(everything=True)))
+    text = "\n".join(("# Post-processing", "", RULE, "", *postprocessing_lines(found, everything=True)))
     write_text(folder / f"{Path(POSTPROCESSING_FILE).stem}.md", f"{text}\n")
     write_json(folder / POSTPROCESSING_FILE, content)
 
 
-def read_postprocessing(folder: Path) -> Postprocessing:
-    """Read what :func:`write_postprocessing` wrote.
+def postprocessing_lines(found: Postprocessing, everything: bool = False) -> tuple[str, ...]:
+    """What is kept (or everything that was tried) as a table, and what it gains."""
+    shown = [_cells(decision) for decision in found.decisions if everything or decision.kept]
+    header = ("organ", "step", "Dice before", "after", "mean before", "after", "kept")
+    gain = f"{score_cell(found.mean_before, 4)} to {score_cell(found.mean_after, 4)}"
+    count = f"{sum(decision.kept for decision in found.decisions)} of {len(found.decisions)} steps kept"
+    return (
+        *((*text_table(header, shown), "") if shown else ()),
+        f"post-processing: {count}, mean Dice {gain} (cases: {found.cases})",
+    )
 
-    Raises:
-        VolsegError: If it is missing or damaged.
-    """
+
+def _cells(decision: Decision) -> tuple[str, ...]:
+    step = decision.step
+    name = step.kind.replace("_", " ") + ("" if step.min_ml is None else f" below {step.min_ml:g} ml")
+    numbers = (decision.before, decision.after, decision.mean_before, decision.mean_after)
+    return step.organ, name, *(score_cell(number, 4) for number in numbers), "yes" if decision.kept else "no"
+
+
+def read_postprocessing(folder: Path) -> Postprocessing:
+    """Read what :func:`write_postprocessing` wrote; a VolsegError if it is missing or damaged."""
     path = folder / POSTPROCESSING_FILE
     content = read_json(path, _ADVICE)
     try:
@@ -419,13 +378,3 @@ def read_postprocessing(folder: Path) -> Postprocessing:
         return Postprocessing(tuple(decisions), int(content["cases"]), mean["before"], mean["after"])
     except (KeyError, TypeError, ValueError) as error:
         raise VolsegError(f"{path}: expected the decisions of a cross-validation, got {error!r}. {_ADVICE}") from None
-
-
-def _overall(cases: Sequence[Dice], organs: Sequence[str]) -> float | None:
-    """Mean over organs of the mean over cases."""
-    return _mean([_mean([case[organ] for case in cases]) for organ in organs])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fsum(there) / len(there) if there else None

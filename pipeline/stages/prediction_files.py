@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Any
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
+from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, snap_labels
@@ -147,17 +146,14 @@ def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels
         VolsegError: If they cannot be written.
     """
     entries = [cases[name] for name in sorted(cases)]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow((*statistics_columns(channels), "confidence"))
-    for entry in entries:
-        for name, organ in entry["organs"].items():
-            sure = organ.get("confidence")
-            row = statistics_row(entry["case"], name, organ, channels)
-            table.writerow((*row, "" if sure is None else f"{sure:.6g}"))
+    rows = [
+        (*statistics_row(entry["case"], name, organ, channels), organ.get("confidence"))
+        for entry in entries
+        for name, organ in entry["organs"].items()
+    ]
     content = {"channels": list(channels), "cases": entries, "conventions": list(_CONVENTIONS)}
     write_json(out / STATISTICS_FILES[0], content)
-    write_text(out / STATISTICS_FILES[1], text.getvalue())
+    write_csv(out / STATISTICS_FILES[1], [(*statistics_columns(channels), "confidence"), *rows], digits=6)
 
 
 # ``predictions.json`` beside the masks: which image each came from, how it was cleaned, and whether it is finished.

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from torch import nn
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import read_json, text_hash, write_bytes, write_json, write_text
 from pipeline.core.progress import Progress, silent
+from pipeline.core.tables import write_csv
+from pipeline.evaluate.summary import organ_means
 from pipeline.model.cost import MEMORY_MEANS, count_parameters, multiply_adds, watch_memory
 from pipeline.model.device import autocast, choose_device, choose_dtype, out_of_memory, to_device
 from pipeline.model.folder import (
@@ -35,198 +31,9 @@ from pipeline.model.folder import (
     write_card,
 )
 from pipeline.model.unetpp import UNetPlusPlus
-from pipeline.report.palette import LIGHT, figure_png
+from pipeline.report.pruning import LevelRow, PruningResult, pruning_markdown, pruning_plot, pruning_rows
 from pipeline.stages.model_files import PreparedFolds, validation_cases
 from pipeline.validation import make_validation
-
-# What pruning a UNet++ to each of its levels costs and gains: the values, as tables and as a picture.
-
-_COLUMNS = ("level", "Dice", "parameters", "multiply-adds", "s per case", "memory")
-
-
-@dataclass(frozen=True)
-class LevelRow:
-    """One level of a UNet++, measured.
-
-    Args:
-        level: Level L, the nodes with i + j <= L; None for the whole network averaging all of its heads.
-        mean_dice: Mean over organs; None if no case has any.
-        dice: Organ → mean Dice over the cases that have it; None where no case has it.
-        parameters: Trainable parameters.
-        multiply_adds: Of the convolutions, for one patch.
-        seconds_per_case: Median over cases: reading, windows, labels and scores.
-        peak_bytes: Highest memory; None where the system does not tell.
-    """
-
-    level: int | None
-    mean_dice: float | None
-    dice: Mapping[str, float | None]
-    parameters: int
-    multiply_adds: int
-    seconds_per_case: float
-    peak_bytes: int | None
-
-    @property
-    def name(self) -> str:
-        """``L2``, or ``average``."""
-        return "average" if self.level is None else f"L{self.level}"
-
-    def cells(self) -> tuple[str, ...]:
-        """What a table shows under :attr:`PruningResult.columns`."""
-        costs = (f"{self.parameters:,}", f"{self.multiply_adds / 1e9:,.2f} G", f"{self.seconds_per_case:.2f}")
-        memory = "-" if self.peak_bytes is None else f"{self.peak_bytes / 2**20:,.0f} MiB"
-        return self.name, _score(self.mean_dice), *costs, memory
-
-
-@dataclass(frozen=True)
-class PruningResult:
-    """All levels of a model side by side, and the one that was chosen.
-
-    Args:
-        source: Name of the model.
-        rows: One per level, ascending, then the average of all heads.
-        level: The level chosen.
-        tolerance_points: How many Dice points (hundredths) it may lie below the best level.
-        folds: Folds whose validation cases were scored.
-        cases: Number of these cases.
-        patch_size: The patch of the multiply-adds.
-        device: What computed.
-        memory: What the memory is; None if it was not measured.
-    """
-
-    source: str
-    rows: Sequence[LevelRow]
-    level: int
-    tolerance_points: float
-    folds: Sequence[int]
-    cases: int
-    patch_size: Sequence[int]
-    device: str
-    memory: str | None
-
-    columns = _COLUMNS
-
-    @property
-    def best(self) -> LevelRow:
-        """The level with the highest mean Dice; the average does not count."""
-        return max((row for row in self.rows if row.level is not None), key=lambda row: row.mean_dice or 0.0)
-
-    @property
-    def chosen(self) -> LevelRow:
-        """The row of the level chosen."""
-        return next(row for row in self.rows if row.level == self.level)
-
-    @property
-    def verdict(self) -> str:
-        """Why this level, in one sentence."""
-        points, best = f"within {self.tolerance_points:g} Dice points of", _score(self.best.mean_dice)
-        if self.chosen is self.best:
-            return f"{self.best.name} is the best level (mean Dice {best}); no smaller one is {points} it."
-        scores = f"{_score(self.chosen.mean_dice)} and {best}"
-        return f"{self.chosen.name} is the smallest level {points} the best, {self.best.name} (mean Dice {scores})."
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
-        return asdict(self)
-
-
-def pruning_csv(result: PruningResult) -> str:
-    """One line per row: all numbers as they were measured, then the Dice of every organ."""
-    organs = list(result.rows[0].dice)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    numbers = ["mean_dice", "parameters", "multiply_adds", "seconds_per_case", "peak_bytes"]
-    writer.writerow(["level", *numbers, "chosen", *(f"dice_{organ}" for organ in organs)])
-    for row in result.rows:
-        values = [getattr(row, name) for name in numbers] + [row.dice[organ] for organ in organs]
-        cells = ["" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values]
-        chosen = "yes" if row.level == result.level else "no"
-        writer.writerow([row.name, *cells[: len(numbers)], chosen, *cells[len(numbers) :]])
-    return stream.getvalue()
-
-
-def pruning_markdown(result: PruningResult) -> str:
-    """The table, the choice, how it was measured, and the Dice of every organ."""
-    folds = ("fold " if len(result.folds) == 1 else "folds ") + ", ".join(map(str, result.folds))
-    patch = " x ".join(map(str, result.patch_size))
-    organs = [[organ, *(_score(row.dice[organ]) for row in result.rows)] for organ in result.rows[0].dice]
-    notes = [
-        f"Measured on the {result.cases} validation cases of {folds} with {result.device}.",
-        "Level L keeps the nodes with i + j <= L and predicts with the head on x0_L; average is the whole network with"
-        " the mean of all heads' probabilities.",
-        "Dice: full volumes on the prepared grid, without mirroring.",
-        f"Multiply-adds: of the convolutions, for one patch of {patch}.",
-        "Seconds per case: median of reading, windows, labels and scores.",
-        f"Memory: {result.memory}." if result.memory else "Memory: not told by this system.",
-    ]
-    blocks = [
-        f"# Pruning {result.source}",
-        f"**{result.verdict}**",
-        _table(result.columns, [row.cells() for row in result.rows]),
-        "\n".join(f"- {note}" for note in notes),
-        "## Dice per organ",
-        _table(["organ", *(row.name for row in result.rows)], organs),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def pruning_plot(result: PruningResult) -> bytes:
-    """Dice against seconds per case and against parameters, one labelled point per level.
-
-    Returns:
-        PNG on white; rows without a Dice are left out.
-    """
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    rows = [row for row in result.rows if row.mean_dice is not None]
-    _panel(left, result, rows, [row.seconds_per_case for row in rows])
-    _panel(right, result, rows, [float(row.parameters) for row in rows])
-    left.set_ylabel("Mean Dice")
-    left.set_xlabel("Seconds per case")
-    left.set_xlim(left=0)
-    right.set_xlabel("Parameters")
-    right.set_xscale("log")
-    right.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0), numticks=12))
-    right.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    right.xaxis.set_minor_locator(NullLocator())
-    handles = [Line2D([], [], color=LIGHT.accent, marker="o", markersize=8, linestyle="none"), left.get_lines()[-1]]
-    meanings = ["chosen", f"best - {result.tolerance_points:g} Dice points"]
-    left.legend(handles, meanings, loc="best", fontsize=9, frameon=False, labelcolor=LIGHT.text)
-    return figure_png(figure, 150, transparent=False)
-
-
-def _panel(axes: Axes, result: PruningResult, rows: Sequence[LevelRow], x: Sequence[float]) -> None:
-    dice = [row.mean_dice or 0.0 for row in rows]
-    line = [(a, b) for a, b, row in zip(x, dice, rows, strict=True) if row.level is not None]
-    axes.plot(*zip(*line, strict=True), color=LIGHT.mark, linewidth=1, alpha=0.5, zorder=2)
-    for place, row in zip(zip(x, dice, strict=True), rows, strict=True):
-        chosen, average = row.level == result.level, row.level is None
-        color, fill = LIGHT.accent if chosen else LIGHT.mark, "none" if average else None
-        axes.plot(*place, "D" if average else "o", color=color, markerfacecolor=fill, markersize=8, zorder=3)
-        shift = (0, -17 if average else 8)  # it lies where the deepest level lies, or nearly so
-        axes.annotate(row.name, place, shift, textcoords="offset points", ha="center", color=color, fontsize=9)
-    limit = (result.best.mean_dice or 0.0) - result.tolerance_points / 100
-    axes.axhline(limit, color=LIGHT.text, linewidth=1, linestyle=":")
-    axes.margins(0.12, 0.2)
-    axes.set_axisbelow(True)
-    axes.grid(color=LIGHT.grid, linewidth=0.8)
-    axes.tick_params(colors=LIGHT.text, length=0, labelsize=9)
-    axes.xaxis.label.set_color(LIGHT.text)
-    axes.yaxis.label.set_color(LIGHT.text)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-# Measuring every level of a trained UNet++ on validation cases: Dice, size, time, memory.
 
 CaseDice = Mapping[str, Mapping[str, float | None]]
 """Case id → organ → Dice; None where the organ is in neither reference nor prediction."""
@@ -234,15 +41,7 @@ CaseDice = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class LevelTask:
-    """What is measured on what.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset.
-        splits: Fold → its validation cases.
-        device: Where to compute.
-    """
+    """A model folder and its description, the prepared dataset, fold → validation cases, and where to compute."""
 
     model: Path
     card: ModelCard
@@ -253,30 +52,14 @@ class LevelTask:
 
 @dataclass(frozen=True)
 class MeasuredLevel:
-    """One level on all validation cases.
-
-    Args:
-        row: What is shown of it.
-        folds: Fold → Dice of its validation cases.
-    """
+    """One level on all validation cases: what is shown of it, and for each fold the Dice of its cases."""
 
     row: LevelRow
     folds: Mapping[int, CaseDice]
 
 
 def measure_levels(task: LevelTask, on_case: Callable[[], None]) -> Iterator[MeasuredLevel]:
-    """Measure the levels one after the other, the smallest first, and then the average of all heads.
-
-    Args:
-        task: The model, which has a head on every level, and the cases.
-        on_case: Called after every case.
-
-    Yields:
-        One entry per level, ascending, then that of the average.
-
-    Raises:
-        VolsegError: If weights or cases cannot be read, or the memory is too small.
-    """
+    """Measure the levels one after the other, the smallest first, and then the average of all heads."""
     with torch.device("meta"):
         network = supervised(task.card.network.build(), task.model)
         parts = [_part(network, level) for level in range(1, network.depth + 1)]
@@ -286,21 +69,13 @@ def measure_levels(task: LevelTask, on_case: Callable[[], None]) -> Iterator[Mea
             measured = {fold: _measure(task, level, fold, on_case) for fold in task.splits}
             folds = {fold: {case: dice for case, (dice, _) in cases.items()} for fold, cases in measured.items()}
             seconds = median(duration for cases in measured.values() for _, duration in cases.values())
-            mean, dice = mean_scores([row for cases in folds.values() for row in cases.values()])
+            mean, dice = organ_means([row for cases in folds.values() for row in cases.values()])
             size = count_parameters(part), multiply_adds(part, task.card.network.patch_size, part.in_channels)
             yield MeasuredLevel(LevelRow(level, mean, dice, *size, seconds, peak_bytes()), folds)
 
 
 def supervised(network: nn.Module, model: Path) -> UNetPlusPlus:
-    """The network, if it has levels to choose from.
-
-    Args:
-        network: Of a model folder.
-        model: This folder, for messages.
-
-    Raises:
-        VolsegError: If it is neither UNet++ nor UNet+, or has a single head.
-    """
+    """The network of a model folder, if it has levels to choose from, else a VolsegError."""
     if not isinstance(network, UNetPlusPlus):
         got, advice = type(network).__name__, "Other networks have no levels to choose from"
         raise VolsegError(sentence("network", "unetpp or unetplus", got, advice, file=model))
@@ -310,33 +85,8 @@ def supervised(network: nn.Module, model: Path) -> UNetPlusPlus:
     return network
 
 
-def mean_scores(rows: Sequence[Mapping[str, float | None]]) -> tuple[float | None, dict[str, float | None]]:
-    """Mean over organs of the mean over cases, and the latter; None where there is nothing to average.
-
-    Args:
-        rows: Organ → Dice of each case, at least one case.
-    """
-    columns = {organ: [value for row in rows if (value := row[organ]) is not None] for organ in rows[0]}
-    dice = {organ: fmean(values) if values else None for organ, values in columns.items()}
-    means = [value for value in dice.values() if value is not None]
-    return (fmean(means) if means else None), dice
-
-
 def load_level(model: Path, card: ModelCard, fold: int, level: int | None) -> UNetPlusPlus:
-    """A trained network, cut off at a level.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        fold: A trained fold.
-        level: 1 to the depth of the network; None for the whole network, averaging all of its heads.
-
-    Returns:
-        The network on the CPU in evaluation mode.
-
-    Raises:
-        VolsegError: If the weights cannot be read.
-    """
+    """A trained network cut off at a level, on the CPU in evaluation mode; level None averages all of its heads."""
     return _part(supervised(load_network(model, card, fold), model), level)
 
 
@@ -409,13 +159,13 @@ def prune(
         network = supervised(card.network.build(), model)
     if not (math.isfinite(tolerance_points) and tolerance_points >= 0):
         raise ConfigError([sentence("tolerance", "0 or more Dice points", tolerance_points, "Try 0.5")], "pruning")
-    identity = text_hash(card.model_dump_json())
-    _require_own_folder(out, model, identity)
+    content_hash = text_hash(card.model_dump_json())
+    _require_own_folder(out, model, content_hash)
     wanted = sorted(set(wanted_folds(model, folds)))
     splits = validation_cases(model, card, PreparedFolds.read(prepared), wanted)
     place = choose_device(device)
     if not (out / "pruning.json").is_file():  # marks the folder as ours, and shows now whether it can be written to
-        write_json(out / "pruning.json", {"model": identity})
+        write_json(out / "pruning.json", {"model": content_hash})
     total = sum(map(len, splits.values())) * (network.depth + 1)
     done = iter(range(1, total + 1))
     measured = list(
@@ -434,7 +184,7 @@ def prune(
         device=_describe(place),
         memory=MEMORY_MEANS[place.type] if known else None,
     )
-    write_json(out / "pruning.json", {"model": identity, **result.to_json()})
+    write_json(out / "pruning.json", {"model": content_hash, **result.to_json()})
     options = network.options.pruned(result.level).model_dump(mode="json")
     note = {"pruned_from": result.source, "pruned_level": str(result.level)}
     smaller = {
@@ -443,18 +193,14 @@ def prune(
     }
     _write_folds(model, card, out, measured[result.level - 1])
     write_card(out, card.model_copy(update=smaller))  # last: without it the folder is no model
-    write_text(out / "pruning.csv", pruning_csv(result))
+    write_csv(out / "pruning.csv", pruning_rows(result), digits=6)
     write_text(out / "pruning.md", pruning_markdown(result))
     write_bytes(out / "pruning.png", pruning_plot(result))
     return result
 
 
 def smallest_level(rows: Sequence[LevelRow], tolerance_points: float) -> int:
-    """The smallest level whose mean Dice is at most the tolerance below that of the best.
-
-    Args:
-        rows: One per level, ascending; the average of all heads, which is no level, is passed over.
-        tolerance_points: In hundredths of Dice.
+    """The smallest level whose mean Dice is at most the tolerance (hundredths) below that of the best.
 
     Raises:
         VolsegError: If no level has a mean Dice.
@@ -466,12 +212,12 @@ def smallest_level(rows: Sequence[LevelRow], tolerance_points: float) -> int:
     return min(level for level, dice in scored.items() if dice >= limit)
 
 
-def _require_own_folder(out: Path, model: Path, identity: str) -> None:
+def _require_own_folder(out: Path, model: Path, content_hash: str) -> None:
     """Refuse a folder that holds anything but an earlier pruning of the same model."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     mark = out / "pruning.json"
-    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != identity:
+    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != content_hash:
         rule, got = "a new folder, or an earlier pruning of this model", "another model or other files"
         raise VolsegError(sentence("output folder", rule, got, "Choose another one with --out", file=out))
 
@@ -493,7 +239,7 @@ def _write_folds(model: Path, card: ModelCard, out: Path, measured: MeasuredLeve
         (home / "validation.json").unlink(missing_ok=True)
         if fold in measured.folds:
             cases = measured.folds[fold]
-            mean, dice = mean_scores(list(cases.values()))
+            mean, dice = organ_means(cases.values())
             content = {"grid": "prepared", "weights": "best", "mean_dice": mean, "organs": dice, "cases": cases}
             write_json(home / "validation.json", content)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import read_json, write_json
 from pipeline.core.progress import Progress, silent
+from pipeline.core.tables import write_csv
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import read_remap
@@ -150,12 +149,9 @@ def _write_log(out: Path, head: dict[str, Any], result: Repair) -> None:
     changes = [asdict(change) for change in result.changes]
     kinds = {"copied": list(result.copied), "repaired": list(result.repaired)}
     write_json(out / _LOG, {**head, **kinds, "left_out": left_out, "changes": changes})
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([column.name for column in fields(Change)])
-    writer.writerows(astuple(change) for change in result.changes)
-    writer.writerows((case, "", "", "left out", message, "") for case, message in result.left_out)
-    write_text(out / "fixes.csv", table.getvalue())
+    header = [column.name for column in fields(Change)]
+    lost = [(case, "", "", "left out", message, "") for case, message in result.left_out]
+    write_csv(out / "fixes.csv", [header, *map(astuple, result.changes), *lost])
 
 
 def _require_own_folder(opened: Dataset, dataset: Path, out: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import signature, text_hash, write_json
 from pipeline.core.machine import keep_freed_memory
+from pipeline.core.tables import number_cell
 from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
@@ -432,7 +433,7 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
         f"Training on {planned.card.plan.dataset}, fold {planned.fold}",
         pictures=[Picture("Learning curves", curves.read_bytes(), alt)] if curves.is_file() else [],
         numbers=[
-            ("Mean foreground Dice", _number(scores.mean_dice), "best weights, prepared grid"),
+            ("Mean foreground Dice", number_cell(scores.mean_dice), "best weights, prepared grid"),
             ("Network", spec.name, f"{spec.dims}D, patch {' × '.join(map(str, spec.patch_size))}"),
             ("Epochs", str(len(records)), f"{result.progress.iteration:,} iterations"),
             ("Time", f"{result.progress.elapsed_s / 60:.0f} min", "over all runs"),
@@ -446,7 +447,7 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
 
 
 def _organs(result: TrainResult) -> Table:
-    rows = tuple((organ, _number(dice)) for organ, dice in result.scores.dice.items())
+    rows = tuple((organ, number_cell(dice)) for organ, dice in result.scores.dice.items())
     cases = len(result.scores.cases)
     return Table("Organs", f"Dice of the best weights on {cases} validation cases.", ("Organ", "Dice"), rows)
 
@@ -457,12 +458,8 @@ def _validations(records: Sequence[EpochRecord]) -> list[Table]:
     every = max(1, -(-len(validated) // _VALIDATIONS_SHOWN))
     shown = validated[::-1][::every][::-1]
     rows = tuple(
-        (str(record.epoch), f"{record.loss:.4f}", f"{record.learning_rate:.2e}", _number(record.mean_dice))
+        (str(record.epoch), f"{record.loss:.4f}", f"{record.learning_rate:.2e}", number_cell(record.mean_dice))
         for record in shown
     )
     caption = "All validations." if every == 1 else f"One of {every} validations; history.csv has all."
     return [Table("Validations", caption, ("Epoch", "Loss", "Learning rate", "Mean Dice"), rows)] if rows else []
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.core.files import atomic_path, write_text
+from pipeline.core.files import atomic_path
+from pipeline.core.tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,10 @@ def write_history(records: Sequence[EpochRecord], path: Path) -> None:
     """Write all epochs as CSV, one column per organ; cells of epochs without validation stay empty."""
     # All epochs are written anew: an organ may first be scored in a later one, and gets a column then.
     organs = list(dict.fromkeys(organ for record in records for organ in record.dice))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     plain = [name for name in EpochRecord.__dataclass_fields__ if name != "dice"]
-    writer.writerow([*plain, *(f"dice_{organ}" for organ in organs)])
-    for record in records:
-        values = [getattr(record, name) for name in plain] + [record.dice.get(organ) for organ in organs]
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
-    write_text(path, stream.getvalue())
+    header = [*plain, *(f"dice_{organ}" for organ in organs)]
+    rows = ([getattr(e, name) for name in plain] + [e.dice.get(organ) for organ in organs] for e in records)
+    write_csv(path, [header, *rows], digits=6)
 
 
 _LOGGED = ("loss", "learning_rate", "patches_per_s", "data_share", "peak_memory_mb", "gflops", "ceiling_gflops")

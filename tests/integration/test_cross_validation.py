@@ -25,8 +25,8 @@ from pipeline.model.folder import fold_folder, read_card, write_card
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.convert import convert
 from pipeline.stages.cross_validate import cross_validate
-from pipeline.stages.evaluate import report
 from pipeline.stages.prepare import preprocess
+from pipeline.stages.report import report
 from pipeline.stages.train_folds import train_folds
 
 

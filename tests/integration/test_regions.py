@@ -18,9 +18,10 @@ from pipeline.data.volumes import read_label_map
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
-from pipeline.stages.evaluate import evaluate, report
+from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
+from pipeline.stages.report import report
 from pipeline.stages.train import train
 
 BOXES = LabelTable({1: "box_left", 2: "box_small"}, None, {"both": (1, 2), "small": (2,)})

@@ -10,7 +10,8 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from monai.metrics.utils import get_edge_surface_distance
 from solids import ball, box, faces_of
 
-from pipeline.evaluate.compat import COMPAT_TOOLS, Organ, compat_scores, voxel_scores
+from pipeline.evaluate.compat import Organ, compat_scores, voxel_scores
+from pipeline.evaluate.metrics import COMPAT_TOOLS
 
 CASES = ("rod", "spheres", "noise", "edge")
 

@@ -6,6 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
+from pipeline.core.box import Box
 from pipeline.evaluate.calibration import calibration, dilated_box
 from pipeline.evaluate.lesions import lesion_scores
 
@@ -66,5 +67,5 @@ def test_calibration_by_hand():
 
 
 def test_the_box_reaches_10_mm_further_within_the_volume():
-    box = dilated_box((slice(1, 3), slice(20, 30), slice(4, 5)), (5, 40, 100), (2.5, 1.0, 4.0))
-    assert box == (slice(0, 5), slice(10, 40), slice(1, 8))
+    box = dilated_box(Box((1, 20, 4), (3, 30, 5)), (5, 40, 100), (2.5, 1.0, 4.0))
+    assert box == Box((0, 10, 1), (5, 40, 8))

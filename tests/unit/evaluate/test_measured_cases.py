@@ -11,7 +11,8 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map, write_voxels
 from pipeline.evaluate.case import diagonal_mm, score_case, score_without_prediction
-from pipeline.evaluate.measures import METRICS, Measures
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.probability_files import read_probabilities
 from pipeline.evaluate.scoring import evaluate, evaluate_pairs
 from pipeline.evaluate.summary import summarize
@@ -45,7 +46,7 @@ def test_a_missed_organ_gets_the_worst_of_everything():
         for column in EVERYTHING.columns("lesion"):
             if column in METRICS:
                 assert row.value(column) == METRICS[column].worst
-        assert row.penalised("hd95_mm") == pytest.approx(diagonal_mm(label_map()))
+        assert row.entry("hd95_mm") == pytest.approx(diagonal_mm(label_map()))
     absent = score_case(label_map(lesion=(0, 0)), label_map(lesion=(0, 0)), TABLE, "a", EVERYTHING)[1]
     assert all(math.isnan(absent.value(column)) for column in EVERYTHING.columns("lesion"))
 

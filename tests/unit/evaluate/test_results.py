@@ -7,8 +7,9 @@ import pytest
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.measures import EvaluatedCase, Evaluation, Measures, Row
-from pipeline.evaluate.results import read_evaluation, read_summary, write_evaluation
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.results import Evaluation, ScoredFiles, read_evaluation, read_summary, write_evaluation
 
 NAN = float("nan")
 
@@ -22,8 +23,8 @@ def evaluation(tmp_path):
             Row("a", (3,), "spleen, accessory", "true_negative", NAN, NAN, 0.0, 0.0),
         ),
         cases=(
-            EvaluatedCase("a", tmp_path / "a.nii.gz", tmp_path / "p.nii.gz", (tmp_path / "i.nii.gz",)),
-            EvaluatedCase("b", tmp_path / "b.nii.gz"),
+            ScoredFiles("a", tmp_path / "a.nii.gz", tmp_path / "p.nii.gz", (tmp_path / "i.nii.gz",)),
+            ScoredFiles("b", tmp_path / "b.nii.gz"),
         ),
         failures=(("b", "case b: unreadable."),),
         notes=("A note.",),
@@ -57,7 +58,7 @@ def test_regions_keep_their_values(tmp_path):
         Row("a", (1, 2), "disc", "scored", 0.5, 1 / 3, 10.5, 11.0),
         Row("a", (2,), "cup", "missed", 0.0, 0.0, 2.0, 0.0),
     )
-    write_evaluation(Evaluation(table, rows, (EvaluatedCase("a", tmp_path / "a.nii.gz"),)), tmp_path)
+    write_evaluation(Evaluation(table, rows, (ScoredFiles("a", tmp_path / "a.nii.gz"),)), tmp_path)
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in lines[1:]] == [["a", "1+2", "disc"], ["a", "2", "cup"]]
     organs = read_summary(tmp_path)["organs"]
@@ -95,7 +96,7 @@ def test_measured_columns_come_back_and_infinity_is_written_out(tmp_path):
     row = Row("a", (1,), "liver", "missed", 0.0, 0.0, 8.0, 0.0, more)
     measures = Measures(tolerances_mm={"liver": 3.0}, compat=("medpy",), lesions=("liver",), remap={5: 1})
     evaluation = Evaluation(
-        LabelTable({1: "liver"}), (row,), (EvaluatedCase("a", tmp_path / "a.nii.gz"),), (), (), measures
+        LabelTable({1: "liver"}), (row,), (ScoredFiles("a", tmp_path / "a.nii.gz"),), (), (), measures
     )
     summary = write_evaluation(evaluation, tmp_path)
     lines = (tmp_path / "scores.csv").read_text().splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from pipeline.evaluate.measures import Row
+from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.significance import holm, paired_difference, paired_tests, rankings
 
 

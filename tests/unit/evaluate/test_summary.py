@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluate.measures import Row
-from pipeline.evaluate.summary import TABLE_COLUMNS, summarize, table_rows
+from pipeline.console.printing import TABLE_COLUMNS, table_rows
+from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.summary import summarize
 
 NAN = float("nan")
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from solids import ball, box, compared, faces_of
 
-from pipeline.evaluate.surface import label_faces, surface_scores, surface_spreads
+from pipeline.core.box import Box
+from pipeline.evaluate.surface import distance_distributions, label_faces, surface_scores
 
 CUBE = box((48, 44, 44), (2, 2, 2), (40, 40, 40))
 SPHERE = ball((54, 54, 80), (26.5, 26.5, 26.5), 25)
@@ -76,7 +77,7 @@ def test_distances_at_lattice_points_are_those_of_all_rectangles():
     generator = np.random.default_rng(2)
     spacing = np.array([1.0, 0.7, 1.9])
     one, other = (generator.random((4, 5, 4)) < 0.3 for _ in range(2))
-    spread, _ = surface_spreads(faces_of(one), faces_of(other), one.shape, tuple(spacing))
+    spread, _ = distance_distributions(faces_of(one), faces_of(other), one.shape, tuple(spacing))
     lows, highs = [], []
     for axis, faces in enumerate(faces_of(other)):
         extent = np.array([n != axis for n in range(3)])
@@ -99,7 +100,7 @@ def test_faces_that_touch_the_ignore_label_belong_to_no_surface():
     array[4:, :, :] = 9
     surface = label_faces(array, ignore=9).of((1,))
     assert [len(part.above) for part in surface] == [4, 8, 8]
-    assert label_faces(array, ignore=9).box((1,)) == (slice(2, 4), slice(2, 4), slice(2, 4))
+    assert label_faces(array, ignore=9).box((1,)) == Box((2, 2, 2), (4, 4, 4))
     assert label_faces(array, ignore=9).box((5,)) is None
 
 
@@ -124,7 +125,7 @@ def test_percentile_of_a_step_and_of_a_ramp():
     found = surface_scores(surface, half, (1, 1, 1), (1.0, 1.0, 1.0), 0.0)
     assert astuple(found) == (0.0, 0.0, 0.0, 0.0, 1.0)
     slab, moved = box((8, 8, 4), (0, 0, 0), (8, 8, 2)), box((8, 8, 4), (0, 0, 0), (8, 8, 3))
-    spread = surface_spreads(faces_of(slab), faces_of(moved), slab.shape, (1.0, 1.0, 1.0))[0]
+    spread = distance_distributions(faces_of(slab), faces_of(moved), slab.shape, (1.0, 1.0, 1.0))[0]
     assert spread.total_mm2 == pytest.approx(2 * 64 + 4 * 16)
     assert spread.percentile(100 * 128 / 192) == pytest.approx(0.0, abs=1e-6)  # all but the upper face coincides
     assert spread.percentile(100) == pytest.approx(1.0, abs=1e-6)

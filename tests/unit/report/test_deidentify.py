@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluate.measures import EvaluatedCase
+from pipeline.evaluate.results import ScoredFiles
 from pipeline.report.deidentify import names_of
 
-CASE = EvaluatedCase(
+CASE = ScoredFiles(
     "JOHN DOE 12345678",
     Path("/home/klinik/refs/JOHN DOE 12345678.nii.gz"),
     Path("/home/klinik/pred/JOHN DOE 12345678.nii.gz"),
@@ -15,7 +15,7 @@ CASE = EvaluatedCase(
 
 @pytest.fixture
 def names():
-    return names_of([CASE, EvaluatedCase("b", Path("/home/klinik/refs/b.nii.gz"))], show=False)
+    return names_of([CASE, ScoredFiles("b", Path("/home/klinik/refs/b.nii.gz"))], show=False)
 
 
 def test_an_alias_is_short_and_the_same_in_every_report(names):
@@ -55,7 +55,7 @@ def test_what_may_still_hold_a_name_is_withheld(names, text):
 
 
 def test_parts_of_ids_that_underscores_join_are_withheld():
-    one = EvaluatedCase("SMITH_JOHN_T1", Path("/home/klinik/王伟/SMITH_JOHN_T1.nii.gz"))
+    one = ScoredFiles("SMITH_JOHN_T1", Path("/home/klinik/王伟/SMITH_JOHN_T1.nii.gz"))
     names = names_of([one], show=False)
     for text in ("SMITH_JOHN is odd.", "SMITH_JOHN_T1_0000 is odd.", "Mr smith is odd.", "王伟 is odd."):
         assert names.text(text) is None

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 from matplotlib import image as pictures
 
-from pipeline.evaluate.measures import Row
+from pipeline.evaluate.metrics import Row
 from pipeline.report.palette import DARK, LIGHT, organ_color
 from pipeline.report.plots import MOST_PANELS, agreement_panels, dice_against_volume, metric_boxplots, volume_agreement
 

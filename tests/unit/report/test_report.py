@@ -14,8 +14,9 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import read_label_map, write_image, write_label_map
-from pipeline.evaluate.measures import Evaluation, Measures, Row
-from pipeline.evaluate.results import write_evaluation
+from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.results import Evaluation, write_evaluation
 from pipeline.evaluate.scoring import evaluate
 from pipeline.report.report import case_status, worst_rows, write_report
 
@@ -220,7 +221,7 @@ def test_unreadable_images_and_label_maps_are_notes(folder):
     (folder / "data" / "imagesTs" / "a_0000.nii.gz").write_bytes(b"?")
     (folder / "pred" / "b.nii.gz").unlink()
     said = []
-    page = Page(report(folder, overlays=3, curves=folder / "no.png", say=said.append))
+    page = Page(report(folder, overlays=3, curves=folder / "no.png", log=said.append))
     (note,) = said
     assert note.startswith("note  2 notes in the report on cases that it does not show in full, e.g. ")
     assert "a: left out of the viewer, and of the image in its picture" in page.text

@@ -11,7 +11,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.report.overlay import build_scene
-from pipeline.report.viewer import Room, asset, chosen_cases, nifti_base64, pack_case, smaller
+from pipeline.report.viewer import SizeBudget, asset, chosen_cases, nifti_base64, pack_case, smaller
 
 
 def test_half_of_the_cases_are_the_worst_and_half_the_best():
@@ -21,7 +21,7 @@ def test_half_of_the_cases_are_the_worst_and_half_the_best():
 
 
 def test_what_a_small_case_leaves_goes_to_the_others():
-    room = Room(90, 3)
+    room = SizeBudget(90, 3)
     assert room.share() == 30
     room.take(10)
     assert room.share() == 40

@@ -26,6 +26,7 @@ from pipeline.stages.postprocessing import (
     choose_postprocessing,
     judge,
     measure_effects,
+    postprocessing_lines,
     read_postprocessing,
     size_effects,
     write_postprocessing,
@@ -174,7 +175,7 @@ def test_perfect_predictions_are_left_alone_and_nothing_can_be_chosen_from_nothi
     assert (perfect.cleaning, perfect.mean_before, perfect.mean_after) == (Cleaning(), 1.0, 1.0)
     nothing = choose([])
     assert (nothing.decisions, nothing.cases, nothing.mean_before) == ((), 0, None)
-    assert nothing.lines() == ("post-processing: 0 of 0 steps kept, mean Dice - to - (cases: 0)",)
+    assert postprocessing_lines(nothing) == ("post-processing: 0 of 0 steps kept, mean Dice - to - (cases: 0)",)
 
 
 def test_a_region_that_gains_at_the_cost_of_others_is_not_cleaned(tmp_path: Path) -> None:
