@@ -56,15 +56,11 @@ def phantom(
     usual = (24, 8) if kind == "torso" else (50, 51)
     cases, tests = usual[0] if cases is None else cases, usual[1] if tests is None else tests
     with progress_bars() as bars:
-
-        def progress(done: int, total: int) -> None:
-            bars.update(done, total, "phantom")
-
         if kind == "fundus":
-            write_fundus(out, cases=cases, tests=tests, seed=seed, progress=progress)
+            write_fundus(out, cases=cases, tests=tests, seed=seed, progress=bars.update)
         else:  # contrast and size are checked there
             named = {"contrast": contrast, "size": size}
-            write_phantom(out, cases=cases, tests=tests, seed=seed, progress=progress, **named)  # type: ignore[arg-type]
+            write_phantom(out, cases=cases, tests=tests, seed=seed, progress=bars.update, **named)  # type: ignore[arg-type]
     say(f"{cases} cases and {tests} held-out cases: {out}")
 
 

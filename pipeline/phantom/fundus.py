@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pipeline.core.errors import ConfigError, VolsegError, sentence
+from pipeline.core.errors import ConfigError, sentence
+from pipeline.core.output_folder import OutputFolder
+from pipeline.core.progress import Progress, silent
 from pipeline.data.itk import read_picture, write_picture
 from pipeline.phantom.fundus_eye import (
     Eye,
@@ -217,7 +218,7 @@ def write_fundus(
     cases: int = 50,
     tests: int = 51,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a dataset of synthetic fundus photographs, laid out as Drishti-GS1.
 
@@ -226,7 +227,7 @@ def write_fundus(
         cases: Images in ``Training``, 1 to 500.
         tests: Images in ``Test``, 0 to 500.
         seed: Seed of the dataset, at least 0.
-        progress: Called after each case with the number of cases done and of all cases.
+        progress: Told after every case.
 
     Returns:
         The folder.
@@ -246,16 +247,17 @@ def write_fundus(
         raise ConfigError(problems, "phantom")
     work = {index: _files(out, index, "Training", "GT") for index in range(cases)}
     work |= {index: _files(out, index, "Test", "Test_GT") for index in range(_TEST_START, _TEST_START + tests)}
-    _require_no_strangers(out, {file for files in work.values() for file in files})
+    folder = OutputFolder(out)
+    expected = {file for files in work.values() for file in files}
+    folder.require_only(expected, "an empty folder or the same phantom dataset")
+    # The layout of Drishti-GS1 has no file for a record: the first photograph tells whether the seed is the same.
     there = next((index for index, files in work.items() if files[0].is_file()), None)
     if there is not None and not np.array_equal(read_picture(work[there][0]), fundus_case(there, seed)[0]):
-        rule, got = "an empty folder or photographs of the same seed", "others"
-        raise VolsegError(f"{out}: expected {rule}, got {got}. Choose another folder or empty this one.")
+        folder.refuse("an empty folder or photographs of the same seed", "others")
     for done, (index, files) in enumerate(work.items(), start=1):
         for file, pixels in zip(files, fundus_case(index, seed), strict=True):
             write_picture(pixels, file)
-        if progress is not None:
-            progress(done, len(work))
+        progress(done, len(work), "phantom")
     return out
 
 
@@ -263,15 +265,6 @@ def _files(out: Path, index: int, part: str, references: str) -> tuple[Path, ...
     name = f"fundus_{index:03d}"
     maps = out / part / references / name / "SoftMap"
     return out / part / "Images" / f"{name}.png", *(maps / f"{name}_{mask}.png" for mask in _MASKS)
-
-
-def _require_no_strangers(out: Path, expected: set[Path]) -> None:
-    strangers = sorted(file for file in out.rglob("[!.]*") if file.is_file() and file not in expected)
-    if strangers:
-        raise VolsegError(
-            f"{out}: expected an empty folder or the same phantom dataset, got {len(strangers)} other files such as "
-            f"{strangers[0].relative_to(out)}. Choose another folder or empty this one."
-        )
 
 
 def _soft_maps(eye: Eye, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -60,7 +60,7 @@ def run_demo(
     dataset, prepared, model = out / "dataset", out / "prepared", out / "model"
     predictions, scores = out / "predictions", out / "evaluation"
     say("1/6 phantoms")
-    write_phantom(dataset, cases=cases, tests=tests, seed=seed, progress=lambda n, total: progress(n, total, "phantom"))
+    write_phantom(dataset, cases=cases, tests=tests, seed=seed, progress=progress)
     say("2/6 preprocess")
     preprocess(dataset, prepared, settings, progress=progress)
     say("3/6 train")

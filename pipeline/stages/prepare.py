@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import remove_leftovers
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -138,7 +139,7 @@ def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tup
 def require_fitting(dataset: Dataset, out: Path) -> None:
     """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written.
 
-    What a killed run left in the folder is removed.
+    What a killed run left in the folder is removed. ``plan.yaml`` stands for the record.
     """
     twice = sorted(case for case, number in Counter(files.id for files in dataset.cases).items() if number > 1)
     if twice:
@@ -148,8 +149,7 @@ def require_fitting(dataset: Dataset, out: Path) -> None:
     except VolsegError:  # none, or a damaged one: written anew
         there = dataset.name
     if there != dataset.name:
-        rule = f"a new folder or one of dataset {dataset.name}"
-        raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
+        OutputFolder(out).refuse(f"a new folder or one of dataset {dataset.name}", f"one of {there}")
     remove_leftovers(out)
 
 

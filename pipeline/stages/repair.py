@@ -10,16 +10,17 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import remove_leftovers, write_json, write_text
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.label_files import read_remap
 from pipeline.data.layouts import open_dataset
 from pipeline.data.repair_case import RepairedCase, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import Change, LabelRules
 from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_engine
+from pipeline.stages.convert import require_apart
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
 _LOG = "fixes.json"
@@ -95,9 +96,12 @@ def repair(
     """
     opened = open_dataset(dataset, layout)
     rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid)
-    _require_own_folder(opened, dataset, out)
-    head = {"dataset": opened.name, "layout": opened.layout, "source": str(dataset.resolve())}
-    write_json(out / _LOG, head)  # first: it marks the folder as ours
+    require_apart(opened, dataset, out)
+    folder = OutputFolder(out, _LOG, {"source": str(dataset.resolve())})
+    folder.require_own("an earlier repair of this dataset")
+    head = {"dataset": opened.name, "layout": opened.layout, **folder.origin}
+    write_json(folder.record, head)
+    remove_leftovers(out, deep=True)
     cases = planned_cases(opened)
     tasks = [RepairTask(case, opened.channels, rules, out) for case in cases]
     ids = [case.files.id for case in cases]
@@ -156,20 +160,3 @@ def _write_log(out: Path, head: dict[str, Any], result: Repair) -> None:
     writer.writerows(astuple(change) for change in result.changes)
     writer.writerows((case, "", "", "left out", message, "") for case, message in result.left_out)
     write_text(out / "fixes.csv", table.getvalue())
-
-
-def _require_own_folder(opened: Dataset, dataset: Path, out: Path) -> None:
-    """Refuse a folder within the dataset, and one that holds anything but an earlier repair of it."""
-    place, root = out.resolve(), opened.root.resolve()
-    advice = "Choose another folder"
-    folders = {file.resolve().parent for case in (*opened.cases, *opened.tests) for file in case.files}
-    around = place == root or any(place in (folder, *folder.parents) for folder in folders)
-    if around or (dataset.is_dir() and root in place.parents):  # around a list of cases there may be other files
-        got = f"one of the dataset {opened.root}"
-        raise VolsegError(sentence("output folder", "a folder outside the dataset", got, advice, file=out))
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    found = read_json(out / _LOG) if (out / _LOG).is_file() else None
-    if not isinstance(found, dict) or found.get("source") != str(dataset.resolve()):
-        rule = "a new folder, or an earlier repair of this dataset"
-        raise VolsegError(sentence("output folder", rule, "one with other files", advice, file=out))

@@ -84,8 +84,8 @@ def test_distance_to_a_circle() -> None:
 
 def test_the_folder_is_a_dataset(tmp_path: Path, cases: list[Case]) -> None:
     calls: list[tuple[int, int]] = []
-    write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=4, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 2), (2, 2)]
+    write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=4, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2, "phantom"), (2, 2, "phantom")]
     dataset = open_dataset(tmp_path / "eyes")
     assert [(case.id, case.split) for case in dataset.cases] == [
         ("fundus_000", "train"),
