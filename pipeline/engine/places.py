@@ -62,11 +62,13 @@ def _started(
     context: BaseContext, function: Callable[[T, str], R], index: int, item: T, place: str
 ) -> tuple[Connection, BaseProcess]:
     reader, writer = context.Pipe(duplex=False)
-    work = pickle.dumps((function, item))  # unpacked by the worker itself, once it is ready to import what that needs
+    # The worker unpacks it after start_worker: multiprocessing would do so before, and import torch meanwhile.
+    work = pickle.dumps((function, item))
     process: BaseProcess = context.Process(target=_work, args=(writer, work, index, place))  # type: ignore[attr-defined]
     with starting_workers():
         process.start()
-    writer.close()  # the worker has its own: when that is closed too, the reader knows
+    # The worker has its own end of the pipe. Once that is closed too, the reader knows that the worker is dead.
+    writer.close()
     return reader, process
 
 

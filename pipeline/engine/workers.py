@@ -24,11 +24,11 @@ _WORKER_ENVIRONMENT = {
 }
 """One thread per worker, because the workers share the processors. What the user has set stands."""
 _SERVER = "pipeline.engine.server"
+# Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork.
 _FORKS = sys.platform == "linux"
-"""Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork."""
+# Niceness of light workers beside the server's imports. With equal shares of the processors the imports would end a
+# third later, and all work that follows waits for them.
 _YIELDING = 5
-"""Niceness of light workers beside the server's imports: with equal shares of the processors these end a third later,
-and all work that follows waits for them."""
 _warming = Event()
 
 
@@ -71,11 +71,14 @@ def start_worker(niceness: int = 0) -> None:
     """What a worker does first: leave Ctrl-C to its parent, and see to it that it ends with this parent."""
     if niceness:
         os.nice(niceness)
-    if sys.modules.get("matplotlib", gc) is None:  # the server hid it
+    # The server has hidden matplotlib from MONAI and switched the search for garbage off.
+    if sys.modules.get("matplotlib", gc) is None:
         del sys.modules["matplotlib"]
     gc.enable()
-    gc.freeze()  # what the server has imported stays, and stays shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
+    # Objects that the server imported are never garbage. Frozen, their pages are not written to, and so stay shared.
+    gc.freeze()
+    # Ctrl-C reaches all processes of a terminal. Only the parent acts on it, and stops its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -100,11 +103,12 @@ def starting_workers() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C comes when the block ends; processes started in it never see any, so that they end without a traceback."""
+    """Hold Ctrl-C back until the block ends; processes started in it never get one, and so print no traceback."""
     if not _FORKS:
         yield
         return
-    resource_tracker.ensure_running()  # started later, it would let Ctrl-C through again
+    # Started within the block, multiprocessing's tracker would let Ctrl-C through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -114,7 +118,6 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def _worker_environment() -> Iterator[None]:
-    """Set what a worker must find when it begins: libraries read it as they are imported, before any initializer."""
     missing = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(missing)
     try:

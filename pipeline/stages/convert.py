@@ -80,25 +80,19 @@ def convert(
     remove_leftovers(out, deep=True)  # nnU-Net would take them for cases
     before, now = ({name for entry in found.values() for name in entry["files"]} for found in (earlier, entries))
     folder.remove(before - now)
-    tasks = [
-        ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
+    tasks = {
+        new.id: ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
         for old, new in zip(sources, targets, strict=True)
-    ]
-    ids = [files.id for files in targets]
+    }
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
-        recorded = _recording(run, ids, record, folder.record)
+        recorded = _recording(run, list(tasks), record, folder.record)
         results, failed = collect(
-            recorded, convert_case, tasks, ids, progress, "convert", lambda task: rewrite_bytes(task.source)
+            recorded, convert_case, tasks, progress, "convert", lambda task: rewrite_bytes(task.source)
         )
     folder.remove_empty_folders()  # of cases that failed or are gone: in the layout organs they would count as cases
     write_json(folder.record, record)
     notes = (*target.notes, *_case_notes(results), *_describe(opened, target, results))
-    return Batch(
-        tuple(case for case, result in sorted(results.items()) if result.new),
-        tuple(case for case, result in sorted(results.items()) if not result.new),
-        tuple(sorted(failed)),
-        notes,
-    )
+    return Batch.of({case: result.new for case, result in results.items()}, failed, notes)
 
 
 def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:

@@ -72,7 +72,7 @@ def merged_references(
     _remove_earlier(out, {task.target.name for task in tasks})
     write_json(out / "labels.json", dataset.labels.to_json())
     with open_engine(jobs or default_jobs(len(tasks))) as run:
-        _, failed = collect(run, write_reference, tasks, [task.files.id for task in tasks], progress, "references")
+        _, failed = collect(run, write_reference, {task.files.id: task for task in tasks}, progress, "references")
     return out, failed
 
 

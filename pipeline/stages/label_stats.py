@@ -77,7 +77,7 @@ def label_stats(
     table = label_table(read_json(labels), labels) if labels is not None else find_labels(label_maps, label_maps)
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         work = partial(measure_case, table)
-        found, failed = collect(run, work, tasks, [task.case for task in tasks], progress, "measure", _task_bytes)
+        found, failed = collect(run, work, {task.case: task for task in tasks}, progress, "measure", _task_bytes)
     stream, channels = io.StringIO(), () if images is None else ("image",)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(statistics_columns(channels))

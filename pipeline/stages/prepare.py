@@ -84,8 +84,8 @@ def take_fingerprints(
         channels=len(dataset.channels),
         samples=samples_per_case(len(dataset.cases)),
     )
-    names = [files.id for files in dataset.cases]
-    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint", fingerprint_bytes)
+    cases = {files.id: files for files in dataset.cases}
+    prints, failed = collect(run, measure, cases, progress, "fingerprint", fingerprint_bytes)
     if not prints:
         first = failed[0][1]
         raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
@@ -216,21 +216,16 @@ def preprocess(
         chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
         write_plan(chosen, out / PLAN_FILE)
         bad = {case for case, _ in failed}
-        tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
-        ids = [task.files.id for task in tasks]
+        usable = (files for files in opened.cases if files.id not in bad)
+        tasks = {files.id: PrepareTask(files, chosen, out, tuple(extra)) for files in usable}
         known = {found.id: found for found in prints}
 
         def size_of(task: PrepareTask) -> int:
             return prepare_bytes(task.files, task.plan, known.get(task.files.id))
 
-        written, more = collect(run, _prepare, tasks, ids, progress, "prepare", size_of)
+        written, more = collect(run, _prepare, tasks, progress, "prepare", size_of)
     notes += _write_folds(out / "splits.json", opened, written, settings)
-    return Batch(
-        tuple(case for case, new in sorted(written.items()) if new),
-        tuple(case for case, new in sorted(written.items()) if not new),
-        tuple(sorted((*failed, *more))),
-        notes,
-    )
+    return Batch.of(written, [*failed, *more], notes)
 
 
 def _prepare(task: PrepareTask) -> bool:

@@ -103,11 +103,10 @@ def repair(
     write_json(folder.record, head)
     remove_leftovers(out, deep=True)
     cases = planned_cases(opened)
-    tasks = [RepairTask(case, opened.channels, rules, out) for case in cases]
-    ids = [case.files.id for case in cases]
+    tasks = {case.files.id: RepairTask(case, opened.channels, rules, out) for case in cases}
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         found, failed = collect(
-            run, repair_case, tasks, ids, progress, "repair", lambda task: rewrite_bytes(task.case.files)
+            run, repair_case, tasks, progress, "repair", lambda task: rewrite_bytes(task.case.files)
         )
         done = [found[case.files.id] for case in cases if case.files.id in found]
         rows = [case.entry for case in done]

@@ -299,7 +299,9 @@ def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeyp
 
 def test_phantoms_are_not_mixed_into_a_dataset(tmp_path: Path) -> None:
     dataset = write_toy(tmp_path / "toy", 1)
-    with pytest.raises(VolsegError, match=r"expected an empty folder or the same phantom dataset, got 3 other files such as images"):
+    with pytest.raises(
+        VolsegError, match=r"expected an empty folder or the same phantom dataset, got 3 other files such as images"
+    ):
         write_phantom(dataset, cases=1, tests=0)
 
 

@@ -255,7 +255,8 @@ def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, d
     script = tmp_path / "script.py"
     script.write_text(
         "import signal, time\nfrom pipeline.engine.workers import warm_up\nif __name__ == '__main__':\n"
-        f"    {HEARS_CTRL_C}\n    try:\n        warm_up(2, 'pipeline.preprocess.prepare_case')\n        print('ready', flush=True)\n"
+        f"    {HEARS_CTRL_C}\n    try:\n        warm_up(2, 'pipeline.preprocess.prepare_case')\n"
+        "        print('ready', flush=True)\n"
         "        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATHS}
@@ -334,6 +335,6 @@ def test_mapped_leaves_failed_items_out_or_makes_results_of_them() -> None:
 
 
 def test_collect_names_what_failed() -> None:
-    done, failed = collect(Engine(), str.upper, ["a", "b", "bad", "d", "e"], list("vwxyz"))
+    done, failed = collect(Engine(), str.upper, dict(zip("vwxyz", ["a", "b", "bad", "d", "e"], strict=True)))
     assert done == {"v": "A", "w": "B", "y": "D", "z": "E"}
     assert failed == [("x", "worker process: expected to finish.")]
