@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
 
 
-folds_app = typer.Typer()
-
-
-@folds_app.command("cross-validate")
 def cross_validate(
     model: Annotated[Path, typer.Argument(help="Model folder with trained folds.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
@@ -40,7 +36,6 @@ def cross_validate(
     raise typer.Exit(result.exit_code)
 
 
-@folds_app.command()
 def choose(
     models: Annotated[list[Path], typer.Argument(help="Model folders, cross-validated on the same cases.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],

@@ -9,11 +9,9 @@ import typer
 
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-tools = typer.Typer()
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 
 
-@tools.command()
 def convert(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     out: OutFolder,
@@ -33,7 +31,6 @@ def convert(
     raise typer.Exit(batch.exit_code)
 
 
-@tools.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
     kind: Annotated[str, typer.Option(help="torso: CT or MR volumes. fundus: photographs of the eye.")] = "torso",
@@ -64,7 +61,6 @@ def phantom(
     say(f"{cases} cases and {tests} held-out cases: {out}")
 
 
-@tools.command()
 def preview(
     prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or HTML page.")] = Path("preview.png"),
@@ -87,7 +83,6 @@ def preview(
     say(f"Look at {drawn.path}")
 
 
-@tools.command()
 def demo(
     out: OutFolder = Path("demo"),
     config: Config = None,
@@ -115,7 +110,6 @@ def demo(
     print_demo(summary, out)
 
 
-@tools.command()
 def prune(
     model: Annotated[Path, typer.Argument(help="Model folder of unetpp or unetplus, trained with deep supervision.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
@@ -144,7 +138,6 @@ def prune(
     print_pruning(result, target)
 
 
-@tools.command()
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,

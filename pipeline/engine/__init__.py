@@ -1,0 +1,1 @@
+"""How independent cases are spread over workers of this machine."""
