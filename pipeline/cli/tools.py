@@ -101,7 +101,7 @@ def demo(
             out,
             settings,
             device=device,
-            say=say,
+            log=say,
             progress=bars.update,
             on_start=bars.on_start,
             on_step=bars.on_step,

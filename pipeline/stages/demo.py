@@ -30,7 +30,7 @@ def run_demo(
     tests: int = 8,
     seed: int = 0,
     device: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
     on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
     on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
@@ -45,7 +45,7 @@ def run_demo(
         tests: Held-out phantoms.
         seed: Seed of the phantoms.
         device: Name of the device; by default the best there is.
-        say: Told the name of every step.
+        log: Called with the name of every step before it begins.
         progress: Told after every case of a step.
         on_start: As for ``train``, and so are the next two.
         on_step: Called after every step.
@@ -59,17 +59,17 @@ def run_demo(
     """
     dataset, prepared, model = out / "dataset", out / "prepared", out / "model"
     predictions, scores = out / "predictions", out / "evaluation"
-    say("1/6 phantoms")
+    log("1/6 phantoms")
     write_phantom(dataset, cases=cases, tests=tests, seed=seed, progress=progress)
-    say("2/6 preprocess")
+    log("2/6 preprocess")
     preprocess(dataset, prepared, settings, progress=progress)
-    say("3/6 train")
+    log("3/6 train")
     train(prepared, model, settings, device=device, callbacks=Callbacks(on_start, on_step, on_epoch))
-    say("4/6 predict")
+    log("4/6 predict")
     predict(model, [dataset / "imagesTs"], predictions, device=device, progress=progress)
-    say("5/6 evaluate")
+    log("5/6 evaluate")
     summary = evaluate(predictions, dataset / "labelsTs", scores, progress=progress)
-    say("6/6 report")
+    log("6/6 report")
     curves = fold_folder(model, 0) / "curves.png"
     report(
         scores,

@@ -21,7 +21,7 @@ QUICK = (
 
 def test_the_demo_leaves_scores_report_and_masks(tmp_path: Path) -> None:
     said: list[str] = []
-    scores = run_demo(tmp_path, load_settings(DEMO_SETTINGS, QUICK), cases=3, tests=1, device="cpu", say=said.append)
+    scores = run_demo(tmp_path, load_settings(DEMO_SETTINGS, QUICK), cases=3, tests=1, device="cpu", log=said.append)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written == scores
     assert written["cases"] == 1
