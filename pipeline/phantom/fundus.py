@@ -1,4 +1,8 @@
-"""Synthetic fundus photographs in the folder layout of Drishti-GS1: disc and cup with soft maps of four experts."""
+"""Synthetic fundus photographs in the folder layout of Drishti-GS1: disc and cup with soft maps of four experts.
+
+:func:`photograph` turns an eye into its picture: colours, illumination, vessels, distractors, blur and noise.
+:func:`write_fundus` writes the dataset.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from pipeline.core.box import Box
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
@@ -24,8 +29,6 @@ from pipeline.phantom.fundus_eye import (
     outline_angle,
     signed_distance,
 )
-
-# From an eye to its photograph: colours, illumination, vessels, distractors, blur and noise.
 
 Photo = NDArray[np.float32]
 """(H, W, 3), 0 to 1."""
@@ -126,6 +129,7 @@ def _exposed(photo: Photo, eye: Eye, rng: np.random.Generator) -> NDArray[np.uin
     reach = np.hypot(dx, dy).astype(np.float32)
     slope = rng.normal(0.0, 0.10, 2)
     slopes = 1.0 + slope[0] * dx + slope[1] * dy + 0.03 * _noise(size, 4, rng)
+    # Light first, then the camera: colour balance and gamma, sensor noise, and the blur of focus over all of it.
     photo = photo * ((1.0 - rng.uniform(0.25, 0.5) * reach**2) * slopes)[..., None].astype(np.float32)
     if rng.random() < 0.35:  # a lens reflex at the border of the field of view
         side = rng.uniform(0.0, 2.0 * np.pi)
@@ -173,6 +177,7 @@ def _noise(size: tuple[int, int], waves: int, rng: np.random.Generator) -> Plane
     """A smooth random field of SD 1: cosines of up to so many half waves along x, weaker the finer."""
     rows = max(2, round(waves * size[1] / size[0]))
     k, n = np.arange(rows)[:, None] * size[0] / size[1], np.arange(waves)[None, :]
+    # Amplitudes fall with the square of the frequency; the mean, which would change the colour, is left out.
     weights = rng.normal(size=(rows, waves)) / (1.0 + (k**2 + n**2) / (0.25 * waves) ** 2)
     weights[0, 0] = 0.0
     field = _cosines(size[1], rows) @ weights.astype(np.float32) @ _cosines(size[0], waves).T
@@ -272,13 +277,13 @@ def _soft_maps(eye: Eye, rng: np.random.Generator) -> tuple[NDArray[np.uint8], N
     votes = np.zeros((2, eye.size[1], eye.size[0]), np.uint8)
     reach = 1.5 * eye.disc.radii.max()  # no expert draws further out
     x, y = eye.disc.centre
-    box = (slice(max(0, int(y - reach)), int(y + reach)), slice(max(0, int(x - reach)), int(x + reach)))
+    box = Box((max(0, int(y - reach)), max(0, int(x - reach))), (int(y + reach), int(x + reach)))
     for _ in range(EXPERTS):
         disc, cup = (
             signed_distance(_opinion(outline, spread, rng), eye.size, box) < 0
             for outline, spread in zip((eye.disc, eye.cup), _SPREAD, strict=True)
         )
-        votes[:, *box] += np.stack([disc, cup & disc])
+        votes[:, *box.slices] += np.stack([disc, cup & disc])
     disc_map, cup_map = np.rint(votes * (255 / EXPERTS)).astype(np.uint8)
     return disc_map, cup_map
 

@@ -1,4 +1,7 @@
-"""The anatomy behind a synthetic fundus photograph: outlines of disc and cup, and the field of view."""
+"""The anatomy behind a synthetic fundus photograph: outlines of disc and cup, the field of view, and the vessels.
+
+The vessels are trees that leave the disc up and down, arch around the macula and branch.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.box import Box
+
 Plane = NDArray[np.float32]
 """(H, W): one number per pixel."""
 
 Vector = NDArray[np.float64]
 """(2,): x and y."""
-
-Box = tuple[slice, slice]
-"""Rows and columns."""
-
-EVERYWHERE: Box = (slice(None), slice(None))
-"""All of them."""
 
 _Real = TypeVar("_Real", bound=np.floating[Any])
 
@@ -89,13 +88,13 @@ def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
     return Eye(size, middle + rng.normal(0.0, 3.0, 2), view_radius, disc, _draw_cup(disc, temporal, rng), temporal)
 
 
-def signed_distance(outline: Outline, size: tuple[int, int], box: Box = EVERYWHERE) -> Plane:
+def signed_distance(outline: Outline, size: tuple[int, int], box: Box | None = None) -> Plane:
     """About how many pixels each pixel is outside an outline; negative inside.
 
     Args:
         outline: The outline.
         size: Pixels along x and y.
-        box: Rows and columns wanted.
+        box: Rows and columns wanted; by default all.
 
     Returns:
         (H, W) of the box.
@@ -122,6 +121,7 @@ def _draw_cup(disc: Outline, temporal: int, rng: np.random.Generator) -> Outline
     room = np.maximum(0.0, disc.radii * (1.0 - _RIM) - radii)
     shift = room * np.array([temporal * rng.uniform(-0.1, 0.5), rng.uniform(-0.3, 0.3)])
     cup = Outline(disc.centre + shift, radii, disc.angle + rng.normal(0.0, 0.1), _irregular(0.02, rng))
+    # Irregular borders may cross although the ellipses do not: then the cup shrinks until a rim is left all around.
     share = _reach(cup, disc) / (1.0 - 0.5 * _RIM)
     return cup if share <= 1.0 else Outline(cup.centre, cup.radii / share, cup.angle, cup.waves)
 
@@ -150,18 +150,17 @@ def _border(outline: Outline, cosine: NDArray[_Real], sine: NDArray[_Real]) -> N
     return border
 
 
-def _offsets(centre: Vector, size: tuple[int, int], box: Box = EVERYWHERE) -> tuple[Plane, Plane]:
+def _offsets(centre: Vector, size: tuple[int, int], box: Box | None = None) -> tuple[Plane, Plane]:
     """Distance of pixels from a place along x (1, W) and y (H, 1)."""
-    x = np.arange(size[0], dtype=np.float32)[None, box[1]]
-    return x - np.float32(centre[0]), np.arange(size[1], dtype=np.float32)[box[0], None] - np.float32(centre[1])
+    rows, columns = (slice(None), slice(None)) if box is None else box.slices
+    x = np.arange(size[0], dtype=np.float32)[None, columns]
+    return x - np.float32(centre[0]), np.arange(size[1], dtype=np.float32)[rows, None] - np.float32(centre[1])
 
 
 def _turn(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([[cosine, -sine], [sine, cosine]]) @ points
 
-
-# Vessels of a synthetic fundus: trees that leave the disc up and down, arch around the macula and branch.
 
 _STEP = 1.0  # pixels between two points of a vessel
 _THINNEST = 0.55  # SD of the profile in pixels at which a vessel ends
@@ -232,6 +231,7 @@ def _grown(sprout: _Sprout, eye: Eye, rng: np.random.Generator) -> tuple[NDArray
     longest = min(2.2 * eye.view_radius, _TAPER * radius * max(0.0, np.log(sprout.width / _THINNEST)))
     steps = int(longest / _STEP) + 1
     width = sprout.width * np.exp(-np.arange(steps) * _STEP / (_TAPER * radius))
+    # The difference of a random walk over some steps is smooth: a vessel wavers, but has no kinks.
     drift = np.cumsum(rng.normal(0.0, 0.0034, steps + _CALM))
     headings = sprout.heading + np.cumsum(sprout.curvature * _STEP + drift[_CALM:] - drift[:-_CALM])
     moves = _STEP * np.stack([np.cos(headings), np.sin(headings)], axis=1)
@@ -263,7 +263,8 @@ def _over_the_cup(
 def _rasterized(points: NDArray[np.float64], size: tuple[int, int]) -> Plane:
     """Gaussian profiles around points, the strongest at every pixel."""
     canvas = np.zeros((size[1], size[0]), np.float32)
-    for low, widest in pairwise((0.0, 0.8, 1.5, 2.5, np.inf)):  # thin vessels need few pixels around a point
+    # By classes of width, because thin vessels need only few pixels around a point.
+    for low, widest in pairwise((0.0, 0.8, 1.5, 2.5, np.inf)):
         chosen = points[(points[:, 2] > low) & (points[:, 2] <= widest)].astype(np.float32)
         if not len(chosen):
             continue

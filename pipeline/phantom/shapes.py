@@ -1,4 +1,4 @@
-"""Shapes an organ is built from, as data, and their signed distances.
+"""What a torso is made of: shapes as data with their signed distances, parts of them, and smooth random fields.
 
 Lengths are mm in body coordinates (RAS+): x grows to the patient's right, y to the front, z to the head.
 """
@@ -150,7 +150,8 @@ def moved(shape: Shape, pivot_mm: Triple, shift_mm: Triple, stretch: Triple, tur
 
 
 def _ball(shape: Ball, points: Points) -> NDArray[np.float32]:
-    # k0 (k0 - 1) / k1 is exact on the surface and has unit slope there; k0 is the scaled radius, k1 half its gradient.
+    # The distance to an ellipsoid has no closed form. k0 (k0 - 1) / k1 is exact on the surface and has unit slope there;
+    # k0 is the scaled radius, k1 half its gradient.
     turn = Rotation.from_euler("xyz", shape.tilt_deg, degrees=True).as_matrix().T.astype(np.float32)
     inverse = (1.0 / np.array(shape.radii_mm, dtype=np.float32)).reshape(3, 1, 1, 1)
     local = points - np.array(shape.centre_mm, dtype=np.float32).reshape(3, 1, 1, 1)
@@ -161,6 +162,7 @@ def _ball(shape: Ball, points: Points) -> NDArray[np.float32]:
 
 
 def _tube(shape: Tube, points: Points) -> NDArray[np.float32]:
+    # Of every cone the distance to its axis, less the radius at the nearest point; the union is the minimum.
     best = np.full(points.shape[1:], np.inf, dtype=np.float32)
     corners = np.array(shape.points_mm, dtype=np.float32)
     for start, stop, r0, r1 in zip(corners, corners[1:], shape.radii_mm, shape.radii_mm[1:], strict=False):
@@ -173,6 +175,7 @@ def _tube(shape: Tube, points: Points) -> NDArray[np.float32]:
 
 
 def _trunk(shape: Trunk, points: Points) -> NDArray[np.float32]:
+    # The implicit function of a superellipse, divided by its slope: distance to first order, as for a ball.
     z, width, depth = np.array(shape.stations_mm).T
     power = np.float32(shape.power)
     half_width = np.interp(points[2], z, width).astype(np.float32)
@@ -204,7 +207,7 @@ _DISTANCES: dict[type, Callable[[Any, Points], NDArray[np.float32]]] = {
 }
 
 
-# What a torso is made of: one frozen value per organ, bone, muscle or vessel, and short ways to write them.
+# Parts: one frozen value per organ, bone, muscle or vessel, and short ways to write them.
 
 Role = Literal["organ", "other", "detail"]
 """An organ sets its label, anything else takes labels away, a detail changes intensities only."""
@@ -280,7 +283,7 @@ def _mirrored(shape: Shape) -> Shape:
     return shape
 
 
-# Smooth random fields over space: displacements of the anatomy and bias fields of coils.
+# Smooth random fields: displacements of the anatomy and bias fields of coils.
 
 
 @dataclass(frozen=True, eq=False)

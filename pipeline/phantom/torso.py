@@ -53,6 +53,7 @@ def phantom_case(
         ConfigError: If an argument is none of those named.
     """
     _check(index=index, seed=seed, contrast=contrast, size=size)
+    # A stream for each kind of draw: more draws of one kind change nothing of the others.
     rng = {name: np.random.default_rng([seed, index, stream]) for name, stream in _STREAMS.items()}
     body = draw_body(rng["body"])
     grid, orientation = draw_grid(body, index, seed, size, rng["grid"])
