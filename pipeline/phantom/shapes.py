@@ -150,8 +150,8 @@ def moved(shape: Shape, pivot_mm: Triple, shift_mm: Triple, stretch: Triple, tur
 
 
 def _ball(shape: Ball, points: Points) -> NDArray[np.float32]:
-    # The distance to an ellipsoid has no closed form. k0 (k0 - 1) / k1 is exact on the surface and has unit slope there;
-    # k0 is the scaled radius, k1 half its gradient.
+    # The distance to an ellipsoid has no closed form. k0 (k0 - 1) / k1 is exact on the surface and has unit slope
+    # there; k0 is the scaled radius, k1 half its gradient.
     turn = Rotation.from_euler("xyz", shape.tilt_deg, degrees=True).as_matrix().T.astype(np.float32)
     inverse = (1.0 / np.array(shape.radii_mm, dtype=np.float32)).reshape(3, 1, 1, 1)
     local = points - np.array(shape.centre_mm, dtype=np.float32).reshape(3, 1, 1, 1)

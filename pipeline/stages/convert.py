@@ -1,4 +1,8 @@
-"""From a dataset in one layout to the same dataset in another, for other tools and back."""
+"""From a dataset in one layout to the same dataset in another, for other tools and back.
+
+``conversion.json`` is the record of the folder. The file that describes the dataset is removed first and written last,
+so that a folder with one is complete.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,7 @@ from pipeline.engine.local import Batch, Outcome, Run, collect, default_jobs, op
 from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
-RECORD_FILE = "conversion.json"
-"""What was converted from where; it marks a folder as an earlier conversion."""
-
+_RECORD = "conversion.json"
 _RECORD_S = 5.0  # seconds between two writes of the record while cases are converted
 _NNUNET_NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -61,7 +63,7 @@ def convert(
     target = target_dataset(opened, out, to)
     origin = {"source": str(dataset.resolve()), "layout": to}
     require_apart(opened, dataset, out)
-    folder = OutputFolder(out, RECORD_FILE, origin)
+    folder = OutputFolder(out, _RECORD, origin)
     folder.require_own("an earlier conversion of this dataset to this layout")
     earlier = _earlier_cases(folder)
     sources, targets = (*opened.cases, *opened.tests), (*target.dataset.cases, *target.dataset.tests)
@@ -76,7 +78,7 @@ def convert(
     renumbered = {str(old): new for old, new in target.renumbered.items()}
     record = {**origin, "renumbered_labels": renumbered, "cases": entries}
     write_json(folder.record, record)
-    description_file(target.dataset).unlink(missing_ok=True)  # until it is true again
+    description_file(target.dataset).unlink(missing_ok=True)
     remove_leftovers(out, deep=True)  # nnU-Net would take them for cases
     before, now = ({name for entry in found.values() for name in entry["files"]} for found in (earlier, entries))
     folder.remove(before - now)
@@ -166,6 +168,7 @@ def _describe(opened: Dataset, target: Target, results: Mapping[str, ConvertedCa
             notes.append(f"nnU-Net finds {dataset.root} only under a name like Dataset501_{name}: rename the folder")
         pairs = [(old, new.id) for old, new in zip(opened.cases, dataset.cases, strict=True) if new.id in results]
         notes += _write_folds(dataset.root / "splits_final.json", pairs)
+    # Only here does the folder become a dataset that others can open.
     origin = f"Converted by volseg from {opened.root.resolve().name} ({opened.layout})."
     if target.renumbered:
         renumbered = ", ".join(f"{old} -> {new}" for old, new in target.renumbered.items())
@@ -177,12 +180,11 @@ def _describe(opened: Dataset, target: Target, results: Mapping[str, ConvertedCa
 def _write_folds(path: Path, cases: Sequence[tuple[CaseFiles, str]]) -> list[str]:
     """Write the folds that ``volseg preprocess`` draws by default, which nnU-Net takes over when it plans."""
     names = {old.id: new for old, new in cases}
-    groups = {old.id: old.group for old, _ in cases}
-    fixed = any(old.split == "validation" for old, _ in cases)
+    groups, splits = ({old.id: getattr(old, key) for old, _ in cases} for key in ("group", "split"))
+    fixed = "validation" in splits.values()
     sample = Settings().sample
     try:
-        splits = {old.id: old.split for old, _ in cases} if fixed else None
-        folds = usual_folds(groups, splits, sample.folds, sample.split_seed)
+        folds = usual_folds(groups, splits if fixed else None, sample.folds, sample.split_seed)
     except VolsegError as error:
         return [f"{path} was not written: {error}"]
     content = [

@@ -1,11 +1,15 @@
-"""From a dataset folder to prepared cases, a plan and folds."""
+"""From a dataset folder to prepared cases, a plan and folds.
+
+:func:`preprocess` measures every case, makes the plan (or follows one that is given, or keeps what was edited in the
+plan of an earlier run), prepares the cases and draws the folds. ``volseg plan`` shares the first half. Torch and MONAI
+are imported in workers only: this process needs neither.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,36 +36,14 @@ from pipeline.stages.memory import (
     prepare_bytes,
 )
 
-# What a worker is told to prepare a case; apart from the work, so that sending it needs neither torch nor MONAI.
-
-
-@dataclass(frozen=True)
-class PrepareTask:
-    """One case to prepare, as it travels to a worker.
-
-    Args:
-        files: Where the case is; it has a reference.
-        plan: The dataset's plan.
-        out: Folder of the prepared dataset.
-        extra: Further MONAI dictionary transforms, run last.
-    """
-
-    files: CaseFiles
-    plan: Plan
-    out: Path
-    extra: tuple[Any, ...] = ()
-
-
-# Which plan a dataset is prepared by: one from its fingerprint, one that was given, or that of an earlier run.
-
+# Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start.
 _CASE_S, _VOXEL_S, _START_S = 2e-3, 2e-8, 1.0
-"""Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start."""
 
 
 def reading_jobs(dataset: Dataset, jobs: int) -> int:
-    """No more than the workers asked for, and none where one process has read all cases before others would begin."""
+    """The workers asked for; 1 where this process has read all cases before workers would have begun."""
     first = dataset.cases[0]
-    with suppress(VolsegError):  # its own turn reports it
+    with suppress(VolsegError):  # a damaged file is reported when its turn comes
         voxels = read_grid(first.images[0]).voxels * (len(first.images) + 1)
         if len(dataset.cases) * (_CASE_S + voxels * _VOXEL_S) < _START_S:
             return 1
@@ -98,7 +80,8 @@ def fresh_plan(dataset: Dataset, prints: Sequence[CaseFingerprint], section: Pre
 
 
 def _memory_gb(run: Run) -> float:
-    """What this machine has: torch knows, and a worker may have imported it already, which takes seconds."""
+    """What this machine has."""
+    # Torch knows how much memory the GPU has. A worker may have imported it already, which takes seconds.
     for outcome in run(_planning_memory_gb, [None]):
         if outcome.value is not None:
             return outcome.value
@@ -121,7 +104,7 @@ def given_plan(path: Path, dataset: Dataset) -> Plan:
 
 
 def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
-    """The new plan with patches and class weights of an earlier one, perhaps edited; and a note if they differ."""
+    """The new plan with patches and class weights of an earlier plan, perhaps edited; and a note if they differ."""
     try:
         there = read_plan(path)
     except VolsegError:
@@ -216,23 +199,23 @@ def preprocess(
         chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
         write_plan(chosen, out / PLAN_FILE)
         bad = {case for case, _ in failed}
-        usable = (files for files in opened.cases if files.id not in bad)
-        tasks = {files.id: PrepareTask(files, chosen, out, tuple(extra)) for files in usable}
+        usable = {files.id: files for files in opened.cases if files.id not in bad}
         known = {found.id: found for found in prints}
 
-        def size_of(task: PrepareTask) -> int:
-            return prepare_bytes(task.files, task.plan, known.get(task.files.id))
+        def size_of(files: CaseFiles) -> int:
+            return prepare_bytes(files, chosen, known.get(files.id))
 
-        written, more = collect(run, _prepare, tasks, progress, "prepare", size_of)
+        prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
+        written, more = collect(run, prepare, usable, progress, "prepare", size_of)
     notes += _write_folds(out / "splits.json", opened, written, settings)
     return Batch.of(written, [*failed, *more], notes)
 
 
-def _prepare(task: PrepareTask) -> bool:
-    """In a worker: only there are torch and MONAI needed, which take seconds to import."""
+def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) -> bool:
+    # Imported here, in a worker: torch and MONAI take seconds, and this process can do without them.
     from pipeline.preprocess.prepare_case import prepare_case
 
-    return prepare_case(task.files, task.plan, task.out, task.extra)
+    return prepare_case(files, plan, out, extra)
 
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
@@ -246,24 +229,22 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     if not path.is_file():
         write_splits(path, fresh)
         return ()
-    try:  # a case that failed this time is reported as failed, not as missing from the folds
+    # Of all cases of the dataset: one that failed this time is reported as failed, not as missing from the folds.
+    try:
         folds = read_splits(path, [files.id for files in dataset.cases])
     except VolsegError as error:
         return (f"{error} Or delete the file to draw new folds.",)
-    left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
+    used = {(case, "train") for fold in folds for case in fold.train}
+    used |= {(case, "validation") for fold in folds for case in fold.validation}
+    left_out = sorted(set(written) - {case for case, _ in used})
     notes = []
     if left_out:
         notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
-    sides = {(files.id, files.split) for files in dataset.cases}
-    if fixed and any(side not in sides for fold in folds for side in _sides(fold)):
+    if fixed and not used <= {(files.id, files.split) for files in dataset.cases}:
         notes.append(f"{path}: kept, although the dataset fixes another split. Delete it to take that one.")
     elif len(folds) != len(fresh):
         notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {len(fresh)} new ones.")
     return tuple(notes)
-
-
-def _sides(fold: Fold) -> list[tuple[str, str]]:
-    return [*((case, "train") for case in fold.train), *((case, "validation") for case in fold.validation)]
 
 
 def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings) -> tuple[Fold, ...]:

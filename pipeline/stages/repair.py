@@ -114,7 +114,12 @@ def repair(
         write_json(out / "datalist.json", {**names, "cases": rows})
         labelled = any("label" in row and row.get("split") != "test" for row in rows)
         report = check_dataset(open_dataset(out), map_cases=_known(done, run, progress)) if labelled else None
-    result = _summed(out, done, sorted(failed), report)
+    changes = tuple(change for case in done for change in case.changes)
+    copied, repaired = (
+        tuple(case.entry["case"] for case in done if bool(case.changes) is changed) for changed in (False, True)
+    )
+    kept = sum(case.facts is None for case in done)
+    result = Repair(out, changes, copied, repaired, kept, tuple(sorted(failed)), report)
     table = {str(old): new for old, new in rules.remap.items()}
     _write_log(out, {**head, "remap": table, "image_grid": image_grid}, result)
     return result
@@ -135,16 +140,6 @@ def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callab
         return [(facts | more)[case.id] for case in files]
 
     return apply
-
-
-def _summed(
-    out: Path, done: Sequence[RepairedCase], left_out: Sequence[tuple[str, str]], report: CheckReport | None
-) -> Repair:
-    ids = {True: [case.entry["case"] for case in done if case.changes]}
-    ids[False] = [case.entry["case"] for case in done if not case.changes]
-    changes = tuple(change for case in done for change in case.changes)
-    kept = sum(case.facts is None for case in done)
-    return Repair(out, changes, tuple(ids[False]), tuple(ids[True]), kept, tuple(left_out), report)
 
 
 def _write_log(out: Path, head: dict[str, Any], result: Repair) -> None:
