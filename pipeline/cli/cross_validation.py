@@ -59,20 +59,7 @@ def choose(
 def train_all(
     prepared: Path, out: Path, settings: Settings, device: str | None, restart: bool, start: Path | None, tune: bool
 ) -> int:
-    """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed.
-
-    Args:
-        prepared: Folder that ``volseg preprocess`` wrote.
-        out: Model folder.
-        settings: All settings.
-        device: Name of the device; by default all GPUs.
-        restart: Begin anew.
-        start: Model folder whose weights to begin with, fold by fold.
-        tune: Measure first which way of computing is fastest.
-
-    Returns:
-        Exit code.
-    """
+    """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed; gives the exit code."""
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_cross_validation, print_folds, say_validation
     from pipeline.stages.cross_validate import cross_validate as run

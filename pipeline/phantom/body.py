@@ -42,14 +42,7 @@ class Body:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a patient.
-
-    Args:
-        rng: Source of all differences between patients.
-
-    Returns:
-        A body rotated by at most 8 degrees about each axis, of 0.9 to 1.1 times the average size.
-    """
+    """Draw a patient: rotated by at most 8 degrees about each axis, of 0.9 to 1.1 times the average size."""
     fat_mm = float(rng.uniform(8.0, 28.0))
     scale = rng.uniform(0.93, 1.07) * rng.uniform(0.97, 1.03, size=3)
     angles = rng.uniform(-1.0, 1.0, size=3) * (4.0, 4.0, 8.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from pipeline.core.box import Box
-from pipeline.core.errors import ConfigError, sentence
+from pipeline.core.errors import require_arguments
 from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.itk import read_picture, write_picture
@@ -47,15 +47,7 @@ _VEIN = (0.24, 0.60, 0.52)
 
 
 def photograph(eye: Eye, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Photograph an eye.
-
-    Args:
-        eye: The eye.
-        rng: Source of all draws.
-
-    Returns:
-        (H, W, 3).
-    """
+    """Photograph (H, W, 3) of an eye."""
     photo = _retina(eye, rng)
     _add_crescent(photo, eye, rng)
     _add_spots(photo, eye, rng)
@@ -242,14 +234,12 @@ def write_fundus(
         VolsegError: If the folder holds other files, or cannot be written to.
     """
     out = Path(out)
-    rules = (
+    require_arguments(
+        "phantom",
         ("cases", 1 <= cases <= _TEST_START, f"1 to {_TEST_START}", cases),
         ("tests", 0 <= tests <= _TEST_START, f"0 to {_TEST_START}", tests),
         ("seed", seed >= 0, "at least 0", seed),
     )
-    problems = [sentence(what, rule, got, "Change it") for what, fine, rule, got in rules if not fine]
-    if problems:
-        raise ConfigError(problems, "phantom")
     work = {index: _files(out, index, "Training", "GT") for index in range(cases)}
     work |= {index: _files(out, index, "Test", "Test_GT") for index in range(_TEST_START, _TEST_START + tests)}
     folder = OutputFolder(out)

@@ -67,12 +67,7 @@ class Eye:
 
 
 def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
-    """Draw an eye: where its disc is, how large, and how large the cup is in it.
-
-    Args:
-        size: Pixels along x and y.
-        rng: Source of all draws.
-    """
+    """Draw an eye: where its disc is, how large, and how large the cup is in it."""
     width, height = size
     middle = np.array([width, height]) / 2
     temporal = 1 if rng.random() < 0.5 else -1
@@ -89,16 +84,7 @@ def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
 
 
 def signed_distance(outline: Outline, size: tuple[int, int], box: Box | None = None) -> Plane:
-    """About how many pixels each pixel is outside an outline; negative inside.
-
-    Args:
-        outline: The outline.
-        size: Pixels along x and y.
-        box: Rows and columns wanted; by default all.
-
-    Returns:
-        (H, W) of the box.
-    """
+    """About how many pixels each pixel is outside an outline, negative inside; (H, W) of the picture or of a box."""
     x, y = _offsets(outline.centre, size, box)
     cosine, sine = np.float32(np.cos(outline.angle)), np.float32(np.sin(outline.angle))
     u = (cosine * x + sine * y) / np.float32(outline.radii[0])
@@ -181,15 +167,7 @@ class _Sprout:
 
 
 def draw_vessels(eye: Eye, rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Draw arteries and veins.
-
-    Args:
-        eye: The eye; vessels start in its cup and step over the cup's border.
-        rng: Source of all draws.
-
-    Returns:
-        How much of each pixel arteries and veins cover, 0 to 1, each (H, W).
-    """
+    """How much of each pixel arteries and veins cover, 0 to 1, each (H, W); they start in the cup."""
     planes = []
     for kind, scale in (("artery", 0.78), ("vein", 1.0)):
         points: list[NDArray[np.float64]] = []

@@ -51,17 +51,9 @@ class _Lattice:
 def render(
     body: Body, scanner: Scanner, grid: Grid, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Image and reference of a body.
+    """Intensities and label values of a body, (I, J, K) both, on an axis-aligned grid in RAS order.
 
-    Args:
-        body: The patient.
-        scanner: Tissue values and noise.
-        grid: Axis-aligned grid in RAS order.
-        rng: Source of the noise.
-
-    Returns:
-        Intensities and label values, (I, J, K) both. The label is the organ that fills the largest share of the voxel,
-        or 0 where what is no organ fills more.
+    The label is the organ that fills the largest share of the voxel, or 0 where what is no organ fills more.
     """
     lattice = _lattice(body, grid)
     layers = list(_layers(body, scanner, grid, lattice))

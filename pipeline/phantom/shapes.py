@@ -22,13 +22,7 @@ Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Ball:
-    """Ellipsoid.
-
-    Args:
-        centre_mm: Centre.
-        radii_mm: Semi-axes before the tilt.
-        tilt_deg: Rotation about x, y, z, in this order.
-    """
+    """Ellipsoid: its semi-axes, tilted about x, y and z in this order."""
 
     centre_mm: Triple
     radii_mm: Triple
@@ -37,12 +31,7 @@ class Ball:
 
 @dataclass(frozen=True)
 class Tube:
-    """Chain of rounded cones along a polyline.
-
-    Args:
-        points_mm: Corners of the polyline, at least two.
-        radii_mm: Radius at each corner.
-    """
+    """Chain of rounded cones along a polyline of two or more corners, with a radius at each."""
 
     points_mm: tuple[Triple, ...]
     radii_mm: tuple[float, ...]
@@ -63,12 +52,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Half:
-    """Half of the space: all points whose coordinate exceeds a limit.
-
-    Args:
-        axis: 0, 1 or 2 for x, y or z.
-        above_mm: The limit.
-    """
+    """Half of the space: all points whose coordinate along an axis (0, 1, 2 for x, y, z) exceeds a limit."""
 
     axis: int
     above_mm: float
@@ -95,15 +79,7 @@ Shape = Ball | Tube | Trunk | Half | Rings
 
 
 def distance_mm(shape: Shape, points: Points) -> NDArray[np.float32]:
-    """Signed distance to the surface of a shape, negative inside; exact to first order near the surface.
-
-    Args:
-        shape: Any shape.
-        points: (3, I, J, K) positions in mm.
-
-    Returns:
-        (I, J, K) in mm.
-    """
+    """Signed distance (I, J, K) to the surface of a shape, negative inside; exact to first order near the surface."""
     return _DISTANCES[type(shape)](shape, points)
 
 
@@ -123,12 +99,7 @@ def bounds_mm(shape: Shape) -> Bounds | None:
 def moved(shape: Shape, pivot_mm: Triple, shift_mm: Triple, stretch: Triple, turn_deg: Triple) -> Shape:
     """A ball or tube stretched and turned about a pivot and then shifted; other shapes are returned as they are.
 
-    Args:
-        shape: Any shape.
-        pivot_mm: Fixed point of stretch and turn.
-        shift_mm: Shift along x, y, z.
-        stretch: Factor along x, y, z; a tube's radii take the mean factor.
-        turn_deg: Rotation about x, y, z.
+    The radii of a tube take the mean of the three factors of the stretch.
     """
     turn = Rotation.from_euler("xyz", turn_deg, degrees=True)
 
@@ -314,15 +285,7 @@ def wave_sum(waves: Waves, points: Points) -> NDArray[np.float32]:
 def draw_waves(
     rng: np.random.Generator, count: int, length_mm: tuple[float, float], amplitude: float, components: int
 ) -> Waves:
-    """Draw waves of random directions.
-
-    Args:
-        rng: Source of randomness.
-        count: Number of waves.
-        length_mm: Shortest and longest wavelength.
-        amplitude: Standard deviation of each wave's amplitude, per component.
-        components: Components of the field.
-    """
+    """Draw waves of random directions, with wavelengths in a range and amplitudes of a standard deviation."""
     direction = rng.standard_normal((count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     vectors = direction * (2.0 * np.pi / rng.uniform(*length_mm, size=(count, 1)))

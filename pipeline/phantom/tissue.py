@@ -77,7 +77,7 @@ class Scanner:
     """How one examination was acquired.
 
     Args:
-        contrast: ``"ct"`` or ``"mr"``.
+        contrast: CT or MR.
         values: Mean intensity of each tissue, in HU or as relative signal.
         noise: Standard deviation of the noise in a voxel, in the same unit.
         blur_voxels: Standard deviation of the noise's in-plane correlation kernel.
@@ -111,11 +111,6 @@ def add_noise(slab: NDArray[np.float32], scanner: Scanner, rng: np.random.Genera
     """Add the scanner's noise: correlated Gaussian for CT, Rician for MR (Gudbjartsson and Patz 1995).
 
     Slices (along the last axis) are independent of each other, so a volume may be noised slab by slab in order.
-
-    Args:
-        slab: (I, J, K) noise-free intensities.
-        scanner: The examination.
-        rng: Source of the noise.
 
     Returns:
         (I, J, K), whole numbers: HU within -1024 and 3071, or MR intensities of at least 0.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.core.errors import ConfigError, sentence
+from pipeline.core.errors import require_arguments
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.output_folder import OutputFolder
@@ -139,7 +139,8 @@ def _check(
     *, index: int = 0, seed: int = 0, contrast: str = "ct", size: str = "small", cases: int = 1, tests: int = 0
 ) -> None:
     """Raise one ConfigError with everything that is wrong."""
-    rules = (
+    require_arguments(
+        "phantom",
         ("index", index >= 0, "at least 0", index),
         ("seed", seed >= 0, "at least 0", seed),
         ("contrast", contrast in ("ct", "mr"), "ct or mr", contrast),
@@ -147,6 +148,3 @@ def _check(
         ("cases", 1 <= cases <= TEST_START, f"1 to {TEST_START}", cases),
         ("tests", tests >= 0, "at least 0", tests),
     )
-    problems = [sentence(what, rule, got, "Change it") for what, fine, rule, got in rules if not fine]
-    if problems:
-        raise ConfigError(problems, "phantom")
