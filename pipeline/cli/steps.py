@@ -107,7 +107,8 @@ def preprocess(
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
     from pipeline.engine.workers import warm_up
 
-    warm_up(jobs, "pipeline.preprocess.prepare_case")  # beside the imports of this process, which take as long
+    # Before the imports of this process: the server imports torch and MONAI beside them, which takes as long.
+    warm_up(jobs, "pipeline.preprocess.prepare_case")
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_batch, print_plan

@@ -1,4 +1,4 @@
-"""Commands beside the steps: converted and generated data, the demo, the networks, the settings."""
+"""Commands beside the steps: converted and generated data, previews, the demo, pruning, networks, settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def phantom(
     if kind == "fundus" and (contrast, size) != ("ct", "small"):
         raise ConfigError(["contrast, size: expected none with kind fundus, got one. Remove it."], "phantom")
     usual = (24, 8) if kind == "torso" else (50, 51)
-    cases, tests = usual[0] if cases is None else cases, usual[1] if tests is None else tests
+    cases, tests = cases or usual[0], usual[1] if tests is None else tests
     with progress_bars() as bars:
         if kind == "fundus":
             write_fundus(out, cases=cases, tests=tests, seed=seed, progress=bars.update)

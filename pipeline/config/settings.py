@@ -294,6 +294,7 @@ class TrainSettings(Section):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:
+        # YAML reads 90 as a number: seconds. True would be a number too.
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = f"{value}s"
         if isinstance(value, str):
@@ -305,7 +306,8 @@ class TrainSettings(Section):
     def _mlflow(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or urlsplit(value).password is not None):
             got, advice = "none", "Write for example http://localhost:5000, or null"
-            if value.strip():  # settings are written into the model folder
+            # Settings are written into the model folder, which people share.
+            if value.strip():
                 got, advice = "one with a password", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             raise ValueError(f"expected a URI without a password, got {got}. {advice}.")
         return value

@@ -68,8 +68,9 @@ def save_settings(settings: Settings, path: Path | str | None = None) -> str:
     """The settings as YAML text that :func:`load_settings` reads back; written to ``path`` if given."""
     content = settings.model_dump(mode="json")
     root = yaml.representer.SafeRepresenter(sort_keys=False, default_flow_style=True).represent_data(content)
+    # One line per key of a section; lists and options stay on the line of their key.
     for node in (root, *(section for _, section in root.value)):
-        node.flow_style = False  # one line per key; lists and options stay on theirs
+        node.flow_style = False
     text = yaml.serialize(root, Dumper=yaml.SafeDumper, width=120, allow_unicode=True)
     if path is not None:
         write_text(path, text)
@@ -84,6 +85,7 @@ def json_schema() -> str:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The sections of a file, empty ones as {}, and a problem for every key that is given twice."""
     try:
+        # Nodes first: they have the line numbers, and the keys that a dictionary would pass over in silence.
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         content = loader.construct_document(root) if root else None
@@ -100,7 +102,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> list[str]:
-    """One problem for every key that a mapping holds twice, which YAML readers pass over in silence."""
+    """One problem for every key that a mapping holds twice."""
     problems: list[str] = []
     first: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():

@@ -1,4 +1,8 @@
-"""A queue of long pieces of work, such as trainings, in front of a few places to do them, such as GPUs."""
+"""A queue of long pieces of work, such as trainings, in front of a few places to do them, such as GPUs.
+
+Each piece has a process of its own, so that nothing of a training (memory of the GPU, threads, random state) is left to
+the next one at its place.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +77,12 @@ def _started(
 
 
 def _work(writer: Connection, work: bytes, index: int, place: str) -> None:
+    def call() -> Any:
+        function, item = pickle.loads(work)
+        return function(item, place)
+
     start_worker()
-    writer.send(outcome_of(index, lambda: _done(work, place)))
-
-
-def _done(work: bytes, place: str) -> Any:
-    function, item = pickle.loads(work)
-    return function(item, place)
+    writer.send(outcome_of(index, call))
 
 
 def _received(reader: Connection, flight: _Flight) -> Outcome[Any]:

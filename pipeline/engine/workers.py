@@ -1,4 +1,8 @@
-"""Worker processes: how they begin, what they find when they do, and how they end with their parent."""
+"""Worker processes: how they begin, what they find when they do, and how they end with their parent.
+
+They are spawned, so that the same code runs on Linux, macOS and Windows. On Linux those that need torch and MONAI are
+forked from a server instead (:mod:`pipeline.engine.server`), which imports both once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from threading import Event, Thread
 
 from pipeline.core.machine import processors
 
+# One thread per worker, because the workers share the processors. What the user has set stands.
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -22,7 +27,6 @@ _WORKER_ENVIRONMENT = {
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""One thread per worker, because the workers share the processors. What the user has set stands."""
 _SERVER = "pipeline.engine.server"
 # Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork.
 _FORKS = sys.platform == "linux"
@@ -33,11 +37,9 @@ _warming = Event()
 
 
 def warm_up(jobs: int | None, module: str) -> None:
-    """Let a module be imported for workers to come while this process goes on with its own start.
+    """Let a module be imported for workers to come, while this process goes on with its own start.
 
-    Args:
-        jobs: Worker processes that were asked for; nothing happens for 1.
-        module: What their work is in.
+    Nothing happens where only one worker is asked for, or there is only one processor.
     """
     if not _FORKS or jobs == 1 or processors() == 1:
         return
@@ -52,8 +54,8 @@ def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
 
     Args:
         jobs: Number of workers at most.
-        light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's imports,
-            which come first where the processors are busy.
+        light: Their work needs few libraries, so each is spawned and does not wait for the server's imports. While
+            these go on, light workers yield to them.
     """
     niceness = _YIELDING if light and _warming.is_set() else 0
     return ProcessPoolExecutor(jobs, mp_context=worker_context(light), initializer=start_worker, initargs=(niceness,))
