@@ -98,6 +98,11 @@ class OutputFolder:
             sentence("output folder", rule, got, "Choose another folder, or empty this one", file=self.path)
         )
 
+    def listed(self, key: str) -> set[str]:
+        """Names that the record of an earlier run lists under a key; none if it has no such list."""
+        names = self.earlier.get(key)
+        return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove files by their names in the record, relative to the folder; what leads out of it stays."""
         home = self.path.resolve()
