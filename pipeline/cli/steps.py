@@ -31,7 +31,7 @@ def check(
     and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
     """
     from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_check
+    from pipeline.console.printing import print_check, repair_lines
     from pipeline.core.files import write_json
     from pipeline.data.repair_volumes import REPAIRABLE
     from pipeline.stages import prepare
@@ -47,7 +47,7 @@ def check(
                 dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
             )
     if fix is not None:
-        for line in fixed.lines():
+        for line in repair_lines(fixed):
             say(line)
         if fixed.report is None:
             raise typer.Exit(fixed.exit_code)

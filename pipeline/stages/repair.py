@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -23,8 +22,8 @@ from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_en
 from pipeline.stages.convert import require_apart
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
 
-_LOG = "fixes.json"
-_LISTED = 20  # cases left out that are printed before the rest is only counted
+LOG_FILE = "fixes.json"
+"""Every change and every case left out; the record of the folder."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,6 @@ class Repair:
     def exit_code(self) -> int:
         """0 if every case is in the copy, without errors; 2 if some were left out, 3 if no labelled one is left."""
         return 3 if self.report is None else max(self.report.exit_code, 2 if self.left_out else 0)
-
-    def lines(self) -> tuple[str, ...]:
-        """The summary for reading: what was repaired in how many cases, what was left out and why."""
-        cases = Counter((problem, done) for _, problem, done in {(c.case, c.problem, c.done) for c in self.changes})
-        fixed = [f"fixed  {problem}: {done} ({_cases(number)})" for (problem, done), number in sorted(cases.items())]
-        texts = [text if text.startswith(f"case {case}") else f"case {case}: {text}" for case, text in self.left_out]
-        left = [f"left out  {text}" for text in texts[:_LISTED]]
-        more = [f"… and {len(texts) - _LISTED} more, see {self.out / _LOG}"] if len(texts) > _LISTED else []
-        count = f"{_cases(len(self.repaired))} repaired, {len(self.copied)} copied as they are, {len(texts)} left out"
-        again = f" ({self.kept} up to date)" if self.kept else ""
-        return (*fixed, *left, *more, f"{count}{again}: {self.out}. Every change: {self.out / 'fixes.csv'}")
 
 
 def repair(
@@ -97,7 +85,7 @@ def repair(
     opened = open_dataset(dataset, layout)
     rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid)
     require_apart(opened, dataset, out)
-    folder = OutputFolder(out, _LOG, {"source": str(dataset.resolve())})
+    folder = OutputFolder(out, LOG_FILE, {"source": str(dataset.resolve())})
     folder.require_own("an earlier repair of this dataset")
     head = {"dataset": opened.name, "layout": opened.layout, **folder.origin}
     write_json(folder.record, head)
@@ -125,10 +113,6 @@ def repair(
     return result
 
 
-def _cases(number: int) -> str:
-    return "1 case" if number == 1 else f"{number} cases"
-
-
 def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:
     """Like ``map``, for checking the copy: cases that were checked as they were written are not read again."""
     facts = {case.facts.id: case.facts for case in done if case.facts is not None}
@@ -147,7 +131,7 @@ def _write_log(out: Path, head: dict[str, Any], result: Repair) -> None:
     left_out = [{"case": case, "message": message} for case, message in result.left_out]
     changes = [asdict(change) for change in result.changes]
     kinds = {"copied": list(result.copied), "repaired": list(result.repaired)}
-    write_json(out / _LOG, {**head, **kinds, "left_out": left_out, "changes": changes})
+    write_json(out / LOG_FILE, {**head, **kinds, "left_out": left_out, "changes": changes})
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([column.name for column in fields(Change)])
