@@ -115,15 +115,11 @@ class TrainingView:
 
     def line(self) -> str:
         """The last epoch in one line."""
-        record = self.records[-1]
-        line = (
-            f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
-            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}"
-        )
-        if record.mean_dice is None:
+        record, best = self.records[-1], self.best
+        line = epoch_line(record, self.epochs)
+        if record.mean_dice is None or best is None or best is record:
             return line
-        best = "" if self.best is record or self.best is None else f", best {_dice_in(self.best)}"
-        return f"{line}  validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s){best}"
+        return f"{line}, best {_dice_in(best)}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Bar, facts and organs as they fit."""
@@ -203,6 +199,17 @@ class TrainingView:
         rest = [value for organ, value in last.items() if organ not in shown and value is not None]
         if rest:
             yield Text(f"the others {min(rest):.3f} to {max(rest):.3f}", "italic")
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """An epoch in one line, its validation included if it had one."""
+    line = (
+        f"epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
+        f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}"
+    )
+    if record.mean_dice is None:
+        return line
+    return f"{line}  validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:

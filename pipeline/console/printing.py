@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.console.bars import CONSOLE, say
+from pipeline.console.bars import CONSOLE, epoch_line, say
 from pipeline.core.files import read_json
 from pipeline.core.tables import score_cell, text_table
 
@@ -130,11 +130,7 @@ _LISTED = 20  # failures printed before the rest is only counted
 def say_validation(record: EpochRecord, epochs: int, fold: str) -> None:
     """Print a line for an epoch of a fold that ended with a validation."""
     if record.mean_dice is not None:
-        say(
-            f"{fold}  epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
-            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}  "
-            f"validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
-        )
+        say(f"{fold}  {epoch_line(record, epochs)}")
 
 
 def print_check(report: CheckReport) -> None:

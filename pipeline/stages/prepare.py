@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import PreprocessSettings, Settings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import remove_leftovers
 from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
@@ -69,8 +69,8 @@ def take_fingerprints(
     cases = {files.id: files for files in dataset.cases}
     prints, failed = collect(run, measure, cases, progress, "fingerprint", fingerprint_bytes)
     if not prints:
-        first = failed[0][1]
-        raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
+        advice = f"The first says: {failed[0][1]}"
+        raise VolsegError(sentence("dataset", "at least one usable case", "none", advice, file=dataset.root))
     return [prints[case] for case in sorted(prints)], failed
 
 
@@ -98,8 +98,8 @@ def given_plan(path: Path, dataset: Dataset) -> Plan:
     """A plan someone wrote or edited, which must have the dataset's channels and labels."""
     plan = read_plan(path)
     if plan.channels != dataset.channels or plan.label_table != dataset.labels:
-        rule = "a plan with this dataset's channels and labels"
-        raise VolsegError(f"{path}: expected {rule}, got others. Plan it anew: leave --plan out.")
+        rule, advice = "one with this dataset's channels and labels", "Plan it anew: leave --plan out"
+        raise VolsegError(sentence("plan", rule, "others", advice, file=path))
     return plan.model_copy(update={"dataset": dataset.name})
 
 
@@ -126,7 +126,8 @@ def require_fitting(dataset: Dataset, out: Path) -> None:
     """
     twice = sorted(case for case, number in Counter(files.id for files in dataset.cases).items() if number > 1)
     if twice:
-        raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
+        got = f"{twice[0]} more than once"
+        raise VolsegError(sentence("dataset", "unique case ids", got, "Rename a case", file=dataset.root))
     try:
         there = read_plan(out / PLAN_FILE).dataset
     except VolsegError:  # none, or a damaged one: written anew
@@ -252,8 +253,7 @@ def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: 
     groups = {files.id: files.group for files in cases}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
     if distinct < 2:
-        raise VolsegError(
-            f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
-        )
+        rule = "at least 2 cases (or groups) to train and validate"
+        raise VolsegError(sentence("folds", rule, distinct, "Add cases", file=path))
     splits = {files.id: files.split for files in cases} if fixed else None
     return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)
