@@ -148,6 +148,7 @@ def train(
     """
     if fold != "all" and not fold.isdecimal():
         raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
+    # What can be refused without torch is refused above: importing it takes seconds.
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_training

@@ -20,13 +20,7 @@ _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMB
 
 
 def parse_duration_s(text: str) -> float:
-    """Length of time in seconds.
-
-    Args:
-        text: Numbers with units d, h, m, s, e.g. ``90s``, ``10m``, ``1h30m`` or ``2d``; a number alone is seconds.
-
-    Returns:
-        Seconds, above 0.
+    """Seconds of a length of time with units d, h, m, s: ``90s``, ``10m``, ``1h30m``, ``2d``; 90 alone is seconds.
 
     Raises:
         ValueError: If the text is not a duration above 0.
@@ -62,6 +56,7 @@ PositiveRange = Annotated[tuple[float, float], AfterValidator(_above_zero)]
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, docstrings become descriptions."""
 
+    # Defaults are validated too, so that a wrong one in a section fails at once and not for the first user of its key.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )

@@ -135,6 +135,7 @@ class TrainingView:
         now, self.share = self.clock(), min(max(share, self.share if self.base else 0.0), 1.0)
         if self.base is None:
             self.base = (now, self.share)
+        # The time left counts down from here by the clock, and is estimated anew when a step is done.
         began, first = self.base
         if self.share > first:
             self.known = (now, (now - began) * (1.0 - self.share) / (self.share - first))
@@ -246,14 +247,7 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Bars:
-    """Ways to report progress while the bars are shown.
-
-    Args:
-        update: Takes how many items are done, how many there are, and what is being done.
-        on_start: Takes the epochs that an earlier run of a training did and the expected number of epochs.
-        on_step: Takes the share of a training that is done and the mean loss of its epoch so far.
-        on_epoch: Takes an epoch's record and the expected number of epochs.
-    """
+    """Ways to report progress while the bars are shown: of any work, and of a training."""
 
     update: Progress
     on_start: Callable[[Sequence[EpochRecord], int], None]
@@ -295,6 +289,7 @@ def progress_bars() -> Iterator[Bars]:
     def drawn() -> RenderableType:
         return Group(*([bars] if tasks else []), *([view] if view.begun else []))
 
+    # One live display for both: two would overwrite each other's lines.
     with ExitStack() as shown:
         if CONSOLE.is_terminal:
             shown.enter_context(Live(console=CONSOLE, get_renderable=drawn))

@@ -38,11 +38,7 @@ def signature() -> dict[str, str]:
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Give a temporary path beside the target; on success it is synced and renamed onto the target, else removed.
 
-    Args:
-        target: The file to create or replace; its folder is created.
-
-    Yields:
-        Path to write to.
+    The folder of the target is created.
 
     Raises:
         VolsegError: If the disk is full or the folder cannot be written to.
@@ -64,13 +60,10 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Remove the temporary files that a killed run left in a folder; only for folders to which one run writes.
+    """Remove the temporary files that a killed run left in a folder, with ``deep`` also in those below.
 
-    What cannot be removed is left: the next write into the folder says why.
-
-    Args:
-        folder: The folder; it need not exist.
-        deep: Also in the folders below it.
+    Only for folders to which one run writes. The folder need not exist. What cannot be removed is left: the next write
+    into the folder says why.
     """
     for path in (folder.rglob if deep else folder.glob)(f".{'[0-9a-f]' * _MARK}.part.*"):
         with suppress(OSError):
@@ -84,16 +77,13 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
-    """Copy a file atomically, byte by byte.
+    """Copy a file atomically, byte by byte; a symbolic link is followed.
 
     Args:
-        source: The file; a symbolic link is followed.
+        source: The file.
         target: The copy.
-        link: Make a hard link instead, which takes no space, where the file system can; then a change within one of
-            the two files shows in both.
-
-    Raises:
-        VolsegError: As :func:`atomic_path`.
+        link: Make a hard link instead where the file system can, which takes no space. Then a change within one of the
+            two files shows in both.
     """
     source = source.resolve()
     if link and target.exists() and target.samefile(source):

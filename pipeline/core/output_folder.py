@@ -59,14 +59,14 @@ class OutputFolder:
     def require_own(self, earlier_run: str) -> None:
         """Refuse a folder that holds anything but what an earlier run of the same origin wrote.
 
-        Args:
-            earlier_run: Whose files may be there, for the message, e.g. ``an earlier repair of this dataset``.
+        ``earlier_run`` says whose files may be there, e.g. ``an earlier repair of this dataset``.
 
         Raises:
             VolsegError: If other files are there, or the path is that of a file.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.glob("[!.]*"))):
             return
+        # Only the keys of the origin: what else a record says may change from run to run.
         origin = {key: self.earlier.get(key) for key in self.origin}
         if self.earlier and origin == self.origin:
             return
@@ -78,12 +78,7 @@ class OutputFolder:
     def require_only(self, expected: Collection[Path], rule: str) -> None:
         """Refuse a folder in which other files stand than those that this run writes; hidden files do not count.
 
-        Args:
-            expected: All files of this run.
-            rule: What the folder must be, for the message.
-
-        Raises:
-            VolsegError: If there are others.
+        ``rule`` says what the folder must be, for the message.
         """
         strangers = (
             file.relative_to(self.path) for file in self.path.rglob("*") if file not in expected and file.is_file()
@@ -105,6 +100,7 @@ class OutputFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files by their names in the record, relative to the folder; what leads out of it stays."""
+        # Compared after links are resolved: a record can be edited, and a link can lead anywhere.
         home = self.path.resolve()
         for path in (self.path / name for name in names):
             if path.resolve().is_relative_to(home):

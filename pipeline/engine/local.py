@@ -80,13 +80,7 @@ class Batch:
 
     @classmethod
     def of(cls, written: Mapping[str, bool], failed: Iterable[tuple[str, str]], notes: Iterable[str] = ()) -> Batch:
-        """A batch of cases of which some were written and the others up to date.
-
-        Args:
-            written: Case id → whether it was written.
-            failed: As above, in any order.
-            notes: As above.
-        """
+        """A batch of cases of which some were written (true) and the others up to date; arguments in any order."""
         done, kept = (tuple(sorted(case for case in written if written[case] is new)) for new in (True, False))
         return cls(done, kept, tuple(sorted(failed)), tuple(notes))
 
@@ -131,6 +125,7 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
         yield _run_here
         return
     budget = None if memory is None else memory - jobs * worker_bytes
+    # In a list, because the function below puts a new pool in place of a broken one.
     pool = [worker_pool(jobs, light=light)]
 
     def run(
@@ -176,7 +171,7 @@ def collect(
     what: str = "",
     bytes_of: Callable[[T], int] | None = None,
 ) -> tuple[dict[str, R], list[tuple[str, str]]]:
-    """Apply a function to every case.
+    """Apply a function to every case, by its id.
 
     Args:
         run: The engine's function.
@@ -184,7 +179,7 @@ def collect(
         items: Case id → what the function is applied to.
         progress: Told after every case.
         what: What is being done, for the progress.
-        bytes_of: Estimates the memory that an item takes, so that no more run at once than fit.
+        bytes_of: As in :class:`Run`.
 
     Returns:
         Results by case id, and (case id, sentence) of those that failed.

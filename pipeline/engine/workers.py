@@ -52,10 +52,8 @@ def warm_up(jobs: int | None, module: str) -> None:
 def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
     """A pool whose workers leave Ctrl-C to this process and end when it is killed.
 
-    Args:
-        jobs: Number of workers at most.
-        light: Their work needs few libraries, so each is spawned and does not wait for the server's imports. While
-            these go on, light workers yield to them.
+    ``light`` work needs few libraries: its workers are spawned and do not wait for the server's imports, to which they
+    yield while these go on.
     """
     niceness = _YIELDING if light and _warming.is_set() else 0
     return ProcessPoolExecutor(jobs, mp_context=worker_context(light), initializer=start_worker, initargs=(niceness,))

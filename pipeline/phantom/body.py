@@ -29,7 +29,7 @@ class Body:
         rotation: (3, 3), body to world.
         scale: (3,), world mm per body mm.
         offset_mm: (3,), world position of the body's origin.
-        fat_mm: Thickness of the subcutaneous fat, in body mm.
+        fat_mm: Thickness of the fat under the skin, in body mm.
         waves: Displacement of body coordinates in mm, 3 components.
     """
 
@@ -172,20 +172,11 @@ _DEAL_STREAM = 9  # apart from the streams of the cases
 
 
 def draw_grid(body: Body, index: int, seed: int, size: Size, rng: np.random.Generator) -> tuple[Grid, str]:
-    """Draw the grid of a case.
+    """Draw the grid of a case, in RAS order, and the orientation to store it in.
 
-    Spacings and orientations are dealt in turn, so that a small dataset has them all; where the thin slices would make
-    more voxels than the size allows, the field of view is shorter, as in practice.
-
-    Args:
-        body: The patient, whose extent the field of view follows.
-        index: Number of the case.
-        seed: Seed of the dataset, which shuffles the order of dealing.
-        size: ``"small"`` (about 1 million voxels) or ``"full"`` (512 x 512 x 60 to 300).
-        rng: Source of the field of view.
-
-    Returns:
-        The grid in RAS order and the orientation to store it in.
+    Spacings and orientations are dealt in turn, in an order that the seed of the dataset shuffles, so that a small
+    dataset has them all. Where thin slices would make more voxels than the size allows (about 1 million for
+    ``"small"``, 512 x 512 x 60 to 300 for ``"full"``), the field of view is shorter, as in practice.
     """
     # Shuffled once per dataset and dealt by number: a case's grid does not depend on how many cases there are.
     deal = np.random.default_rng([seed, 0, _DEAL_STREAM])

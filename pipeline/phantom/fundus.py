@@ -203,6 +203,7 @@ def fundus_case(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[n
     Returns:
         Photograph (H, W, 3), and the soft maps of disc and cup (H, W): 0, 64, 128, 191 or 255 for 0 to 4 experts.
     """
+    # Streams of their own for anatomy, picture and experts: a change of one leaves the others as they were.
     eye = draw_eye(FUNDUS_SIZE, np.random.default_rng([seed, index, 0]))
     photo = photograph(eye, np.random.default_rng([seed, index, 1]))
     experts = np.random.default_rng([seed, index, 2])

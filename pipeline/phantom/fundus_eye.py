@@ -47,15 +47,9 @@ class Outline:
 
 @dataclass(frozen=True, eq=False)
 class Eye:
-    """What is photographed.
+    """What is photographed, in pixels: the round field of view, the optic disc and the cup in it.
 
-    Args:
-        size: Pixels along x and y.
-        view_centre: Centre of the round field of view.
-        view_radius: Its radius in pixels.
-        disc: Outline of the optic disc.
-        cup: Outline of the cup in it.
-        temporal: +1 if the temple is to the right, -1 if to the left.
+    ``temporal`` is +1 if the temple is to the right, -1 if to the left.
     """
 
     size: tuple[int, int]

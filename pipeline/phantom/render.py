@@ -81,6 +81,7 @@ def _lattice(body: Body, grid: Grid) -> _Lattice:
     )
     world = np.stack(np.meshgrid(x, y, z, indexing="ij")).astype(np.float32)
     points = from_world(body, world)
+    # Displaced are the coordinates at which shapes are evaluated, not the shapes: so all of them bend together.
     displacement = wave_sum(body.waves, points)
     points += displacement
     reach = float(np.abs(displacement).max())
@@ -107,6 +108,7 @@ def _layers(body: Body, scanner: Scanner, grid: Grid, lattice: _Lattice) -> Iter
 
 def _box(part: Part, body: Body, lattice: _Lattice, seen: dict[str, tuple[Box, _Array]]) -> Box | None:
     """Range of nodes that a part, its halo and a margin can reach; None if that is outside the field of view."""
+    # By the corners of the part's own box, turned into the world and grown by what the displacement can move.
     lower = np.array([nodes[0] for nodes in lattice.nodes])
     upper = np.array([nodes[-1] for nodes in lattice.nodes])
     boxes = [bounds_mm(shape) for shape in part.shapes]

@@ -39,11 +39,9 @@ class Tube:
 
 @dataclass(frozen=True)
 class Trunk:
-    """Upright column whose cross sections are superellipses; without ends.
+    """Upright column without ends; its cross sections are superellipses: of power 2 ellipses, above that boxier.
 
-    Args:
-        stations_mm: (z, half width, half depth), ascending z; in between is interpolated.
-        power: 2 is an ellipse; larger is boxier.
+    ``stations_mm`` are (z, half width, half depth), ascending in z; in between is interpolated.
     """
 
     stations_mm: tuple[Triple, ...]
@@ -62,11 +60,7 @@ class Half:
 class Rings:
     """Parallel slabs, such as intervertebral discs or, seen against the chest wall, ribs.
 
-    Args:
-        pitch_mm: Distance from slab to slab.
-        thickness_mm: Thickness of a slab.
-        slope: Rise in z per mm of y towards the back.
-        above_mm: There are no slabs below this height.
+    ``slope`` is their rise in z per mm of y towards the back; there are none below ``above_mm``.
     """
 
     pitch_mm: float

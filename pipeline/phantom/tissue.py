@@ -128,6 +128,7 @@ def _correlated(shape: tuple[int, ...], scanner: Scanner, rng: np.random.Generat
     i, j, k = shape
     white = rng.standard_normal((k, 1 if scanner.contrast == "ct" else 2, i, j), dtype=np.float32)
     white *= np.float32(scanner.noise)
+    # Within slices only, and wrapped around: the noise of a slice does not depend on the slab it is made in.
     for axis in (2, 3):
         white = correlate1d(white, kernel, axis=axis, mode="wrap")
     return [np.moveaxis(white[:, channel], 0, -1) for channel in range(white.shape[1])]

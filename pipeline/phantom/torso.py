@@ -98,6 +98,7 @@ def write_phantom(
     """
     out = Path(out)
     _check(seed=seed, contrast=contrast, size=size, cases=cases, tests=tests)
+    # Test cases have indices of their own: they stay the same however many train.
     work = [(index, "Tr") for index in range(cases)] + [(TEST_START + index, "Ts") for index in range(tests)]
     description = _description(cases, tests, seed, contrast, size)
     folder = OutputFolder(out, "dataset.json", {key: description[key] for key in _KIND})

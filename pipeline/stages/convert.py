@@ -76,6 +76,7 @@ def convert(
         for old, new in zip(sources, targets, strict=True)
     }
     renumbered = {str(old): new for old, new in target.renumbered.items()}
+    # Entries that are not done yet have the content hash of an earlier run, or none: convert_case compares it.
     record = {**origin, "renumbered_labels": renumbered, "cases": entries}
     write_json(folder.record, record)
     description_file(target.dataset).unlink(missing_ok=True)
@@ -98,16 +99,12 @@ def convert(
 
 
 def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
-    """Refuse to write into a dataset, or around its files; beside a list of cases there may be other folders.
-
-    Args:
-        opened: The dataset.
-        dataset: Where it was opened: its folder, or the file that lists its cases.
-        out: Folder to write.
+    """Refuse to write into a dataset or around its files; beside a list of cases there may be other folders.
 
     Raises:
         VolsegError: If the folder is not apart from the dataset.
     """
+    # Links are resolved, so that a second way into the dataset is no way around the rule.
     place, root = out.resolve(), opened.root.resolve()
     homes = {file.resolve().parent for case in (*opened.cases, *opened.tests) for file in case.files}
     around = place == root or any(place in (home, *home.parents) for home in homes)
@@ -132,6 +129,7 @@ def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path)
         function: Callable[[Any], Any], items: Sequence[Any], bytes_of: Callable[[Any], int] | None = None
     ) -> Iterator[Outcome[Any]]:
         written = time.monotonic()
+        # Not after every case: with 20,000 cases the record is megabytes. A killed run repeats what it had not noted.
         for outcome in run(function, items, bytes_of):
             record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.digest
             if time.monotonic() - written > _RECORD_S:
@@ -191,6 +189,7 @@ def _write_folds(path: Path, cases: Sequence[tuple[CaseFiles, str]]) -> list[str
         {"train": [names[case] for case in fold.train], "val": [names[case] for case in fold.validation]}
         for fold in folds
     ]
+    # A user may have edited the folds, or nnU-Net written its own: valid ones are kept.
     try:
         if path.is_file() and read_json(path) != content:
             read_splits(path, list(names.values()))

@@ -53,11 +53,7 @@ def reading_jobs(dataset: Dataset, jobs: int) -> int:
 def take_fingerprints(
     dataset: Dataset, section: PreprocessSettings, run: Run, progress: Progress
 ) -> tuple[list[CaseFingerprint], list[tuple[str, str]]]:
-    """The fingerprints of all usable cases, by id, and what became of the other cases.
-
-    Raises:
-        VolsegError: If no case is usable.
-    """
+    """The fingerprints of all usable cases, by id, and what became of the other cases; one must be usable."""
     measure = partial(
         fingerprint_case,
         labels=dataset.labels,
@@ -220,11 +216,7 @@ def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) ->
 
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
-    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
-
-    Raises:
-        VolsegError: If there are too few cases, or the dataset fixes a split that cannot be used.
-    """
+    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
     fixed = any(files.split == "validation" for files in dataset.cases)
     fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings)
     if not path.is_file():

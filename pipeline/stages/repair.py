@@ -88,6 +88,7 @@ def repair(
     folder = OutputFolder(out, LOG_FILE, {"source": str(dataset.resolve())})
     folder.require_own("an earlier repair of this dataset")
     head = {"dataset": opened.name, "layout": opened.layout, **folder.origin}
+    # Without changes as long as cases are written: what is listed at the end was done.
     write_json(folder.record, head)
     remove_leftovers(out, deep=True)
     cases = planned_cases(opened)
@@ -96,6 +97,7 @@ def repair(
         found, failed = collect(
             run, repair_case, tasks, progress, "repair", lambda task: rewrite_bytes(task.case.files)
         )
+        # In the order of the dataset, whatever the order in which workers ended.
         done = [found[case.files.id] for case in cases if case.files.id in found]
         rows = [case.entry for case in done]
         names = {"name": opened.name, "channels": list(opened.channels), "labels": opened.labels.to_json()}
