@@ -27,6 +27,7 @@ from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
 _RECORD = "conversion.json"
+_EARLIER = "an earlier conversion of this dataset to this layout"
 _RECORD_S = 5.0  # seconds between two writes of the record while cases are converted
 _NNUNET_NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -64,7 +65,6 @@ def convert(
     origin = {"source": str(dataset.resolve()), "layout": to}
     require_apart(opened, dataset, out)
     folder = OutputFolder(out, _RECORD, origin)
-    folder.require_own("an earlier conversion of this dataset to this layout")
     earlier = _earlier_cases(folder)
     sources, targets = (*opened.cases, *opened.tests), (*target.dataset.cases, *target.dataset.tests)
     entries = {
@@ -114,12 +114,14 @@ def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
 
 
 def _earlier_cases(folder: OutputFolder) -> dict[str, dict[str, Any]]:
-    """Case id → ``files`` and ``hash``, as an earlier conversion recorded them; none if that is damaged."""
+    """Case id → ``files`` and ``hash``, as an earlier conversion recorded them."""
+    folder.require_own(_EARLIER)
     try:
         entries = folder.earlier.get("cases", {}).items()
         return {case: {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in entries}
     except (KeyError, TypeError, AttributeError):
-        return {}
+        # Files that no record names would stay, and other tools would take them for cases.
+        folder.refuse(f"a new folder, or {_EARLIER}", f"a damaged {_RECORD}")
 
 
 def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path) -> Run:

@@ -267,6 +267,10 @@ def test_an_unusual_place_to_write_is_refused(tmp_path) -> None:
         convert(root / "datalist.json", root / "converted", "nnunet", jobs=1)
     with pytest.raises(VolsegError, match=r"got one with source .*datalist.json, layout pairs"):
         convert(other, root / "converted", "pairs", jobs=1)
+    record = root / "converted" / "conversion.json"
+    record.write_text(json.dumps({**read_json(record), "cases": [1]}))
+    with pytest.raises(VolsegError, match=r"got a damaged conversion\.json"):
+        convert(root / "datalist.json", root / "converted", "pairs", jobs=1)
     file = tmp_path / "file"
     file.write_bytes(b"")
     with pytest.raises(VolsegError, match=r"expected a new folder, .* got a file"):
