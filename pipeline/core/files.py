@@ -140,13 +140,13 @@ def read_json(path: Path | str, missing: str = "Check the path.") -> Any:
 
 def text_hash(*parts: str) -> str:
     """Content hash (16 hex digits) of texts in their order."""
-    digest = hashlib.blake2b(digest_size=8)
+    content = hashlib.blake2b(digest_size=8)
     # The length goes before each text: ("ab", "c") and ("a", "bc") are different contents.
     for part in parts:
         encoded = part.encode("utf-8")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
+        content.update(len(encoded).to_bytes(8, "little"))
+        content.update(encoded)
+    return content.hexdigest()
 
 
 def file_hash(path: Path | str) -> str:

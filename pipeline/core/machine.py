@@ -25,7 +25,7 @@ from pipeline.core.files import why_not_written
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt in malloc.h
 _NEVER = 2**31 - 1  # the largest number that mallopt takes
 _TOP = 256 << 20
-# Once told a number, GNU's malloc adapts no more: these are the ones that it would have come to by itself.
+# Once it is given a number, GNU's malloc adapts no more: these are the numbers that it would have come to by itself.
 _USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
 
 _LOCK = Lock()

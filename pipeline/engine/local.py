@@ -80,7 +80,7 @@ class Batch:
 
     @classmethod
     def of(cls, written: Mapping[str, bool], failed: Iterable[tuple[str, str]], notes: Iterable[str] = ()) -> Batch:
-        """A batch of cases of which some were written (true) and the others up to date; arguments in any order."""
+        """A batch from case id → whether the case was written now, or was up to date; the other arguments as above."""
         done, kept = (tuple(sorted(case for case in written if written[case] is new)) for new in (True, False))
         return cls(done, kept, tuple(sorted(failed)), tuple(notes))
 
