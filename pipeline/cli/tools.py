@@ -94,6 +94,7 @@ def demo(
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_demo
     from pipeline.stages.demo import DEMO_SETTINGS, run_demo
+    from pipeline.train.state import Callbacks
 
     settings = load_settings(config or DEMO_SETTINGS, overrides or ())
     with progress_bars() as bars:
@@ -101,11 +102,8 @@ def demo(
             out,
             settings,
             device=device,
-            log=say,
             progress=bars.update,
-            on_start=bars.on_start,
-            on_step=bars.on_step,
-            on_epoch=bars.on_epoch,
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
         )
     print_demo(summary, out)
 
