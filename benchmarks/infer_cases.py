@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from commands import run, spent
+from helpers.commands import run, spent
 
 from pipeline.config.settings import Settings
 from pipeline.data.volumes import read_image, read_label_map
@@ -111,7 +111,7 @@ def measured(method: str, nnunet: Path, work: Path, environment: dict[str, str])
     shutil.rmtree(out, ignore_errors=True)
     if method == "nnunet":
         wanted = {"dataset": NAME, "images": str(images), "out": str(out), "device": "cpu"}
-        script = Path(__file__).with_name("nnunet_prediction.py")
+        script = Path(__file__).with_name("helpers") / "nnunet_prediction.py"
         words = [str(nnunet / "python"), str(script), json.dumps(wanted)]
     else:
         model = write_model(work, PRECISIONS[method])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
-from commands import measured, run
+from helpers.commands import measured, run
 from nibabel.orientations import apply_orientation, io_orientation
 
 from pipeline.core.volume import LabelMap

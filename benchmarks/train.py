@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 from ceiling import ceilings, describe, table
-from commands import Cost, run
-from training_results import (
+from helpers.commands import Cost, run
+from helpers.training_results import (
     WARM_UP,
     Curve,
     Speed,
@@ -40,7 +40,7 @@ from training_results import (
     volseg_curve,
     volseg_speed,
 )
-from training_tools import VOLSEG, Bench
+from helpers.training_tools import VOLSEG, Bench
 
 from pipeline.core.machine import processors
 from pipeline.model.cost import count_parameters, multiply_adds

@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
-    import typer  # here, because workers import this module too and need no command line
+    # Here, because worker processes import this module too and need no command line.
+    import typer
 
     from pipeline.cli.app import app
 

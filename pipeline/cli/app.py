@@ -5,28 +5,36 @@ Stages are imported inside the commands, so that ``volseg --help`` answers at on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.cross_validation import folds_app
-from pipeline.cli.evaluation import evaluation_app
-from pipeline.cli.steps import steps
-from pipeline.cli.tools import config_app, tools
+from pipeline.cli.cross_validation import choose, cross_validate
+from pipeline.cli.evaluation import compare, evaluate, stats
+from pipeline.cli.steps import check, plan, predict, preprocess, report, train
+from pipeline.cli.tools import config_app, convert, demo, networks, phantom, preview, prune
+
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "The steps": (preprocess, train, predict, evaluate, report),
+    "Data": (check, plan, preview, convert, phantom),
+    "Models": (cross_validate, choose, prune, networks),
+    "Scores": (compare, stats),
+    "Tools": (demo,),
+}
+"""All commands as ``volseg --help`` lists them: the steps in the order the data flows, then what goes with them."""
 
 app = typer.Typer(
     name="volseg",
     help="3D medical segmentation: from a folder of CT or MRI volumes to masks, per-organ Dice and a report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(steps)
-app.add_typer(evaluation_app)
-app.add_typer(folds_app)
-app.add_typer(tools)
-app.add_typer(config_app, name="config")
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(config_app, name="config", rich_help_panel="Tools")
 
 
 @app.callback(invoke_without_command=True)

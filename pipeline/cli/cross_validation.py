@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
 
 
-folds_app = typer.Typer()
-
-
-@folds_app.command("cross-validate")
 def cross_validate(
     model: Annotated[Path, typer.Argument(help="Model folder with trained folds.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
@@ -40,7 +36,6 @@ def cross_validate(
     raise typer.Exit(result.exit_code)
 
 
-@folds_app.command()
 def choose(
     models: Annotated[list[Path], typer.Argument(help="Model folders, cross-validated on the same cases.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
@@ -64,20 +59,7 @@ def choose(
 def train_all(
     prepared: Path, out: Path, settings: Settings, device: str | None, restart: bool, start: Path | None, tune: bool
 ) -> int:
-    """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed.
-
-    Args:
-        prepared: Folder that ``volseg preprocess`` wrote.
-        out: Model folder.
-        settings: All settings.
-        device: Name of the device; by default all GPUs.
-        restart: Begin anew.
-        start: Model folder whose weights to begin with, fold by fold.
-        tune: Measure first which way of computing is fastest.
-
-    Returns:
-        Exit code.
-    """
+    """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed; gives the exit code."""
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_cross_validation, print_folds, say_validation
     from pipeline.stages.cross_validate import cross_validate as run

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pipeline.evaluate.measures import Measures
 
 
-evaluation_app = typer.Typer()
-
 Tolerance = Annotated[
     list[str] | None,
     typer.Option("--tolerance-mm", help="Distance that NSD tolerates: 2, or liver=3 for one organ; several times."),
@@ -32,7 +30,6 @@ Match = Annotated[
 LabelsFile = Annotated[Path | None, typer.Option("--labels", help='JSON file of label names, {"1": "liver"}.')]
 
 
-@evaluation_app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Predicted label map, folder of them, or list of cases.")],
     references: Annotated[Path, typer.Argument(help="Reference label map, folder, dataset folder or list of cases.")],
@@ -128,7 +125,6 @@ def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> str | Non
     return value
 
 
-@evaluation_app.command()
 def compare(
     models: Annotated[list[Path], typer.Argument(help="Of each model its predictions, or its scores.")],
     out: OutFolder,
@@ -168,7 +164,6 @@ def compare(
     raise typer.Exit(2 if found.failures else 0)
 
 
-@evaluation_app.command()
 def stats(
     label_maps: Annotated[Path, typer.Argument(help="Label map or folder of them.")],
     out: OutFolder,

@@ -1,4 +1,4 @@
-"""The steps of the pipeline as commands, in the order the data flows."""
+"""The steps of the pipeline as commands, in the order the data flows, and those that look at a dataset before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,168 @@ import typer
 from pipeline.cli.cross_validation import train_all
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-# The command that segments images.
+
+def check(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    layout: Layout = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON.")] = None,
+    jobs: Jobs = None,
+    fix: Annotated[Path | None, typer.Option("--fix", help="Write a repaired copy of the dataset here.")] = None,
+    remap: Annotated[
+        list[str] | None, typer.Option("--remap", help="With --fix: 255=0, 7=liver, or a CSV or YAML file. Repeatable.")
+    ] = None,
+    image_grid: Annotated[
+        bool, typer.Option("--image-grid", help="With --fix: label maps of the image's shape lie on its grid.")
+    ] = False,
+) -> None:
+    """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
+
+    With --fix, repair what can be repaired in a copy, list every change in its fixes.csv, leave out the other cases
+    and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
+    """
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_check, repair_lines
+    from pipeline.core.files import write_json
+    from pipeline.data.repair_volumes import REPAIRABLE
+    from pipeline.stages import prepare
+    from pipeline.stages.repair import repair
+
+    if fix is None and (remap or image_grid):
+        raise typer.BadParameter("--remap and --image-grid say how to repair: give --fix and a folder as well.")
+    with progress_bars() as bars:
+        if fix is None:
+            found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
+        else:
+            fixed = repair(
+                dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
+            )
+    if fix is not None:
+        for line in repair_lines(fixed):
+            say(line)
+        if fixed.report is None:
+            raise typer.Exit(fixed.exit_code)
+        found = fixed.report
+    print_check(found)
+    if fix is None and any(problem.code in REPAIRABLE for problem in found.problems):
+        say(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    raise typer.Exit(found.exit_code if fix is None else fixed.exit_code)
+
+
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    out: OutFolder,
+    config: Config = None,
+    overrides: Set = None,
+    layout: Layout = None,
+    jobs: Jobs = None,
+    trial: Annotated[bool, typer.Option("--trial", help="Also train three steps: time and memory.")] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With a trial: how many steps fit, e.g. into 8h.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_batch, print_fingerprint, print_plan
+    from pipeline.stages.plan import PAGE_FILE
+    from pipeline.stages.plan import plan as run
+
+    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
+    with progress_bars() as bars:
+        batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
+    print_fingerprint(out / "fingerprint.json")
+    print_plan(out)
+    if trial or budget:
+        from pipeline.console.printing import print_trial
+        from pipeline.stages.tune import trial as measure
+
+        print_trial(measure(out, settings, device))
+    say(f"Look at {out / PAGE_FILE}")
+    print_batch(batch, "measured", out)
+    raise typer.Exit(batch.exit_code)
+
+
+def preprocess(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
+    out: OutFolder,
+    config: Config = None,
+    overrides: Set = None,
+    layout: Layout = None,
+    jobs: Jobs = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
+) -> None:
+    """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
+    from pipeline.engine.workers import warm_up
+
+    # Before the imports of this process: the server imports torch and MONAI beside them, which takes as long.
+    warm_up(jobs, "pipeline.preprocess.prepare_case")
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars
+    from pipeline.console.printing import print_batch, print_plan
+    from pipeline.stages import prepare
+
+    settings = load_settings(config, overrides or ())
+    with progress_bars() as bars:
+        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update, plan=plan)
+    print_plan(out)
+    print_batch(batch, "prepared", out)
+    raise typer.Exit(batch.exit_code)
+
+
+def train(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder; one folder may hold several folds.")],
+    config: Config = None,
+    overrides: Set = None,
+    fold: Annotated[
+        str, typer.Option("--fold", help="Which fold of splits.json validates; all: every fold, one per GPU at a time.")
+    ] = "0",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m; with --fold all, each fold.")
+    ] = None,
+    device: Device = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of continuing.")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Model folder whose weights to begin with (all but the outputs).")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="Measure which way to compute is fastest here (once per machine).")
+    ] = False,
+) -> None:
+    """Train one fold or all of them, or continue where an earlier run stopped.
+
+    With --fold all, exit code 2: some folds failed, 3: all failed.
+    """
+    if fold != "all" and not fold.isdecimal():
+        raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
+    # What can be refused without torch is refused above: importing it takes seconds.
+    from pipeline.config.yaml_file import load_settings
+    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.printing import print_training
+    from pipeline.stages.train import train as run
+    from pipeline.train.state import Callbacks
+
+    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
+    if fold == "all":
+        raise typer.Exit(train_all(prepared, out, settings, device, restart, start, autotune))
+    number = int(fold)
+    with progress_bars() as bars:
+        result = run(
+            prepared,
+            out,
+            settings,
+            fold=number,
+            device=device,
+            restart=restart,
+            start=start,
+            tune=autotune,
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
+        )
+    if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
+        print_training(result, out, number)
 
 
 def predict(
@@ -94,178 +255,6 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-steps = typer.Typer()
-
-
-@steps.command()
-def check(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
-    layout: Layout = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report as JSON.")] = None,
-    jobs: Jobs = None,
-    fix: Annotated[Path | None, typer.Option("--fix", help="Write a repaired copy of the dataset here.")] = None,
-    remap: Annotated[
-        list[str] | None, typer.Option("--remap", help="With --fix: 255=0, 7=liver, or a CSV or YAML file. Repeatable.")
-    ] = None,
-    image_grid: Annotated[
-        bool, typer.Option("--image-grid", help="With --fix: label maps of the image's shape lie on its grid.")
-    ] = False,
-) -> None:
-    """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
-
-    With --fix, repair what can be repaired in a copy, list every change in its fixes.csv, leave out the other cases
-    and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
-    """
-    from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_check
-    from pipeline.core.files import write_json
-    from pipeline.data.repair_volumes import REPAIRABLE
-    from pipeline.stages import prepare
-    from pipeline.stages.repair import repair
-
-    if fix is None and (remap or image_grid):
-        raise typer.BadParameter("--remap and --image-grid say how to repair: give --fix and a folder as well.")
-    with progress_bars() as bars:
-        if fix is None:
-            found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
-        else:
-            fixed = repair(
-                dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
-            )
-    if fix is not None:
-        for line in fixed.lines():
-            say(line)
-        if fixed.report is None:
-            raise typer.Exit(fixed.exit_code)
-        found = fixed.report
-    print_check(found)
-    if fix is None and any(problem.code in REPAIRABLE for problem in found.problems):
-        say(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
-    if json_file is not None:
-        write_json(json_file, found.to_json())
-    raise typer.Exit(found.exit_code if fix is None else fixed.exit_code)
-
-
-@steps.command()
-def plan(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
-    out: OutFolder,
-    config: Config = None,
-    overrides: Set = None,
-    layout: Layout = None,
-    jobs: Jobs = None,
-    trial: Annotated[bool, typer.Option("--trial", help="Also train three steps: time and memory.")] = False,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="With a trial: how many steps fit, e.g. into 8h.")
-    ] = None,
-    device: Device = None,
-) -> None:
-    """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
-    from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_batch, print_fingerprint, print_plan
-    from pipeline.stages.plan import PAGE_FILE
-    from pipeline.stages.plan import plan as run
-
-    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
-    with progress_bars() as bars:
-        batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
-    print_fingerprint(out / "fingerprint.json")
-    print_plan(out)
-    if trial or budget:
-        from pipeline.console.printing import print_trial
-        from pipeline.stages.tune import trial as measure
-
-        print_trial(measure(out, settings, device))
-    say(f"Look at {out / PAGE_FILE}")
-    print_batch(batch, "measured", out)
-    raise typer.Exit(batch.exit_code)
-
-
-@steps.command()
-def preprocess(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
-    out: OutFolder,
-    config: Config = None,
-    overrides: Set = None,
-    layout: Layout = None,
-    jobs: Jobs = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
-) -> None:
-    """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
-    from pipeline.engine.workers import warm_up
-
-    warm_up(jobs, "pipeline.preprocess.prepare_case")  # beside the imports of this process, which take as long
-    from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars
-    from pipeline.console.printing import print_batch, print_plan
-    from pipeline.stages import prepare
-
-    settings = load_settings(config, overrides or ())
-    with progress_bars() as bars:
-        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update, plan=plan)
-    print_plan(out)
-    print_batch(batch, "prepared", out)
-    raise typer.Exit(batch.exit_code)
-
-
-@steps.command()
-def train(
-    prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder; one folder may hold several folds.")],
-    config: Config = None,
-    overrides: Set = None,
-    fold: Annotated[
-        str, typer.Option("--fold", help="Which fold of splits.json validates; all: every fold, one per GPU at a time.")
-    ] = "0",
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="End after this time, e.g. 10m or 1h30m; with --fold all, each fold.")
-    ] = None,
-    device: Device = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of continuing.")] = False,
-    start: Annotated[
-        Path | None, typer.Option("--from", help="Model folder whose weights to begin with (all but the outputs).")
-    ] = None,
-    autotune: Annotated[
-        bool, typer.Option("--autotune", help="Measure which way to compute is fastest here (once per machine).")
-    ] = False,
-) -> None:
-    """Train one fold or all of them, or continue where an earlier run stopped.
-
-    With --fold all, exit code 2: some folds failed, 3: all failed.
-    """
-    if fold != "all" and not fold.isdecimal():
-        raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
-    from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_training
-    from pipeline.stages.train import train as run
-    from pipeline.train.state import Callbacks
-
-    settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
-    if fold == "all":
-        raise typer.Exit(train_all(prepared, out, settings, device, restart, start, autotune))
-    number = int(fold)
-    with progress_bars() as bars:
-        result = run(
-            prepared,
-            out,
-            settings,
-            fold=number,
-            device=device,
-            restart=restart,
-            start=start,
-            tune=autotune,
-            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
-        )
-    if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
-        print_training(result, out, number)
-
-
-steps.command()(predict)
-
-
-@steps.command()
 def report(
     evaluation: Annotated[Path, typer.Argument(help="Folder that `volseg evaluate` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file, report.html.")],

@@ -1,4 +1,4 @@
-"""Commands beside the steps: converted and generated data, the demo, the networks, the settings."""
+"""Commands beside the steps: converted and generated data, previews, the demo, pruning, networks, settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import typer
 
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
 
-tools = typer.Typer()
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 
 
-@tools.command()
 def convert(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     out: OutFolder,
@@ -33,7 +31,6 @@ def convert(
     raise typer.Exit(batch.exit_code)
 
 
-@tools.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
     kind: Annotated[str, typer.Option(help="torso: CT or MR volumes. fundus: photographs of the eye.")] = "torso",
@@ -54,21 +51,16 @@ def phantom(
     if kind == "fundus" and (contrast, size) != ("ct", "small"):
         raise ConfigError(["contrast, size: expected none with kind fundus, got one. Remove it."], "phantom")
     usual = (24, 8) if kind == "torso" else (50, 51)
-    cases, tests = usual[0] if cases is None else cases, usual[1] if tests is None else tests
+    cases, tests = cases or usual[0], usual[1] if tests is None else tests
     with progress_bars() as bars:
-
-        def progress(done: int, total: int) -> None:
-            bars.update(done, total, "phantom")
-
         if kind == "fundus":
-            write_fundus(out, cases=cases, tests=tests, seed=seed, progress=progress)
+            write_fundus(out, cases=cases, tests=tests, seed=seed, progress=bars.update)
         else:  # contrast and size are checked there
             named = {"contrast": contrast, "size": size}
-            write_phantom(out, cases=cases, tests=tests, seed=seed, progress=progress, **named)  # type: ignore[arg-type]
+            write_phantom(out, cases=cases, tests=tests, seed=seed, progress=bars.update, **named)  # type: ignore[arg-type]
     say(f"{cases} cases and {tests} held-out cases: {out}")
 
 
-@tools.command()
 def preview(
     prepared: Annotated[Path, typer.Argument(help="Folder that `volseg preprocess` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file, or HTML page.")] = Path("preview.png"),
@@ -91,7 +83,6 @@ def preview(
     say(f"Look at {drawn.path}")
 
 
-@tools.command()
 def demo(
     out: OutFolder = Path("demo"),
     config: Config = None,
@@ -103,6 +94,7 @@ def demo(
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_demo
     from pipeline.stages.demo import DEMO_SETTINGS, run_demo
+    from pipeline.train.state import Callbacks
 
     settings = load_settings(config or DEMO_SETTINGS, overrides or ())
     with progress_bars() as bars:
@@ -110,16 +102,12 @@ def demo(
             out,
             settings,
             device=device,
-            say=say,
             progress=bars.update,
-            on_start=bars.on_start,
-            on_step=bars.on_step,
-            on_epoch=bars.on_epoch,
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
         )
     print_demo(summary, out)
 
 
-@tools.command()
 def prune(
     model: Annotated[Path, typer.Argument(help="Model folder of unetpp or unetplus, trained with deep supervision.")],
     prepared: Annotated[Path, typer.Option("--prepared", help="Folder that `volseg preprocess` wrote for it.")],
@@ -148,7 +136,6 @@ def prune(
     print_pruning(result, target)
 
 
-@tools.command()
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,

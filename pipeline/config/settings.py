@@ -1,31 +1,26 @@
-"""The settings file: its sections, with their defaults, types and meaning."""
+"""All settings: every section and key with its type, default and meaning.
+
+:class:`Settings` at the end holds the sections, in the order of the steps that read them. The text under a key is its
+description in the JSON schema, so it is written for users. What a key may be is its type; rules between keys are the
+validators of its section.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from pipeline.core.grid import check_orientation
-
-# Lengths of time as people write them.
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 def parse_duration_s(text: str) -> float:
-    """Length of time in seconds.
-
-    Args:
-        text: Numbers with units d, h, m, s, e.g. ``90s``, ``10m``, ``1h30m`` or ``2d``; a number alone is seconds.
-
-    Returns:
-        Seconds, above 0.
+    """Seconds of a length of time with units d, h, m, s: ``90s``, ``10m``, ``1h30m``, ``2d``; 90 alone is seconds.
 
     Raises:
         ValueError: If the text is not a duration above 0.
@@ -37,48 +32,6 @@ def parse_duration_s(text: str) -> float:
     if not total > 0:
         raise ValueError(f"duration: expected a time such as 90s, 10m or 1h30m, got {text!r}. Write number and unit.")
     return total
-
-
-# Types that the sections of the settings share.
-
-_RULES = {  # pydantic's kinds of error whose own words do not fit behind "expected"
-    "dict_type": "keys with values",
-    "invalid_key": "a key made of letters",
-    "missing": "one more value",
-    "model_type": "a section with keys",
-}
-_SHORTENED = (
-    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
-    (r"^greater than or equal to ", "at least "),
-    (r"^less than or equal to ", "at most "),
-    (r"^greater than ", "more than "),
-)
-
-_FORMS = ("literal[", "tuple[")  # what pydantic adds to the path of a value that may be a word or a list
-
-
-def rule_of(details: ErrorDetails) -> str:
-    """What pydantic expected, in words that fit behind "expected"."""
-    rule = _RULES.get(details["type"], details["msg"])
-    for pattern, words in _SHORTENED:
-        rule = re.sub(pattern, words, rule)
-    return rule
-
-
-def in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Errors of a value that may be a word or a list, as those of the form that was given: pydantic tells of both."""
-    found = []
-    for details in errors:
-        forms = [n for n, part in enumerate(details["loc"]) if str(part).startswith(_FORMS)]
-        if forms:
-            whole = details["loc"][: forms[0]]
-            words = any(one["loc"] == (*whole, str(one["loc"][-1])) and isinstance(one["input"], str) for one in errors)
-            if str(details["loc"][forms[0]]).startswith("literal[") != words:
-                continue
-            rest = details["loc"][forms[0] + 1 :]
-            details = {**details, "loc": (*whole, *rest)}
-        found.append(details)
-    return found
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
@@ -103,12 +56,10 @@ PositiveRange = Annotated[tuple[float, float], AfterValidator(_above_zero)]
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, docstrings become descriptions."""
 
+    # Defaults are validated too, so that a wrong one in a section fails at once and not for the first user of its key.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
-
-
-# Settings of the data: preprocessing, augmentation, folds and patches.
 
 
 class PreprocessSettings(Section):
@@ -225,9 +176,6 @@ class SampleSettings(Section):
     """Prepared cases kept in memory up to this size; the rest is read from disk patch by patch."""
 
 
-# Settings of what is trained and how: network, loss, optimization.
-
-
 class ModelSettings(Section):
     """The network."""
 
@@ -341,6 +289,7 @@ class TrainSettings(Section):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:
+        # YAML reads 90 as a number: seconds. True would be a number too.
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = f"{value}s"
         if isinstance(value, str):
@@ -352,7 +301,8 @@ class TrainSettings(Section):
     def _mlflow(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or urlsplit(value).password is not None):
             got, advice = "none", "Write for example http://localhost:5000, or null"
-            if value.strip():  # settings are written into the model folder
+            # Settings are written into the model folder, which people share.
+            if value.strip():
                 got, advice = "one with a password", "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             raise ValueError(f"expected a URI without a password, got {got}. {advice}.")
         return value

@@ -1,4 +1,8 @@
-"""Settings files: reading, writing, overriding, and errors that name every wrong key at once."""
+"""Settings files: reading, writing, overriding, and errors that name every wrong key at once.
+
+Problems are collected, not raised one by one: keys given twice, wrong ``--set`` texts, and all that pydantic finds.
+Each is one sentence led by its YAML path; pydantic's own words are put into that form.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,26 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config.settings import Settings, in_one_form, rule_of
+from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
+
+# Kinds of pydantic's errors whose own words do not fit behind "expected".
+_RULES = {
+    "dict_type": "keys with values",
+    "invalid_key": "a key made of letters",
+    "missing": "one more value",
+    "model_type": "a section with keys",
+}
+# What is cut off pydantic's words, or said shorter, so that they fit there.
+_SHORTENED = (
+    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
+    (r"^greater than or equal to ", "at least "),
+    (r"^less than or equal to ", "at most "),
+    (r"^greater than ", "more than "),
+)
+# What pydantic adds to the path of a value that may be a word or a list.
+_FORMS = ("literal[", "tuple[")
 
 
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -37,7 +58,7 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        problems += [_problem(details) for details in in_one_form(error.errors())]
+        problems += [_problem(details) for details in _in_one_form(error.errors())]
     if problems:
         raise ConfigError(problems, source)
     return settings
@@ -47,8 +68,9 @@ def save_settings(settings: Settings, path: Path | str | None = None) -> str:
     """The settings as YAML text that :func:`load_settings` reads back; written to ``path`` if given."""
     content = settings.model_dump(mode="json")
     root = yaml.representer.SafeRepresenter(sort_keys=False, default_flow_style=True).represent_data(content)
+    # One line per key of a section; lists and options stay on the line of their key.
     for node in (root, *(section for _, section in root.value)):
-        node.flow_style = False  # one line per key; lists and options stay on theirs
+        node.flow_style = False
     text = yaml.serialize(root, Dumper=yaml.SafeDumper, width=120, allow_unicode=True)
     if path is not None:
         write_text(path, text)
@@ -63,6 +85,7 @@ def json_schema() -> str:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The sections of a file, empty ones as {}, and a problem for every key that is given twice."""
     try:
+        # Nodes first: they have the line numbers, and the keys that a dictionary would pass over in silence.
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         content = loader.construct_document(root) if root else None
@@ -79,7 +102,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> list[str]:
-    """One problem for every key that a mapping holds twice, which YAML readers pass over in silence."""
+    """One problem for every key that a mapping holds twice."""
     problems: list[str] = []
     first: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
@@ -123,6 +146,22 @@ def _yaml_value(text: str) -> Any:
     return value
 
 
+def _in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a value that may be a word or a list, only the errors of the form that was given: pydantic reports both."""
+    found = []
+    for details in errors:
+        forms = [n for n, part in enumerate(details["loc"]) if str(part).startswith(_FORMS)]
+        if forms:
+            whole = details["loc"][: forms[0]]
+            words = any(one["loc"] == (*whole, str(one["loc"][-1])) and isinstance(one["input"], str) for one in errors)
+            if str(details["loc"][forms[0]]).startswith("literal[") != words:
+                continue
+            rest = details["loc"][forms[0] + 1 :]
+            details = {**details, "loc": (*whole, *rest)}
+        found.append(details)
+    return found
+
+
 def _problem(details: ErrorDetails) -> str:
     """One sentence for one of pydantic's findings, led by its YAML path."""
     path = ".".join(str(part) for part in details["loc"])
@@ -137,6 +176,14 @@ def _problem(details: ErrorDetails) -> str:
     rule = rule_of(details)
     hint = _closest(str(given), re.findall(r"'(.*?)'", rule)) if kind == "literal_error" else ""
     return f"{path}: expected {rule}, got {given!r}. {hint or 'Correct the value.'}"
+
+
+def rule_of(details: ErrorDetails) -> str:
+    """What pydantic expected, in words that fit behind "expected"."""
+    rule = _RULES.get(details["type"], details["msg"])
+    for pattern, words in _SHORTENED:
+        rule = re.sub(pattern, words, rule)
+    return rule
 
 
 def _elsewhere(key: str) -> str:

@@ -1,4 +1,8 @@
-"""What is shown while a command works: a bar per kind of work, and the view of a training."""
+"""What is shown while a command works: a bar per kind of work, or where a training stands.
+
+:func:`progress_bars` is what commands use. A terminal shows the bars live; files and pipes get lines only. The view of
+a training fits terminals of any size: where there is little room it leaves out organs, curves and at last the bar.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +18,25 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.progress import Progress
 from pipeline.core.tables import score_cell
 
 if TYPE_CHECKING:
     from pipeline.train.log import EpochRecord
 
 
-# The terminal that everything is printed to.
-
-CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are shown as they are
+# Names of cases and organs are printed as they are: rich would take [x] for a style and :x: for an emoji.
+CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -40,15 +44,14 @@ def say(text: str) -> None:
     CONSOLE.print(text)
 
 
-# Where a training stands, for a terminal of any size.
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LOOK_S = 1.0  # reading the loss waits for a GPU, so it is done once a second
-_WAITS = 0.25  # a share of waiting for data from which on it stands out
+_WAITS = 0.25  # from this share of waiting for data on, it stands out
 _FEW, _MOST = 3, 12  # organs shown in a low terminal, and in any
 _ELSE_LINES = 12  # lines beside the organs
-_BAR_LEAST = 8
+_BAR_LEAST = 8  # columns; a terminal that has fewer gets no bar
 _SPARK_COLUMNS = 70  # narrower terminals get numbers only
+_SPEED_S = 86_400.0  # rich looks at the last 30 s by default, in which one large case may not even end
 
 
 class TrainingView:
@@ -65,7 +68,8 @@ class TrainingView:
         self.ended: float | None = None
         self.records: list[EpochRecord] = []
         self.epochs = 0
-        self.share, self.loss = 0.0, None  # type: float, float | None
+        self.share = 0.0
+        self.loss: float | None = None
         self.looked_s = float("-inf")
         self.base: tuple[float, float] | None = None  # seconds and share when the speed began to be measured
         self.known: tuple[float, float] | None = None  # seconds at which so many were left
@@ -92,11 +96,6 @@ class TrainingView:
         self.ended = self.clock() if self.ended is None else self.ended
 
     @property
-    def finished(self) -> bool:
-        """Whether the training has ended."""
-        return self.ended is not None
-
-    @property
     def validated(self) -> list[EpochRecord]:
         """Epochs with a validation."""
         return [record for record in self.records if record.validation_s > 0]
@@ -117,41 +116,39 @@ class TrainingView:
 
     def line(self) -> str:
         """The last epoch in one line."""
-        record = self.records[-1]
-        line = (
-            f"epoch {record.epoch}/{self.epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
-            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}"
-        )
-        if record.mean_dice is None:
+        record, best = self.records[-1], self.best
+        line = epoch_line(record, self.epochs)
+        if record.mean_dice is None or best is None or best is record:
             return line
-        best = "" if self.best is record or self.best is None else f", best {_told(self.best)}"
-        return f"{line}  validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s){best}"
+        return f"{line}, best {_dice_in(best)}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Bar, facts and organs as they fit."""
         yield self._bar(options.max_width)
-        if self.finished:
+        if self.ended is not None:
             return
         yield self._facts(options.max_width >= _SPARK_COLUMNS and not options.ascii_only)
         if self.validated and self.validated[-1].dice:
             yield from self._organs(options.max_width, max(_FEW, min(_MOST, console.size.height - _ELSE_LINES)))
 
     def _advance(self, share: float) -> None:
+        # The speed is measured from the first step of this run on: what earlier runs did took none of its time.
         now, self.share = self.clock(), min(max(share, self.share if self.base else 0.0), 1.0)
         if self.base is None:
             self.base = (now, self.share)
+        # The time left counts down from here by the clock, and is estimated anew when a step is done.
         began, first = self.base
         if self.share > first:
             self.known = (now, (now - began) * (1.0 - self.share) / (self.share - first))
 
     def _bar(self, width: int) -> RenderableType:
         done = len(self.records)
-        epoch = done if self.finished or self.share >= 1.0 else done + 1
+        epoch = done if self.ended is not None or self.share >= 1.0 else done + 1
         texts = [
             Text(f"epoch {epoch}/{max(self.epochs, epoch)}", "green"),
             Text(_clock((self.clock() if self.ended is None else self.ended) - self.began)),
         ]
-        if self.left_s is not None and not self.finished:
+        if self.left_s is not None and self.ended is None:
             texts.append(Text(f"{_clock(self.left_s)} left", "cyan"))
         room = width - sum(text.cell_len + 1 for text in texts) - len("train ")
         if room < _BAR_LEAST:
@@ -175,17 +172,14 @@ class TrainingView:
         if last:
             rows.add_row("learning rate", f"{last.learning_rate:.1e}")
             speed = Text(f"{last.patches_per_s:.1f} patches/s, ")
-            speed.append(f"{last.data_share:.0%} of the time waiting for data", self._wait_style(last.data_share))
+            style = "yellow" if last.data_share > _WAITS else ""
+            speed.append(f"{last.data_share:.0%} of the time waiting for data", style)
             rows.add_row("speed", speed)
         if self.validated and self.best:
             dices = [record.mean_dice for record in self.validated if record.mean_dice is not None]
-            text = f"mean Dice {_told(self.validated[-1])}, best {_told(self.best)}"
+            text = f"mean Dice {_dice_in(self.validated[-1])}, best {_dice_in(self.best)}"
             rows.add_row("validation", text + (f"  {sparkline(dices)}" if sparks else ""))
         return rows
-
-    @staticmethod
-    def _wait_style(share: float) -> str:
-        return "yellow" if share > _WAITS else ""
 
     def _organs(self, width: int, most: int) -> Iterator[RenderableType]:
         """Dice of the last and of the best validation; of many organs the worst."""
@@ -196,7 +190,8 @@ class TrainingView:
         few = len(shown) < len(last)
         yield Text(f"Dice, the worst {len(shown)} of {len(last)} organs" if few else "Dice per organ", "italic")
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-        scores = 2 * (len("0.000") + 4) + 2  # rich before 14.3 counts the padding of the first column to its width
+        # rich before 14.3 counts the padding of the first column to its width.
+        scores = 2 * (len("0.000") + 4) + 2
         table.add_column("organ", overflow="ellipsis", no_wrap=True, max_width=max(8, width - scores))
         for name in ("last", "best"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -206,6 +201,17 @@ class TrainingView:
         rest = [value for organ, value in last.items() if organ not in shown and value is not None]
         if rest:
             yield Text(f"the others {min(rest):.3f} to {max(rest):.3f}", "italic")
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """An epoch in one line, its validation included if it had one."""
+    line = (
+        f"epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
+        f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}"
+    )
+    if record.mean_dice is None:
+        return line
+    return f"{line}  validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
@@ -221,7 +227,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     return "".join(_BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
 
 
-def _told(record: EpochRecord) -> str:
+def _dice_in(record: EpochRecord) -> str:
     return f"{score_cell(record.mean_dice)} in epoch {record.epoch}"
 
 
@@ -235,21 +241,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-_SPEED_S = 86_400.0  # by default only the last 30 s tell the time left, in which a large case may not even end
-
-
 @dataclass(frozen=True)
 class Bars:
-    """Ways to report progress while the bars are shown.
+    """Ways to report progress while the bars are shown: of any work, and of a training."""
 
-    Args:
-        update: Takes how many items are done, how many there are, and what is being done.
-        on_start: Takes the epochs that an earlier run of a training did and the expected number of epochs.
-        on_step: Takes the share of a training that is done and the mean loss of its epoch so far.
-        on_epoch: Takes an epoch's record and the expected number of epochs.
-    """
-
-    update: Callable[[int, int, str], None]
+    update: Progress
     on_start: Callable[[Sequence[EpochRecord], int], None]
     on_step: Callable[[float, SupportsFloat], None]
     on_epoch: Callable[[EpochRecord, int], None]
@@ -269,12 +265,13 @@ def progress_bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bars = Progress(*columns, console=CONSOLE, speed_estimate_period=_SPEED_S)  # drawn by the display, not by itself
+    # It is never started: the display below draws it together with the view of a training.
+    bars = RichProgress(*columns, console=CONSOLE, speed_estimate_period=_SPEED_S)
     tasks: dict[str, TaskID] = {}
     view = TrainingView()
 
     def update(done: int, total: int, what: str) -> None:
-        if view.begun:  # whatever comes after a training
+        if view.begun:  # a training was before, and has ended
             view.finish()
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
@@ -288,6 +285,7 @@ def progress_bars() -> Iterator[Bars]:
     def drawn() -> RenderableType:
         return Group(*([bars] if tasks else []), *([view] if view.begun else []))
 
+    # One live display for both: two would overwrite each other's lines.
     with ExitStack() as shown:
         if CONSOLE.is_terminal:
             shown.enter_context(Live(console=CONSOLE, get_renderable=drawn))

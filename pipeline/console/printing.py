@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -11,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.console.bars import CONSOLE, say
+from pipeline.console.bars import CONSOLE, epoch_line, say
 from pipeline.core.files import read_json
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
     from pipeline.stages.cross_validate import CrossValidation
+    from pipeline.stages.repair import Repair
     from pipeline.stages.train_folds import FoldsResult
     from pipeline.stages.tune import Trial
     from pipeline.train.log import EpochRecord
@@ -160,11 +162,7 @@ def _print_wide(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]
 def say_validation(record: EpochRecord, epochs: int, fold: str) -> None:
     """Print a line for an epoch of a fold that ended with a validation."""
     if record.mean_dice is not None:
-        say(
-            f"{fold}  epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  lr {record.learning_rate:.1e}  "
-            f"{record.patches_per_s:.1f} patches/s  data wait {record.data_share:.0%}  "
-            f"validation Dice {record.mean_dice:.3f} ({record.validation_s:.1f} s)"
-        )
+        say(f"{fold}  {epoch_line(record, epochs)}")
 
 
 def print_check(report: CheckReport) -> None:
@@ -181,6 +179,25 @@ def print_check(report: CheckReport) -> None:
         kind: sum(problem.severity == kind for problem in report.problems) for kind in ("error", "warning", "note")
     }
     say(f"{len(report.cases)} cases: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+
+
+def repair_lines(result: Repair) -> tuple[str, ...]:
+    """What was repaired in how many cases, and what was left out and why."""
+    from pipeline.stages.repair import LOG_FILE
+
+    changes = {(change.case, change.problem, change.done) for change in result.changes}
+    cases = Counter((problem, done) for _, problem, done in changes)
+    fixed = [f"fixed  {problem}: {done} ({_cases(number)})" for (problem, done), number in sorted(cases.items())]
+    texts = [text if text.startswith(f"case {case}") else f"case {case}: {text}" for case, text in result.left_out]
+    left = [f"left out  {text}" for text in texts[:_LISTED]]
+    more = [f"… and {len(texts) - _LISTED} more, see {result.out / LOG_FILE}"] if len(texts) > _LISTED else []
+    count = f"{_cases(len(result.repaired))} repaired, {len(result.copied)} copied as they are, {len(texts)} left out"
+    again = f" ({result.kept} up to date)" if result.kept else ""
+    return (*fixed, *left, *more, f"{count}{again}: {result.out}. Every change: {result.out / 'fixes.csv'}")
+
+
+def _cases(number: int) -> str:
+    return "1 case" if number == 1 else f"{number} cases"
 
 
 def print_batch(batch: Batch, verb: str, out: Path) -> None:

@@ -33,6 +33,18 @@ class ConfigError(VolsegError, ValueError):
         return type(self), (self.problems, self.source)
 
 
+def require_arguments(source: str, *rules: tuple[str, bool, str, object]) -> None:
+    """Raise one ConfigError with every argument that breaks its rule.
+
+    Args:
+        source: Where the arguments were given.
+        rules: Name of the argument, whether it is right, the rule, and its value.
+    """
+    problems = [sentence(what, rule, got, "Change it") for what, fine, rule, got in rules if not fine]
+    if problems:
+        raise ConfigError(problems, source)
+
+
 class DataError(VolsegError, ValueError):
     """A case or file cannot be used. ``str(error)`` is one sentence that says what to do."""
 

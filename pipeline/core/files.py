@@ -1,4 +1,4 @@
-"""Writing files so that a killed run or a full disk leaves a finished file or none."""
+"""Reading and writing files: a killed run or a full disk leaves a finished file or none; content hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from pipeline.core.errors import VolsegError
 
-# Who wrote a file and when, for the foot of pages and the provenance of models.
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
+_MARK = 8  # characters that tell temporary names of the same file apart
 
 
 def own_version() -> str:
@@ -29,34 +30,26 @@ def own_version() -> str:
 
 
 def signature() -> dict[str, str]:
-    """``version`` and ``date``, as pages take them."""
+    """``version`` and ``date``, for the foot of pages."""
     return {"version": own_version(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
-
-
-_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
-_MARK = 8  # characters that tell temporary names of the same file apart
 
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Give a temporary path beside the target; on success it is synced and renamed onto the target, else removed.
 
-    The temporary name keeps the target's suffixes, because writers choose the format by them.
-
-    Args:
-        target: The file to create or replace; its folder is created.
-
-    Yields:
-        Path to write to.
+    The folder of the target is created.
 
     Raises:
         VolsegError: If the disk is full or the folder cannot be written to.
     """
     target = Path(target)
+    # In the same folder, because only there renaming is one step. The suffixes stay: writers choose the format by them.
     temporary = target.with_name(f".{uuid4().hex[:_MARK]}.part.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        # Else the rename could reach the disk before the content, and a power cut would leave an empty file.
         _sync(temporary)
         temporary.replace(target)
     except OSError as error:
@@ -67,13 +60,10 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
-    """Remove the temporary files that a killed run left in a folder; only for folders to which one run writes.
+    """Remove the temporary files that a killed run left in a folder, with ``deep`` also in those below.
 
-    What cannot be removed is left: the next write into the folder says why.
-
-    Args:
-        folder: The folder; it need not exist.
-        deep: Also in the folders below it.
+    Only for folders to which one run writes. The folder need not exist. What cannot be removed is left: the next write
+    into the folder says why.
     """
     for path in (folder.rglob if deep else folder.glob)(f".{'[0-9a-f]' * _MARK}.part.*"):
         with suppress(OSError):
@@ -87,16 +77,13 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
-    """Copy a file atomically, byte by byte.
+    """Copy a file atomically, byte by byte; a symbolic link is followed.
 
     Args:
-        source: The file; a symbolic link is followed.
+        source: The file.
         target: The copy.
-        link: Make a hard link instead, which takes no space, where the file system can; then a change within one of
-            the two files shows in both.
-
-    Raises:
-        VolsegError: As :func:`atomic_path`.
+        link: Make a hard link instead where the file system can, which takes no space. Then a change within one of the
+            two files shows in both.
     """
     source = source.resolve()
     if link and target.exists() and target.samefile(source):
@@ -115,13 +102,12 @@ def write_text(path: Path | str, content: str) -> None:
 
 
 def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> None:
-    """Write JSON atomically: NaN and infinity refused.
+    """Write JSON atomically.
 
     Args:
         path: The file.
         content: Anything that JSON knows.
-        indent: Spaces per level, written piece by piece; None writes one line, many times faster, for small files that
-            there are many of.
+        indent: Spaces per level; None writes one line, which is many times faster, for small files in large numbers.
 
     Raises:
         ValueError: If the content holds NaN or infinity, which JSON does not know.
@@ -135,14 +121,10 @@ def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> Non
 
 
 def read_json(path: Path | str, missing: str = "Check the path.") -> Any:
-    """Read JSON.
-
-    Args:
-        path: The file.
-        missing: What to do if it is not there, a full sentence.
+    """Read JSON; ``missing`` is the advice if the file is not there, a full sentence.
 
     Raises:
-        VolsegError: If the file is missing, cannot be read or is not JSON, in one sentence.
+        VolsegError: If the file is missing, cannot be read or is not JSON.
     """
     path = Path(path)
     try:
@@ -157,13 +139,14 @@ def read_json(path: Path | str, missing: str = "Check the path.") -> Any:
 
 
 def text_hash(*parts: str) -> str:
-    """Short content hash (16 hex digits) of some texts, their boundaries included."""
-    digest = hashlib.blake2b(digest_size=8)
+    """Content hash (16 hex digits) of texts in their order."""
+    content = hashlib.blake2b(digest_size=8)
+    # The length goes before each text: ("ab", "c") and ("a", "bc") are different contents.
     for part in parts:
         encoded = part.encode("utf-8")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
+        content.update(len(encoded).to_bytes(8, "little"))
+        content.update(encoded)
+    return content.hexdigest()
 
 
 def file_hash(path: Path | str) -> str:

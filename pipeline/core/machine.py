@@ -1,4 +1,9 @@
-"""What this process may use of the machine: processors and memory."""
+"""What this process may use of the machine: memory and processors.
+
+:func:`keep_freed_memory` tells the C library what to do with memory that was freed (GNU's can be told, others are left
+alone). :class:`RowMemory` and :class:`RowFile` hold an array row by row, in memory or in a temporary file.
+:func:`available_bytes` asks the machine and its control groups.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +22,11 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import why_not_written
 
-# What the C library does with memory that the process has freed: GNU's can be told, others are left alone.
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt in malloc.h
 _NEVER = 2**31 - 1  # the largest number that mallopt takes
 _TOP = 256 << 20
-_USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}  # what GNU's adapts itself to
+# Once it is given a number, GNU's malloc adapts no more: these are the numbers that it would have come to by itself.
+_USUAL = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
 
 _LOCK = Lock()
 _limits: list[int] = []  # of the blocks that run now, one in the other or in several threads
@@ -30,18 +34,18 @@ _limits: list[int] = []  # of the blocks that run now, one in the other or in se
 
 @contextmanager
 def keep_freed_memory(below: int | None = None) -> Iterator[None]:
-    """For the block, memory that is freed waits for its next use; after it all goes back to the system.
+    """Within the block, freed memory waits for its next use; after the block all of it goes back to the system.
 
-    Blocks may lie in one another and run in several threads: the lowest limit counts, and the last one to end gives
+    Blocks may lie in one another and run in several threads: the lowest limit counts, and the last block to end gives
     back.
 
-    Otherwise every tensor of 32 MB or more comes from the system and returns there, which clears each page anew: of a
-    training step on a processor that is about a tenth, of inference with a hundred classes a third.
-
     Args:
-        below: Bytes; what is as large goes back to the system at once. As soon as something small has taken a piece of
-            a large tensor's place, the next one of its size needs another, and both places count. None to keep all.
+        below: Bytes. A tensor that is as large goes back to the system at once; None to keep all. As soon as something
+            small has taken a piece of a large tensor's place, the next tensor of this size needs another place, and
+            both count.
     """
+    # Otherwise every tensor of 32 MB or more comes from the system and returns there, which clears each page anew: a
+    # tenth of a training step on a processor, a third of inference with a hundred classes.
     limit = _NEVER if below is None else min(below, _NEVER)
     _change(lambda: _limits.append(limit))
     try:
@@ -57,12 +61,12 @@ def release_freed_memory() -> None:
 
 
 def _change(limits: Callable[[], None]) -> None:
-    """Change the limits, and tell the C library what follows."""
+    """Change the limits, and tell the C library the lowest."""
     with _LOCK:
         limits()
         if _limits:
             lowest = min(_limits)
-            # What fits in the padding is put there, also what is above the limit.
+            # A tensor above the limit would still be put into padding that is large enough for it.
             _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest // 8)})
         else:
             _set(_USUAL)
@@ -76,32 +80,23 @@ def _set(options: dict[int, int]) -> None:
             library.mallopt(option, value)
 
 
-# An array that is too large to wait in memory: made row by row in a temporary file, then read through a map of it.
-
-
 class RowMemory:
-    """Rows of an array that are kept in memory.
-
-    Args:
-        shape: Of the whole array, rows first.
-    """
+    """Rows of an array of a shape, kept in memory; the same methods as :class:`RowFile`."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.rows = np.zeros(tuple(shape), np.float32)
 
     def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
-        """Take rows (n, …), the first of which has a number."""
+        """Take rows (n, …); ``first`` is the number of the first one."""
         self.rows[first : first + len(rows)] = rows
 
     def array(self) -> NDArray[np.float32]:
-        """All rows, 0 those that were not written."""
+        """All rows; those that were not written are 0."""
         return self.rows
 
 
 class RowFile:
-    """Rows of an array that are kept in a file without a name: whatever ends the process, nothing of it is left.
-
-    Rows are written, not mapped, so that a full disk is an error and not a crash.
+    """Rows of an array, kept in a file without a name: whatever ends the process, nothing of the file is left.
 
     Args:
         shape: Of the whole array, rows first.
@@ -120,11 +115,12 @@ class RowFile:
             raise why_not_written(error, folder) from error
 
     def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
-        """Take rows (n, …), the first of which has a number.
+        """Take rows (n, …); ``first`` is the number of the first one.
 
         Raises:
             VolsegError: If the disk is full.
         """
+        # Written, not mapped: on a full disk a write is an error, and a write to a map ends the process.
         try:
             self.stream.seek(first * math.prod(self.shape[1:]) * 4)
             self.stream.write(np.ascontiguousarray(rows, dtype=np.float32).data)
@@ -132,7 +128,7 @@ class RowFile:
             raise why_not_written(error, self.folder) from error
 
     def array(self) -> NDArray[np.float32]:
-        """All rows, 0 those that were not written: a map of the file, which is read as it is used.
+        """All rows, as a map of the file, which is read as it is used; rows that were not written are 0.
 
         Raises:
             VolsegError: If the disk is full.
@@ -160,25 +156,27 @@ def bytes_in_words(count: int) -> str:
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that this process may still take, by the machine and by its control groups (Linux, version 1 and 2).
+    """Memory that this process may still take: the least that the machine and its control groups leave it.
 
     Args:
-        proc: Where the kernel tells about processes.
-        groups: Where the control groups are.
+        proc: Where Linux tells about processes.
+        groups: Where its control groups are, of version 1 or 2.
 
     Returns:
-        The smallest of all; None where nothing is known, as on other systems.
+        Bytes; None where nothing is known, as on other systems.
     """
-    machine = _entry(proc / "meminfo", "MemAvailable:")
-    found = [] if machine is None else [machine * 1024]
-    return min((*found, *(free for _, free in _groups(proc, groups))), default=None)
+    return _least(proc, groups, "MemAvailable:", 1)
 
 
 def total_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Memory that this process could take if nothing else took any; arguments and None as above."""
-    machine = _entry(proc / "meminfo", "MemTotal:")
+    return _least(proc, groups, "MemTotal:", 0)
+
+
+def _least(proc: Path, groups: Path, of_machine: str, of_group: int) -> int | None:
+    machine = _entry(proc / "meminfo", of_machine)
     found = [] if machine is None else [machine * 1024]
-    return min((*found, *(limit for limit, _ in _groups(proc, groups))), default=None)
+    return min((*found, *(group[of_group] for group in _groups(proc, groups))), default=None)
 
 
 def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
@@ -192,7 +190,8 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
         else:
             continue
         folder = home / group.lstrip("/")
-        for place in (folder, *folder.parents):  # a group around this one may be narrower
+        # A group around this one may be narrower.
+        for place in (folder, *folder.parents):
             if not place.is_relative_to(home):
                 break
             found = _group_bytes(place, limit, usage)
@@ -201,10 +200,11 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
 
 
 def _group_bytes(group: Path, limit: str, usage: str) -> tuple[int, int] | None:
-    """A control group's limit and the bytes below it, counting file cache that can be dropped; None without a limit."""
+    """A control group's limit, and the bytes that are free below it; None without a limit."""
     most, used = _text(group / limit).strip(), _text(group / usage).strip()
     if not most.isdecimal() or not used.isdecimal():
         return None
+    # The kernel counts cached files as used, and drops them when memory is asked for.
     cache = _entry(group / "memory.stat", "total_inactive_file") or _entry(group / "memory.stat", "inactive_file") or 0
     return int(most), max(0, int(most) - max(0, int(used) - cache))
 

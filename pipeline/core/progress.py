@@ -1,4 +1,4 @@
-"""How a long step tells how far it is: one kind of callback for every command and from Python."""
+"""How a long step reports how far it is: one kind of callback, on the command line and from Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step that runs is ended and saved first."""
+"""Ctrl-C and SIGTERM while something must be finished first: a training step and its checkpoint, a mask on its way."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import NoReturn
 from pipeline.core.errors import Stopped
 
 STOPS = (KeyboardInterrupt, Stopped)
-"""What ends a training that was asked to stop."""
+"""What :meth:`StopRequest.stop` raises."""
 
 
 class StopRequest:
-    """Whether someone asked the training to stop; a signal handler that takes note the first time.
+    """Whether someone asked for an end; a signal handler that takes note the first time.
 
     Attributes:
         signal: Number of the signal that came, 0 if none has.
@@ -27,7 +27,7 @@ class StopRequest:
         self._at_once = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the second one, or one where nothing would be lost, ends what runs."""
+        """Handle a signal: a second one, or one where nothing would be lost, ends at once what runs."""
         again, self.signal = self.signal != 0, number
         if again or self._at_once:
             self.stop()

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import atomic_path, file_hash, read_json, text_hash, write_json
+from pipeline.core.errors import DataError
+from pipeline.core.files import atomic_path, file_hash, text_hash, write_json
+from pipeline.core.output_folder import read_record
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -151,7 +152,7 @@ def repair_case(task: RepairTask) -> RepairedCase:
     files = task.case.files
     record = task.out / "repairs" / f"{files.id}.json"
     digest = _digest(task)
-    earlier = _earlier(record)
+    earlier = read_record(record)
     names = list(earlier.get("files", ()))
     if earlier.get("hash") == digest and all((task.out / name).is_file() for name in names):
         return RepairedCase(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
@@ -249,12 +250,3 @@ def _digest(task: RepairTask) -> str:
         except OSError:  # said, with the reason, when the file's turn comes
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)
-
-
-def _earlier(record: Path) -> dict[str, Any]:
-    """What an earlier run noted; nothing if there is none, or it is damaged."""
-    try:
-        found = read_json(record)
-    except VolsegError:
-        return {}
-    return found if isinstance(found, dict) else {}

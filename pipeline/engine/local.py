@@ -1,16 +1,17 @@
 """How independent cases are spread over workers: in this process, or over local processes.
 
-A case that fails becomes an outcome with a message, never the end of the batch. Workers are spawned, so that the same
-code runs on Linux, macOS and Windows; on Linux they are forked from a server that has done nothing but import the
-libraries, once for all of them. Cases are begun one after another, no more at once than there are workers and
-than their estimated memory allows: small ones run side by side, one that is larger than the budget runs alone. A worker
-that dies takes with it only the few cases in flight: these are tried again one at a time in one process, which shows
-whose fault it was, while all others go on in parallel.
+:func:`open_engine` starts the workers and hands out a function, a :class:`Run`. It gives one :class:`Outcome` per item:
+a value, or a sentence on why it failed; a case that fails never ends the others. :func:`collect` and :func:`map_cases`
+run a function over all cases and report progress, and a :class:`Batch` says what became of them.
+
+Items are begun in their order, no more at once than there are workers and than their estimated memory allows. One that
+is larger than all memory runs alone. A worker that dies takes only the few items in flight with it. Each of these is
+tried again in a process of its own, which shows whose fault it was, while the others go on side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -61,8 +62,38 @@ class Run(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What became of a batch of cases.
+
+    Args:
+        done: Ids of cases that were processed.
+        kept: Ids of cases that were up to date already.
+        failed: Case id and one sentence for each case that failed.
+        notes: Further sentences for the user.
+    """
+
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, written: Mapping[str, bool], failed: Iterable[tuple[str, str]], notes: Iterable[str] = ()) -> Batch:
+        """A batch from case id → whether the case was written now, or was up to date; the other arguments as above."""
+        done, kept = (tuple(sorted(case for case in written if written[case] is new)) for new in (True, False))
+        return cls(done, kept, tuple(sorted(failed)), tuple(notes))
+
+    @property
+    def exit_code(self) -> int:
+        """0 all fine, 2 some cases failed, 3 all failed."""
+        if not self.failed:
+            return 0
+        return 2 if self.done or self.kept else 3
+
+
 class _Flight(NamedTuple):
-    """An item that was handed to a worker, or is the next to be: its position and how many bytes it takes."""
+    """An item that a worker has, or gets next: its position in the input, and the bytes that it takes."""
 
     item: int
     size: int
@@ -87,12 +118,14 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
         The function that runs a batch.
     """
     memory = available_bytes()
+    # Half for the workers themselves, half for what they work on: more workers than that would wait for memory.
     if memory is not None and worker_bytes > 0:
         jobs = min(jobs, memory // (2 * worker_bytes))
     if jobs <= 1:
         yield _run_here
         return
     budget = None if memory is None else memory - jobs * worker_bytes
+    # In a list, because the function below puts a new pool in place of a broken one.
     pool = [worker_pool(jobs, light=light)]
 
     def run(
@@ -103,17 +136,20 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
         flying: dict[Future[R], _Flight] = {}
         lost: list[int] = []
         while True:
-            # few at a time, one of them queued: only these can be lost with a worker
+            # One item per worker and one in the queue: only these can be lost with a worker, and a list of 20,000
+            # cases takes no memory in the pool.
             while following and len(flying) <= jobs and _fits(following, flying.values(), budget):
                 flying[_submit(pool[0], function, items[following.item])] = following
                 following = next(waiting, None)
             if not flying:
                 break
             ready = wait(flying, _ROUND_S, FIRST_COMPLETED).done
-            if not ready:  # the pool overlooks the death of a worker it has just started, until something stirs it
+            # ProcessPoolExecutor overlooks the death of a worker that it has just started, until new work stirs it.
+            if not ready:
                 _submit(pool[0], _nothing, None)
+            # One dead worker breaks the whole pool: all that was in flight is lost, and the next pool does the rest.
             if any(_is_lost(future) for future in ready):
-                ready = wait(flying).done  # the pool is broken: nothing in it is running any more
+                ready = wait(flying).done
                 pool[0].shutdown()
                 pool[0] = worker_pool(jobs, light=light)
             done = [(flying.pop(future).item, future) for future in ready]
@@ -125,6 +161,76 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
         yield run
     finally:
         pool[0].shutdown(wait=True, cancel_futures=True)
+
+
+def collect(
+    run: Run,
+    function: Callable[[T], R],
+    items: Mapping[str, T],
+    progress: Progress = silent,
+    what: str = "",
+    bytes_of: Callable[[T], int] | None = None,
+) -> tuple[dict[str, R], list[tuple[str, str]]]:
+    """Apply a function to every case, by its id.
+
+    Args:
+        run: The engine's function.
+        function: Applied to each item.
+        items: Case id → what the function is applied to.
+        progress: Told after every case.
+        what: What is being done, for the progress.
+        bytes_of: As in :class:`Run`.
+
+    Returns:
+        Results by case id, and (case id, sentence) of those that failed.
+    """
+    results: dict[str, R] = {}
+    failed: list[tuple[str, str]] = []
+    names = list(items)
+    for done, outcome in enumerate(run(function, list(items.values()), bytes_of), start=1):
+        name = names[outcome.index]
+        if outcome.error is None:
+            results[name] = outcome.value  # type: ignore[assignment]  # None only where R allows it
+        else:
+            failed.append((name, outcome.error))
+        progress(done, len(items), what)
+    return results, failed
+
+
+def map_cases(
+    run: Run,
+    progress: Progress,
+    what: str,
+    bytes_of: Callable[[Any], int] | None = None,
+    failed: Callable[[Any, str], Any] | None = None,
+) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
+    """The engine as a function that works like ``map``: results in the items' order, each as soon as its turn comes.
+
+    Args:
+        run: The engine's function.
+        progress: Told after every item.
+        what: What is being done, for the progress.
+        bytes_of: As in :func:`collect`.
+        failed: Makes a result of an item and the sentence that says why its function failed; by default the item is
+            left out.
+    """
+
+    def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        # Outcomes that come before their turn wait here; the engine begins items in order, so there are few.
+        early: dict[int, Outcome[Any]] = {}
+        turn = 0
+        for done, outcome in enumerate(run(function, items, bytes_of), start=1):
+            early[outcome.index] = outcome
+            progress(done, len(items), what)
+            while turn in early:
+                ready = early.pop(turn)
+                if ready.error is None:
+                    yield ready.value
+                elif failed is not None:
+                    yield failed(items[turn], ready.error)
+                turn += 1
+
+    return apply
 
 
 def _size(bytes_of: Callable[[T], int] | None, item: T) -> int:
@@ -149,9 +255,9 @@ def _run_here(
 
 
 def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[int]) -> Iterator[Outcome[R]]:
-    """Try items in flight when a worker died again: one at a time, in a process that only death ends.
+    """Try again what was lost with a worker: one item at a time, in a process that only death ends.
 
-    Twice: an item lost with another's worker may be one that needs a second try itself.
+    Twice: an item that was lost with the worker of another may need a second try itself.
     """
     pool: ProcessPoolExecutor | None = None
     try:
@@ -200,100 +306,3 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> F
 
 def _is_lost(future: Future[R]) -> bool:
     return isinstance(future.exception(), BrokenProcessPool)
-
-
-# Running a step over many cases and telling what became of each.
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What became of a batch of cases.
-
-    Args:
-        done: Ids of cases that were processed.
-        kept: Ids of cases that were up to date already.
-        failed: Case id and one sentence for each case that failed.
-        notes: Further sentences for the user.
-    """
-
-    done: tuple[str, ...]
-    kept: tuple[str, ...]
-    failed: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """0 all fine, 2 some cases failed, 3 all failed."""
-        if not self.failed:
-            return 0
-        return 2 if self.done or self.kept else 3
-
-
-def collect(
-    run: Run,
-    function: Callable[[T], R],
-    items: Sequence[T],
-    names: Sequence[str],
-    progress: Progress = silent,
-    what: str = "",
-    bytes_of: Callable[[T], int] | None = None,
-) -> tuple[dict[str, R], list[tuple[str, str]]]:
-    """Apply a function to every case.
-
-    Args:
-        run: The engine's function.
-        function: Applied to each item.
-        items: One per case.
-        names: Case ids, in the same order.
-        progress: Told after every case.
-        what: What is being done, for the progress.
-        bytes_of: Estimates the memory that an item takes, so that no more run at once than fit.
-
-    Returns:
-        Results by case id, and (case id, sentence) of those that failed.
-    """
-    results: dict[str, R] = {}
-    failed: list[tuple[str, str]] = []
-    for done, outcome in enumerate(run(function, items, bytes_of), start=1):
-        name = names[outcome.index]
-        if outcome.error is None:
-            results[name] = outcome.value  # type: ignore[assignment]  # None only where R allows it
-        else:
-            failed.append((name, outcome.error))
-        progress(done, len(items), what)
-    return results, failed
-
-
-def map_cases(
-    run: Run,
-    progress: Progress,
-    what: str,
-    bytes_of: Callable[[Any], int] | None = None,
-    failed: Callable[[Any, str], Any] | None = None,
-) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
-    """The engine as a function that works like ``map``: results in the items' order, each as soon as its turn comes.
-
-    Args:
-        run: The engine's function.
-        progress: Told after every item.
-        what: What is being done, for the progress.
-        bytes_of: As in :func:`collect`.
-        failed: Makes a result of an item and the sentence that says why its function failed; by default the item is
-            left out.
-    """
-
-    def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        early: dict[int, Outcome[Any]] = {}
-        turn = 0
-        for done, outcome in enumerate(run(function, items, bytes_of), start=1):
-            early[outcome.index] = outcome
-            progress(done, len(items), what)
-            while turn in early:
-                ready = early.pop(turn)
-                if ready.error is None:
-                    yield ready.value
-                elif failed is not None:
-                    yield failed(items[turn], ready.error)
-                turn += 1
-
-    return apply

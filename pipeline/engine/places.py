@@ -1,4 +1,8 @@
-"""A queue of long pieces of work, such as trainings, in front of a few places to do them, such as GPUs."""
+"""A queue of long pieces of work, such as trainings, in front of a few places to do them, such as GPUs.
+
+Each piece has a process of its own, so that nothing of a training (memory of the GPU, threads, random state) is left to
+the next one at its place.
+"""
 
 from __future__ import annotations
 
@@ -62,22 +66,23 @@ def _started(
     context: BaseContext, function: Callable[[T, str], R], index: int, item: T, place: str
 ) -> tuple[Connection, BaseProcess]:
     reader, writer = context.Pipe(duplex=False)
-    work = pickle.dumps((function, item))  # unpacked by the worker itself, once it is ready to import what that needs
+    # The worker unpacks it after start_worker: multiprocessing would do so before, and import torch meanwhile.
+    work = pickle.dumps((function, item))
     process: BaseProcess = context.Process(target=_work, args=(writer, work, index, place))  # type: ignore[attr-defined]
     with starting_workers():
         process.start()
-    writer.close()  # the worker has its own: when that is closed too, the reader knows
+    # The worker has its own end of the pipe. Once that is closed too, the reader knows that the worker is dead.
+    writer.close()
     return reader, process
 
 
 def _work(writer: Connection, work: bytes, index: int, place: str) -> None:
+    def call() -> Any:
+        function, item = pickle.loads(work)
+        return function(item, place)
+
     start_worker()
-    writer.send(outcome_of(index, lambda: _done(work, place)))
-
-
-def _done(work: bytes, place: str) -> Any:
-    function, item = pickle.loads(work)
-    return function(item, place)
+    writer.send(outcome_of(index, call))
 
 
 def _received(reader: Connection, flight: _Flight) -> Outcome[Any]:

@@ -1,4 +1,8 @@
-"""Worker processes: how they begin, what they find when they do, and how they end with their parent."""
+"""Worker processes: how they begin, what they find when they do, and how they end with their parent.
+
+They are spawned, so that the same code runs on Linux, macOS and Windows. On Linux those that need torch and MONAI are
+forked from a server instead (:mod:`pipeline.engine.server`), which imports both once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from threading import Event, Thread
 
 from pipeline.core.machine import processors
 
+# One thread per worker, because the workers share the processors. What the user has set stands.
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -22,22 +27,19 @@ _WORKER_ENVIRONMENT = {
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""One thread per worker, because the workers share the processors. What the user has set stands."""
 _SERVER = "pipeline.engine.server"
+# Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork.
 _FORKS = sys.platform == "linux"
-"""Elsewhere libraries may have threads as soon as they are imported, which do not survive a fork."""
+# Niceness of light workers beside the server's imports. With equal shares of the processors the imports would end a
+# third later, and all work that follows waits for them.
 _YIELDING = 5
-"""Niceness of light workers beside the server's imports: with equal shares of the processors these end a third later,
-and all work that follows waits for them."""
 _warming = Event()
 
 
 def warm_up(jobs: int | None, module: str) -> None:
-    """Let a module be imported for workers to come while this process goes on with its own start.
+    """Let a module be imported for workers to come, while this process goes on with its own start.
 
-    Args:
-        jobs: Worker processes that were asked for; nothing happens for 1.
-        module: What their work is in.
+    Nothing happens where only one worker is asked for, or there is only one processor.
     """
     if not _FORKS or jobs == 1 or processors() == 1:
         return
@@ -50,10 +52,8 @@ def warm_up(jobs: int | None, module: str) -> None:
 def worker_pool(jobs: int, *, light: bool = False) -> ProcessPoolExecutor:
     """A pool whose workers leave Ctrl-C to this process and end when it is killed.
 
-    Args:
-        jobs: Number of workers at most.
-        light: Their work needs few libraries, so each is spawned by itself and does not wait for the server's imports,
-            which come first where the processors are busy.
+    ``light`` work needs few libraries: its workers are spawned and do not wait for the server's imports, to which they
+    yield while these go on.
     """
     niceness = _YIELDING if light and _warming.is_set() else 0
     return ProcessPoolExecutor(jobs, mp_context=worker_context(light), initializer=start_worker, initargs=(niceness,))
@@ -71,11 +71,14 @@ def start_worker(niceness: int = 0) -> None:
     """What a worker does first: leave Ctrl-C to its parent, and see to it that it ends with this parent."""
     if niceness:
         os.nice(niceness)
-    if sys.modules.get("matplotlib", gc) is None:  # the server hid it
+    # The server has hidden matplotlib from MONAI and switched the search for garbage off.
+    if sys.modules.get("matplotlib", gc) is None:
         del sys.modules["matplotlib"]
     gc.enable()
-    gc.freeze()  # what the server has imported stays, and stays shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it stops the workers in order
+    # Objects that the server imported are never garbage. Frozen, their pages are not written to, and so stay shared.
+    gc.freeze()
+    # Ctrl-C reaches all processes of a terminal. Only the parent acts on it, and stops its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -100,11 +103,12 @@ def starting_workers() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C comes when the block ends; processes started in it never see any, so that they end without a traceback."""
+    """Hold Ctrl-C back until the block ends; processes started in it never get one, and so print no traceback."""
     if not _FORKS:
         yield
         return
-    resource_tracker.ensure_running()  # started later, it would let Ctrl-C through again
+    # Started within the block, multiprocessing's tracker would let Ctrl-C through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -114,7 +118,6 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def _worker_environment() -> Iterator[None]:
-    """Set what a worker must find when it begins: libraries read it as they are imported, before any initializer."""
     missing = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(missing)
     try:

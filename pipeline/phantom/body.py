@@ -1,4 +1,8 @@
-"""One patient: the average torso, varied in size, build, organ shapes, bowel, lesions and pose."""
+"""One patient and the grid it is scanned on.
+
+:func:`draw_body` varies the average torso in size, build, organ shapes, bowel, lesions and pose. :func:`draw_grid`
+draws spacing, orientation and field of view.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class Body:
         rotation: (3, 3), body to world.
         scale: (3,), world mm per body mm.
         offset_mm: (3,), world position of the body's origin.
-        fat_mm: Thickness of the subcutaneous fat, in body mm.
+        fat_mm: Thickness of the fat under the skin, in body mm.
         waves: Displacement of body coordinates in mm, 3 components.
     """
 
@@ -38,17 +42,11 @@ class Body:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a patient.
-
-    Args:
-        rng: Source of all differences between patients.
-
-    Returns:
-        A body rotated by at most 8 degrees about each axis, of 0.9 to 1.1 times the average size.
-    """
+    """Draw a patient: rotated by at most 8 degrees about each axis, of 0.9 to 1.1 times the average size."""
     fat_mm = float(rng.uniform(8.0, 28.0))
     scale = rng.uniform(0.93, 1.07) * rng.uniform(0.97, 1.03, size=3)
     angles = rng.uniform(-1.0, 1.0, size=3) * (4.0, 4.0, 8.0)
+    # The table lies under the back, however thick the fat of this patient is.
     back_mm = max(depth for _, _, depth in TRUNK.stations_mm) * scale[1] + fat_mm
     parts: list[Part] = []
     for part in ATLAS:
@@ -144,8 +142,6 @@ def _triple(values: NDArray[np.float64]) -> Triple:
     return x, y, z
 
 
-# Which grid a case is scanned on: spacing, orientation and field of view.
-
 Size = Literal["small", "full"]
 
 SPACINGS_MM: dict[Size, tuple[tuple[float, float, float], ...]] = {
@@ -172,27 +168,17 @@ ORIENTATIONS: tuple[str, ...] = ("LPS", "RAS", "PIR", "LAS", "SRA", "RPI", "AIL"
 _VOXELS: dict[Size, int] = {"small": 2_000_000, "full": 512 * 512 * 300}
 _LOWEST_MM, _HIGHEST_MM = -215.0, 232.0  # ends of a field of view that cuts nothing, in body coordinates
 _MIDDLE_MM = 15.0  # a short field of view is centred on the upper abdomen
-
-
 _DEAL_STREAM = 9  # apart from the streams of the cases
 
 
 def draw_grid(body: Body, index: int, seed: int, size: Size, rng: np.random.Generator) -> tuple[Grid, str]:
-    """Draw the grid of a case.
+    """Draw the grid of a case, in RAS order, and the orientation to store it in.
 
-    Spacings and orientations are dealt in turn, so that a small dataset has them all; where the thin slices would make
-    more voxels than the size allows, the field of view is shorter, as in practice.
-
-    Args:
-        body: The patient, whose extent the field of view follows.
-        index: Number of the case.
-        seed: Seed of the dataset, which shuffles the order of dealing.
-        size: ``"small"`` (about 1 million voxels) or ``"full"`` (512 x 512 x 60 to 300).
-        rng: Source of the field of view.
-
-    Returns:
-        The grid in RAS order and the orientation to store it in.
+    Spacings and orientations are dealt in turn, in an order that the seed of the dataset shuffles, so that a small
+    dataset has them all. Where thin slices would make more voxels than the size allows (about 1 million for
+    ``"small"``, 512 x 512 x 60 to 300 for ``"full"``), the field of view is shorter, as in practice.
     """
+    # Shuffled once per dataset and dealt by number: a case's grid does not depend on how many cases there are.
     deal = np.random.default_rng([seed, 0, _DEAL_STREAM])
     spacings = deal.permutation(np.array(SPACINGS_MM[size]))
     spacing = spacings[index % len(spacings)]

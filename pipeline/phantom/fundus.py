@@ -1,8 +1,11 @@
-"""Synthetic fundus photographs in the folder layout of Drishti-GS1: disc and cup with soft maps of four experts."""
+"""Synthetic fundus photographs in the folder layout of Drishti-GS1: disc and cup with soft maps of four experts.
+
+:func:`photograph` turns an eye into its picture: colours, illumination, vessels, distractors, blur and noise.
+:func:`write_fundus` writes the dataset.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pipeline.core.errors import ConfigError, VolsegError, sentence
+from pipeline.core.box import Box
+from pipeline.core.errors import require_arguments
+from pipeline.core.output_folder import OutputFolder
+from pipeline.core.progress import Progress, silent
 from pipeline.data.itk import read_picture, write_picture
 from pipeline.phantom.fundus_eye import (
     Eye,
@@ -23,8 +29,6 @@ from pipeline.phantom.fundus_eye import (
     outline_angle,
     signed_distance,
 )
-
-# From an eye to its photograph: colours, illumination, vessels, distractors, blur and noise.
 
 Photo = NDArray[np.float32]
 """(H, W, 3), 0 to 1."""
@@ -43,15 +47,7 @@ _VEIN = (0.24, 0.60, 0.52)
 
 
 def photograph(eye: Eye, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Photograph an eye.
-
-    Args:
-        eye: The eye.
-        rng: Source of all draws.
-
-    Returns:
-        (H, W, 3).
-    """
+    """Photograph (H, W, 3) of an eye."""
     photo = _retina(eye, rng)
     _add_crescent(photo, eye, rng)
     _add_spots(photo, eye, rng)
@@ -125,6 +121,7 @@ def _exposed(photo: Photo, eye: Eye, rng: np.random.Generator) -> NDArray[np.uin
     reach = np.hypot(dx, dy).astype(np.float32)
     slope = rng.normal(0.0, 0.10, 2)
     slopes = 1.0 + slope[0] * dx + slope[1] * dy + 0.03 * _noise(size, 4, rng)
+    # Light first, then the camera: colour balance and gamma, sensor noise, and the blur of focus over all of it.
     photo = photo * ((1.0 - rng.uniform(0.25, 0.5) * reach**2) * slopes)[..., None].astype(np.float32)
     if rng.random() < 0.35:  # a lens reflex at the border of the field of view
         side = rng.uniform(0.0, 2.0 * np.pi)
@@ -172,6 +169,7 @@ def _noise(size: tuple[int, int], waves: int, rng: np.random.Generator) -> Plane
     """A smooth random field of SD 1: cosines of up to so many half waves along x, weaker the finer."""
     rows = max(2, round(waves * size[1] / size[0]))
     k, n = np.arange(rows)[:, None] * size[0] / size[1], np.arange(waves)[None, :]
+    # Amplitudes fall with the square of the frequency; the mean, which would change the colour, is left out.
     weights = rng.normal(size=(rows, waves)) / (1.0 + (k**2 + n**2) / (0.25 * waves) ** 2)
     weights[0, 0] = 0.0
     field = _cosines(size[1], rows) @ weights.astype(np.float32) @ _cosines(size[0], waves).T
@@ -205,6 +203,7 @@ def fundus_case(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[n
     Returns:
         Photograph (H, W, 3), and the soft maps of disc and cup (H, W): 0, 64, 128, 191 or 255 for 0 to 4 experts.
     """
+    # Streams of their own for anatomy, picture and experts: a change of one leaves the others as they were.
     eye = draw_eye(FUNDUS_SIZE, np.random.default_rng([seed, index, 0]))
     photo = photograph(eye, np.random.default_rng([seed, index, 1]))
     experts = np.random.default_rng([seed, index, 2])
@@ -217,7 +216,7 @@ def write_fundus(
     cases: int = 50,
     tests: int = 51,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a dataset of synthetic fundus photographs, laid out as Drishti-GS1.
 
@@ -226,7 +225,7 @@ def write_fundus(
         cases: Images in ``Training``, 1 to 500.
         tests: Images in ``Test``, 0 to 500.
         seed: Seed of the dataset, at least 0.
-        progress: Called after each case with the number of cases done and of all cases.
+        progress: Told after every case.
 
     Returns:
         The folder.
@@ -236,26 +235,25 @@ def write_fundus(
         VolsegError: If the folder holds other files, or cannot be written to.
     """
     out = Path(out)
-    rules = (
+    require_arguments(
+        "phantom",
         ("cases", 1 <= cases <= _TEST_START, f"1 to {_TEST_START}", cases),
         ("tests", 0 <= tests <= _TEST_START, f"0 to {_TEST_START}", tests),
         ("seed", seed >= 0, "at least 0", seed),
     )
-    problems = [sentence(what, rule, got, "Change it") for what, fine, rule, got in rules if not fine]
-    if problems:
-        raise ConfigError(problems, "phantom")
     work = {index: _files(out, index, "Training", "GT") for index in range(cases)}
     work |= {index: _files(out, index, "Test", "Test_GT") for index in range(_TEST_START, _TEST_START + tests)}
-    _require_no_strangers(out, {file for files in work.values() for file in files})
+    folder = OutputFolder(out)
+    expected = {file for files in work.values() for file in files}
+    folder.require_only(expected, "an empty folder or the same phantom dataset")
+    # The layout of Drishti-GS1 has no file for a record: the first photograph tells whether the seed is the same.
     there = next((index for index, files in work.items() if files[0].is_file()), None)
     if there is not None and not np.array_equal(read_picture(work[there][0]), fundus_case(there, seed)[0]):
-        rule, got = "an empty folder or photographs of the same seed", "others"
-        raise VolsegError(f"{out}: expected {rule}, got {got}. Choose another folder or empty this one.")
+        folder.refuse("an empty folder or photographs of the same seed", "others")
     for done, (index, files) in enumerate(work.items(), start=1):
         for file, pixels in zip(files, fundus_case(index, seed), strict=True):
             write_picture(pixels, file)
-        if progress is not None:
-            progress(done, len(work))
+        progress(done, len(work), "phantom")
     return out
 
 
@@ -265,27 +263,18 @@ def _files(out: Path, index: int, part: str, references: str) -> tuple[Path, ...
     return out / part / "Images" / f"{name}.png", *(maps / f"{name}_{mask}.png" for mask in _MASKS)
 
 
-def _require_no_strangers(out: Path, expected: set[Path]) -> None:
-    strangers = sorted(file for file in out.rglob("[!.]*") if file.is_file() and file not in expected)
-    if strangers:
-        raise VolsegError(
-            f"{out}: expected an empty folder or the same phantom dataset, got {len(strangers)} other files such as "
-            f"{strangers[0].relative_to(out)}. Choose another folder or empty this one."
-        )
-
-
 def _soft_maps(eye: Eye, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Share of experts whose outline holds a pixel, as grey level; an expert's cup lies in that expert's disc."""
     votes = np.zeros((2, eye.size[1], eye.size[0]), np.uint8)
     reach = 1.5 * eye.disc.radii.max()  # no expert draws further out
     x, y = eye.disc.centre
-    box = (slice(max(0, int(y - reach)), int(y + reach)), slice(max(0, int(x - reach)), int(x + reach)))
+    box = Box((max(0, int(y - reach)), max(0, int(x - reach))), (int(y + reach), int(x + reach)))
     for _ in range(EXPERTS):
         disc, cup = (
             signed_distance(_opinion(outline, spread, rng), eye.size, box) < 0
             for outline, spread in zip((eye.disc, eye.cup), _SPREAD, strict=True)
         )
-        votes[:, *box] += np.stack([disc, cup & disc])
+        votes[:, *box.slices] += np.stack([disc, cup & disc])
     disc_map, cup_map = np.rint(votes * (255 / EXPERTS)).astype(np.uint8)
     return disc_map, cup_map
 

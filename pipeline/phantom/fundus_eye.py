@@ -1,4 +1,7 @@
-"""The anatomy behind a synthetic fundus photograph: outlines of disc and cup, and the field of view."""
+"""The anatomy behind a synthetic fundus photograph: outlines of disc and cup, the field of view, and the vessels.
+
+The vessels are trees that leave the disc up and down, arch around the macula and branch.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.box import Box
+
 Plane = NDArray[np.float32]
 """(H, W): one number per pixel."""
 
 Vector = NDArray[np.float64]
 """(2,): x and y."""
-
-Box = tuple[slice, slice]
-"""Rows and columns."""
-
-EVERYWHERE: Box = (slice(None), slice(None))
-"""All of them."""
 
 _Real = TypeVar("_Real", bound=np.floating[Any])
 
@@ -48,15 +47,9 @@ class Outline:
 
 @dataclass(frozen=True, eq=False)
 class Eye:
-    """What is photographed.
+    """What is photographed, in pixels: the round field of view, the optic disc and the cup in it.
 
-    Args:
-        size: Pixels along x and y.
-        view_centre: Centre of the round field of view.
-        view_radius: Its radius in pixels.
-        disc: Outline of the optic disc.
-        cup: Outline of the cup in it.
-        temporal: +1 if the temple is to the right, -1 if to the left.
+    ``temporal`` is +1 if the temple is to the right, -1 if to the left.
     """
 
     size: tuple[int, int]
@@ -68,12 +61,7 @@ class Eye:
 
 
 def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
-    """Draw an eye: where its disc is, how large, and how large the cup is in it.
-
-    Args:
-        size: Pixels along x and y.
-        rng: Source of all draws.
-    """
+    """Draw an eye: where its disc is, how large, and how large the cup is in it."""
     width, height = size
     middle = np.array([width, height]) / 2
     temporal = 1 if rng.random() < 0.5 else -1
@@ -89,17 +77,8 @@ def draw_eye(size: tuple[int, int], rng: np.random.Generator) -> Eye:
     return Eye(size, middle + rng.normal(0.0, 3.0, 2), view_radius, disc, _draw_cup(disc, temporal, rng), temporal)
 
 
-def signed_distance(outline: Outline, size: tuple[int, int], box: Box = EVERYWHERE) -> Plane:
-    """About how many pixels each pixel is outside an outline; negative inside.
-
-    Args:
-        outline: The outline.
-        size: Pixels along x and y.
-        box: Rows and columns wanted.
-
-    Returns:
-        (H, W) of the box.
-    """
+def signed_distance(outline: Outline, size: tuple[int, int], box: Box | None = None) -> Plane:
+    """About how many pixels each pixel is outside an outline, negative inside; (H, W) of the picture or of a box."""
     x, y = _offsets(outline.centre, size, box)
     cosine, sine = np.float32(np.cos(outline.angle)), np.float32(np.sin(outline.angle))
     u = (cosine * x + sine * y) / np.float32(outline.radii[0])
@@ -122,6 +101,7 @@ def _draw_cup(disc: Outline, temporal: int, rng: np.random.Generator) -> Outline
     room = np.maximum(0.0, disc.radii * (1.0 - _RIM) - radii)
     shift = room * np.array([temporal * rng.uniform(-0.1, 0.5), rng.uniform(-0.3, 0.3)])
     cup = Outline(disc.centre + shift, radii, disc.angle + rng.normal(0.0, 0.1), _irregular(0.02, rng))
+    # Irregular borders may cross although the ellipses do not: then the cup shrinks until a rim is left all around.
     share = _reach(cup, disc) / (1.0 - 0.5 * _RIM)
     return cup if share <= 1.0 else Outline(cup.centre, cup.radii / share, cup.angle, cup.waves)
 
@@ -150,18 +130,17 @@ def _border(outline: Outline, cosine: NDArray[_Real], sine: NDArray[_Real]) -> N
     return border
 
 
-def _offsets(centre: Vector, size: tuple[int, int], box: Box = EVERYWHERE) -> tuple[Plane, Plane]:
+def _offsets(centre: Vector, size: tuple[int, int], box: Box | None = None) -> tuple[Plane, Plane]:
     """Distance of pixels from a place along x (1, W) and y (H, 1)."""
-    x = np.arange(size[0], dtype=np.float32)[None, box[1]]
-    return x - np.float32(centre[0]), np.arange(size[1], dtype=np.float32)[box[0], None] - np.float32(centre[1])
+    rows, columns = (slice(None), slice(None)) if box is None else box.slices
+    x = np.arange(size[0], dtype=np.float32)[None, columns]
+    return x - np.float32(centre[0]), np.arange(size[1], dtype=np.float32)[rows, None] - np.float32(centre[1])
 
 
 def _turn(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([[cosine, -sine], [sine, cosine]]) @ points
 
-
-# Vessels of a synthetic fundus: trees that leave the disc up and down, arch around the macula and branch.
 
 _STEP = 1.0  # pixels between two points of a vessel
 _THINNEST = 0.55  # SD of the profile in pixels at which a vessel ends
@@ -182,15 +161,7 @@ class _Sprout:
 
 
 def draw_vessels(eye: Eye, rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Draw arteries and veins.
-
-    Args:
-        eye: The eye; vessels start in its cup and step over the cup's border.
-        rng: Source of all draws.
-
-    Returns:
-        How much of each pixel arteries and veins cover, 0 to 1, each (H, W).
-    """
+    """How much of each pixel arteries and veins cover, 0 to 1, each (H, W); they start in the cup."""
     planes = []
     for kind, scale in (("artery", 0.78), ("vein", 1.0)):
         points: list[NDArray[np.float64]] = []
@@ -232,6 +203,7 @@ def _grown(sprout: _Sprout, eye: Eye, rng: np.random.Generator) -> tuple[NDArray
     longest = min(2.2 * eye.view_radius, _TAPER * radius * max(0.0, np.log(sprout.width / _THINNEST)))
     steps = int(longest / _STEP) + 1
     width = sprout.width * np.exp(-np.arange(steps) * _STEP / (_TAPER * radius))
+    # The difference of a random walk over some steps is smooth: a vessel wavers, but has no kinks.
     drift = np.cumsum(rng.normal(0.0, 0.0034, steps + _CALM))
     headings = sprout.heading + np.cumsum(sprout.curvature * _STEP + drift[_CALM:] - drift[:-_CALM])
     moves = _STEP * np.stack([np.cos(headings), np.sin(headings)], axis=1)
@@ -263,7 +235,8 @@ def _over_the_cup(
 def _rasterized(points: NDArray[np.float64], size: tuple[int, int]) -> Plane:
     """Gaussian profiles around points, the strongest at every pixel."""
     canvas = np.zeros((size[1], size[0]), np.float32)
-    for low, widest in pairwise((0.0, 0.8, 1.5, 2.5, np.inf)):  # thin vessels need few pixels around a point
+    # By classes of width, because thin vessels need only few pixels around a point.
+    for low, widest in pairwise((0.0, 0.8, 1.5, 2.5, np.inf)):
         chosen = points[(points[:, 2] > low) & (points[:, 2] <= widest)].astype(np.float32)
         if not len(chosen):
             continue

@@ -1,4 +1,4 @@
-"""Shapes an organ is built from, as data, and their signed distances.
+"""What a torso is made of: shapes as data with their signed distances, parts of them, and smooth random fields.
 
 Lengths are mm in body coordinates (RAS+): x grows to the patient's right, y to the front, z to the head.
 """
@@ -22,13 +22,7 @@ Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Ball:
-    """Ellipsoid.
-
-    Args:
-        centre_mm: Centre.
-        radii_mm: Semi-axes before the tilt.
-        tilt_deg: Rotation about x, y, z, in this order.
-    """
+    """Ellipsoid: its semi-axes, tilted about x, y and z in this order."""
 
     centre_mm: Triple
     radii_mm: Triple
@@ -37,12 +31,7 @@ class Ball:
 
 @dataclass(frozen=True)
 class Tube:
-    """Chain of rounded cones along a polyline.
-
-    Args:
-        points_mm: Corners of the polyline, at least two.
-        radii_mm: Radius at each corner.
-    """
+    """Chain of rounded cones along a polyline of two or more corners, with a radius at each."""
 
     points_mm: tuple[Triple, ...]
     radii_mm: tuple[float, ...]
@@ -50,11 +39,9 @@ class Tube:
 
 @dataclass(frozen=True)
 class Trunk:
-    """Upright column whose cross sections are superellipses; without ends.
+    """Upright column without ends; its cross sections are superellipses: of power 2 ellipses, above that boxier.
 
-    Args:
-        stations_mm: (z, half width, half depth), ascending z; in between is interpolated.
-        power: 2 is an ellipse; larger is boxier.
+    ``stations_mm`` are (z, half width, half depth), ascending in z; in between is interpolated.
     """
 
     stations_mm: tuple[Triple, ...]
@@ -63,12 +50,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Half:
-    """Half of the space: all points whose coordinate exceeds a limit.
-
-    Args:
-        axis: 0, 1 or 2 for x, y or z.
-        above_mm: The limit.
-    """
+    """Half of the space: all points whose coordinate along an axis (0, 1, 2 for x, y, z) exceeds a limit."""
 
     axis: int
     above_mm: float
@@ -78,11 +60,7 @@ class Half:
 class Rings:
     """Parallel slabs, such as intervertebral discs or, seen against the chest wall, ribs.
 
-    Args:
-        pitch_mm: Distance from slab to slab.
-        thickness_mm: Thickness of a slab.
-        slope: Rise in z per mm of y towards the back.
-        above_mm: There are no slabs below this height.
+    ``slope`` is their rise in z per mm of y towards the back; there are none below ``above_mm``.
     """
 
     pitch_mm: float
@@ -95,15 +73,7 @@ Shape = Ball | Tube | Trunk | Half | Rings
 
 
 def distance_mm(shape: Shape, points: Points) -> NDArray[np.float32]:
-    """Signed distance to the surface of a shape, negative inside; exact to first order near the surface.
-
-    Args:
-        shape: Any shape.
-        points: (3, I, J, K) positions in mm.
-
-    Returns:
-        (I, J, K) in mm.
-    """
+    """Signed distance (I, J, K) to the surface of a shape, negative inside; exact to first order near the surface."""
     return _DISTANCES[type(shape)](shape, points)
 
 
@@ -123,12 +93,7 @@ def bounds_mm(shape: Shape) -> Bounds | None:
 def moved(shape: Shape, pivot_mm: Triple, shift_mm: Triple, stretch: Triple, turn_deg: Triple) -> Shape:
     """A ball or tube stretched and turned about a pivot and then shifted; other shapes are returned as they are.
 
-    Args:
-        shape: Any shape.
-        pivot_mm: Fixed point of stretch and turn.
-        shift_mm: Shift along x, y, z.
-        stretch: Factor along x, y, z; a tube's radii take the mean factor.
-        turn_deg: Rotation about x, y, z.
+    The radii of a tube take the mean of the three factors of the stretch.
     """
     turn = Rotation.from_euler("xyz", turn_deg, degrees=True)
 
@@ -150,7 +115,8 @@ def moved(shape: Shape, pivot_mm: Triple, shift_mm: Triple, stretch: Triple, tur
 
 
 def _ball(shape: Ball, points: Points) -> NDArray[np.float32]:
-    # k0 (k0 - 1) / k1 is exact on the surface and has unit slope there; k0 is the scaled radius, k1 half its gradient.
+    # The distance to an ellipsoid has no closed form. k0 (k0 - 1) / k1 is exact on the surface and has unit slope
+    # there; k0 is the scaled radius, k1 half its gradient.
     turn = Rotation.from_euler("xyz", shape.tilt_deg, degrees=True).as_matrix().T.astype(np.float32)
     inverse = (1.0 / np.array(shape.radii_mm, dtype=np.float32)).reshape(3, 1, 1, 1)
     local = points - np.array(shape.centre_mm, dtype=np.float32).reshape(3, 1, 1, 1)
@@ -161,6 +127,7 @@ def _ball(shape: Ball, points: Points) -> NDArray[np.float32]:
 
 
 def _tube(shape: Tube, points: Points) -> NDArray[np.float32]:
+    # Of every cone the distance to its axis, less the radius at the nearest point; the union is the minimum.
     best = np.full(points.shape[1:], np.inf, dtype=np.float32)
     corners = np.array(shape.points_mm, dtype=np.float32)
     for start, stop, r0, r1 in zip(corners, corners[1:], shape.radii_mm, shape.radii_mm[1:], strict=False):
@@ -173,6 +140,7 @@ def _tube(shape: Tube, points: Points) -> NDArray[np.float32]:
 
 
 def _trunk(shape: Trunk, points: Points) -> NDArray[np.float32]:
+    # The implicit function of a superellipse, divided by its slope: distance to first order, as for a ball.
     z, width, depth = np.array(shape.stations_mm).T
     power = np.float32(shape.power)
     half_width = np.interp(points[2], z, width).astype(np.float32)
@@ -204,7 +172,7 @@ _DISTANCES: dict[type, Callable[[Any, Points], NDArray[np.float32]]] = {
 }
 
 
-# What a torso is made of: one frozen value per organ, bone, muscle or vessel, and short ways to write them.
+# Parts: one frozen value per organ, bone, muscle or vessel, and short ways to write them.
 
 Role = Literal["organ", "other", "detail"]
 """An organ sets its label, anything else takes labels away, a detail changes intensities only."""
@@ -280,7 +248,7 @@ def _mirrored(shape: Shape) -> Shape:
     return shape
 
 
-# Smooth random fields over space: displacements of the anatomy and bias fields of coils.
+# Smooth random fields: displacements of the anatomy and bias fields of coils.
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,15 +279,7 @@ def wave_sum(waves: Waves, points: Points) -> NDArray[np.float32]:
 def draw_waves(
     rng: np.random.Generator, count: int, length_mm: tuple[float, float], amplitude: float, components: int
 ) -> Waves:
-    """Draw waves of random directions.
-
-    Args:
-        rng: Source of randomness.
-        count: Number of waves.
-        length_mm: Shortest and longest wavelength.
-        amplitude: Standard deviation of each wave's amplitude, per component.
-        components: Components of the field.
-    """
+    """Draw waves of random directions, with wavelengths in a range and amplitudes of a standard deviation."""
     direction = rng.standard_normal((count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     vectors = direction * (2.0 * np.pi / rng.uniform(*length_mm, size=(count, 1)))

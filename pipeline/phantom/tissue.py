@@ -77,7 +77,7 @@ class Scanner:
     """How one examination was acquired.
 
     Args:
-        contrast: ``"ct"`` or ``"mr"``.
+        contrast: CT or MR.
         values: Mean intensity of each tissue, in HU or as relative signal.
         noise: Standard deviation of the noise in a voxel, in the same unit.
         blur_voxels: Standard deviation of the noise's in-plane correlation kernel.
@@ -112,11 +112,6 @@ def add_noise(slab: NDArray[np.float32], scanner: Scanner, rng: np.random.Genera
 
     Slices (along the last axis) are independent of each other, so a volume may be noised slab by slab in order.
 
-    Args:
-        slab: (I, J, K) noise-free intensities.
-        scanner: The examination.
-        rng: Source of the noise.
-
     Returns:
         (I, J, K), whole numbers: HU within -1024 and 3071, or MR intensities of at least 0.
     """
@@ -133,6 +128,7 @@ def _correlated(shape: tuple[int, ...], scanner: Scanner, rng: np.random.Generat
     i, j, k = shape
     white = rng.standard_normal((k, 1 if scanner.contrast == "ct" else 2, i, j), dtype=np.float32)
     white *= np.float32(scanner.noise)
+    # Within slices only, and wrapped around: the noise of a slice does not depend on the slab it is made in.
     for axis in (2, 3):
         white = correlate1d(white, kernel, axis=axis, mode="wrap")
     return [np.moveaxis(white[:, channel], 0, -1) for channel in range(white.shape[1])]

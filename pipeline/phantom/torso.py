@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import read_json, write_json
+from pipeline.core.errors import require_arguments
+from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
+from pipeline.core.output_folder import OutputFolder
+from pipeline.core.progress import Progress, silent
 from pipeline.core.volume import Case, Image, LabelMap
 from pipeline.data.nifti import write_nifti
 from pipeline.data.volumes import write_label_map
@@ -52,6 +53,7 @@ def phantom_case(
         ConfigError: If an argument is none of those named.
     """
     _check(index=index, seed=seed, contrast=contrast, size=size)
+    # A stream for each kind of draw: more draws of one kind change nothing of the others.
     rng = {name: np.random.default_rng([seed, index, stream]) for name, stream in _STREAMS.items()}
     body = draw_body(rng["body"])
     grid, orientation = draw_grid(body, index, seed, size, rng["grid"])
@@ -74,7 +76,7 @@ def write_phantom(
     seed: int = 0,
     contrast: Literal["ct", "mr"] = "ct",
     size: Literal["small", "full"] = "small",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write a phantom dataset in nnU-Net's raw layout.
 
@@ -85,7 +87,7 @@ def write_phantom(
         seed: Seed of the dataset, at least 0.
         contrast: ``"ct"`` or ``"mr"``.
         size: ``"small"`` or ``"full"``.
-        progress: Called after each case with the number of cases done and of all cases.
+        progress: Told after every case.
 
     Returns:
         The folder.
@@ -96,24 +98,25 @@ def write_phantom(
     """
     out = Path(out)
     _check(seed=seed, contrast=contrast, size=size, cases=cases, tests=tests)
+    # Test cases have indices of their own: they stay the same however many train.
     work = [(index, "Tr") for index in range(cases)] + [(TEST_START + index, "Ts") for index in range(tests)]
-    _require_no_strangers(out, work)
     description = _description(cases, tests, seed, contrast, size)
-    _require_same_kind(out / "dataset.json", description)
-    write_json(out / "dataset.json", description)  # first: it tells an interrupted run from one of another seed
+    folder = OutputFolder(out, "dataset.json", {key: description[key] for key in _KIND})
+    files = {file for index, part in work for file in _files(out, case_id(index), part)}
+    folder.require_only(files | {folder.record}, "an empty folder or the same phantom dataset")
+    folder.require_own("phantoms of the same contrast, size and seed")
+    write_json(folder.record, description)
     for done, (index, part) in enumerate(work, start=1):
         case = phantom_case(index, seed, contrast, size)
         image, label = _files(out, case.id, part)
         write_nifti(case.image.array[0].astype(np.int16), case.image.grid, image)  # as scanners store it
         if case.reference is not None:
             write_label_map(case.reference, label)
-        if progress is not None:
-            progress(done, len(work))
+        progress(done, len(work), "phantom")
     return out
 
 
 _KIND = ("name", "phantom")
-_CONTENT = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json")
 
 
 def _files(out: Path, case: str, part: str) -> tuple[Path, Path]:
@@ -133,37 +136,12 @@ def _description(cases: int, tests: int, seed: int, contrast: str, size: str) ->
     }
 
 
-def _require_same_kind(path: Path, description: Mapping[str, object]) -> None:
-    """Refuse a folder whose cases have another seed, contrast or size: they would be overwritten."""
-    there = read_json(path) if path.is_file() else description
-    if not isinstance(there, dict) or any(there.get(key) != description[key] for key in _KIND):
-        rule, got = "phantoms of the same contrast, size and seed", "others"
-        raise VolsegError(f"{path}: expected {rule}, got {got}. Choose another folder or empty this one.")
-
-
-def _require_no_strangers(out: Path, work: Sequence[tuple[int, str]]) -> None:
-    others = sorted(file.name for file in out.glob("[!.]*") if file.name not in _CONTENT)
-    if others:
-        raise VolsegError(f"{out}: expected an empty folder or a phantom dataset, got {others[0]}. Use another folder.")
-    expected = {file for index, part in work for file in _files(out, case_id(index), part)}
-    strangers = sorted(
-        file
-        for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
-        for file in (out / folder).glob("[!.]*")
-        if file not in expected
-    )
-    if strangers:
-        raise VolsegError(
-            f"{out}: expected an empty folder or the same phantom dataset, got {len(strangers)} other files such as "
-            f"{strangers[0].name}. Choose another folder or empty this one."
-        )
-
-
 def _check(
     *, index: int = 0, seed: int = 0, contrast: str = "ct", size: str = "small", cases: int = 1, tests: int = 0
 ) -> None:
     """Raise one ConfigError with everything that is wrong."""
-    rules = (
+    require_arguments(
+        "phantom",
         ("index", index >= 0, "at least 0", index),
         ("seed", seed >= 0, "at least 0", seed),
         ("contrast", contrast in ("ct", "mr"), "ct or mr", contrast),
@@ -171,6 +149,3 @@ def _check(
         ("cases", 1 <= cases <= TEST_START, f"1 to {TEST_START}", cases),
         ("tests", tests >= 0, "at least 0", tests),
     )
-    problems = [sentence(what, rule, got, "Change it") for what, fine, rule, got in rules if not fine]
-    if problems:
-        raise ConfigError(problems, "phantom")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import copy_file, own_version, write_json, write_text
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import score_cell, text_table
 from pipeline.evaluate.results import read_summary
@@ -186,12 +187,9 @@ def _candidate(key: tuple[str, ...], result: CrossValidation, best: Mapping[str,
 
 def _earlier_members(out: Path) -> tuple[str, ...]:
     """Members that an earlier choice left in a folder; refuse one that holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return ()
-    if not (out / ENSEMBLE_FILE).is_file():
-        rule, advice = "a new folder, or an earlier choice", "Choose another one with --out"
-        raise VolsegError(sentence("output folder", rule, "a model or other files", advice, file=out))
-    return ensemble_members(out)
+    folder = OutputFolder(out, ENSEMBLE_FILE)
+    folder.require_own("an earlier choice")
+    return ensemble_members(out) if folder.earlier else ()
 
 
 def _write(

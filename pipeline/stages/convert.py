@@ -1,18 +1,22 @@
-"""From a dataset in one layout to the same dataset in another, for other tools and back."""
+"""From a dataset in one layout to the same dataset in another, for other tools and back.
+
+``conversion.json`` is the record of the folder. The file that describes the dataset is removed first and written last,
+so that a folder with one is complete.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Settings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, remove_leftovers, write_json
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -22,9 +26,8 @@ from pipeline.engine.local import Batch, Outcome, Run, collect, default_jobs, op
 from pipeline.sample.folds import read_splits, usual_folds
 from pipeline.stages.memory import READING_WORKER_BYTES, rewrite_bytes
 
-RECORD_FILE = "conversion.json"
-"""What was converted from where; it marks a folder as an earlier conversion."""
-
+_RECORD = "conversion.json"
+_EARLIER = "an earlier conversion of this dataset to this layout"
 _RECORD_S = 5.0  # seconds between two writes of the record while cases are converted
 _NNUNET_NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -60,9 +63,10 @@ def convert(
     opened = open_dataset(dataset, layout)
     target = target_dataset(opened, out, to)
     origin = {"source": str(dataset.resolve()), "layout": to}
-    _require_apart(dataset, opened, out)
-    earlier = _earlier_cases(out, origin)
-    sources, targets = _everyone(opened), _everyone(target.dataset)
+    require_apart(opened, dataset, out)
+    folder = OutputFolder(out, _RECORD, origin)
+    earlier = _earlier_cases(folder)
+    sources, targets = (*opened.cases, *opened.tests), (*target.dataset.cases, *target.dataset.tests)
     entries = {
         new.id: {
             "source": old.id,
@@ -71,88 +75,53 @@ def convert(
         }
         for old, new in zip(sources, targets, strict=True)
     }
-    record = {**origin, "renumbered_labels": _as_text(target.renumbered), "cases": entries}
-    write_json(out / RECORD_FILE, record)  # before any volume: a killed run knows its own files
-    _remove_stale(out, target.dataset, earlier, entries)
-    tasks = [
-        ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
+    renumbered = {str(old): new for old, new in target.renumbered.items()}
+    # Entries that are not done yet have the content hash of an earlier run, or none: convert_case compares it.
+    record = {**origin, "renumbered_labels": renumbered, "cases": entries}
+    write_json(folder.record, record)
+    description_file(target.dataset).unlink(missing_ok=True)
+    remove_leftovers(out, deep=True)  # nnU-Net would take them for cases
+    before, now = ({name for entry in found.values() for name in entry["files"]} for found in (earlier, entries))
+    folder.remove(before - now)
+    tasks = {
+        new.id: ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
         for old, new in zip(sources, targets, strict=True)
-    ]
-    ids = [files.id for files in targets]
+    }
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
-        recorded = _recording(run, ids, record, out / RECORD_FILE)
+        recorded = _recording(run, list(tasks), record, folder.record)
         results, failed = collect(
-            recorded, convert_case, tasks, ids, progress, "convert", lambda task: rewrite_bytes(task.source)
+            recorded, convert_case, tasks, progress, "convert", lambda task: rewrite_bytes(task.source)
         )
-    _remove_empty_folders(out)
-    write_json(out / RECORD_FILE, record)
+    folder.remove_empty_folders()  # of cases that failed or are gone: in the layout organs they would count as cases
+    write_json(folder.record, record)
     notes = (*target.notes, *_case_notes(results), *_describe(opened, target, results))
-    return Batch(
-        tuple(case for case, result in sorted(results.items()) if result.new),
-        tuple(case for case, result in sorted(results.items()) if not result.new),
-        tuple(sorted(failed)),
-        notes,
-    )
+    return Batch.of({case: result.new for case, result in results.items()}, failed, notes)
 
 
-def _everyone(dataset: Dataset) -> tuple[CaseFiles, ...]:
-    return (*dataset.cases, *dataset.tests)
+def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
+    """Refuse to write into a dataset or around its files; beside a list of cases there may be other folders.
 
-
-def _as_text(values: Mapping[int, int]) -> dict[str, int]:
-    return {str(old): new for old, new in values.items()}
-
-
-def _require_apart(dataset: Path, opened: Dataset, out: Path) -> None:
-    """Refuse to write into the source; a table of files may have the new folder beside it."""
-    root, target = opened.root.resolve(), out.resolve()
-    listed = opened.layout == "datalist" and dataset.is_file()
-    if target == root or (root in target.parents and not listed):
-        rule = f"a folder outside the dataset {opened.root}"
-        raise VolsegError(f"{out}: expected {rule}, got one in it. Choose another output folder.")
-
-
-def _earlier_cases(out: Path, origin: Mapping[str, str]) -> dict[str, Any]:
-    """Entries of the record of an earlier conversion; refuses a folder that holds anything else."""
-    if out.exists() and not out.is_dir():
-        raise VolsegError(f"{out}: expected a folder, got a file. Choose another output folder.")
-    if not any(out.glob("[!.]*")):
-        return {}
-    rule = "a new or empty folder, or an earlier conversion of this dataset to this layout"
-    advice = "Choose another output folder or empty this one."
-    try:
-        there = read_json(out / RECORD_FILE)
-        same = {key: there[key] for key in origin} == origin
-        got = f"one of {there['source']} to {there['layout']}"
-        cases = {
-            str(case): {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in there["cases"].items()
-        }
-    except (VolsegError, KeyError, TypeError, AttributeError):
-        raise VolsegError(f"{out}: expected {rule}, got other files. {advice}") from None
-    if not same:
-        raise VolsegError(f"{out}: expected {rule}, got {got}. {advice}")
-    return cases
-
-
-def _remove_stale(out: Path, target: Dataset, earlier: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
-    """Remove the description, until it is true again, and the volumes of cases that the dataset no longer has.
-
-    Also temporary files of a run that was killed: nnU-Net would take them for cases.
+    Raises:
+        VolsegError: If the folder is not apart from the dataset.
     """
-    description_file(target).unlink(missing_ok=True)
-    remove_leftovers(out, deep=True)
-    current = {name for entry in entries.values() for name in entry["files"]}
-    for name in {name for entry in earlier.values() for name in entry["files"]} - current:
-        path = out / name
-        if path.resolve().is_relative_to(out.resolve()):
-            path.unlink(missing_ok=True)
+    # Links are resolved, so that a second way into the dataset is no way around the rule.
+    place, root = out.resolve(), opened.root.resolve()
+    homes = {file.resolve().parent for case in (*opened.cases, *opened.tests) for file in case.files}
+    around = place == root or any(place in (home, *home.parents) for home in homes)
+    if around or (dataset.is_dir() and root in place.parents):
+        rule, got = "a folder outside the dataset", f"one of the dataset {opened.root}"
+        raise VolsegError(sentence("output folder", rule, got, "Choose another folder", file=out))
 
 
-def _remove_empty_folders(out: Path) -> None:
-    """Of cases that failed or are gone: in the layout ``organs`` their folders would count as cases."""
-    for folder in sorted((path for path in out.rglob("*") if path.is_dir()), reverse=True):
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+def _earlier_cases(folder: OutputFolder) -> dict[str, dict[str, Any]]:
+    """Case id → ``files`` and ``hash``, as an earlier conversion recorded them."""
+    folder.require_own(_EARLIER)
+    try:
+        entries = folder.earlier.get("cases", {}).items()
+        return {case: {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in entries}
+    except (KeyError, TypeError, AttributeError):
+        # Files that no record names would stay, and other tools would take them for cases.
+        folder.refuse(f"a new folder, or {_EARLIER}", f"a damaged {_RECORD}")
 
 
 def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path) -> Run:
@@ -162,6 +131,7 @@ def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path)
         function: Callable[[Any], Any], items: Sequence[Any], bytes_of: Callable[[Any], int] | None = None
     ) -> Iterator[Outcome[Any]]:
         written = time.monotonic()
+        # Not after every case: with 20,000 cases the record is megabytes. A killed run repeats what it had not noted.
         for outcome in run(function, items, bytes_of):
             record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.digest
             if time.monotonic() - written > _RECORD_S:
@@ -198,6 +168,7 @@ def _describe(opened: Dataset, target: Target, results: Mapping[str, ConvertedCa
             notes.append(f"nnU-Net finds {dataset.root} only under a name like Dataset501_{name}: rename the folder")
         pairs = [(old, new.id) for old, new in zip(opened.cases, dataset.cases, strict=True) if new.id in results]
         notes += _write_folds(dataset.root / "splits_final.json", pairs)
+    # Only here does the folder become a dataset that others can open.
     origin = f"Converted by volseg from {opened.root.resolve().name} ({opened.layout})."
     if target.renumbered:
         renumbered = ", ".join(f"{old} -> {new}" for old, new in target.renumbered.items())
@@ -209,18 +180,18 @@ def _describe(opened: Dataset, target: Target, results: Mapping[str, ConvertedCa
 def _write_folds(path: Path, cases: Sequence[tuple[CaseFiles, str]]) -> list[str]:
     """Write the folds that ``volseg preprocess`` draws by default, which nnU-Net takes over when it plans."""
     names = {old.id: new for old, new in cases}
-    groups = {old.id: old.group for old, _ in cases}
-    fixed = any(old.split == "validation" for old, _ in cases)
+    groups, splits = ({old.id: getattr(old, key) for old, _ in cases} for key in ("group", "split"))
+    fixed = "validation" in splits.values()
     sample = Settings().sample
     try:
-        splits = {old.id: old.split for old, _ in cases} if fixed else None
-        folds = usual_folds(groups, splits, sample.folds, sample.split_seed)
+        folds = usual_folds(groups, splits if fixed else None, sample.folds, sample.split_seed)
     except VolsegError as error:
         return [f"{path} was not written: {error}"]
     content = [
         {"train": [names[case] for case in fold.train], "val": [names[case] for case in fold.validation]}
         for fold in folds
     ]
+    # A user may have edited the folds, or nnU-Net written its own: valid ones are kept.
     try:
         if path.is_file() and read_json(path) != content:
             read_splits(path, list(names.values()))

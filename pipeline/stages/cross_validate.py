@@ -15,6 +15,7 @@ import torch
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import file_hash, text_hash, write_json
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -395,6 +396,7 @@ def _predict(
 
 def _remove_stale(home: Path, entries: dict[str, dict[str, Any]], names: set[str]) -> None:
     """Remove the predictions of cases that are in no fold any more."""
-    for name in set(entries) - names:
-        (home / Path(name).name).unlink(missing_ok=True)
+    stale = set(entries) - names
+    OutputFolder(home).remove(stale)
+    for name in stale:
         del entries[name]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from pipeline.config.settings import Settings
 from pipeline.core.files import write_json
@@ -16,8 +17,7 @@ from pipeline.stages.predict import predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.report import report
 from pipeline.stages.train import train
-from pipeline.train.log import EpochRecord
-from pipeline.train.state import Callbacks
+from pipeline.train.state import NO_CALLBACKS, Callbacks
 
 DEMO_SETTINGS = Path(__file__).with_name("demo.yaml")
 """Settings of the demo: a network small enough for two processor cores."""
@@ -31,11 +31,8 @@ def run_demo(
     tests: int = 8,
     seed: int = 0,
     device: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
-    on_start: Callable[[Sequence[EpochRecord], int], None] = lambda records, epochs: None,
-    on_step: Callable[[float, SupportsFloat], None] = lambda share, loss: None,
-    on_epoch: Callable[[EpochRecord, int], None] = lambda record, epochs: None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> dict[str, Any]:
     """Make phantoms, prepare, train, predict the held-out ones, evaluate, write the report.
 
@@ -46,11 +43,8 @@ def run_demo(
         tests: Held-out phantoms.
         seed: Seed of the phantoms.
         device: Name of the device; by default the best there is.
-        say: Told the name of every step.
         progress: Told after every case of a step.
-        on_start: As for ``train``, and so are the next two.
-        on_step: Called after every step.
-        on_epoch: Called after every epoch.
+        callbacks: As for ``train``; ``log`` gets the name of every step before it begins, and nothing of the training.
 
     Returns:
         Content of ``scores.json``: ``{"mean_dice", "organs": {name: {"dice", …}}, …}``.
@@ -60,17 +54,18 @@ def run_demo(
     """
     dataset, prepared, model = out / "dataset", out / "prepared", out / "model"
     predictions, scores = out / "predictions", out / "evaluation"
-    say("1/6 phantoms")
-    write_phantom(dataset, cases=cases, tests=tests, seed=seed, progress=lambda n, total: progress(n, total, "phantom"))
-    say("2/6 preprocess")
+    log = callbacks.log
+    log("1/6 phantoms")
+    write_phantom(dataset, cases=cases, tests=tests, seed=seed, progress=progress)
+    log("2/6 preprocess")
     preprocess(dataset, prepared, settings, progress=progress)
-    say("3/6 train")
-    train(prepared, model, settings, device=device, callbacks=Callbacks(on_start, on_step, on_epoch))
-    say("4/6 predict")
+    log("3/6 train")
+    train(prepared, model, settings, device=device, callbacks=replace(callbacks, log=NO_CALLBACKS.log))
+    log("4/6 predict")
     predict(model, [dataset / "imagesTs"], predictions, device=device, progress=progress)
-    say("5/6 evaluate")
+    log("5/6 evaluate")
     summary = evaluate(predictions, dataset / "labelsTs", scores, progress=progress)
-    say("6/6 report")
+    log("6/6 report")
     curves = fold_folder(model, 0) / "curves.png"
     report(
         scores,

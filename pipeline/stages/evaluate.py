@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import list_volumes, open_dataset
@@ -64,7 +65,7 @@ def merged_references(
     _remove_earlier(out, {task.target.name for task in tasks})
     write_json(out / "labels.json", dataset.labels.to_json())
     with open_engine(jobs or default_jobs(len(tasks))) as run:
-        _, failed = collect(run, write_reference, tasks, [task.files.id for task in tasks], progress, "references")
+        _, failed = collect(run, write_reference, {task.files.id: task for task in tasks}, progress, "references")
     return out, failed
 
 
@@ -75,11 +76,9 @@ def write_reference(task: ReferenceTask) -> None:
 
 def _remove_earlier(out: Path, names: set[str]) -> None:
     """Remove the label maps of another dataset, which would count as missed, and note those about to be written."""
-    record = out / _RECORD
-    for name in read_json(record)["files"] if record.is_file() else ():
-        if name not in names:
-            (out / Path(name).name).unlink(missing_ok=True)
-    write_json(record, {"files": sorted(names)})
+    folder = OutputFolder(out, _RECORD)
+    folder.remove(folder.listed("files") - names)
+    write_json(folder.record, {"files": sorted(names)})
 
 
 def _opened(references: Path) -> Dataset | None:

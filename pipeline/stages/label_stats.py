@@ -69,7 +69,7 @@ def label_stats(
     table = label_table(read_json(labels), labels) if labels is not None else find_labels(label_maps, label_maps)
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         work = partial(measure_case, table)
-        found, failed = collect(run, work, tasks, [task.case for task in tasks], progress, "measure", _task_bytes)
+        found, failed = collect(run, work, {task.case: task for task in tasks}, progress, "measure", _task_bytes)
     channels = () if images is None else ("image",)
     rows = [(task, row) for task in tasks for row in found.get(task.case, ())]
     lines = [

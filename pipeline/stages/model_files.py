@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, own_version, read_json, text_hash
+from pipeline.core.output_folder import read_record
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
@@ -239,8 +240,4 @@ def mean_dice_of(out: Path, fold: int) -> float | None:
 
 def _scores(out: Path, fold: int) -> dict[str, object]:
     """Content of ``validation.json``; a missing or damaged file counts as empty, and is written anew."""
-    try:
-        content = read_json(fold_folder(out, fold) / "validation.json")
-    except VolsegError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_record(fold_folder(out, fold) / "validation.json")

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
+from pipeline.core.output_folder import read_record
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -119,12 +120,8 @@ _CONVENTIONS = (
 
 
 def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
-    """What is known of every mask, by file name; empty without a file, or with one that is damaged."""
-    try:
-        content = read_json(out / STATISTICS_FILES[0])
-        return {entry["prediction"]: entry for entry in content["cases"]}
-    except (VolsegError, KeyError, TypeError):
-        return {}
+    """What is known of every mask, by file name."""
+    return _by_mask(out / STATISTICS_FILES[0])
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
@@ -162,11 +159,15 @@ _FILE = "predictions.json"
 
 
 def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``predictions.json`` by file name; a damaged file counts as none, and is written anew."""
+    """Entries of ``predictions.json`` by file name."""
+    return _by_mask(out / _FILE)
+
+
+def _by_mask(record: Path) -> dict[str, dict[str, Any]]:
+    """Entries of a record by the file name of their mask; none if it is missing or damaged."""
     try:
-        content = read_json(out / _FILE)
-        return {entry["prediction"]: entry for entry in content["cases"]}
-    except (VolsegError, KeyError, TypeError):
+        return {entry["prediction"]: entry for entry in read_record(record).get("cases", ())}
+    except (KeyError, TypeError):
         return {}
 
 

@@ -1,18 +1,23 @@
-"""From a dataset folder to prepared cases, a plan and folds."""
+"""From a dataset folder to prepared cases, a plan and folds.
+
+:func:`preprocess` measures every case, makes the plan (or follows one that is given, or keeps what was edited in the
+plan of an earlier run), prepares the cases and draws the folds. ``volseg plan`` shares the first half. Torch and MONAI
+are imported in workers only: this process needs neither.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import PreprocessSettings, Settings
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import remove_leftovers
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -31,36 +36,14 @@ from pipeline.stages.memory import (
     prepare_bytes,
 )
 
-# What a worker is told to prepare a case; apart from the work, so that sending it needs neither torch nor MONAI.
-
-
-@dataclass(frozen=True)
-class PrepareTask:
-    """One case to prepare, as it travels to a worker.
-
-    Args:
-        files: Where the case is; it has a reference.
-        plan: The dataset's plan.
-        out: Folder of the prepared dataset.
-        extra: Further MONAI dictionary transforms, run last.
-    """
-
-    files: CaseFiles
-    plan: Plan
-    out: Path
-    extra: tuple[Any, ...] = ()
-
-
-# Which plan a dataset is prepared by: one from its fingerprint, one that was given, or that of an earlier run.
-
+# Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start.
 _CASE_S, _VOXEL_S, _START_S = 2e-3, 2e-8, 1.0
-"""Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start."""
 
 
 def reading_jobs(dataset: Dataset, jobs: int) -> int:
-    """No more than the workers asked for, and none where one process has read all cases before others would begin."""
+    """The workers asked for; 1 where this process has read all cases before workers would have begun."""
     first = dataset.cases[0]
-    with suppress(VolsegError):  # its own turn reports it
+    with suppress(VolsegError):  # a damaged file is reported when its turn comes
         voxels = read_grid(first.images[0]).voxels * (len(first.images) + 1)
         if len(dataset.cases) * (_CASE_S + voxels * _VOXEL_S) < _START_S:
             return 1
@@ -70,11 +53,7 @@ def reading_jobs(dataset: Dataset, jobs: int) -> int:
 def take_fingerprints(
     dataset: Dataset, section: PreprocessSettings, run: Run, progress: Progress
 ) -> tuple[list[CaseFingerprint], list[tuple[str, str]]]:
-    """The fingerprints of all usable cases, by id, and what became of the other cases.
-
-    Raises:
-        VolsegError: If no case is usable.
-    """
+    """The fingerprints of all usable cases, by id, and what became of the other cases; one must be usable."""
     measure = partial(
         fingerprint_case,
         labels=dataset.labels,
@@ -83,11 +62,11 @@ def take_fingerprints(
         channels=len(dataset.channels),
         samples=samples_per_case(len(dataset.cases)),
     )
-    names = [files.id for files in dataset.cases]
-    prints, failed = collect(run, measure, dataset.cases, names, progress, "fingerprint", fingerprint_bytes)
+    cases = {files.id: files for files in dataset.cases}
+    prints, failed = collect(run, measure, cases, progress, "fingerprint", fingerprint_bytes)
     if not prints:
-        first = failed[0][1]
-        raise VolsegError(f"{dataset.root}: expected at least one usable case, got none. The first says: {first}")
+        advice = f"The first says: {failed[0][1]}"
+        raise VolsegError(sentence("dataset", "at least one usable case", "none", advice, file=dataset.root))
     return [prints[case] for case in sorted(prints)], failed
 
 
@@ -97,7 +76,8 @@ def fresh_plan(dataset: Dataset, prints: Sequence[CaseFingerprint], section: Pre
 
 
 def _memory_gb(run: Run) -> float:
-    """What this machine has: torch knows, and a worker may have imported it already, which takes seconds."""
+    """What this machine has."""
+    # Torch knows how much memory the GPU has. A worker may have imported it already, which takes seconds.
     for outcome in run(_planning_memory_gb, [None]):
         if outcome.value is not None:
             return outcome.value
@@ -114,13 +94,13 @@ def given_plan(path: Path, dataset: Dataset) -> Plan:
     """A plan someone wrote or edited, which must have the dataset's channels and labels."""
     plan = read_plan(path)
     if plan.channels != dataset.channels or plan.label_table != dataset.labels:
-        rule = "a plan with this dataset's channels and labels"
-        raise VolsegError(f"{path}: expected {rule}, got others. Plan it anew: leave --plan out.")
+        rule, advice = "one with this dataset's channels and labels", "Plan it anew: leave --plan out"
+        raise VolsegError(sentence("plan", rule, "others", advice, file=path))
     return plan.model_copy(update={"dataset": dataset.name})
 
 
 def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tuple[str, ...]]:
-    """The new plan with patches and class weights of an earlier one, perhaps edited; and a note if they differ."""
+    """The new plan with patches and class weights of an earlier plan, perhaps edited; and a note if they differ."""
     try:
         there = read_plan(path)
     except VolsegError:
@@ -138,18 +118,18 @@ def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tup
 def require_fitting(dataset: Dataset, out: Path) -> None:
     """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written.
 
-    What a killed run left in the folder is removed.
+    What a killed run left in the folder is removed. ``plan.yaml`` stands for the record.
     """
     twice = sorted(case for case, number in Counter(files.id for files in dataset.cases).items() if number > 1)
     if twice:
-        raise VolsegError(f"{dataset.root}: expected unique case ids, got {twice[0]} more than once. Rename a case.")
+        got = f"{twice[0]} more than once"
+        raise VolsegError(sentence("dataset", "unique case ids", got, "Rename a case", file=dataset.root))
     try:
         there = read_plan(out / PLAN_FILE).dataset
     except VolsegError:  # none, or a damaged one: written anew
         there = dataset.name
     if there != dataset.name:
-        rule = f"a new folder or one of dataset {dataset.name}"
-        raise VolsegError(f"{out}: expected {rule}, got one of {there}. Use another folder.")
+        OutputFolder(out).refuse(f"a new folder or one of dataset {dataset.name}", f"one of {there}")
     remove_leftovers(out)
 
 
@@ -216,59 +196,48 @@ def preprocess(
         chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
         write_plan(chosen, out / PLAN_FILE)
         bad = {case for case, _ in failed}
-        tasks = [PrepareTask(files, chosen, out, tuple(extra)) for files in opened.cases if files.id not in bad]
-        ids = [task.files.id for task in tasks]
+        usable = {files.id: files for files in opened.cases if files.id not in bad}
         known = {found.id: found for found in prints}
 
-        def size_of(task: PrepareTask) -> int:
-            return prepare_bytes(task.files, task.plan, known.get(task.files.id))
+        def size_of(files: CaseFiles) -> int:
+            return prepare_bytes(files, chosen, known.get(files.id))
 
-        written, more = collect(run, _prepare, tasks, ids, progress, "prepare", size_of)
+        prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
+        written, more = collect(run, prepare, usable, progress, "prepare", size_of)
     notes += _write_folds(out / "splits.json", opened, written, settings)
-    return Batch(
-        tuple(case for case, new in sorted(written.items()) if new),
-        tuple(case for case, new in sorted(written.items()) if not new),
-        tuple(sorted((*failed, *more))),
-        notes,
-    )
+    return Batch.of(written, [*failed, *more], notes)
 
 
-def _prepare(task: PrepareTask) -> bool:
-    """In a worker: only there are torch and MONAI needed, which take seconds to import."""
+def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) -> bool:
+    # Imported here, in a worker: torch and MONAI take seconds, and this process can do without them.
     from pipeline.preprocess.prepare_case import prepare_case
 
-    return prepare_case(task.files, task.plan, task.out, task.extra)
+    return prepare_case(files, plan, out, extra)
 
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
-    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
-
-    Raises:
-        VolsegError: If there are too few cases, or the dataset fixes a split that cannot be used.
-    """
+    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
     fixed = any(files.split == "validation" for files in dataset.cases)
     fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings)
     if not path.is_file():
         write_splits(path, fresh)
         return ()
-    try:  # a case that failed this time is reported as failed, not as missing from the folds
+    # Of all cases of the dataset: one that failed this time is reported as failed, not as missing from the folds.
+    try:
         folds = read_splits(path, [files.id for files in dataset.cases])
     except VolsegError as error:
         return (f"{error} Or delete the file to draw new folds.",)
-    left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
+    used = {(case, "train") for fold in folds for case in fold.train}
+    used |= {(case, "validation") for fold in folds for case in fold.validation}
+    left_out = sorted(set(written) - {case for case, _ in used})
     notes = []
     if left_out:
         notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
-    sides = {(files.id, files.split) for files in dataset.cases}
-    if fixed and any(side not in sides for fold in folds for side in _sides(fold)):
+    if fixed and not used <= {(files.id, files.split) for files in dataset.cases}:
         notes.append(f"{path}: kept, although the dataset fixes another split. Delete it to take that one.")
     elif len(folds) != len(fresh):
         notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {len(fresh)} new ones.")
     return tuple(notes)
-
-
-def _sides(fold: Fold) -> list[tuple[str, str]]:
-    return [*((case, "train") for case in fold.train), *((case, "validation") for case in fold.validation)]
 
 
 def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings) -> tuple[Fold, ...]:
@@ -276,8 +245,7 @@ def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: 
     groups = {files.id: files.group for files in cases}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
     if distinct < 2:
-        raise VolsegError(
-            f"{path}: expected at least 2 cases (or groups) to train and validate, got {distinct}. Add cases."
-        )
+        rule = "at least 2 cases (or groups) to train and validate"
+        raise VolsegError(sentence("folds", rule, distinct, "Add cases", file=path))
     splits = {files.id: files.split for files in cases} if fixed else None
     return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)

@@ -1,4 +1,9 @@
-"""A picture of the patches that a training would see."""
+"""A picture of the patches that a training would see.
+
+:func:`strongest_changes` makes every augmentation alone and as strong as the settings allow, so that a person can judge
+the settings. :class:`PatchMaker` cuts the patches of a training's first batches and augments them as training does.
+:func:`preview` draws both.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +37,7 @@ from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.train import patch_geometry, patch_source
 from pipeline.train.loader import PatchSource
 
-# Every augmentation alone and as strong as the settings allow, so that a person can judge the settings.
-
+# What augmentation draws: name, key of its probability, key of its range.
 _STEPS: tuple[tuple[str, str, str], ...] = (
     ("zoom", "scale_p", "scale"),
     ("noise, variance", "noise_p", "noise_variance"),
@@ -46,19 +50,14 @@ _STEPS: tuple[tuple[str, str, str], ...] = (
 )
 _LARGEST = ("noise_variance", "blur_sigma_voxels")  # of these ranges only one end is strong
 _SMALLEST = ("low_resolution",)
+_NAMED = 6  # organs named in the line above a patch
+_VERSIONS = 4  # augmented versions of every patch, the first as training gets it
 _OFF = {name: 0.0 for name in AugmentSettings.model_fields if name.endswith("_p")}
 
 
 @dataclass(frozen=True, eq=False)
 class Strongest:
-    """One change alone.
-
-    Args:
-        name: What is done and how much, e.g. ``zoom 0.7``.
-        probability: With which a patch is changed so.
-        image: (C, *S), changed.
-        label: (*S).
-    """
+    """One change alone: what and how much (``zoom 0.7``), with which probability, and image (C, *S) and label (*S)."""
 
     name: str
     probability: float
@@ -129,22 +128,9 @@ def _rotated(
     return spatial.warp(images, labels, spatial.sampling_grid(matrices, size))
 
 
-# The patches of a training's first batches, and what its augmentation makes of them.
-
-_NAMED = 6  # organs named in the line above a patch
-
-
 @dataclass(frozen=True, eq=False)
 class DrawnPatch:
-    """A patch of a batch.
-
-    Args:
-        text: Where it lies and what is in it.
-        patch: Its position.
-        image: (C, *S) as cut.
-        label: (*S) as cut.
-        augmented: Image and label as training gets them.
-    """
+    """A patch of a batch: where it lies and what is in it; image (C, *S) and label (*S) as cut, and as trained on."""
 
     text: str
     patch: Patch
@@ -259,7 +245,8 @@ def open_patches(prepared: Path, plan: Plan, settings: Settings, fold: int, seed
     Raises:
         VolsegError: If there is no such fold, the patch does not fit the network, or a case is damaged.
     """
-    sample = settings.sample.model_copy(update={"cache_mb": 0})  # read patch by patch, which gives the same ones
+    # Without a cache, cases are read patch by patch: the same patches, without the time that whole cases take.
+    sample = settings.sample.model_copy(update={"cache_mb": 0})
     seeded = settings.train.model_copy(update={"seed": seed})
     spec = design_network(plan, settings.model, sample)
     settings = settings.model_copy(update={"sample": sample, "train": seeded})
@@ -276,18 +263,9 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-_VERSIONS = 4  # augmented versions of every patch, the first as training gets it
-
-
 @dataclass(frozen=True)
 class Preview:
-    """What was drawn.
-
-    Args:
-        path: The picture.
-        texts: The line above each patch: where it lies and what is in it.
-        organs: Organs in any of them.
-    """
+    """The picture that was drawn, the line above each patch, and the organs in any of them."""
 
     path: Path
     texts: tuple[str, ...]
@@ -340,14 +318,10 @@ def _write(out: Path, scene: PatchScene, texts: Sequence[str]) -> None:
         write_bytes(out, png)
         return
     alt = "Patches as cut and as augmented, and every change alone at its strongest; the table says what is in them."
-    lines = scene.heading[1:]
-    table = Table("Patches", "Where each lies and what is in it.", ("Patch", "Where and what"), _numbered(texts))
+    lines, numbered = scene.heading[1:], tuple((str(n), text) for n, text in enumerate(texts, start=1))
+    table = Table("Patches", "Where each lies and what is in it.", ("Patch", "Where and what"), numbered)
     picture = Picture("Patches and augmentation", png, alt, lines)
     write_picture_page(out, scene.heading[0], numbers=(), pictures=[picture], tables=[table], **signature())
-
-
-def _numbered(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((str(n), text) for n, text in enumerate(texts, start=1))
 
 
 def _shown_channel(plan: Plan, name: str | None) -> int | None:

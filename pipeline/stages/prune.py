@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import read_json, text_hash, write_bytes, write_json, write_text
+from pipeline.core.files import text_hash, write_bytes, write_json, write_text
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.summary import organ_means
@@ -214,17 +214,10 @@ def smallest_level(rows: Sequence[LevelRow], tolerance_points: float) -> int:
 
 def _require_own_folder(out: Path, model: Path, content_hash: str) -> None:
     """Refuse a folder that holds anything but an earlier pruning of the same model."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    mark = out / "pruning.json"
-    if out.resolve() == model.resolve() or not mark.is_file() or _model_of(read_json(mark)) != content_hash:
-        rule, got = "a new folder, or an earlier pruning of this model", "another model or other files"
-        raise VolsegError(sentence("output folder", rule, got, "Choose another one with --out", file=out))
-
-
-def _model_of(pruning: Any) -> Any:
-    """The model that a ``pruning.json`` names; None if it is no such file."""
-    return pruning.get("model") if isinstance(pruning, dict) else None
+    folder = OutputFolder(out, "pruning.json", {"model": content_hash})
+    if out.resolve() == model.resolve():
+        folder.refuse("a new folder, or an earlier pruning of this model", "the model itself")
+    folder.require_own("an earlier pruning of this model")
 
 
 def _write_folds(model: Path, card: ModelCard, out: Path, measured: MeasuredLevel) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, text_hash, write_json
+from pipeline.core.files import text_hash, write_json
+from pipeline.core.output_folder import read_record
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory
@@ -212,7 +212,7 @@ def fastest(found: Sequence[MeasuredWay]) -> Execution:
 def remember(content_hash: str, how: Execution) -> None:
     """Keep the choice for later trainings on this machine; where nothing can be kept it is measured again."""
     try:
-        write_json(_memory_file(), {**_all_remembered(), content_hash: asdict(how)})
+        write_json(_memory_file(), {**read_record(_memory_file()), content_hash: asdict(how)})
     except VolsegError:
         return
 
@@ -220,17 +220,9 @@ def remember(content_hash: str, how: Execution) -> None:
 def remembered(content_hash: str) -> Execution | None:
     """The choice that was kept; None if there is none."""
     try:
-        return Execution(**_all_remembered()[content_hash])
+        return Execution(**read_record(_memory_file())[content_hash])
     except (KeyError, TypeError):
         return None
-
-
-def _all_remembered() -> dict[str, Any]:
-    try:
-        found = read_json(_memory_file())
-    except VolsegError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _memory_file() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config.yaml_file import load_settings
 from pipeline.stages.demo import DEMO_SETTINGS, run_demo
+from pipeline.train.state import Callbacks
 
 QUICK = (
     "preprocess.spacing_mm=[10, 10, 10]",
@@ -21,7 +22,14 @@ QUICK = (
 
 def test_the_demo_leaves_scores_report_and_masks(tmp_path: Path) -> None:
     said: list[str] = []
-    scores = run_demo(tmp_path, load_settings(DEMO_SETTINGS, QUICK), cases=3, tests=1, device="cpu", say=said.append)
+    scores = run_demo(
+        tmp_path,
+        load_settings(DEMO_SETTINGS, QUICK),
+        cases=3,
+        tests=1,
+        device="cpu",
+        callbacks=Callbacks(log=said.append),
+    )
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written == scores
     assert written["cases"] == 1

@@ -153,7 +153,7 @@ def test_an_edited_plan_is_followed(dataset: Path, prepared: Path, tmp_path: Pat
     assert read_plan(tmp_path / "p" / "plan.yaml") == edited
     assert read_info(tmp_path / "p", "toy_0")["recipe"] == edited.recipe
     write_plan(edited.model_copy(update={"channels": ("CT", "MR")}), tmp_path / "mine.yaml")
-    with pytest.raises(VolsegError, match=r"mine.yaml: expected a plan with this dataset's channels and labels"):
+    with pytest.raises(VolsegError, match=r"mine.yaml: plan: expected one with this dataset's channels and labels"):
         preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1, plan=tmp_path / "mine.yaml")
 
 
@@ -299,7 +299,9 @@ def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeyp
 
 def test_phantoms_are_not_mixed_into_a_dataset(tmp_path: Path) -> None:
     dataset = write_toy(tmp_path / "toy", 1)
-    with pytest.raises(VolsegError, match=r"expected an empty folder or a phantom dataset, got images"):
+    with pytest.raises(
+        VolsegError, match=r"expected an empty folder or the same phantom dataset, got 3 other files such as images"
+    ):
         write_phantom(dataset, cases=1, tests=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,23 @@ def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(command in done.stdout for command in COMMANDS)
     assert done.stdout.rstrip().endswith("heavy:")
+
+
+def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True)
+    shown = [line.split()[1:2] for line in done.stdout.splitlines() if line[:2] in ("│ ", "| ")]
+    listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
+    assert " ".join(listed) == (
+        "preprocess train predict evaluate report check plan preview convert phantom "
+        "cross-validate choose prune networks compare stats demo config"
+    )
+
+
+def test_a_shell_can_complete_the_commands() -> None:
+    environment = {**os.environ, "_VOLSEG_COMPLETE": "complete_bash", "COMP_WORDS": "volseg pre", "COMP_CWORD": "1"}
+    code = "import sys\nfrom pipeline.__main__ import main\nsys.argv = ['volseg']\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["preprocess", "predict", "preview"]
 
 
 @pytest.mark.parametrize("words", [["check"], ["plan", "-o", "planned", "--set", "preprocess.memory_gb=8"]])

@@ -25,7 +25,7 @@ CONDA_NAMES = {
 }
 """Distributions whose conda-forge package has another name."""
 
-EXTRAS = {"bench", "cluster", "dev", "dicom", "export", "mlflow"}
+EXTRAS = {"bench", "dev", "mlflow"}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def _benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def results() -> Any:
-    return importlib.import_module("training_results")
+    return importlib.import_module("helpers.training_results")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_tables_give_ratios_to_nnunets_best(results: Any) -> None:
         "| volseg, auto | 2.50 | 1.0% | 2.00 |",
     ]
     assert results.speed_table({"phantom": found["volseg, auto"]}).endswith("| phantom | 2.50 | 1.0% |  |")
-    cost = importlib.import_module("commands").Cost(0.0, 200.0, 1500.0)
+    cost = importlib.import_module("helpers.commands").Cost(0.0, 200.0, 1500.0)
     curves = {
         "nnU-Net": results.Curve(((1200.0, 0.5),), ((600.0, 0.7), (1200.0, 0.82)), 400),
         "short": results.Curve(((1200.0, 0.5),), ((1200.0, 0.7),), 400),
@@ -130,7 +130,7 @@ def test_flops_of_a_stack_and_a_tiny_ceiling() -> None:
 
 
 def test_commands_say_what_they_took_and_end_the_script_when_they_fail() -> None:
-    commands = importlib.import_module("commands")
+    commands = importlib.import_module("helpers.commands")
     work = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(0.3)"
     cost = commands.run([sys.executable, "-c", work], dict(os.environ), every_s=0.1)
     assert cost.wall_s > 0.8
@@ -187,8 +187,8 @@ def test_clock_notes_every_iteration_and_ends_the_training(
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(sys.modules[home], "nnUNetTrainer", Trainer, raising=False)
     monkeypatch.setattr(sys.modules["nnunetv2.paths"], "nnUNet_preprocessed", tmp_path, raising=False)
-    monkeypatch.delitem(sys.modules, "nnunet_training", raising=False)
-    timed = importlib.import_module("nnunet_training").TimedTrainer
+    monkeypatch.delitem(sys.modules, "helpers.nnunet_training", raising=False)
+    timed = importlib.import_module("helpers.nnunet_training").TimedTrainer
     monkeypatch.setattr(timed, "clock", {"folder": str(tmp_path), "every_s": 0.0, **limits})
     trainer = timed(tmp_path)
     trainer.run_training()
@@ -200,4 +200,4 @@ def test_clock_notes_every_iteration_and_ends_the_training(
     assert json.loads((tmp_path / "run.json").read_text()) == {"parameters": 3, "patch": [4, 4, 4], "batch": 7}
     pseudo = [(row["epoch"], row["pseudo_dice"]) for row in results.rows(tmp_path / "epochs.csv")]
     assert pseudo == [("1", "0.2500"), ("2", "0.2500")][: steps // 2]
-    monkeypatch.delitem(sys.modules, "nnunet_training")
+    monkeypatch.delitem(sys.modules, "helpers.nnunet_training")

@@ -34,7 +34,7 @@ def console(monkeypatch: pytest.MonkeyPatch, *, terminal_width: int | None) -> S
 
 def test_time_left_is_told_of_cases_that_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now, shown = [0.0], console(monkeypatch, terminal_width=200)
-    monkeypatch.setattr(module, "Progress", partial(Progress, get_time=lambda: now[0], auto_refresh=False))
+    monkeypatch.setattr(module, "RichProgress", partial(Progress, get_time=lambda: now[0], auto_refresh=False))
     with module.progress_bars() as bars:
         for done in (1, 2, 3):  # two minutes each: 7 are left
             bars.update(done, 10, "prepare")

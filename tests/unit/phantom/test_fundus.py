@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass, label
 
+from pipeline.core.box import Box
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
 from pipeline.data.layouts import open_dataset
@@ -78,14 +79,14 @@ def test_distance_to_a_circle() -> None:
     assert distance.shape == (30, 40)
     assert distance[10, 20] == pytest.approx(-5, abs=1e-4)
     assert distance[10, 29] == pytest.approx(4, abs=1e-4)
-    part = signed_distance(circle, (40, 30), (slice(8, 12), slice(25, 40)))
+    part = signed_distance(circle, (40, 30), Box((8, 25), (12, 40)))
     np.testing.assert_array_equal(part, distance[8:12, 25:])
 
 
 def test_the_folder_is_a_dataset(tmp_path: Path, cases: list[Case]) -> None:
-    calls: list[tuple[int, int]] = []
-    write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=4, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 2), (2, 2)]
+    calls: list[tuple[int, int, str]] = []
+    write_fundus(tmp_path / "eyes", cases=1, tests=1, seed=4, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2, "phantom"), (2, 2, "phantom")]
     dataset = open_dataset(tmp_path / "eyes")
     assert [(case.id, case.split) for case in dataset.cases] == [
         ("fundus_000", "train"),

@@ -146,8 +146,8 @@ def test_mr_shows_the_same_anatomy_with_other_intensities(cases):
 
 def test_dataset_folder_opens_and_holds_what_the_cases_hold(tmp_path, cases):
     calls = []
-    out = write_phantom(tmp_path / "set", cases=1, tests=1, seed=3, progress=lambda done, of: calls.append((done, of)))
-    assert calls == [(1, 2), (2, 2)]
+    out = write_phantom(tmp_path / "set", cases=1, tests=1, seed=3, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2, "phantom"), (2, 2, "phantom")]
     dataset = open_dataset(out)
     assert dataset.layout == "nnunet"
     assert dataset.is_ct
@@ -173,7 +173,9 @@ def test_a_case_does_not_depend_on_how_many_there_are_and_strangers_are_refused(
     with pytest.raises(VolsegError, match="expected an empty folder or the same phantom dataset, got 2 other files"):
         write_phantom(two, cases=1, tests=0, contrast="mr")
     for other in ({"seed": 1, "contrast": "mr"}, {"contrast": "ct"}):
-        with pytest.raises(VolsegError, match="expected phantoms of the same contrast, size and seed, got others"):
+        with pytest.raises(
+            VolsegError, match="phantoms of the same contrast, size and seed, got one with name phantom_mr"
+        ):
             write_phantom(one, cases=1, tests=0, **other)
 
 

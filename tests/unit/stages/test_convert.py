@@ -260,16 +260,20 @@ def test_an_unusual_place_to_write_is_refused(tmp_path) -> None:
     for out in (root, root / "converted", tmp_path / "other" / ".." / "source"):
         with pytest.raises(VolsegError, match="expected a folder outside the dataset"):
             convert(root, out, "nnunet", jobs=1)
-    with pytest.raises(VolsegError, match=r"expected a new or empty folder, .*got other files"):
+    with pytest.raises(VolsegError, match=r"expected a new folder, or an earlier conversion .*, got other files"):
         convert(root, other, "nnunet", jobs=1)
     convert(root / "datalist.json", root / "converted", "pairs", jobs=1)  # beside a list of files
-    with pytest.raises(VolsegError, match=r"got one of .*datalist.json to pairs"):
+    with pytest.raises(VolsegError, match=r"got one with source .*datalist.json, layout pairs"):
         convert(root / "datalist.json", root / "converted", "nnunet", jobs=1)
-    with pytest.raises(VolsegError, match=r"got one of .*datalist.json to pairs"):
+    with pytest.raises(VolsegError, match=r"got one with source .*datalist.json, layout pairs"):
         convert(other, root / "converted", "pairs", jobs=1)
+    record = root / "converted" / "conversion.json"
+    record.write_text(json.dumps({**read_json(record), "cases": [1]}))
+    with pytest.raises(VolsegError, match=r"got a damaged conversion\.json"):
+        convert(root / "datalist.json", root / "converted", "pairs", jobs=1)
     file = tmp_path / "file"
     file.write_bytes(b"")
-    with pytest.raises(VolsegError, match="expected a folder, got a file"):
+    with pytest.raises(VolsegError, match=r"expected a new folder, .* got a file"):
         convert(root, file, "nnunet", jobs=1)
     with pytest.raises(VolsegError, match="nothing there"):
         convert(tmp_path / "no", tmp_path / "out", "nnunet", jobs=1)

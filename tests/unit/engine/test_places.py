@@ -70,7 +70,8 @@ def test_no_items_need_no_process() -> None:
 def test_an_interrupt_ends_what_is_in_flight(tmp_path: Path) -> None:
     mark = tmp_path / "begun"
     code = (
-        "from pipeline.engine import run_at_places; from test_engine_places import sleep_long\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it would be ignored\n"
+        "from pipeline.engine.places import run_at_places; from test_places import sleep_long\n"
         f"try: list(run_at_places(sleep_long, [{str(mark)!r}], ['gpu0']))\n"
         "except KeyboardInterrupt: print('interrupted')"
     )

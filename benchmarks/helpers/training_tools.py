@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands import Cost, run
+from helpers.commands import Cost, run
 
 from pipeline.preprocess.plan_file import read_plan
 
 NAME = "Dataset900_benchmark"
 WATCH_S = 5.0  # between two looks at memory: seldom enough to cost nothing
 VOLSEG = [sys.executable, "-m", "pipeline"]
-CONFIG = Path(__file__).parents[1] / "configs" / "nnunet.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "nnunet.yaml"
 """nnU-Net's network: instance norm, biases, strides, deep supervision, the plan's stages."""
 RECIPE = (
     "train.optimizer=adamw",

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import Cost
+from helpers.commands import Cost
 from matplotlib.figure import Figure
 
 WARM_UP = 3  # epochs of volseg that are left out of its speed, and as many iterations of nnU-Net as they have

@@ -1,21 +1,25 @@
-"""The engine: in this process and over spawned workers."""
+"""The engine: cases in this process and over worker processes, and what is collected of them."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.core.errors import DataError
+from pipeline.core.progress import silent
 from pipeline.engine import local
-from pipeline.engine.local import default_jobs, open_engine
+from pipeline.engine.local import Outcome, collect, default_jobs, map_cases, open_engine
 
 GIB = 2**30
 PATHS = os.pathsep.join((str(Path(__file__).parent), str(Path(local.__file__).parents[2])))  # of this file, of pipeline
+HEARS_CTRL_C = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""For scripts that are interrupted: under nohup, and in the background of a shell script, they would ignore Ctrl-C."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
@@ -113,7 +117,7 @@ def test_one_killer_among_thirty_does_not_cost_the_others_a_process_each(killer:
 def test_workers_begin_with_one_thread_and_the_parent_keeps_its_environment(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os\nfrom test_engine import THREADS, first_environment\nfrom pipeline.engine.local import open_engine\n"
+        "import os\nfrom test_local import THREADS, first_environment\nfrom pipeline.engine.local import open_engine\n"
         "if __name__ == '__main__':\n"
         "    before = dict(os.environ)\n"
         "    with open_engine(2) as run:\n"
@@ -207,7 +211,7 @@ def start_and_wait(marker: str) -> None:
 def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     marker = tmp_path / "worker"
     code = (
-        "from test_engine import start_and_wait\nfrom pipeline.engine.local import open_engine\n"
+        "from test_local import start_and_wait\nfrom pipeline.engine.local import open_engine\n"
         "if __name__ == '__main__':\n"
         f"    with open_engine(2) as run:\n        list(run(start_and_wait, [{str(marker)!r}]))\n"
     )
@@ -250,8 +254,9 @@ def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tm
 def test_ctrl_c_while_libraries_are_imported_says_nothing_more(tmp_path: Path, delay_s: float) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\nfrom pipeline.engine.workers import warm_up\nif __name__ == '__main__':\n"
-        "    try:\n        warm_up(2, 'pipeline.preprocess.prepare_case')\n        print('ready', flush=True)\n"
+        "import signal, time\nfrom pipeline.engine.workers import warm_up\nif __name__ == '__main__':\n"
+        f"    {HEARS_CTRL_C}\n    try:\n        warm_up(2, 'pipeline.preprocess.prepare_case')\n"
+        "        print('ready', flush=True)\n"
         "        time.sleep(60)\n    except KeyboardInterrupt:\n        pass\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATHS}
@@ -288,3 +293,48 @@ def alive(process: int) -> bool:
     except OSError:
         return False
     return True
+
+
+ORDER = (2, 0, 1, 4, 3)
+
+
+class Engine:
+    """Gives outcomes in an order of its own; notes how far it was asked and for which sizes."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.sizes: list[int] = []
+
+    def __call__(
+        self, function: Callable[[Any], Any], items: Sequence[Any], bytes_of: Callable[[Any], int] | None = None
+    ) -> Iterator[Outcome[Any]]:
+        for index in ORDER:
+            self.begun.append(index)
+            self.sizes += [bytes_of(items[index])] if bytes_of else []
+            error = "worker process: expected to finish." if items[index] == "bad" else None
+            yield Outcome(index, None if error else function(items[index]), error)
+
+
+def test_mapped_keeps_the_order_and_waits_no_longer_than_it_must() -> None:
+    engine, told = Engine(), []
+    results = map_cases(engine, lambda done, total, what: told.append((done, total, what)), "check", len)(
+        str.upper, ["a", "b", "c", "d", "e"]
+    )
+    assert next(results) == "A"
+    assert engine.begun == [2, 0]
+    assert list(results) == ["B", "C", "D", "E"]
+    assert told == [(n, 5, "check") for n in range(1, 6)]
+    assert engine.sizes == [1] * 5
+
+
+def test_mapped_leaves_failed_items_out_or_makes_results_of_them() -> None:
+    items = ["a", "bad", "c", "d", "e"]
+    assert list(map_cases(Engine(), silent, "")(str.upper, items)) == ["A", "C", "D", "E"]
+    found = list(map_cases(Engine(), silent, "", None, lambda item, error: f"{item}: {error}")(str.upper, items))
+    assert found == ["A", "bad: worker process: expected to finish.", "C", "D", "E"]
+
+
+def test_collect_names_what_failed() -> None:
+    done, failed = collect(Engine(), str.upper, dict(zip("vwxyz", ["a", "b", "bad", "d", "e"], strict=True)))
+    assert done == {"v": "A", "w": "B", "y": "D", "z": "E"}
+    assert failed == [("x", "worker process: expected to finish.")]
