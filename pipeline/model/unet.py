@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
-from pipeline.model.network_options import LevelOptions, Norm, Size, Stage, StageOptions
+from pipeline.model.network_options import LevelOptions, Stage, StageOptions
 
 # The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
 
@@ -194,28 +194,22 @@ def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, stri
     return _Walk(first, size, least, uneven)
 
 
-Padding = Literal["same", "valid"]
-DropoutAt = Literal["all", "deep"]
-UpFeatures = Literal["stage", "kept", "last_kept"]
-HeadSize = Literal["native", "full"]
-
-
 class UNetOptions(StageOptions):
-    """Options of ``unet``; the other classical U-Nets are the same with other defaults."""
+    """Options of ``unet``; the other classical U-Nets have the same, with the defaults that the registry names."""
 
-    padding: Padding = "same"
+    padding: Literal["same", "valid"] = "same"
     """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
     narrow_start: bool = False
     """Whether the units of an encoder stage have half its channels but for the last one, as in the 3D U-Net of 2016."""
-    dropout_at: DropoutAt = "all"
+    dropout_at: Literal["all", "deep"] = "all"
     """Dropout behind every unit, or behind the last unit of the two deepest encoder stages alone."""
-    up_features: UpFeatures = "stage"
+    up_features: Literal["stage", "kept", "last_kept"] = "stage"
     """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
     up_bias: bool = True
     """Whether transposed convolutions have a bias."""
     up_activation: bool = False
     """Whether the activation follows transposed convolutions."""
-    head_size: HeadSize = "native"
+    head_size: Literal["native", "full"] = "native"
     """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
 
     @model_validator(mode="after")
@@ -313,97 +307,3 @@ def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, (x.shape[axis] - n) // 2, n)
     return x
-
-
-# The classical U-Nets: one class, the options of each publication or release as defaults.
-
-
-class UNet2015Options(UNetOptions):
-    """Options of ``unet2015``: valid convolutions with bias, no normalization.
-
-    Reference: Ronneberger et al. 2015 (arXiv 1505.04597), figure 1.
-    """
-
-    padding: Padding = "valid"
-    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
-    norm: Norm = "none"
-    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    head_size: HeadSize = "full"
-    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
-
-
-class PhsegUNetOptions(UNet2015Options):
-    """Options of ``unet_phseg_v5``: what the network released with the paper has beside the paper's text.
-
-    Reference: phseg_v5.prototxt of the u-net release, University of Freiburg, 2015.
-    """
-
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Probability of zeroing a value, where dropout_at says."""
-    dropout_at: DropoutAt = "deep"
-    """Dropout behind every unit, or behind the last unit of the two deepest encoder stages alone."""
-    up_features: UpFeatures = "last_kept"
-    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
-    up_activation: bool = True
-    """Whether the activation follows transposed convolutions."""
-
-
-class UpConvUNetOptions(UNetOptions):
-    """Options of ``unet_upconv``: padded, normalized, interpolation and a convolution instead of transposed ones."""
-
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    up: Literal["transposed", "nearest", "linear"] = "nearest"
-    """Transposed convolution, or interpolation followed by a convolution unit."""
-
-
-class UNet32Options(UNetOptions):
-    """Options of ``unet32``: the baseline of UNet++.
-
-    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-    norm: Norm = "none"
-    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-
-
-class WideUNetOptions(UNet32Options):
-    """Options of ``wide_unet``: the second baseline of UNet++, widened to its number of parameters.
-
-    The paper gives 9.13 million parameters, which its widths do not.
-
-    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(35, 70, 140, 280, 560), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-
-
-class CicekUNetOptions(UNetOptions):
-    """Options of ``unet3d_cicek``: channels double before pooling, up-convolutions keep them and have no bias.
-
-    The paper counts 19,069,955 parameters, without scale and shift of batch normalization.
-
-    Reference: Çiçek et al. 2016 (arXiv 1606.06650), figure 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(64, 128, 256, 512), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-    padding: Padding = "valid"
-    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    narrow_start: bool = True
-    """Whether the units of an encoder stage have half its channels but for the last one."""
-    up_features: UpFeatures = "kept"
-    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
-    up_bias: bool = False
-    """Whether transposed convolutions have a bias."""
-    head_size: HeadSize = "full"
-    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""

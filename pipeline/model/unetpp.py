@@ -56,13 +56,6 @@ class UNetPlusPlusOptions(StageOptions):
         return self.model_copy(update={**cut, "deep_supervision": False, "mode": "fast", "head": None})
 
 
-class UNetPlusOptions(UNetPlusPlusOptions):
-    """Options of ``unetplus``: those of ``unetpp`` without its long skip connections."""
-
-    dense: bool = False
-    """Whether a node sees all earlier nodes of its row, as in UNet++, or the last one only, as in UNet+."""
-
-
 class UNetPlusPlus(SegmentationNetwork):
     """UNet++ with deep supervision at full resolution, in 2D or 3D, for isotropic and anisotropic voxels.
 
