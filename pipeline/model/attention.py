@@ -161,15 +161,6 @@ class AttentionUNet(UShape):
     ``gates[i]`` belongs to level i, see :func:`aligned_gate`. With deep supervision, all decoder levels but the lowest
     have a head.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Oktay et al. 2018 (arXiv 1804.03999), in the variant that gates at the resolution of the skip connection
     and normalizes inside the gate.
     """
@@ -218,15 +209,6 @@ class OktayAttentionUNet(UShape):
     encoder's last stage. The heads of all decoder levels are interpolated to full resolution and combined by a last
     1×1 convolution, ``final``. With deep supervision, training returns its logits and then those of the levels, all of
     full size.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
 
     Reference: Oktay et al. 2018 (arXiv 1804.03999); widths and final combination as in the authors' code.
     """

@@ -13,9 +13,10 @@ from monai.networks.layers.factories import Conv, Pool
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.model.base import Heads, SegmentationNetwork, size_rule
+from pipeline.model.base import SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
 from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
+from pipeline.model.unet import UShape, level_heads
 
 # Parts of densely connected networks: dense blocks, and the pre-activated layers that DenseNets fill them with.
 
@@ -137,7 +138,7 @@ class DenseUNetOptions(LevelOptions):
     """Transposed convolution, or interpolation followed by a convolution unit."""
 
 
-class DenseUNet(SegmentationNetwork):
+class DenseUNet(UShape):
     """U-Net of dense blocks, in 2D or 3D, for isotropic and anisotropic voxels.
 
     A stage is a convolution unit, a dense block of such units, and a 1×1 unit that compresses what has been collected
@@ -145,26 +146,13 @@ class DenseUNet(SegmentationNetwork):
     every channel is normalized and stored once, not once for each later layer, which is what makes dense blocks
     affordable in volumes. Levels and heads are those of :class:`~pipeline.model.unet.UNet`.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, depth and growth of the dense blocks, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Huang et al. 2017 (arXiv 1608.06993) for dense blocks and compression; Jégou et al. 2017 (arXiv
     1611.09326) for dense blocks along a U-Net. The arrangement is this project's own.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, options: DenseUNetOptions) -> None:
+        super().__init__(dims, in_channels, out_channels, options)
         stages, style = options.stages(dims), style_of(options, dims)
-        sizes = size_rule([stage.stride for stage in stages], lone_cell=options.norm != "instance")
-        super().__init__(
-            dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=options.norm == "batch"
-        )
-        self.deep_supervision = options.deep_supervision
         layers = spread(options.layers_per_stage, len(stages))
         quarter = tuple(max(1, n // 4) for n in options.features)
         growth = quarter if options.growth is None else spread(options.growth, len(stages))
@@ -177,21 +165,7 @@ class DenseUNet(SegmentationNetwork):
             upsampling(lower, upper, style, options.up) for upper, lower in pairwise(stages)
         )
         self.decoder = nn.ModuleList(_dense_stage(2 * block[0].features, *block, style) for block in blocks[:-1])
-        supervised = stages[: max(1, len(stages) - 2)] if self.deep_supervision else stages[:1]
-        self.heads = nn.ModuleList(head(dims, stage.features, out_channels) for stage in supervised)
-
-    def segment(self, x: Tensor) -> Tensor | Heads:
-        """Logits at full resolution; in training mode with deep supervision those of all heads, finest first."""
-        skips: list[Tensor] = []
-        for stage in self.encoder:
-            x = stage(x)
-            skips.append(x)
-        levels = [skips.pop()]
-        for up, stage in zip(reversed(self.upsamplings), reversed(self.decoder), strict=True):
-            levels.append(stage(torch.cat([skips.pop(), up(levels[-1])], dim=1)))
-        used = self.heads if self.training and self.deep_supervision else self.heads[:1]
-        logits = {f"level{n}": output(x) for n, (output, x) in enumerate(zip(used, reversed(levels), strict=False))}
-        return logits if self.training and self.deep_supervision else logits["level0"]
+        self.heads = level_heads(dims, options.features[:-1], out_channels, options.deep_supervision)
 
 
 class DenseUNet167Options(NetworkOptions):
@@ -220,12 +194,6 @@ class DenseUNet167(SegmentationNetwork):
 
     ``stem``, then ``blocks`` with ``transitions`` between them. The last skip reaches the channels of the deepest block
     by the 1×1 convolution ``line``; the others have the decoder's channels.
-
-    Args:
-        dims: Number of spatial axes; 2 in the paper.
-        in_channels: Channels of the image; in the paper 3 neighbouring slices.
-        out_channels: Channels of the logits.
-        options: Depth and growth of the dense blocks and so on.
 
     Reference: Li et al. 2018 (arXiv 1709.07330), with the details of the authors' code (nearest-neighbour upsampling,
     biases in ``line`` and the decoder alone, dropout before the last normalization); Huang et al. 2017 (arXiv

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork, size_rule
+from pipeline.model.base import Heads, LevelNetwork
 from pipeline.model.blocks import Style, activation_layer, conv_unit, head, style_of, upsampling
 from pipeline.model.network_options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
 
@@ -269,18 +269,14 @@ class ResidualOptions(NNUNetOptions):
     writes them."""
 
 
-class _NNUNet(SegmentationNetwork):
+class _NNUNet(LevelNetwork):
     """An encoder and nnU-Net's decoder."""
 
     def __init__(
         self, dims: int, in_channels: int, out_channels: int, options: NNUNetOptions, encoder: nn.Module
     ) -> None:
+        super().__init__(dims, in_channels, out_channels, options)
         stages = options.stages(dims)
-        sizes = size_rule([stage.stride for stage in stages], lone_cell=options.norm != "instance")
-        super().__init__(
-            dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=options.norm == "batch"
-        )
-        self.deep_supervision = options.deep_supervision
         self.encoder = encoder
         convs, style = spread(options.convs_decoder, len(stages) - 1), style_of(options, dims)
         self.decoder = Decoder(stages, convs, style, out_channels, every_head=options.deep_supervision)
@@ -299,15 +295,6 @@ class PlainUNet(_NNUNet):
     has a head, the deepest one too, to which nnU-Net's own loss gives the weight 0; without it, the finest alone. The
     state dict has nnU-Net's names and shapes, see :func:`~pipeline.model.nnunet.nnunet_weights`.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Isensee et al. 2021 (10.1038/s41592-020-01008-z).
     """
 
@@ -325,15 +312,6 @@ class PlainUNet(_NNUNet):
 
 class ResidualUNet(_NNUNet):
     """nnU-Net's ``ResidualEncoderUNet``: a stem, residual blocks in the encoder, and the decoder of :class:`PlainUNet`.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, blocks, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
 
     Reference: Isensee et al. 2024 (arXiv 2404.09556); He et al. 2019 (arXiv 1812.01187) for the shortcut.
     """

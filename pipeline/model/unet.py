@@ -15,41 +15,23 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
+from pipeline.model.base import Heads, LevelNetwork, SizeRule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
-from pipeline.model.network_options import LevelOptions, Stage, StageOptions
-
-# The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
+from pipeline.model.network_options import Stage, StageOptions
 
 
-class UShape(SegmentationNetwork):
+class UShape(LevelNetwork):
     """Forward pass that U-shaped networks share; a subclass builds the parts and overrides the step it does otherwise.
 
     Level i of ``encoder``, ``upsamplings``, ``decoder`` and ``heads`` has the same resolution, 0 being the input's;
     the encoder has one level more than the decoder. ``upsamplings[i]`` leads to level i, ``decoder[i]`` takes the skip
     connection followed by what comes from below.
-
-    Args:
-        dims: Number of spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and deep supervision.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
     """
 
     encoder: nn.ModuleList
     upsamplings: nn.ModuleList
     decoder: nn.ModuleList
     heads: nn.ModuleList
-
-    def __init__(self, dims: int, in_channels: int, out_channels: int, options: LevelOptions) -> None:
-        strides = [stage.stride for stage in options.stages(dims)]
-        sizes = size_rule(strides, lone_cell=options.norm != "instance")
-        batch_norm = options.norm == "batch"
-        super().__init__(dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=batch_norm)
-        self.deep_supervision = options.deep_supervision
 
     def segment(self, x: Tensor) -> Tensor | Heads:
         """Logits at full resolution; in training mode with deep supervision those of all heads, finest first."""
@@ -226,12 +208,6 @@ class UNet(UShape):
     Level i of ``encoder``, ``decoder``, ``upsamplings`` and ``heads`` has the same resolution, 0 being the input's.
     With deep supervision, all decoder levels but the lowest have a head, finest first, as nnU-Net weights them. With
     valid convolutions each head is cropped to the region of the final logits.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
 
     Raises:
         ConfigError: If a per-axis option has another number of axes than ``dims``; with valid convolutions, if skips or
