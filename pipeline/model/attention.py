@@ -29,13 +29,11 @@ from pipeline.model.blocks import (
 from pipeline.model.network_options import LevelOptions, Size, Stage, StageOptions
 from pipeline.model.unet import UShape, level_heads
 
-# Attention gates: a skip connection is weighted, voxel by voxel, by what the decoder already sees.
-#
-# Reference: Oktay et al. 2018 (arXiv 1804.03999), section 2.1.
-
 
 class AttentionGate(nn.Module):
-    """Additive attention: α = sigmoid(ψ(σ(θ(x) + φ(g)))), and the gate gives output(α · x).
+    """A skip connection x is weighted, voxel by voxel, by what the decoder already sees, the gating signal g.
+
+    Additive attention: α = sigmoid(ψ(σ(θ(x) + φ(g)))), and the gate gives output(α · x).
 
     Args:
         theta: Takes the skip connection x to the resolution of g and to the channels in between.
@@ -44,6 +42,8 @@ class AttentionGate(nn.Module):
         psi: From the channels in between to one.
         resize: Takes α back to the resolution of x.
         output: What follows the product.
+
+    Reference: Oktay et al. 2018 (arXiv 1804.03999), section 2.1.
     """
 
     def __init__(

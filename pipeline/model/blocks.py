@@ -17,11 +17,9 @@ from torch.autograd.function import once_differentiable
 from pipeline.model.network_options import Activation, LevelOptions, Stage
 from pipeline.model.network_options import Norm as NormName
 
-# Instance normalization and the activation behind it in one step on a processor, for images with channels last.
-#
 # PyTorch's own instance norm knows one memory order on processors: it copies an image with channels last there and
 # back, forwards and backwards, which costs a third of a training step. Its batch norm has no need to, and over the
-# batch of one sample it is instance norm.
+# batch of one sample it is instance norm. So instance norm and activation are one step here, by those kernels.
 
 _KERNELS = torch.ops.aten
 _TYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -154,7 +152,8 @@ class ConvUnit(nn.Sequential):
     """Layers one after the other, of which an instance norm and the activation behind it may be one step.
 
     Args:
-        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order.
+        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order. Names of layers
+            are part of every state dict.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,9 +294,6 @@ def interpolation(factor: Sequence[int], mode: Literal["nearest", "linear"]) -> 
 def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """1×1 convolution with bias that gives logits."""
     return Conv[Conv.CONV, dims](in_channels, out_channels, 1)  # type: ignore[no-any-return]
-
-
-# Residual blocks: a chain of units beside a shortcut.
 
 
 class ResidualBlock(nn.Module):

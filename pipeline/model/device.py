@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Where and how a network computes: device, precision, memory format, compilation, recomputed activations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import available_bytes, total_bytes
 from pipeline.model.base import SegmentationNetwork
 
-_MOST_PLANNED_GB = (
-    24  # nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556)
-)
-_CPU_GB = 8  # larger patches would fit into RAM, but a processor would need minutes for one step
+# nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556).
+_MOST_PLANNED_GB = 24
+# Larger patches would fit into RAM, but a processor would need minutes for one step.
+_CPU_GB = 8
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -132,9 +132,6 @@ def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-# How a network computes in training: memory format, compilation, and whether activations are kept or recomputed.
 
 
 @dataclass(frozen=True)

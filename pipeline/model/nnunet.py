@@ -18,7 +18,7 @@ from pipeline.model.base import Heads, LevelNetwork
 from pipeline.model.blocks import Style, activation_layer, conv_unit, head, style_of, upsampling
 from pipeline.model.network_options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
 
-# Parts of nnU-Net's networks: encoder, decoder and residual block, their layers under nnU-Net's names.
+# The attributes of these modules have nnU-Net's names, because state dicts of nnU-Net are loaded into them.
 
 
 class Encoder(nn.Module):
@@ -138,8 +138,7 @@ def residual_stage(in_channels: int, stage: Stage, style: Style, count: int) -> 
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(first, *others)))
 
 
-# What nnU-Net writes into its plans and checkpoints, in the terms of this project's networks.
-
+# nnU-Net's words for networks, options and layers → the ones of this project.
 _NETWORKS = {"PlainConvUNet": "nnunet_plain", "ResidualEncoderUNet": "nnunet_resenc"}
 _OPTIONS = {
     "features_per_stage": "features",

@@ -83,9 +83,6 @@ def level_heads(dims: int, widths: Sequence[int], out_channels: int, deep_superv
     return nn.ModuleList(head(dims, width, out_channels) for width in supervised)
 
 
-# Which spatial sizes an encoder-decoder of valid convolutions takes, and what it loses at its borders.
-
-
 def valid_size_rule(stages: Sequence[Stage], *, convs: int = 2, strided: bool = False, up_convs: int = 0) -> SizeRule:
     """Size rule of an encoder-decoder of valid convolutions whose skip connections are cropped at their centre.
 
@@ -130,10 +127,7 @@ def valid_size_rule(stages: Sequence[Stage], *, convs: int = 2, strided: bool = 
 def head_margins(stages: Sequence[Stage], *, convs: int = 2, up_convs: int = 0) -> list[tuple[int, ...]]:
     """How far the decoder levels of valid convolutions reach beyond the final output on either side.
 
-    Args:
-        stages: See :func:`valid_size_rule`.
-        convs: See :func:`valid_size_rule`.
-        up_convs: See :func:`valid_size_rule`.
+    Args are those of :func:`valid_size_rule`.
 
     Returns:
         Per level, full resolution first, and per axis, in voxels of full resolution; 0 at level 0. A level can be
@@ -157,6 +151,7 @@ class _Walk(NamedTuple):
 
 def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, strided: bool, up_convs: int) -> _Walk:
     """Sizes along one axis if ``bottom`` voxels are left at the lowest level."""
+    # Up the encoder backwards: what each stage must be given to leave this.
     size, skips = bottom, []
     for kernel, stride in reversed(levels):
         skips.append(size)
@@ -164,6 +159,7 @@ def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, stri
             size = (size + (convs - 1) * (kernel - 1) - 1) * stride + kernel
         else:
             size = (size + convs * (kernel - 1)) * stride
+    # Then through the decoder, as an image of that size goes.
     first, size, least, uneven = size, bottom, bottom, []
     for level in reversed(range(len(levels) - 1)):
         lost = levels[level][0] - 1
