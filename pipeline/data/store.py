@@ -250,17 +250,6 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
     return info
 
 
-def read_prepared(folder: Path, case: str) -> PreparedCase:
-    """Read a whole case into memory.
-
-    Raises:
-        DataError: If a file of the case is missing or damaged.
-    """
-    image, label = open_prepared(folder, case)
-    voxels = read_class_voxels(folder, case)
-    return PreparedCase(case, image[...], label[...], voxels, read_info(folder, case))
-
-
 def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
     """Image (C, I, J, K) and label (I, J, K) of a case as files that read only the chunks a slice touches.
 

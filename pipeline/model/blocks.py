@@ -152,8 +152,8 @@ class ConvUnit(nn.Sequential):
     """Layers one after the other, of which an instance norm and the activation behind it may be one step.
 
     Args:
-        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order. Names of layers
-            are part of every state dict.
+        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order. The names
+            of layers are part of every state dict.
     """
 
     def forward(self, x: Tensor) -> Tensor:

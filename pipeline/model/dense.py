@@ -18,6 +18,7 @@ from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit
 from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
 from pipeline.model.unet import UShape, level_heads
 
+
 class DenseBlock(nn.Module):
     """Layers that each see the block's input and the outputs of all layers before.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.box import Box
 from pipeline.core.grid import Grid, check_orientation
 
 
@@ -26,8 +27,8 @@ class GridHistory:
 
     source: Grid
     orientation: str
-    crop_start: tuple[int, int, int]
-    crop_stop: tuple[int, int, int]
+    crop_start: tuple[int, ...]
+    crop_stop: tuple[int, ...]
     prepared: Grid
 
     def __post_init__(self) -> None:
@@ -48,12 +49,7 @@ class GridHistory:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GridHistory:
-        """Read what :meth:`to_json` wrote.
-
-        Args:
-            content: ``{"source": {"shape": …, "affine": …}, "orientation": …, "crop_start": …, "crop_stop": …,
-                "prepared": …}``.
-        """
+        """Read what :meth:`to_json` wrote."""
         return cls(
             source=_grid(content["source"]),
             orientation=str(content["orientation"]),
@@ -76,6 +72,11 @@ class GridHistory:
     def reoriented(self) -> Grid:
         """Grid after turning to the orientation, before cropping."""
         return self.source.reoriented(self.orientation)
+
+    @property
+    def crop(self) -> Box:
+        """What was kept of the reoriented grid."""
+        return Box(self.crop_start, self.crop_stop)
 
     @property
     def cropped(self) -> Grid:

@@ -12,11 +12,10 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from pipeline.core.box import Box
 from pipeline.core.grid import Grid
 from pipeline.preprocess.interpolation import Order, apply_operators, band, resize_operator, resize_operators
-from pipeline.preprocess.nnunet_rules import ANISOTROPIC
-
-# Resampling of label maps: a vote between the values, one value in memory at a time.
+from pipeline.preprocess.spacing import coarse_axis
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
@@ -64,12 +63,12 @@ def _winners(label: torch.Tensor, target: tuple[int, int, int], orders: Sequence
     winner = torch.full(target, int(label.min()), dtype=label.dtype, device=label.device)
     for value, box in _boxes(label):
         where, operators = [], []
-        for part, n_in, n_out, order in zip(box, label.shape, target, orders, strict=True):
+        for part, n_in, n_out, order in zip(box.slices, label.shape, target, orders, strict=True):
             columns = resize_operator(n_in, n_out, order)[:, part]
             start, stop = band(columns.T)
             where.append(slice(start, stop))
             operators.append(columns[start:stop])
-        votes = apply_operators((label[box] == value)[None], operators)[0]
+        votes = apply_operators((label[box.slices] == value)[None], operators)[0]
         there = tuple(where)
         better = votes > best[there] + _TIE
         best[there] = torch.where(better, votes, best[there])
@@ -77,22 +76,22 @@ def _winners(label: torch.Tensor, target: tuple[int, int, int], orders: Sequence
     return winner
 
 
-def _boxes(label: torch.Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+def _boxes(label: torch.Tensor) -> Iterator[tuple[int, Box]]:
     """The values that occur, the lowest first, and the box that holds each."""
     if label.device.type != "cpu":
         yield from _boxes_on_device(label)
         return
     lowest = int(label.min())
-    for value, box in enumerate(find_objects(label.numpy() - (lowest - 1)), start=lowest):
-        if box is not None:
-            yield value, box
+    for value, slices in enumerate(find_objects(label.numpy() - (lowest - 1)), start=lowest):
+        if slices is not None:
+            yield value, Box.of(slices)
 
 
-def _boxes_on_device(label: torch.Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+def _boxes_on_device(label: torch.Tensor) -> Iterator[tuple[int, Box]]:
     for value in torch.unique(label).tolist():
         mask = label == value
         used = [torch.nonzero(mask.any(dim=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-        yield value, tuple(slice(int(places[0]), int(places[-1]) + 1) for places in used)
+        yield value, Box(tuple(int(places[0]) for places in used), tuple(int(places[-1]) + 1 for places in used))
 
 
 @overload
@@ -215,26 +214,6 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
                 values = resample(plain, target.shape, orders)
             result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
         return result
-
-
-def coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:
-    """The axis more than 3 times coarser than the finest, before resampling or else after it.
-
-    Args:
-        spacing_mm: Spacing before.
-        target_mm: Spacing after.
-
-    Returns:
-        None if there is none, or if two axes are equally coarse.
-
-    Reference: nnU-Net's ``determine_do_sep_z_and_axis``.
-    """
-    for spacing in (spacing_mm, target_mm):
-        most = max(spacing)
-        if most / min(spacing) > ANISOTROPIC:
-            axes = [axis for axis, mm in enumerate(spacing) if mm == most]
-            return axes[0] if len(axes) == 1 else None
-    return None
 
 
 def _resample_label_tensor(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import write_text
 from pipeline.core.regions import paired_names
-from pipeline.preprocess.nnunet_rules import ANISOTROPIC
+from pipeline.preprocess.spacing import ANISOTROPIC
 from pipeline.report.fingerprint_plots import (
     MOST_CHANNELS,
     MOST_ROWS,

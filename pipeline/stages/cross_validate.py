@@ -152,7 +152,12 @@ def _model_hash(sources: Sequence[Source], fold: int) -> str:
     for source in sources:
         card = source.card
         weights = file_hash(fold_folder(source.folder, fold) / "model.safetensors")
-        parts += [weights, card.network.model_dump_json(), card.plan.recipe, card.settings.infer.model_dump_json()]
+        parts += [
+            weights,
+            card.network.model_dump_json(),
+            card.plan.content_hash,
+            card.settings.infer.model_dump_json(),
+        ]
     return text_hash(*parts)
 
 

@@ -115,7 +115,7 @@ def validation_cases(model: Path, card: ModelCard, prepared: Path, wanted: Seque
         if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
             rule = f"the validation cases of fold {fold} as they were in training"
             raise VolsegError(sentence("splits.json", rule, "others", advice, file=prepared))
-        other = [case for case in cases if infos[case].get("recipe") != card.plan.recipe]
+        other = [case for case in cases if infos[case].get("recipe") != card.plan.content_hash]
         if other:
             raise VolsegError(sentence("plan", "that of the model", "another", advice, case=other[0], file=prepared))
         found[fold] = cases

@@ -205,7 +205,7 @@ def training_folds(prepared: Path, plan: Plan) -> tuple[Fold, ...]:
     infos = {case: read_info(prepared, case) for case in prepared_ids(prepared)}
     folds = read_splits(prepared / "splits.json", infos, groups={case: info["group"] for case, info in infos.items()})
     used = {case for part in folds for case in (*part.train, *part.validation)}
-    other = sorted(case for case in used if infos[case].get("recipe") != plan.recipe)
+    other = sorted(case for case in used if infos[case].get("recipe") != plan.content_hash)
     if other:
         raise VolsegError(
             f"{prepared}: expected cases prepared by plan.yaml, got {len(other)} prepared otherwise, e.g. {other[0]}. "

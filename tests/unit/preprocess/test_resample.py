@@ -7,7 +7,8 @@ from skimage.transform import resize
 
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, coarse_axis, resample, resample_labels
+from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, resample, resample_labels
+from pipeline.preprocess.spacing import coarse_axis
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):
@@ -137,7 +138,7 @@ def test_boxes_are_the_same_without_scipy():
     label = torch.zeros((6, 7, 8), dtype=torch.int32)
     label[1:3, 2, 4:8], label[5, 0, 0], label[2, 2, 2] = 3, -1, 9
     assert list(_boxes_on_device(label)) == list(_boxes(label))
-    assert dict(_boxes(label))[3] == (slice(1, 3), slice(2, 3), slice(4, 8))
+    assert dict(_boxes(label))[3].slices == (slice(1, 3), slice(2, 3), slice(4, 8))
 
 
 def test_label_ties_go_to_the_lower_value():
