@@ -51,7 +51,7 @@ class ConvertTask:
 
 
 @dataclass(frozen=True)
-class ConvertedCase:
+class ConversionOutcome:
     """What became of a case.
 
     Args:
@@ -67,7 +67,7 @@ class ConvertedCase:
     shared: int = 0
 
 
-def convert_case(task: ConvertTask) -> ConvertedCase:
+def convert_case(task: ConvertTask) -> ConversionOutcome:
     """Convert one case, unless the target is that of the same files already.
 
     A ``.nii.gz`` file that is just what the target asks for is copied byte by byte. All other volumes are written anew:
@@ -87,7 +87,7 @@ def convert_case(task: ConvertTask) -> ConvertedCase:
         volumes = _opened(task)
         digest = _digest(task)
         if digest == task.earlier and all(path.is_file() for path in task.target.files):
-            return ConvertedCase(digest, new=False)
+            return ConversionOutcome(digest, new=False)
         reference, shared = _reference(task, volumes[0].grid)
         not_finite = _write_images(task, volumes)
         if reference is not None:
@@ -96,7 +96,7 @@ def convert_case(task: ConvertTask) -> ConvertedCase:
         for path in task.target.files:
             path.unlink(missing_ok=True)
         raise
-    return ConvertedCase(digest, True, not_finite, shared)
+    return ConversionOutcome(digest, True, not_finite, shared)
 
 
 def _opened(task: ConvertTask) -> list[VolumeFile]:

@@ -15,8 +15,8 @@ from pipeline.core.files import read_json
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.descriptions import Description, folder_holds
-from pipeline.data.layouts import colour_channels, group_channels, list_volumes, read_entry
-from pipeline.data.volume_file import COLOURS, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
+from pipeline.data.layouts import group_channels, list_volumes, read_entry, rgb_channels
+from pipeline.data.volume_file import RGB, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
 
 # Lists of images to predict: dataset.json and MONAI's datalists, CSV, and text files with a path per line.
@@ -255,8 +255,8 @@ def _grouped(files: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path
     found: list[tuple[str, tuple[Path, ...], str]] = []
     for folder in dict.fromkeys(file.parent for file in files):
         members = [file for file in files if file.parent == folder]
-        if channels == len(COLOURS):
-            pictures = {file: colours for file in members if (colours := colour_channels(file))}
+        if channels == len(RGB):
+            pictures = {file: colours for file in members if (colours := rgb_channels(file))}
             found += [(volume_stem(file), colours, "") for file, colours in pictures.items()]
             members = [file for file in members if file not in pictures]
         for name, parts in group_channels(members).items():

@@ -1,4 +1,8 @@
-"""The files that describe a dataset folder, one writer per layout; what they say, ``layout_readers`` reads back."""
+"""A dataset in another layout: which labels it can hold, where its files go, and what describes it.
+
+:func:`converted_dataset` says how the dataset will be read back by :mod:`pipeline.data.layouts`;
+:func:`write_description` writes the files that make the folder a dataset once the volumes are there.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,16 @@ from pipeline.core.files import write_json, write_text
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import label_table
+from pipeline.data.layout_names import WRITTEN_LAYOUTS
 from pipeline.data.layouts import bare_name
+from pipeline.data.organ_masks import safe_file_name
 from pipeline.data.volume_file import join_source, split_source
 
-# A label table as another dataset layout can hold it: which values become which, and what is lost.
-
-_UNSAFE = re.compile(r'[\\/:*?"<>|]')  # not in file names of some system
+_ENDING = ".nii.gz"
+_UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
+_ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
 _SHOWN = 8  # pairs quoted in a note
+_LISTED = 5  # case ids quoted in a note
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,9 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
         return _as_files(labels)
     if layout != "nnunet":
         return TranslatedLabels(labels, {}, ())
-    table, renumbered = _consecutive(_spelled(labels))
+    # A name that is a number gets a word in front: {"10": 1} could be read as value 10 with the name 1.
+    spelled = {value: f"label_{name}" if name.isdigit() else name for value, name in labels.names.items()}
+    table, renumbered = _consecutive(_renamed(labels, spelled))
     content = label_content(table, layout)
     read_back = label_table(content["labels"], "dataset.json", content)
     notes = []
@@ -122,18 +131,12 @@ def _consecutive(labels: LabelTable) -> tuple[LabelTable, dict[int, int]]:
     return table, {value: n for value, n in new.items() if value != n}
 
 
-def _spelled(labels: LabelTable) -> LabelTable:
-    """Names that are numbers get a word in front: ``{"10": 1}`` could be read as value 10 with the name 1."""
-    names = {value: f"label_{name}" if name.isdigit() else name for value, name in labels.names.items()}
-    return _renamed(labels, names)
-
-
 def _as_files(labels: LabelTable) -> TranslatedLabels:
     if labels.ignore_label is not None:
         rule, got = "a dataset without an ignore label", f"label {labels.ignore_label}"
         advice = "One mask per organ cannot say which voxels were not annotated: convert to another layout"
         raise DataError(sentence("organs layout", rule, got, advice))
-    names = {value: _UNSAFE.sub("_", name).lstrip(".") or f"label_{value}" for value, name in labels.names.items()}
+    names = {value: safe_file_name(name) or f"label_{value}" for value, name in labels.names.items()}
     changed = [f"{name} -> {names[value]}" for value, name in labels.names.items() if names[value] != name]
     notes = (f"organs renamed, because files are named after them: {', '.join(changed)}",) if changed else ()
     return TranslatedLabels(_renamed(labels, names), {}, notes)
@@ -146,19 +149,8 @@ def _renamed(labels: LabelTable, names: Mapping[int, str]) -> LabelTable:
         raise DataError(str(error)) from None
 
 
-# Where the files of a dataset go in another layout: the converted dataset, as it will be read back.
-
-TARGET_LAYOUTS = ("nnunet", "decathlon", "datalist", "organs", "pairs")
-"""Layouts that can be written."""
-
-_ENDING = ".nii.gz"
-_UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
-_ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
-_LISTED = 5  # case ids quoted in a note
-
-
 @dataclass(frozen=True)
-class Target:
+class ConvertedDataset:
     """A dataset in another layout, before it is written.
 
     Args:
@@ -172,13 +164,13 @@ class Target:
     notes: tuple[str, ...]
 
 
-def target_dataset(source: Dataset, out: Path, layout: str) -> Target:
+def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDataset:
     """Lay a dataset out in another way.
 
     Args:
         source: The dataset.
         out: Folder it will be written to.
-        layout: One of TARGET_LAYOUTS.
+        layout: One of WRITTEN_LAYOUTS.
 
     Returns:
         The dataset in ``out``. Case ids are kept where they can be file names and are unique; of several channels in
@@ -187,29 +179,26 @@ def target_dataset(source: Dataset, out: Path, layout: str) -> Target:
     Raises:
         DataError: If there is no such layout, or it cannot hold the dataset.
     """
-    if layout not in TARGET_LAYOUTS:
-        raise DataError(sentence("--to", f"one of {', '.join(TARGET_LAYOUTS)}", repr(layout), "Choose one of them"))
+    if layout not in WRITTEN_LAYOUTS:
+        raise DataError(sentence("--to", f"one of {', '.join(WRITTEN_LAYOUTS)}", repr(layout), "Choose one of them"))
     translated = translate_labels(source.labels, layout)
     old = [files.id for files in (*source.cases, *source.tests)]
     new = _file_names(old, layout)
-    count = len(source.cases)
-    place = _PLACES[layout]
-    values = translated.labels.names
-    cases = [
-        _laid_out(files, name, place(out, name, "Tr", source), values, layout)
-        for files, name in zip(source.cases, new[:count], strict=True)
-    ]
-    tests = [
-        _laid_out(files, name, place(out, name, "Ts", source), values, layout, held_out=True)
-        for files, name in zip(source.tests, new[count:], strict=True)
-    ]
-    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=tuple(cases), tests=tuple(tests))
+    place, values, count = _PLACES[layout], translated.labels.names, len(source.cases)
+    cases, tests = (
+        tuple(
+            _laid_out(files, name, place(out, name, part, source), values, layout, held_out=part == "Ts")
+            for files, name in zip(listed, names, strict=True)
+        )
+        for part, listed, names in (("Tr", source.cases, new[:count]), ("Ts", source.tests, new[count:]))
+    )
+    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=cases, tests=tests)
     notes = (*translated.notes, *_renamed_note(old, new), *_losses(source, layout))
-    return Target(dataset, translated.renumbered, notes)
+    return ConvertedDataset(dataset, translated.renumbered, notes)
 
 
 def _laid_out(
-    files: CaseFiles, name: str, places: CaseFiles, names: Mapping[int, str], layout: str, held_out: bool = False
+    files: CaseFiles, name: str, places: CaseFiles, names: Mapping[int, str], layout: str, *, held_out: bool
 ) -> CaseFiles:
     """The case with new files: without a reference if it has none; in ``organs`` with a mask for every value."""
     split = files.split if layout == "datalist" else None
@@ -347,7 +336,7 @@ def _nnunet(dataset: Dataset, description: str) -> dict[str, Any]:
         **label_content(dataset.labels, "nnunet"),
         "numTraining": len(dataset.cases),
         "numTest": len(dataset.tests),
-        "file_ending": ".nii.gz",
+        "file_ending": _ENDING,
     }
 
 
@@ -373,13 +362,11 @@ def _rows(dataset: Dataset) -> list[tuple[str, ...]]:
     images = ["image"] if count == 1 else [f"image_{n + 1}" for n in range(count)]
     rows = [("case", *images, "label", "group", "split")]
     for part, held_out in ((dataset.cases, ""), (dataset.tests, "test")):
-        rows += [_row(files, dataset, files.split or held_out) for files in part]
+        for files in part:
+            label = "" if files.label is None else _relative(files.label, dataset)
+            paths = (_relative(path, dataset) for path in files.images)
+            rows.append((files.id, *paths, label, files.group or "", files.split or held_out))
     return rows
-
-
-def _row(files: CaseFiles, dataset: Dataset, split: str) -> tuple[str, ...]:
-    label = "" if files.label is None else _relative(files.label, dataset)
-    return (files.id, *(_relative(path, dataset) for path in files.images), label, files.group or "", split)
 
 
 def _relative(path: Path, dataset: Dataset) -> str:

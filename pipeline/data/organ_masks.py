@@ -1,4 +1,4 @@
-"""References that are one mask per organ, and how they become a label map."""
+"""A label map as one mask file per organ: writing it so, and merging such masks to a label map."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from pipeline.data.legend import LegendEntry
 from pipeline.data.volume_file import refuse
 from pipeline.data.volumes import read_label_map, write_label_map
 
-# A label map as one mask file per organ.
-
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')  # not in file names of some system
+
+
+def safe_file_name(name: str) -> str:
+    """A name with ``_`` for what cannot be in a file name; empty if nothing is left."""
+    return _UNSAFE.sub("_", name).lstrip(".")
 
 
 def organ_file_names(table: LabelTable, suffix: str) -> dict[str, str]:
@@ -34,7 +37,7 @@ def organ_file_names(table: LabelTable, suffix: str) -> dict[str, str]:
     names: dict[str, str] = {}
     used: set[str] = set()
     for organ in table.targets:
-        clean = _UNSAFE.sub("_", organ).lstrip(".") or "organ"
+        clean = safe_file_name(organ) or "organ"
         name, number = clean, 1
         while name.lower() in used:
             number += 1

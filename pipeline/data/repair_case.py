@@ -122,7 +122,7 @@ class RepairTask:
 
 
 @dataclass(frozen=True)
-class RepairedCase:
+class RepairOutcome:
     """What became of a case.
 
     Args:
@@ -136,7 +136,7 @@ class RepairedCase:
     facts: CaseFacts | None
 
 
-def repair_case(task: RepairTask) -> RepairedCase:
+def repair_case(task: RepairTask) -> RepairOutcome:
     """Repair a case, write it to ``images/`` and ``labels/`` and check what was written.
 
     ``repairs/<id>.json``, written last, tells a later run that the case is there and of which files it was made.
@@ -154,7 +154,7 @@ def repair_case(task: RepairTask) -> RepairedCase:
     earlier = _earlier(record)
     names = list(earlier.get("files", ()))
     if earlier.get("hash") == digest and all((task.out / name).is_file() for name in names):
-        return RepairedCase(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
+        return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
     for name in (*names, record.relative_to(task.out)):
         (task.out / name).unlink(missing_ok=True)
     parts, positioned, changes = repair_images(files, task.channels)
@@ -174,7 +174,7 @@ def repair_case(task: RepairTask) -> RepairedCase:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    return RepairedCase(entry, tuple(changes), facts)
+    return RepairOutcome(entry, tuple(changes), facts)
 
 
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:

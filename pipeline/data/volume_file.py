@@ -25,7 +25,7 @@ NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 """Those of pictures: one slice, grey or in colour."""
 
-COLOURS = ("R", "G", "B")
+RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
 
 _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header

@@ -16,7 +16,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import signature, write_bytes
 from pipeline.core.grid import reorient_array, steps
 from pipeline.data.store import read_info
-from pipeline.data.volume_file import COLOURS, is_picture
+from pipeline.data.volume_file import RGB, is_picture
 from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.overlay import SEEN
@@ -367,7 +367,7 @@ def _numbered(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
 def _shown_channel(plan: Plan, name: str | None) -> int | None:
     """Index of the channel to show in grey; None for the colours."""
     if name is None:
-        return None if plan.channels == COLOURS else 0
+        return None if plan.channels == RGB else 0
     if name not in plan.channels:
         raise VolsegError(sentence("channel", f"one of {', '.join(plan.channels)}", name, "Take one of these"))
     return plan.channels.index(name)

@@ -17,7 +17,7 @@ from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_files import read_remap
 from pipeline.data.layouts import open_dataset
-from pipeline.data.repair_case import RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_case import RepairOutcome, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import Change, LabelRules
 from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_engine
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
@@ -121,7 +121,7 @@ def _cases(number: int) -> str:
     return "1 case" if number == 1 else f"{number} cases"
 
 
-def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:
+def _known(done: Sequence[RepairOutcome], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:
     """Like ``map``, for checking the copy: cases that were checked as they were written are not read again."""
     facts = {case.facts.id: case.facts for case in done if case.facts is not None}
 
@@ -135,7 +135,7 @@ def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callab
 
 
 def _summed(
-    out: Path, done: Sequence[RepairedCase], left_out: Sequence[tuple[str, str]], report: CheckReport | None
+    out: Path, done: Sequence[RepairOutcome], left_out: Sequence[tuple[str, str]], report: CheckReport | None
 ) -> Repair:
     ids = {True: [case.entry["case"] for case in done if case.changes]}
     ids[False] = [case.entry["case"] for case in done if not case.changes]
