@@ -1,4 +1,4 @@
-"""Which label value means what: label tables as people and other tools write them, regions included."""
+"""Label tables and replacements of label values, as people and other tools write them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 
-# Tables that say which label values become which others, as a user gives them.
-
 _EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"
+_NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
+_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
 
 
 def read_remap(texts: Sequence[str], labels: LabelTable) -> dict[int, int]:
@@ -106,10 +106,6 @@ def _known(labels: LabelTable) -> str:
     return ", ".join(["0 background", *shown, *ignored])
 
 
-_NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
-_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
-
-
 def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None = None) -> LabelTable:
     """Label table from a description of values, names and regions.
 
@@ -128,9 +124,8 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
         DataError: If it is no such table, or the table contradicts itself (see :class:`~pipeline.core.LabelTable`).
     """
     if not isinstance(content, Mapping):
-        raise DataError(
-            sentence("labels", "an object of values and names", type(content).__name__, _NAMES_EXAMPLE, file=file)
-        )
+        got = type(content).__name__
+        raise DataError(sentence("labels", "an object of values and names", got, _NAMES_EXAMPLE, file=file))
     outer = {**(beside or {}), **content}
     inner = next((content[key] for key in ("names", "labels") if isinstance(content.get(key), Mapping)), content)
     names, ignored, listed = _entries(inner, file)
@@ -161,9 +156,13 @@ def _entries(
     names: dict[int, str] = {}
     ignored = None
     regions: dict[str, tuple[int, ...]] = {}
-    entries = {key: value for key, value in content.items() if not _is_about_regions(key, value)}
-    if entries.get("ignore_label", 0) is None:
-        del entries["ignore_label"]
+    entries = dict(content)
+    for key, value in content.items():
+        # Beside organs an organ may be called regions, so the kind of value decides what an entry is about.
+        about_regions = str(key).lower() == "regions" and isinstance(value, (Mapping, list))
+        order = key == "regions_class_order" and isinstance(value, list)
+        if about_regions or order or (key == "ignore_label" and value is None):
+            del entries[key]
     for key, value in entries.items():
         number, name = (key, value) if str(key).strip().isdigit() else (value, key)
         if isinstance(number, list):
@@ -195,12 +194,6 @@ def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[
     return {}
 
 
-def _is_about_regions(key: str, value: Any) -> bool:
-    return (str(key).lower() == "regions" and isinstance(value, (Mapping, list))) or (
-        key == "regions_class_order" and isinstance(value, list)
-    )
-
-
 def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
     """Values of a region, or of ``regions_class_order``."""
     found = values if isinstance(values, list) else [values]
@@ -212,7 +205,6 @@ def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
 
 def _named_value(number: Any, name: Any, file: Path | str) -> int:
     if isinstance(number, bool) or not str(number).strip().isdigit():
-        raise DataError(
-            sentence("labels", "one integer per label", f"{number!r} for {name!r}", _NAMES_EXAMPLE, file=file)
-        )
+        got = f"{number!r} for {name!r}"
+        raise DataError(sentence("labels", "one integer per label", got, _NAMES_EXAMPLE, file=file))
     return int(number)
