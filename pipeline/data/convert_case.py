@@ -25,7 +25,7 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels, write_label_map
 
-_RECIPE = "1"
+_VERSION = "1"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
 
 
@@ -55,13 +55,13 @@ class ConversionOutcome:
     """What became of a case.
 
     Args:
-        digest: Hash of everything the new files depend on.
+        content_hash: Of everything the new files depend on.
         new: Whether they were written now.
         not_finite: Voxels of the image that are NaN or infinite, all channels together; 0 if nothing was written.
         shared: Voxels that several organ masks claim; the organ listed later has them.
     """
 
-    digest: str
+    content_hash: str
     new: bool
     not_finite: int = 0
     shared: int = 0
@@ -85,9 +85,9 @@ def convert_case(task: ConvertTask) -> ConversionOutcome:
     """
     try:
         volumes = _opened(task)
-        digest = _digest(task)
-        if digest == task.earlier and all(path.is_file() for path in task.target.files):
-            return ConversionOutcome(digest, new=False)
+        content_hash = _content_hash(task)
+        if content_hash == task.earlier and all(path.is_file() for path in task.target.files):
+            return ConversionOutcome(content_hash, new=False)
         reference, shared = _reference(task, volumes[0].grid)
         not_finite = _write_images(task, volumes)
         if reference is not None:
@@ -96,7 +96,7 @@ def convert_case(task: ConvertTask) -> ConversionOutcome:
         for path in task.target.files:
             path.unlink(missing_ok=True)
         raise
-    return ConversionOutcome(digest, True, not_finite, shared)
+    return ConversionOutcome(content_hash, True, not_finite, shared)
 
 
 def _opened(task: ConvertTask) -> list[VolumeFile]:
@@ -116,11 +116,11 @@ def _opened(task: ConvertTask) -> list[VolumeFile]:
     return volumes
 
 
-def _digest(task: ConvertTask) -> str:
+def _content_hash(task: ConvertTask) -> str:
     parts = [path.name for path in (*task.source.images, *task.source.label_sources)]  # which channel, which value
     written = [path.name for path in (*task.target.images, *task.target.label_sources)]
     values = [(table.values, table.ignore_label) for table in (task.labels, task.new_labels)]
-    return text_hash(_RECIPE, json.dumps([parts, written, values]), *content_hashes(task.source))
+    return text_hash(_VERSION, json.dumps([parts, written, values]), *content_hashes(task.source))
 
 
 def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:

@@ -227,11 +227,13 @@ def _drain(stream: gzip.GzipFile) -> None:
 
 # Shares from 0 to 1, such as probabilities, as NIfTI files of two bytes per voxel that every reader can scale.
 
-SHARE_STEP = 2.0**-14
+PROBABILITY_STEP = 2.0**-14
 """What is written is a multiple of it, so off by at most 0.00003; 0, 0.5 and 1 are exact."""
 
 
-def write_shares(array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, like: Path | str | None = None) -> None:
+def write_probabilities(
+    array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, like: Path | str | None = None
+) -> None:
     """Write shares as int16 with a slope in the header, atomically.
 
     Args:
@@ -246,5 +248,5 @@ def write_shares(array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, li
     steps = np.empty(array.shape, np.int16, order="F")  # the order of the file
     slowest = int(np.argmax(np.abs(array.strides)))
     for source, target in zip(np.moveaxis(array, slowest, 0), np.moveaxis(steps, slowest, 0), strict=True):
-        target[...] = np.rint(source / SHARE_STEP)
-    write_nifti(steps, grid, path, like=None if like is None else split_source(like)[0], slope=SHARE_STEP)
+        target[...] = np.rint(source / PROBABILITY_STEP)
+    write_nifti(steps, grid, path, like=None if like is None else split_source(like)[0], slope=PROBABILITY_STEP)

@@ -23,17 +23,15 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
 
-# Arrays of the prepared-case store: compressed in small blocks, read whole or patch by patch.
-#
+_CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
 # smallest that holds the largest intensity; half of it is the largest error. Where that would be 0.001 SD or more,
 # they are kept as float32.
-
-_CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 _LARGEST = np.iinfo(np.int16).max
 _LARGEST_STEP = 2.0**-9
 _STEP = "step"  # its key in the file's metadata
 _ADVICE = "Delete the case's folder and run `volseg preprocess` again."
+_VOXELS = "voxels.npy.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +154,6 @@ def damaged(path: Path, rule: str, got: object) -> DataError:
     return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {_ADVICE}")
 
 
-_VOXELS = "voxels.npy.gz"
-
-
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
     """A case ready for training.
@@ -168,7 +163,7 @@ class PreparedCase:
         image: (C, I, J, K) normalized intensities, float32.
         label: (I, J, K) class indices, int8 or int16, -1 where ignored.
         class_voxels: Class index → (N, 3) int32 positions, a bounded random choice of that class's voxels.
-        info: Anything that belongs in ``case.json``: trace, group, input files, content hash.
+        info: Anything that belongs in ``case.json``: grid history, group, input files, content hash.
     """
 
     id: str
@@ -231,10 +226,10 @@ def prepared_ids(folder: Path) -> tuple[str, ...]:
 def stored_hash(folder: Path, case: str) -> str | None:
     """Content hash under which a finished case was stored; None if it is not there or ``case.json`` is damaged."""
     try:
-        digest = read_info(folder, case).get("hash")
+        content_hash = read_info(folder, case).get("hash")
     except VolsegError:
         return None
-    return digest if isinstance(digest, str) else None
+    return content_hash if isinstance(content_hash, str) else None
 
 
 def read_info(folder: Path, case: str) -> dict[str, Any]:

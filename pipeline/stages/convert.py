@@ -163,7 +163,7 @@ def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path)
     ) -> Iterator[Outcome[Any]]:
         written = time.monotonic()
         for outcome in run(function, items, bytes_of):
-            record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.digest
+            record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.content_hash
             if time.monotonic() - written > _RECORD_S:
                 write_json(path, record)
                 written = time.monotonic()
