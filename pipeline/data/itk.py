@@ -1,5 +1,7 @@
 """NRRD, MetaImage, PNG and TIFF through SimpleITK.
 
+Here, and nowhere else, SimpleITK's LPS world and array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+
 A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
 file says otherwise, slice thickness 1 mm. A colour picture is three volumes, red, green and blue.
 """
@@ -30,11 +32,17 @@ from pipeline.data.volume_file import (
     checked_shape,
     checked_size,
     detached_files,
+    header_text,
     refuse,
     volume_suffix,
 )
 
-# The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+_NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
+    r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
+    r"\s*[:=](.*\b(nan|inf)\b.*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
 
 
 def itk_image(array: NDArray[Any], grid: Grid) -> Any:
@@ -64,22 +72,8 @@ def itk_affine(header: Any) -> NDArray[np.float64]:
     return flip_world(affine)
 
 
-_HEADER_BYTES = 1 << 16
-_NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
-    r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
-    r"\s*[:=](.*\b(nan|inf)\b.*)$",
-    re.MULTILINE | re.IGNORECASE,
-)
-_ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
-
-
 def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
-    """Read and check the header of a file that SimpleITK reads.
-
-    Args:
-        path: ``.nrrd``, ``.mha``, ``.mhd``, ``.png`` or ``.tif``.
-        case: Case id for messages.
-        straighten: Take a slight shear out of the affine instead of refusing it.
+    """Read and check the header of a file; arguments as :func:`pipeline.data.volumes.open_volume`.
 
     Returns:
         The opened volume; ``volumes`` is more than 1 for a 4D file and 3 for a colour picture, whose opacity must be
@@ -186,8 +180,7 @@ def _read(path: Path, case: str | None) -> NDArray[Any]:
 
 def _stored(path: Path, case: str | None) -> tuple[int, bool]:
     """Bytes on disk that hold voxels, and whether they are compressed, from the text header; refuses NaN in it."""
-    with path.open("rb") as stream:
-        header = stream.read(_HEADER_BYTES).decode("latin-1")
+    header = header_text(path)
     strange = _NOT_FINITE.search(header)
     if strange:
         got, advice = strange[2].strip(), "Repair the header or export the volume again"
@@ -214,15 +207,15 @@ def _picture(array: NDArray[Any], grid: Grid, path: Path) -> Any:
     """A 2D SimpleITK image, if a picture file can hold array and grid."""
     advice = "Write .nii.gz instead"
     if array.shape[2] != 1:
-        raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, case=None, file=path)
+        raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, file=path)
     if array.dtype not in (np.uint8, np.uint16):
         got = f"type {array.dtype}, largest value {array.max()}"
-        raise refuse("type", "picture", "values from 0 to 65535", got, advice, case=None, file=path)
+        raise refuse("type", "picture", "values from 0 to 65535", got, advice, file=path)
     i_mm, j_mm, _ = grid.spacing_mm
     if not grid.matches(Grid(grid.shape, flip_world(np.diag([i_mm, j_mm, 1.0, 1.0])))):
         got = f"orientation {grid.orientation}, origin {grid.affine[:3, 3].round(3).tolist()} mm"
         rule = "orientation LPS, origin 0 and a slice of 1 mm, because pictures store no more"
-        raise refuse("affine", "grid", rule, got, advice, case=None, file=path)
+        raise refuse("affine", "grid", rule, got, advice, file=path)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, 0].T))
     image.SetSpacing([i_mm, j_mm])
     return image

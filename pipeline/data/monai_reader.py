@@ -74,7 +74,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
             return self._organs(sources)
         if self.labels and len(sources) != 1:
             advice = "Give organ masks as file#label=value"
-            raise refuse("labels", "label", "one file", len(sources), advice, case=None, file=sources[0])
+            raise refuse("labels", "label", "one file", len(sources), advice, file=sources[0])
         if self.labels:
             label_map = read_label_map(sources[0])
             return _packed(_torch_integers(label_map.array), label_map.grid)

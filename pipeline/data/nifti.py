@@ -30,6 +30,9 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
+PROBABILITY_STEP = 2.0**-14
+"""Probabilities are written in multiples of it, so off by at most 0.00003; 0, 0.5 and 1 are exact."""
+
 _GZIP_LEVEL = 5
 _BLOCK = 16  # voxels
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -60,23 +63,14 @@ def load_nifti(path: Path, *, case: str | None = None) -> Any:
     return image
 
 
-def open_nifti(path: Path, *, case: str | None = None, image: Any = None, straighten: bool = False) -> VolumeFile:
-    """Read and check a NIfTI header.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        case: Case id for messages.
-        image: What :func:`load_nifti` returned for the path, if it is at hand.
-        straighten: Take a slight shear out of the affine instead of refusing it.
-
-    Returns:
-        The opened volume.
+def open_nifti(path: Path, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
+    """Read and check a NIfTI header; arguments as :func:`pipeline.data.volumes.open_volume`.
 
     Raises:
         VolumeError: If the file is missing or empty, is no NIfTI volume, is shorter than its header promises, holds
             colours or complex numbers, or its affine is not finite, not invertible or sheared.
     """
-    image = load_nifti(path, case=case) if image is None else image
+    image = load_nifti(path, case=case)
     shape, volumes = checked_shape(image.shape, path, case)
     dtype = image.header.get_data_dtype()
     checked_type(dtype, path, case)
@@ -86,24 +80,11 @@ def open_nifti(path: Path, *, case: str | None = None, image: Any = None, straig
     grid = checked_grid(shape, image.affine, path, case, straighten)
     codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
     apart_mm = _forms_apart_mm(image, shape) if min(codes) > 0 else 0.0
-    return VolumeFile(path, grid, volumes, codes, lambda: nifti_array(image, path, case=case), apart_mm)
+    return VolumeFile(path, grid, volumes, codes, lambda: _voxels(image, path, case), apart_mm)
 
 
-def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[Any]:
-    """Read the voxels of a NIfTI image.
-
-    Args:
-        image: What :func:`load_nifti` returned.
-        path: Its file.
-        case: Case id for messages.
-
-    Returns:
-        (I, J, K), or (I, J, K, N) for N > 1 volumes, the last axis fastest in memory: the stored type in native byte
-        order, or floating point if the header has a scale.
-
-    Raises:
-        VolumeError: If the file ends early or is damaged.
-    """
+def _voxels(image: Any, path: Path, case: str | None) -> NDArray[Any]:
+    """(I, J, K), or (I, J, K, N) for N > 1 volumes, the last axis fastest in memory, in native byte order."""
     shape, volumes = checked_shape(image.shape, path, case)
     try:
         array = _unpacked(image.dataobj, path) if volume_suffix(path) == ".nii.gz" else np.asanyarray(image.dataobj)
@@ -225,16 +206,10 @@ def _drain(stream: gzip.GzipFile) -> None:
         pass
 
 
-# Shares from 0 to 1, such as probabilities, as NIfTI files of two bytes per voxel that every reader can scale.
-
-PROBABILITY_STEP = 2.0**-14
-"""What is written is a multiple of it, so off by at most 0.00003; 0, 0.5 and 1 are exact."""
-
-
 def write_probabilities(
     array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, like: Path | str | None = None
 ) -> None:
-    """Write shares as int16 with a slope in the header, atomically.
+    """Write a probability map atomically: int16 with a slope in the header, which every reader scales.
 
     Args:
         array: (I, J, K), 0 to 1; it may be the map of a file, which is read plane by plane.

@@ -1,8 +1,10 @@
-"""Writing the repaired copy of one case; what could not be repaired is not written at all."""
+"""The repaired copy of a dataset, case by case: which cases it will have, and writing one of them.
+
+What could not be repaired is not written at all.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import atomic_path, file_hash, read_json, text_hash, write_json
+from pipeline.core.files import copy_file, file_hash, read_json, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.repair_volumes import Change, LabelRules, Part, repair_images, repair_labels
+from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-# Which cases a repaired copy will have: each of its own name, time points of 4D images one by one.
+_VERSION = "1"  # of the repairs; another one makes every case anew
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,6 @@ def _own_names(cases: list[PlannedCase]) -> list[PlannedCase]:
     return result
 
 
-_VERSION = "1"  # of the repairs; another one makes every case anew
-
-
 @dataclass(frozen=True)
 class RepairTask:
     """A case to repair.
@@ -150,13 +149,14 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     """
     files = task.case.files
     record = task.out / "repairs" / f"{files.id}.json"
-    digest = _digest(task)
+    content_hash = _content_hash(task)
     earlier = _earlier(record)
     names = list(earlier.get("files", ()))
-    if earlier.get("hash") == digest and all((task.out / name).is_file() for name in names):
+    if earlier.get("hash") == content_hash and all((task.out / name).is_file() for name in names):
         return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
     for name in (*names, record.relative_to(task.out)):
         (task.out / name).unlink(missing_ok=True)
+    # Copies, no hard links: a program that edits a file in place would change the original as well.
     parts, positioned, changes = repair_images(files, task.channels)
     label, more = repair_labels(files, parts[0].grid, positioned, task.rules) if parts else (None, [])
     changes = [*task.case.changes, *changes, *more]
@@ -168,7 +168,7 @@ def repair_case(task: RepairTask) -> RepairOutcome:
         entry = _entry(task.case, images, reference)
         made = [path.relative_to(task.out).as_posix() for path in written]
         logged = [asdict(change) for change in changes]
-        write_json(record, {"hash": digest, "files": made, "entry": entry, "changes": logged})
+        write_json(record, {"hash": content_hash, "files": made, "entry": entry, "changes": logged})
     except BaseException:  # also Ctrl-C: half a case must not stay
         for path in written:
             with suppress(OSError):
@@ -195,7 +195,7 @@ def _entry(case: PlannedCase, images: Sequence[str], reference: str | None) -> d
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _write_images(parts: Sequence[Part], case: str, out: Path, written: list[Path]) -> list[str]:
+def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written: list[Path]) -> list[str]:
     """Write or copy every channel; a 4D file is copied once. Returns the sources, relative to the folder."""
     outputs = {n if part.array is not None else split_source(part.source)[0] for n, part in enumerate(parts)}
     names: dict[Path, str] = {}
@@ -211,18 +211,19 @@ def _write_images(parts: Sequence[Part], case: str, out: Path, written: list[Pat
             continue
         if file not in names:
             names[file] = stem + volume_suffix(file)
-            _copy(file, out / names[file], written)
+            written.append(out / names[file])
+            copy_file(file, out / names[file])
         sources.append(join_source(names[file], kind, volume, total).as_posix() if kind else names[file])
     return sources
 
 
-def _write_label(part: Part, case: str, out: Path, written: list[Path]) -> str:
+def _write_label(part: RepairedVolume, case: str, out: Path, written: list[Path]) -> str:
     suffix = volume_suffix(part.source) if part.array is None else _written_suffix(part.source)
     name = f"labels/{case}{suffix}"
+    written.append(out / name)
     if part.array is None:
-        _copy(part.source, out / name, written)
+        copy_file(part.source, out / name)
     else:
-        written.append(out / name)
         write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
     return name
 
@@ -233,14 +234,7 @@ def _written_suffix(file: Path) -> str:
     return ".nii.gz" if suffix in PICTURE_SUFFIXES else ".mha" if suffix == ".mhd" else suffix
 
 
-def _copy(file: Path, target: Path, written: list[Path]) -> None:
-    """Copy byte by byte; no link, because a program that edits a file in place would change the original as well."""
-    written.append(target)
-    with atomic_path(target) as temporary:
-        shutil.copyfile(file, temporary)
-
-
-def _digest(task: RepairTask) -> str:
+def _content_hash(task: RepairTask) -> str:
     """Hash of the case's files and of all that decides what is done with them."""
     hashes = []
     for file in task.case.files.files:

@@ -1,4 +1,7 @@
-"""Repairing the label map of a case: its type, its values, its grid."""
+"""Repairing the volumes of a case: headers, channels and intensities of images, type, values and grid of label maps.
+
+What is repaired is noted as :class:`Change`; what cannot be is refused with one sentence.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,6 @@ from pipeline.data.volume_file import (
 )
 from pipeline.data.volumes import open_header, open_volume, read_label_map, read_voxels
 
-# What repairs of images and of label maps share: the log entry, the volume to be written, headers put right.
-
 REPAIRABLE = (
     "affine",
     "channel_grid",
@@ -50,6 +51,10 @@ REPAIRABLE = (
 SNAP_VOXELS = 0.25
 """Grids of one shape that differ by no more than this are the same grid with a rounded header; a voxel's nearest
 neighbour is then still itself."""
+
+_MIN_COVERED = 0.5  # a channel that covers less of the first one's field of view is more likely misplaced than small
+_ROUNDING = 1e-3  # floats this close to a whole number were rounded on the way; interpolation leaves others
+_MIN_INSIDE = 0.9  # share of labelled voxels that must lie inside the image; below, one of the headers is wrong
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RepairedVolume:
     """One volume of the repaired copy.
 
     Args:
@@ -90,10 +95,6 @@ class Part:
 
 def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
     """Open a volume; a slight shear is taken out of its header, and a qform that contradicts the sform is reported.
-
-    Args:
-        source: A file, or one volume of a 4D file.
-        case: Case id.
 
     Returns:
         The opened file and what must be written anew because of its header.
@@ -123,17 +124,12 @@ def described(grid: Grid) -> str:
     return f"{shape} voxels of {spacing} mm, {grid.orientation}, from ({origin}) mm"
 
 
-# Repairing the image channels of a case.
-
-_MIN_COVERED = 0.5  # a channel that covers less of the first one's field of view is more likely misplaced than small
-
-
-def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part], bool, list[Change]]:
+def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[RepairedVolume], bool, list[Change]]:
     """Read every channel of a case and repair what can be repaired.
 
     A 4D file of as many volumes as the dataset has channels stands for them. Voxels that are not finite get the
-    smallest finite value of their channel. Channels on another grid than the first are put onto
-    it: as they are if the grids hardly differ, else by linear interpolation.
+    smallest finite value of their channel. Channels on another grid than the first are put onto it: as they are if the
+    grids hardly differ, else by linear interpolation.
 
     Args:
         files: The case.
@@ -146,7 +142,7 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part]
         VolumeError: If a channel cannot be used or repaired.
     """
     sources, changes = _sources(files, channels)
-    parts: list[Part] = []
+    parts: list[RepairedVolume] = []
     positioned = True
     for number, source in enumerate(sources, start=1):
         volume, found = open_repaired(source, files.id)
@@ -158,11 +154,9 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part]
             found += moved
         else:
             positioned = volume.form_codes != (0, 0)
-        if detached_files(volume.path):  # a copy of the header alone would point to a file that is not there
-            done = "header and voxel file joined"
-            found.append(Change(files.id, str(volume.path), "detached", done, "two files", "one file"))
+        found += _joined(volume.path, files.id)
         own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
-        parts.append(Part(source, grid, array if own_file else None))
+        parts.append(RepairedVolume(source, grid, array if own_file else None))
         changes += found
     return parts, positioned, list(dict.fromkeys(changes))  # the header of a 4D file is repaired once
 
@@ -181,6 +175,12 @@ def _sources(files: CaseFiles, channels: Sequence[str]) -> tuple[tuple[Path, ...
     taken = tuple(join_source(only, "channel", n + 1, volumes) for n in range(volumes))
     before, after = f"one file for {volumes} channels", f"channels {', '.join(channels)}"
     return taken, [Change(files.id, str(only), "channels", "its volumes taken as channels", before, after)]
+
+
+def _joined(path: Path, case: str) -> list[Change]:
+    """A header whose voxels lie elsewhere is written anew: its copy alone would point to a file that is not there."""
+    found = bool(detached_files(path))
+    return [Change(case, str(path), "detached", "header and voxel file joined", "two files", "one file")] * found
 
 
 def _finite(array: NDArray[Any], source: Path, case: str) -> tuple[NDArray[Any], list[Change]]:
@@ -223,10 +223,6 @@ def _placed(
     return regrid_image(array, grid, first), first, [change]
 
 
-_ROUNDING = 1e-3  # floats this close to a whole number were rounded on the way; interpolation leaves others
-_MIN_INSIDE = 0.9  # share of labelled voxels that must lie inside the image; below, one of the headers is wrong
-
-
 @dataclass(frozen=True)
 class LabelRules:
     """How label maps are repaired.
@@ -244,7 +240,7 @@ class LabelRules:
 
 def repair_labels(
     files: CaseFiles, image: Grid, positioned: bool, rules: LabelRules
-) -> tuple[Part | None, list[Change]]:
+) -> tuple[RepairedVolume | None, list[Change]]:
     """Read the reference of a case and repair what can be repaired.
 
     Args:
@@ -273,14 +269,13 @@ def repair_labels(
         raise DataError(sentence("label values", rule, listed(unknown), advice, case=files.id, file=path))
     label_map, moved = _placed_labels(label_map, has_position and positioned, image, path, files.id, rules)
     changes += moved
-    if detached_files(path):  # a copy of the header alone would point to a file that is not there
-        changes.append(Change(files.id, str(path), "detached", "header and voxel file joined", "two files", "one file"))
-    return Part(path, label_map.grid, label_map.array if changes else None), changes
+    changes += _joined(path, files.id)
+    return RepairedVolume(path, label_map.grid, label_map.array if changes else None), changes
 
 
 def _repair_organs(
     files: CaseFiles, image: Grid, positioned: bool, rules: LabelRules
-) -> tuple[Part | None, list[Change]]:
+) -> tuple[RepairedVolume | None, list[Change]]:
     """Organ masks as one label map."""
     changes: list[Change] = []
     places: list[bool] = []
@@ -310,7 +305,7 @@ def _repair_organs(
     after = "one label map" + (f"; {shared} voxels of several masks went to the later one" if shared else "")
     done, before = "organ masks merged", f"{len(files.organs)} masks"
     changes += [*moved, Change(files.id, str(folder), "organs", done, before, after)]
-    return Part(files.organs[0][1], merged.grid, merged.array), list(dict.fromkeys(changes))
+    return RepairedVolume(files.organs[0][1], merged.grid, merged.array), list(dict.fromkeys(changes))
 
 
 def _read(path: Path, case: str, rules: LabelRules) -> tuple[LabelMap, bool, list[Change]]:

@@ -1,4 +1,7 @@
-"""What every volume format shares: file names, the opened file, and the refusals, one clear sentence each."""
+"""What every volume format shares: file names, the opened file, what is refused, what label values may be.
+
+A *source* is a file, or a part of one such as ``brain.nii.gz#channel=2of4``.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,21 @@ PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
 
+MAX_LABEL = 2**32 - 1
+"""Largest label value: what every format stores as an unsigned integer."""
+
 _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header
 _MAX_DEFLATE_RATIO = 1040  # deflate cannot compress better than 1032:1 (zlib technical details), plus some room
+_SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
+
+# Voxels in files of their own: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and
+# "Detached headers" of NRRD (https://teem.sourceforge.net/nrrd/format.html).
+_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
+_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
+_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
+_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
+_HEADER_BYTES = 1 << 16
 
 
 class VolumeError(DataError):
@@ -127,7 +142,7 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
 
 
 def refuse(
-    code: str, what: str, expected: str, got: object, advice: str, *, case: str | None, file: Path | str
+    code: str, what: str, expected: str, got: object, advice: str, *, case: str | None = None, file: Path | str
 ) -> VolumeError:
     """Compose a VolumeError; arguments as :func:`pipeline.core.sentence`."""
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
@@ -229,16 +244,10 @@ def checked_grid(
         raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None
 
 
-# Headers whose voxels lie in files of their own: MetaImage ``.mhd``, and NRRD with a ``data file``.
-#
-# Sources: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and the section "Detached
-# headers" of NRRD's definition (https://teem.sourceforge.net/nrrd/format.html).
-
-_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
-_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
-_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
-_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
-_HEADER_BYTES = 1 << 16
+def header_text(path: Path) -> str:
+    """The first 64 KB of a file as text, which hold the header of NRRD and MetaImage."""
+    with path.open("rb") as stream:
+        return stream.read(_HEADER_BYTES).decode("latin-1")
 
 
 def detached_files(path: Path) -> tuple[Path, ...]:
@@ -254,8 +263,7 @@ def detached_files(path: Path) -> tuple[Path, ...]:
     if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
         return ()
     try:
-        with path.open("rb") as stream:
-            header = stream.read(_HEADER_BYTES).decode("latin-1")
+        header = header_text(path)
     except OSError:
         return ()
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
@@ -275,14 +283,6 @@ def _nrrd_names(header: str) -> list[str]:
     first, last, step = (int(numbered[group]) for group in (2, 3, 4))
     numbers = range(first, last + (1 if step > 0 else -1), step)[:_MOST_FILES]
     return [numbered[1] % number for number in numbers]
-
-
-# Whether voxels are labels: whole numbers, none negative, none rounded on the way.
-
-MAX_LABEL = 2**32 - 1
-"""Largest label value: what every format stores as an unsigned integer."""
-
-_SHOWN = 5  # fractional values quoted in a message
 
 
 def label_array(

@@ -196,7 +196,7 @@ def write_image(image: Image, path: Path | str) -> None:
     path = Path(path)
     if image.channels != 1:
         advice = "Write every channel to its own file"
-        raise refuse("dimensions", "image", "one channel", image.channels, advice, case=None, file=path)
+        raise refuse("dimensions", "image", "one channel", image.channels, advice, file=path)
     write_voxels(image.array[0].astype(np.float32, copy=False), image.grid, path)
 
 
@@ -224,7 +224,7 @@ def write_voxels(
     suffix = volume_suffix(path)
     if not suffix:
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
-        raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
+        raise refuse("format", "output file", rule, repr(path.name), advice, file=path)
     if suffix in _NIFTI:
         table = caret_xml(legend) if legend else b""
         write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
