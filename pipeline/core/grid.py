@@ -1,4 +1,9 @@
-"""A grid: where the voxels of a volume are in the world."""
+"""A grid: where the voxels of a volume are in the world, and how axes are turned.
+
+World coordinates are RAS+ in mm everywhere inside the project. An *orientation* is a string of three axis codes, each
+naming the direction in which the voxel index grows: ``"RAS"`` means i → Right, j → Anterior, k → Superior. This is the
+one place that converts between axis orders, flips and world conventions.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-# Positions beyond the border of a volume, mirrored back into it.
-
-
-def mirrored_index(start: int, length: int, size: int) -> NDArray[np.int64]:
-    """Where to read along one axis so that the volume appears mirrored at its border.
-
-    The border voxel itself is not repeated: ``a b c`` continues as ``c b [a b c] b a b c …``, for any distance.
-
-    Args:
-        start: First position wanted; may be negative or beyond the end.
-        length: Number of positions, at least 0.
-        size: Voxels along the axis, at least 1.
-
-    Returns:
-        (length,) indices from 0 to size - 1.
-
-    Raises:
-        ValueError: If the axis has no voxel.
-    """
-    if size < 1:
-        raise ValueError(f"mirrored axis: expected at least 1 voxel, got {size}. Check the volume.")
-    period = max(2 * (size - 1), 1)
-    folded = np.arange(start, start + length) % period
-    return np.minimum(folded, period - folded) if size > 1 else np.zeros(length, dtype=np.int64)
-
-
-# The one place that converts between axis orders, flips and world conventions.
-#
-# World coordinates are RAS+ in mm everywhere inside the project. An *orientation* is a string of three axis codes,
-# each naming the direction in which the voxel index grows: ``"RAS"`` means i → Right, j → Anterior, k → Superior.
 
 _CODES = ("LR", "PA", "IS")  # (negative, positive) direction of each world axis
 _WORLD_AXIS = {code: axis for axis, pair in enumerate(_CODES) for code in pair}
@@ -103,7 +77,7 @@ def check_orientation(orientation: str) -> str:
     return upper
 
 
-def steps(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def orientation_change(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """How to turn an array from one orientation to another.
 
     Returns:
@@ -114,10 +88,8 @@ def steps(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, b
     """
     source, target = check_orientation(source), check_orientation(target)
     by_world = {_WORLD_AXIS[code]: axis for axis, code in enumerate(source)}
-    first, second, third = (by_world[_WORLD_AXIS[code]] for code in target)
-    order = (first, second, third)
-    flipped = [source[axis] != code for axis, code in zip(order, target, strict=True)]
-    return order, (flipped[0], flipped[1], flipped[2])
+    i, j, k = (by_world[_WORLD_AXIS[code]] for code in target)
+    return (i, j, k), (source[i] != target[0], source[j] != target[1], source[k] != target[2])
 
 
 def reorient_array(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
@@ -131,42 +103,14 @@ def reorient_array(array: NDArray[Any], source: str, target: str) -> NDArray[Any
     Returns:
         A view of shape (..., I', J', K').
     """
-    order, flips = steps(source, target)
+    order, flips = orientation_change(source, target)
     lead = array.ndim - 3
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
     return turned[(..., *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
 
 
-def reorient_affine(
-    affine: NDArray[np.float64], shape: tuple[int, int, int], target: str
-) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
-    """Affine and shape after the array was turned to ``target``; world positions stay where they were.
-
-    Args:
-        affine: (4, 4) voxel to RAS+ mm.
-        shape: Voxels along i, j, k.
-        target: Orientation wanted.
-
-    Returns:
-        The new (4, 4) affine and the new shape.
-    """
-    order, flips = steps(axis_codes(affine), target)
-    turned = np.eye(4)
-    turned[:3, 3] = affine[:3, 3]
-    for axis, (origin, flip) in enumerate(zip(order, flips, strict=True)):
-        column = affine[:3, origin]
-        turned[:3, axis] = -column if flip else column
-        if flip:
-            turned[:3, 3] += column * (shape[origin] - 1)
-    return turned, (shape[order[0]], shape[order[1]], shape[order[2]])
-
-
 ORIENTATIONS: tuple[str, ...] = tuple(
-    a + b + c
-    for a in "LRPAIS"
-    for b in "LRPAIS"
-    for c in "LRPAIS"
-    if {_WORLD_AXIS[a], _WORLD_AXIS[b], _WORLD_AXIS[c]} == {0, 1, 2}
+    "".join(codes) for codes in product("LRPAIS", repeat=3) if {_WORLD_AXIS[code] for code in codes} == {0, 1, 2}
 )
 """All 48 orientations: 6 axis permutations times 8 flips."""
 
@@ -220,7 +164,7 @@ class Grid:
             ValueError: If shape, spacing or orientation is not valid.
         """
         orientation = check_orientation(orientation)
-        order, _ = steps(orientation, "RAS")
+        order, _ = orientation_change(orientation, "RAS")
         i, j, k = (int(shape[axis]) for axis in order)
         ras = cls((i, j, k), np.diag([*(float(spacing_mm[axis]) for axis in order), 1.0]))
         return ras.reoriented(orientation)
@@ -258,8 +202,16 @@ class Grid:
         """The same voxels listed along other axes; no voxel moves in the world."""
         if orientation == self.orientation:
             return self
-        affine, shape = reorient_affine(self.affine, self.shape, orientation)
-        return Grid(shape, affine)
+        order, flips = orientation_change(self.orientation, orientation)
+        affine = np.eye(4)
+        affine[:3, 3] = self.affine[:3, 3]
+        for axis, (before, flipped) in enumerate(zip(order, flips, strict=True)):
+            column = self.affine[:3, before]
+            affine[:3, axis] = -column if flipped else column
+            if flipped:  # the voxel that was last is first
+                affine[:3, 3] += column * (self.shape[before] - 1)
+        i, j, k = (self.shape[axis] for axis in order)
+        return Grid((i, j, k), affine)
 
     def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
         """Grid of ``array[start[0]:stop[0], start[1]:stop[1], start[2]:stop[2]]``."""
@@ -371,3 +323,26 @@ def _affine_problem(affine: NDArray[np.float64]) -> str:
 
 def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+
+
+def mirrored_index(start: int, length: int, size: int) -> NDArray[np.int64]:
+    """Where to read along one axis so that the volume appears mirrored at its border.
+
+    The border voxel itself is not repeated: ``a b c`` continues as ``c b [a b c] b a b c …``, for any distance.
+
+    Args:
+        start: First position wanted; may be negative or beyond the end.
+        length: Number of positions, at least 0.
+        size: Voxels along the axis, at least 1.
+
+    Returns:
+        (length,) indices from 0 to size - 1.
+
+    Raises:
+        ValueError: If the axis has no voxel.
+    """
+    if size < 1:
+        raise ValueError(f"mirrored axis: expected at least 1 voxel, got {size}. Check the volume.")
+    period = max(2 * (size - 1), 1)
+    folded = np.arange(start, start + length) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros(length, dtype=np.int64)

@@ -10,17 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.regions import (
-    PaintingStep,
-    check_regions,
-    left_without,
-    one_sided_classes,
-    one_sided_names,
-    painted_values,
-    painting_steps,
-    paired_names,
-    swapped_classes,
-)
+from pipeline.core.laterality import one_sided_classes, one_sided_names, paired_names, swapped_classes
+from pipeline.core.regions import PaintingStep, check_regions, left_without, painted_values, painting_steps
 
 IGNORE_INDEX = -1
 """Class index of voxels that carry the ignore label: neither loss nor score sees them."""
@@ -233,8 +224,8 @@ class LabelTable:
         """Class indices that swap when left and right do, found in the names of the targets.
 
         Returns:
-            (left, right) class indices; see :func:`~pipeline.core.regions.paired_names` and, for regions,
-            :func:`~pipeline.core.regions.swapped_classes`.
+            (left, right) class indices; see :func:`~pipeline.core.laterality.paired_names` and, for regions,
+            :func:`~pipeline.core.laterality.swapped_classes`.
         """
         if self.regions:
             return swapped_classes(self.region_classes(), paired_names(self.regions), self.classes)
@@ -251,9 +242,6 @@ class LabelTable:
         """Channels of the logits that swap when left and right do, as (left, right)."""
         first = 0 if self.regions else 1  # channel 0 of a softmax is the background
         return tuple((left + first, right + first) for left, right in paired_names(self.targets))
-
-
-# Choosing some organs of a label table, the others becoming background.
 
 
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:

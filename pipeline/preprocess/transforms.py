@@ -18,7 +18,7 @@ from scipy.ndimage import binary_fill_holes
 
 from pipeline.core.box import Box
 from pipeline.core.errors import DataError
-from pipeline.core.grid import Grid, steps
+from pipeline.core.grid import Grid, orientation_change
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.monai_reader import VolumeReader
@@ -77,7 +77,7 @@ class Turned(MapTransform):  # type: ignore[misc]
             volume, grid = result[key], grid_of(result[key])
             if grid.orientation == self.orientation:
                 continue
-            order, flips = steps(grid.orientation, self.orientation)
+            order, flips = orientation_change(grid.orientation, self.orientation)
             turned = volume.as_tensor().permute(0, *(axis + 1 for axis in order))
             turned = turned.flip([axis + 1 for axis, flipped in enumerate(flips) if flipped])
             affine = torch.from_numpy(grid.reoriented(self.orientation).affine.copy())

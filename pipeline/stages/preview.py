@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import signature, write_bytes
-from pipeline.core.grid import reorient_array, steps
+from pipeline.core.grid import orientation_change, reorient_array
 from pipeline.data.store import read_info
 from pipeline.data.volume_file import RGB, is_picture
 from pipeline.model.spec import NetworkSpec, design_network
@@ -239,7 +239,7 @@ class PatchMaker:
 
     def ras(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Values along the axes of the volume, in RAS order."""
-        first, second, third = (values[axis] for axis in steps(self.plan.orientation, "RAS")[0])
+        first, second, third = (values[axis] for axis in orientation_change(self.plan.orientation, "RAS")[0])
         return first, second, third
 
     def _augmented(self, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
