@@ -64,23 +64,13 @@ class Box:
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     def grown(self, voxels: int | Sequence[int], shape: Sequence[int]) -> Box:
-        """The box with a margin, as far as there is a volume.
-
-        Args:
-            voxels: Margin along all axes, or along each.
-            shape: Voxels of the volume.
-        """
+        """The box with a margin, along all axes or along each, as far as a volume of that shape goes."""
         margins = (voxels,) * len(shape) if isinstance(voxels, int) else voxels
         start = tuple(max(0, a - n) for a, n in zip(self.start, margins, strict=True))
         return Box(start, tuple(min(size, b + n) for b, n, size in zip(self.stop, margins, shape, strict=True)))
 
     def resized(self, shape: Sequence[int], target: Sequence[int]) -> Box:
-        """The voxels of another grid over the same field of view whose linear interpolation stays inside the box.
-
-        Args:
-            shape: Voxels of the box's grid.
-            target: Voxels of the other grid.
-        """
+        """The voxels of a grid of another shape, over the same field of view, that linear interpolation takes from the box."""
         start, stop = [], []
         for a, b, n, m in zip(self.start, self.stop, shape, target, strict=True):
             first = 0 if a == 0 else -(-((2 * a + 1) * m - n) // (2 * n))  # centre not before that of voxel a

@@ -22,25 +22,15 @@ _WORLD_AXIS = {code: axis for axis, pair in enumerate(_CODES) for code in pair}
 
 
 def flip_world(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a voxel-to-world affine from RAS+ to LPS+ or back (the operation is its own inverse).
-
-    Args:
-        affine: (4, 4), mm.
-
-    Returns:
-        (4, 4) with the first two world axes negated.
-    """
+    """Turn a (4, 4) voxel-to-world affine from RAS+ to LPS+ or back: the first two world axes are negated."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
-    """Closest orientation of an affine, e.g. ``"LPS"``.
+    """Closest orientation of a (4, 4) voxel-to-RAS+ affine, e.g. ``"LPS"``: three different world axes.
 
     Each voxel axis gets the world axis it is best aligned with; where two compete, the better aligned one wins and the
-    other takes what is left, so that the three codes always name three different world axes.
-
-    Args:
-        affine: (4, 4) voxel to RAS+ mm, invertible.
+    other takes what is left.
     """
     return _axis_codes(np.asarray(affine, dtype=np.float64)[:3, :3].tobytes())
 
@@ -93,16 +83,7 @@ def orientation_change(source: str, target: str) -> tuple[tuple[int, int, int], 
 
 
 def reorient_array(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
-    """Permute and flip the last three axes of an array from one orientation to another.
-
-    Args:
-        array: (..., I, J, K) in ``source`` orientation.
-        source: Orientation of the array.
-        target: Orientation wanted.
-
-    Returns:
-        A view of shape (..., I', J', K').
-    """
+    """Permute and flip the last three axes of an array (..., I, J, K) from one orientation to another; a view."""
     order, flips = orientation_change(source, target)
     lead = array.ndim - 3
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
@@ -235,22 +216,14 @@ class Grid:
         return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
     def resampled(self, spacing_mm: Sequence[float]) -> Grid:
-        """Grid of about the given spacing over the same field of view; the voxel count is rounded, at least 1.
-
-        Raises:
-            ValueError: If a spacing is not above 0.
-        """
+        """Grid of about the given spacing over the same field of view; the voxel count is rounded, at least 1."""
         if not all(spacing > 0 for spacing in spacing_mm):
             raise ValueError(f"spacing: expected numbers above 0, got {tuple(spacing_mm)}. Give mm per axis.")
         old = zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
         return self.resized([max(1, round(n * s / t)) for n, s, t in old])
 
     def difference_mm(self, other: Grid) -> float:
-        """Largest distance in mm that one of the eight corner voxels moves between two grids of the same shape.
-
-        Returns:
-            0.0 for equal grids; ``inf`` if the shapes differ.
-        """
+        """Largest distance in mm that a corner voxel moves between two grids; ``inf`` if the shapes differ."""
         if self.shape != other.shape:
             return float("inf")
         return corner_distance_mm(self.affine, other.affine, self.shape)
@@ -337,9 +310,6 @@ def mirrored_index(start: int, length: int, size: int) -> NDArray[np.int64]:
 
     Returns:
         (length,) indices from 0 to size - 1.
-
-    Raises:
-        ValueError: If the axis has no voxel.
     """
     if size < 1:
         raise ValueError(f"mirrored axis: expected at least 1 voxel, got {size}. Check the volume.")

@@ -70,12 +70,7 @@ class LabelTable:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LabelTable:
-        """Read what :meth:`to_json` wrote.
-
-        Args:
-            content: ``{"names": {"1": "liver", …}, "ignore_label": 255 | None}``; with regions also
-                ``"regions": {"disc": [1, 2], …}, "regions_class_order": [1, …]``.
-        """
+        """Read what :meth:`to_json` wrote."""
         names = {int(value): name for value, name in content["names"].items()}
         painted = tuple(content.get("regions_class_order", ()))
         return cls(names, content.get("ignore_label"), content.get("regions", {}), painted)
@@ -221,12 +216,7 @@ class LabelTable:
         return np.asarray(values[index])
 
     def side_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Class indices that swap when left and right do, found in the names of the targets.
-
-        Returns:
-            (left, right) class indices; see :func:`~pipeline.core.laterality.paired_names` and, for regions,
-            :func:`~pipeline.core.laterality.swapped_classes`.
-        """
+        """Class indices that swap when left and right do, as (left, right), found in the names of the targets."""
         if self.regions:
             return swapped_classes(self.region_classes(), paired_names(self.regions), self.classes)
         return self.output_side_pairs()
@@ -245,15 +235,9 @@ class LabelTable:
 
 
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
-    """The part of a label table that some organs and regions make up.
+    """The part of a label table that some organs, and regions for all their values, make up.
 
-    Args:
-        table: A label table.
-        names: Organs, and regions, which stand for all their values.
-
-    Returns:
-        The organs chosen, with their values. Of regions, those remain of which no value is lost; an organ that is then
-        in none becomes one.
+    Of regions, those remain of which no value is lost; an organ that is then in none becomes one.
 
     Raises:
         DataError: If there is no such organ or region; the sentence lists the known ones.
@@ -268,15 +252,7 @@ def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
 
 
 def select_values(table: LabelTable, values: Collection[int]) -> LabelTable:
-    """The part of a label table that some label values make up.
-
-    Args:
-        table: A label table.
-        values: Label values, those that are not in the table change nothing.
-
-    Returns:
-        As for :func:`select_organs`, without an ignore label; empty where no value is in the table.
-    """
+    """The part of a label table that some label values make up, as :func:`select_organs`; without an ignore label."""
     organs = {value: name for value, name in table.names.items() if value in values}
     if not table.regions:
         return LabelTable(organs)

@@ -10,15 +10,9 @@ _SIDE_WORDS = (("left", "right"), ("l", "r"), ("lt", "rt"), ("sin", "dex"))
 
 
 def paired_names(names: Iterable[str]) -> tuple[tuple[int, int], ...]:
-    """Positions of names that differ only in their side.
+    """Positions of names that differ only in their side, as (left, right), in the order of the left ones.
 
     ``kidney_left`` and ``kidney_right``, ``Left Lung`` and ``Right Lung``, ``l_femur`` and ``r_femur`` are pairs.
-
-    Args:
-        names: Names of organs or regions.
-
-    Returns:
-        (left, right) positions from 0, in the order of the left ones.
     """
     by_words = {tuple(_words(name)): index for index, name in enumerate(names)}
     pairs = []
@@ -66,10 +60,7 @@ def one_sided_classes(
 ) -> tuple[int, ...]:
     """Class indices whose mirror image no class stands for, such as a tumour that was only seen in the left lung.
 
-    Args:
-        regions: Class indices of each region.
-        region_pairs: (left, right) positions of the regions.
-        classes: Number of classes, background included.
+    Arguments as for :func:`swapped_classes`.
     """
     members = _members(regions, classes)
     alone = [found for held, found in members.items() if _mirrored(held, region_pairs) not in members]

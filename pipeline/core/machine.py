@@ -106,9 +106,6 @@ class RowFile:
     Args:
         shape: Of the whole array, rows first.
         folder: Where the disk has room; it is created.
-
-    Raises:
-        VolsegError: If the file cannot be made.
     """
 
     def __init__(self, shape: Sequence[int], folder: Path) -> None:
@@ -162,12 +159,7 @@ def bytes_in_words(count: int) -> str:
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Memory that this process may still take, by the machine and by its control groups (Linux, version 1 and 2).
 
-    Args:
-        proc: Where the kernel tells about processes.
-        groups: Where the control groups are.
-
-    Returns:
-        The smallest of all; None where nothing is known, as on other systems.
+    ``proc`` and ``groups`` are where the kernel tells about them. None where nothing is known, as on other systems.
     """
     machine = _entry(proc / "meminfo", "MemAvailable:")
     found = [] if machine is None else [machine * 1024]

@@ -27,9 +27,6 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
         regions: Region name → label values.
         values: Foreground values of the label table, ascending.
 
-    Returns:
-        The same regions in the same order, values ascending and distinct.
-
     Raises:
         ValueError: If a name is empty or used twice, a region is empty, equals another or has an unknown value, or a
             value is in no region.
@@ -65,9 +62,6 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
         regions: Checked regions, in painting order.
         given: One value per region, or nothing: then the one value that no later region holds; of several the one
             that the fewest regions share.
-
-    Raises:
-        ValueError: If the given values are not one of each region, all different; or if they do not follow.
     """
     if not given:
         return tuple(_own_value(name, regions) for name in regions)
@@ -114,29 +108,15 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
 
 
 def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
-    """The value of a voxel in which certain regions were found; 0 if none was.
-
-    Args:
-        found: Positions of the regions.
-        steps: What :func:`painting_steps` returned.
-    """
+    """The value of a voxel in which the regions at certain positions were found; 0 if none was."""
     return next((value for needed, value in reversed(steps) if set(needed) <= set(found)), 0)
 
 
 def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
     """What becomes of the values of a region where it is taken away, and with it every region that lies within it.
 
-    Args:
-        region: Its name.
-        regions: Checked regions, in painting order.
-        painted: What :func:`painted_values` returned.
-
-    Returns:
-        Each value of the region → the value that the remaining regions are painted with. Where just these have no
-        value, that of as many of them as have one; 0 if none has.
-
-    Raises:
-        KeyError: If there is no such region.
+    Each value of the region → the value that the remaining regions are painted with. Where just these have no value,
+    that of as many of them as have one; 0 if none has.
     """
     steps = painting_steps(regions, painted)
     taken = {n for n, held in enumerate(regions.values()) if set(held) <= set(regions[region])}
@@ -153,14 +133,8 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
 def joined_with(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
     """What becomes of the background and of the values outside a region where it is added.
 
-    Args:
-        region: Its name.
-        regions: Checked regions, in painting order.
-        painted: What :func:`painted_values` returned.
-
-    Returns:
-        0 and values that do not lie in the region → the value that lies in it too. Those for which there is no such
-        value, because no label map can hold this region and theirs in one voxel, are left out: they stay.
+    0 and values that do not lie in the region → the value that lies in it too. Those for which there is no such value,
+    because no label map can hold this region and theirs in one voxel, are left out: they stay.
     """
     steps = painting_steps(regions, painted)
     added = list(regions).index(region)

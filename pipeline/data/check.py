@@ -95,16 +95,7 @@ def lost_case(files: CaseFiles, error: str) -> CaseFacts:
 
 
 def check_case(files: CaseFiles, labels: LabelTable, channels: int) -> CaseFacts:
-    """Check one case completely: its files are read once.
-
-    Args:
-        files: The case.
-        labels: Label table of the dataset.
-        channels: Number of channels of the dataset.
-
-    Returns:
-        Every problem found, and what the comparison with other cases needs.
-    """
+    """Check one case completely, reading its files once, and note what the comparison with other cases needs."""
     found = _Findings(files.id)
     if len(files.images) != channels:
         advice = "Add the missing files, or drop the case"
@@ -264,14 +255,11 @@ class CheckReport:
 
 
 def check_dataset(dataset: Dataset, *, map_cases: MapCases = map) -> CheckReport:
-    """Check every case, then the cases against each other.
+    """Check every case, then the cases against each other; nothing is raised for a bad case.
 
     Args:
         dataset: The dataset; its held-out cases are checked too.
         map_cases: Like ``map``: applies a picklable function to every case and keeps the order, e.g. a process pool's.
-
-    Returns:
-        All problems. Nothing is raised for a bad case.
     """
     files = (*dataset.cases, *dataset.tests)
     check = partial(check_case, labels=dataset.labels, channels=len(dataset.channels))

@@ -73,12 +73,6 @@ def convert_case(task: ConvertTask) -> ConversionOutcome:
     A ``.nii.gz`` file that is just what the target asks for is copied byte by byte. All other volumes are written anew:
     intensities and integer types unchanged, label maps in the smallest type, everything on the grid of channel 1.
 
-    Args:
-        task: The case.
-
-    Returns:
-        What became of it.
-
     Raises:
         VolsegError: If a file cannot be used, the files do not belong together, a label value is not in the table, or
             the target cannot be written. None of the target's files are left then.

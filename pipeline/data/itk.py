@@ -135,24 +135,12 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, 
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Pixels of a picture as it is seen, (H, W) grey or (H, W, colours): what :func:`write_picture` wrote.
-
-    Raises:
-        VolumeError: If the file cannot be read.
-    """
+    """Pixels of a picture as it is seen, (H, W) grey or (H, W, colours): what :func:`write_picture` wrote."""
     return np.asarray(_read(path, None))
 
 
 def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Write a picture as it is seen, atomically, compressed.
-
-    Args:
-        pixels: (H, W) grey or (H, W, 3) red, green and blue.
-        path: ``.png`` or ``.tif``.
-
-    Raises:
-        VolsegError: If the file cannot be written.
-    """
+    """Write a picture as it is seen, (H, W) grey or (H, W, 3), as ``.png`` or ``.tif``, atomically, compressed."""
     with atomic_path(path) as temporary:
         _write(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), temporary)
 

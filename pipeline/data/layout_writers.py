@@ -52,10 +52,6 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
     nnU-Net wants the values 1, 2, … without gaps and the ignore label behind them; of regions it has no names of
     single values. The layout ``organs`` wants names that can be file names, and has no place for ignored voxels.
 
-    Args:
-        labels: The dataset's table.
-        layout: Name of the layout to write.
-
     Raises:
         DataError: If the layout cannot hold the table.
     """
@@ -85,12 +81,7 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
 def label_content(labels: LabelTable, layout: str) -> dict[str, Any]:
     """What a layout's description says about labels: ``labels`` and the keys that stand beside it.
 
-    Args:
-        labels: A table that :func:`translate_labels` returned for the layout.
-        layout: Name of the layout.
-
-    Returns:
-        Part of ``dataset.json`` for ``nnunet`` and ``decathlon``; content of ``labels.json`` for the others.
+    It is part of ``dataset.json`` for ``nnunet`` and ``decathlon``, and the content of ``labels.json`` for the others.
     """
     if layout == "nnunet":
         return _nnunet_content(labels)
@@ -167,14 +158,13 @@ class ConvertedDataset:
 def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDataset:
     """Lay a dataset out in another way.
 
+    Case ids are kept where they can be file names and are unique; of several channels in one file, ``images`` names the
+    parts.
+
     Args:
         source: The dataset.
         out: Folder it will be written to.
         layout: One of WRITTEN_LAYOUTS.
-
-    Returns:
-        The dataset in ``out``. Case ids are kept where they can be file names and are unique; of several channels in
-        one file, ``images`` names the parts.
 
     Raises:
         DataError: If there is no such layout, or it cannot hold the dataset.
@@ -306,9 +296,6 @@ def write_description(dataset: Dataset, description: str) -> None:
     Args:
         dataset: The dataset, in one of the layouts that can be written; its root is the folder.
         description: Where it comes from, for people.
-
-    Raises:
-        VolsegError: If a file cannot be written.
     """
     root, layout = dataset.root, dataset.layout
     if layout == "organs":  # a case is a folder with this folder in it, and is held out while that is empty

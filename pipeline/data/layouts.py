@@ -277,12 +277,9 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> li
 
 
 def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[CaseFiles]:
-    """Cases of two folders.
+    """Cases of two folders, by name.
 
-    Args:
-        images: Folder of images.
-        labels: Folder of label maps.
-        numbered: Whether file names end in a channel number; by default that is so if it leads to a label map.
+    Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
     by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
     parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}

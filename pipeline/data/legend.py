@@ -66,13 +66,9 @@ def caret_xml(legend: Sequence[LegendEntry]) -> bytes:
 
 
 def segment_fields(legend: Sequence[LegendEntry], shape: Sequence[int]) -> dict[str, str]:
-    """Header fields that make a NRRD label map a segmentation of 3D Slicer.
+    """Header fields that make a NRRD label map of a shape (I, J, K) a segmentation of 3D Slicer.
 
     All segments lie in one layer, so their extents are that of the volume, as Slicer itself writes it.
-
-    Args:
-        legend: One entry per segment.
-        shape: Voxels along i, j, k.
 
     Reference: Slicer developer guide, Segmentations, "Segmentation labelmap file format (.seg.nrrd)". Older versions of
         Slicer call the source representation the master representation.

@@ -61,14 +61,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
         return _listed(data)
 
     def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Read the sources.
-
-        Args:
-            img: What :meth:`read` returned.
-
-        Returns:
-            Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata.
-        """
+        """Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata."""
         sources = tuple(img)
         if any(split_source(source)[1] in ("label", "soft") for source in sources):
             return self._organs(sources)

@@ -40,14 +40,7 @@ _READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, 
 
 
 def load_nifti(path: Path, *, case: str | None = None) -> Any:
-    """Read a NIfTI header.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        case: Case id for messages.
-
-    Returns:
-        nibabel image, voxels not read yet.
+    """A nibabel image whose voxels are not read yet.
 
     Raises:
         VolumeError: If the file is missing, empty or no NIfTI volume.
@@ -216,9 +209,6 @@ def write_probabilities(
         grid: Its grid.
         path: ``.nii`` or ``.nii.gz``.
         like: As in :func:`~pipeline.data.volumes.write_voxels`.
-
-    Raises:
-        VolsegError: If the file cannot be written.
     """
     steps = np.empty(array.shape, np.int16, order="F")  # the order of the file
     slowest = int(np.argmax(np.abs(array.strides)))

@@ -27,12 +27,7 @@ def safe_file_name(name: str) -> str:
 def organ_file_names(table: LabelTable, suffix: str) -> dict[str, str]:
     """Organ or region → name of its mask file; what cannot be in a file name becomes ``_``.
 
-    Args:
-        table: Label table.
-        suffix: Ending of the files, e.g. ``.nii.gz``.
-
-    Returns:
-        Names that differ by more than the case of their letters.
+    The names differ by more than the case of their letters, as some systems do not tell that apart.
     """
     names: dict[str, str] = {}
     used: set[str] = set()
@@ -65,9 +60,6 @@ def write_organs(
         names: What :func:`organ_file_names` gave.
         colors: Organ or region → ``#rrggbb``.
         like: As in :func:`~pipeline.data.volumes.write_label_map`.
-
-    Raises:
-        VolsegError: If a file cannot be written.
     """
     for organ, values in table.target_values.items():
         mask = LabelMap(np.isin(label_map.array, values).astype(np.uint8), label_map.grid)
@@ -75,14 +67,7 @@ def write_organs(
 
 
 def read_reference(files: CaseFiles) -> LabelMap:
-    """Read the reference of a case: its label map, or its organ masks merged to one.
-
-    Where organ masks overlap, the one listed later wins (see :func:`merge_organs`).
-
-    Raises:
-        VolumeError: If the case has no reference or a file cannot be used.
-        DataError: If organ masks are on different grids.
-    """
+    """Read the reference of a case: its label map, or its organ masks as :func:`merge_organs` merges them."""
     if files.label is not None:
         return read_label_map(files.label, case=files.id)
     return merge_organs(files.organs, soft=files.soft, case=files.id)[0]

@@ -58,16 +58,7 @@ def regrid_labels(label_map: LabelMap, grid: Grid) -> LabelMap:
 
 
 def regrid_image(array: NDArray[Any], source: Grid, grid: Grid) -> NDArray[np.float32]:
-    """Resample intensities linearly onto another grid.
-
-    Args:
-        array: (I, J, K), finite.
-        source: Its grid.
-        grid: The grid wanted.
-
-    Returns:
-        ``grid.shape``; outside the source the smallest value there is.
-    """
+    """Resample finite intensities (I, J, K) linearly onto another grid; outside theirs the smallest value there is."""
     return _resampled(array.astype(np.float32), source, grid, float(array.min()))
 
 

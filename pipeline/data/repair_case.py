@@ -40,17 +40,11 @@ class PlannedCase:
 
 
 def planned_cases(dataset: Dataset) -> list[PlannedCase]:
-    """Choose the cases of a repaired copy.
+    """Choose the cases of a repaired copy, each with an id of its own, held-out ones last.
 
     An unlabelled 4D image of a dataset with one channel becomes a case per volume, all of one group. A case listed
     twice with the same files is kept once. Different cases of one name get numbers and, because one name often means
     one patient, one group.
-
-    Args:
-        dataset: The dataset.
-
-    Returns:
-        Cases with different ids, held-out ones last.
     """
     listed = [PlannedCase(files, False) for files in dataset.cases]
     listed += [PlannedCase(files, True) for files in dataset.tests]
@@ -139,9 +133,6 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     """Repair a case, write it to ``images/`` and ``labels/`` and check what was written.
 
     ``repairs/<id>.json``, written last, tells a later run that the case is there and of which files it was made.
-
-    Args:
-        task: The case.
 
     Raises:
         VolsegError: If something about the case cannot be repaired, or a file cannot be written; of the case nothing is

@@ -205,9 +205,6 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
         folder: Folder of the prepared dataset.
         case: The case.
         steps: Whether to store intensities in 16 bits where the error stays below 0.001, instead of as they are.
-
-    Raises:
-        VolsegError: If the disk is full or the folder cannot be written to.
     """
     home = _home(folder, case.id)
     (home / "case.json").unlink(missing_ok=True)
@@ -246,14 +243,7 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
 
 
 def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
-    """Image (C, I, J, K) and label (I, J, K) of a case as files that read only the chunks a slice touches.
-
-    Args:
-        folder: Folder of the prepared dataset.
-        case: Case id.
-
-    Returns:
-        Two arrays on disk; ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
+    """Image (C, I, J, K) and label (I, J, K) of a case on disk: ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
 
     Raises:
         DataError: If a file of the case is missing or damaged, now or when a damaged part is read.

@@ -149,11 +149,7 @@ def refuse(
 
 
 def checked_path(path: Path, case: str | None) -> str:
-    """Suffix of an existing, non-empty file of a known format.
-
-    Raises:
-        VolumeError: If there is no such file, it is a folder, has an unknown ending, no content or may not be read.
-    """
+    """Suffix of an existing, readable, non-empty file of a known format; refuses all others."""
     suffix = volume_suffix(path)
     if not path.exists():
         raise refuse("missing", "file", "an existing file", "nothing there", "Check the path", case=case, file=path)
@@ -172,11 +168,7 @@ def checked_path(path: Path, case: str | None) -> str:
 
 
 def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[tuple[int, int, int], int]:
-    """Shape of one volume and the number of volumes; trailing axes of length 1 are dropped, a slice gets K = 1.
-
-    Raises:
-        VolumeError: If the file is not an image of two or three axes (four, if they are I, J, K and volumes).
-    """
+    """Shape of one volume and the number of volumes; trailing axes of length 1 are dropped, a slice gets K = 1."""
     sizes = [int(n) for n in shape]
     if any(n < 1 for n in sizes):
         advice = "The header is damaged; export the volume again"
@@ -193,7 +185,7 @@ def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[t
 def checked_size(
     shape: Sequence[int], itemsize: int, available_bytes: int, compressed: bool, path: Path, case: str | None
 ) -> None:
-    """Compare a header with the size of the file, before any memory is taken.
+    """Refuse a file too short for what its header promises, or of more than 4e9 voxels, before memory is taken.
 
     Args:
         shape: Voxels along all axes.
@@ -202,9 +194,6 @@ def checked_size(
         compressed: Whether these are compressed by deflate.
         path: The file, for the message.
         case: Case id, for the message.
-
-    Raises:
-        VolumeError: If the file cannot hold what its header promises, or promises more than 4e9 voxels.
     """
     voxels = prod(int(n) for n in shape)
     advice = "The file is truncated or its header damaged; copy or export it again"
@@ -219,11 +208,7 @@ def checked_size(
 
 
 def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
-    """Refuse colours, vectors and complex numbers.
-
-    Raises:
-        VolumeError: If the type is not an integer or floating type.
-    """
+    """Refuse colours, vectors and complex numbers."""
     if dtype.kind not in "iuf":
         got = "complex numbers" if dtype.kind == "c" else f"colours or vectors ({dtype})"
         advice = "Export one number per voxel, one file per channel"
@@ -233,11 +218,7 @@ def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
 def checked_grid(
     shape: tuple[int, int, int], affine: NDArray[np.float64], path: Path, case: str | None, straighten: bool = False
 ) -> Grid:
-    """Grid of a header; if asked for, a slight shear is taken out (:func:`pipeline.core.grid.straightened`).
-
-    Raises:
-        VolumeError: If the affine is not finite, not invertible or sheared.
-    """
+    """Grid of a header; if asked for, a slight shear is taken out (:func:`pipeline.core.grid.straightened`)."""
     try:
         return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
@@ -251,13 +232,9 @@ def header_text(path: Path) -> str:
 
 
 def detached_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a header that hold its voxels, whether they exist or not.
+    """Files beside a header that hold its voxels, in the header's order, whether they exist or not.
 
-    Args:
-        path: Any volume file.
-
-    Returns:
-        In the header's order; empty if the voxels are in the file itself, or it cannot be read.
+    Empty if the voxels are in the file itself, or it cannot be read.
     """
     suffix = volume_suffix(path)
     if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):

@@ -35,16 +35,7 @@ _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
 
 def open_header(path: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
-    """Read and check the header of a file, which may be 4D.
-
-    Args:
-        path: The file.
-        case: Case id for messages.
-        straighten: Take a slight shear out of the affine instead of refusing it.
-
-    Raises:
-        VolumeError: As :func:`open_volume`, except for 4D files.
-    """
+    """Read and check the header of a file, which may be 4D; otherwise as :func:`open_volume`."""
     path = Path(path)
     opener = open_nifti if volume_suffix(path) in _NIFTI else open_itk
     return opener(path, case=case, straighten=straighten)
@@ -81,12 +72,7 @@ def open_volume(source: Path | str, *, case: str | None = None, straighten: bool
 def read_voxels(volume: VolumeFile, source: Path | str) -> NDArray[Any]:
     """Voxels (I, J, K) of an opened volume: its stored type, or floating point if the header has a scale.
 
-    Args:
-        volume: What :func:`open_volume` returned for the source.
-        source: The source; of a 4D file its channel is picked.
-
-    Raises:
-        VolumeError: If the voxels cannot be read.
+    Of a 4D file the channel that the source names is picked.
     """
     _, kind, number, _ = split_source(source)
     array = volume.load()
@@ -94,11 +80,7 @@ def read_voxels(volume: VolumeFile, source: Path | str) -> NDArray[Any]:
 
 
 def read_grid(path: Path | str) -> Grid:
-    """Grid of a volume, from its header alone.
-
-    Raises:
-        VolumeError: As :func:`open_volume`.
-    """
+    """Grid of a volume, from its header alone; refused as by :func:`open_volume`."""
     return open_volume(path).grid
 
 

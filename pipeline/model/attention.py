@@ -65,15 +65,7 @@ class AttentionGate(nn.Module):
         self.output = output
 
     def attention(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """The weight α of every voxel of the skip connection, in [0, 1].
-
-        Args:
-            skip: (B, C, *spatial).
-            gating: (B, G, *spatial_g), at the resolution that ``theta`` gives.
-
-        Returns:
-            (B, 1, *spatial).
-        """
+        """The weight α, (B, 1, *spatial) in [0, 1], of every voxel of the skip connection (B, C, *spatial)."""
         score = self.psi(self.activation(self.theta(skip) + self.phi(gating)))
         alpha: Tensor = self.resize(torch.sigmoid(score))
         return alpha

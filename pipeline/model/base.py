@@ -38,11 +38,7 @@ class SizeRule:
         return self.border or (0,) * len(self.step)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the logits of an input of a legal size.
-
-        Raises:
-            DataError: If the size is not legal.
-        """
+        """Spatial size of the logits of an input of a legal size; others are refused."""
         self._require_axes(size)
         self.require(size)
         return tuple(n - 2 * lost for n, lost in zip(size, self.margin, strict=True))
@@ -67,11 +63,7 @@ class SizeRule:
         return legal
 
     def require(self, size: Sequence[int]) -> None:
-        """Raise unless a size is legal.
-
-        Raises:
-            DataError: Naming each offending axis with the legal sizes below and above it.
-        """
+        """Refuse a size that is not legal, naming each offending axis with the legal sizes below and above it."""
         if self.is_legal(size):
             return
         above = self.legal_size(size)
@@ -91,12 +83,7 @@ class SizeRule:
 
 
 def size_rule(strides: Sequence[Sequence[int]], *, lone_cell: bool = True) -> SizeRule:
-    """Size rule of a padded encoder-decoder: multiples of the product of its strides.
-
-    Args:
-        strides: Stride of every stage along every axis.
-        lone_cell: See :class:`SizeRule`.
-    """
+    """Size rule of a padded encoder-decoder: multiples of the product of its strides along every axis."""
     step = tuple(math.prod(per_axis) for per_axis in zip(*strides, strict=True))
     return SizeRule(step, step, lone_cell)
 

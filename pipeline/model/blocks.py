@@ -26,12 +26,7 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def takes_instance_norm(norm: nn.Module | None, x: Tensor) -> bool:
-    """Whether :func:`instance_norm` can stand for a layer: an instance norm with scale and shift, on a processor.
-
-    Args:
-        norm: The layer.
-        x: Its input (B, C, *S); more than one voxel, of a type that a processor computes in.
-    """
+    """Whether :func:`instance_norm` can stand for a layer: an instance norm with scale and shift, on a processor."""
     return (
         isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d)
         and norm.affine
@@ -318,14 +313,7 @@ class ResidualBlock(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, style: Style, stride: tuple[int, ...] | None = None) -> nn.Module:
-    """The identity, or a 1×1 convolution where channels or size change.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        style: Gives the number of axes and whether the convolution has a bias.
-        stride: Stride per axis; None for 1.
-    """
+    """The identity, or a 1×1 convolution where channels or size change."""
     if in_channels == out_channels and max(stride or (1,)) == 1:
         return nn.Identity()
     return Conv[Conv.CONV, style.dims](in_channels, out_channels, 1, stride=stride or 1, bias=style.bias)  # type: ignore[no-any-return]

@@ -44,9 +44,6 @@ class Scale(nn.Module):
 
     Beside a normalization's own they add nothing a network could express; networks converted from Caffe, whose batch
     normalization has none, carry them, and published parameter counts include them.
-
-    Args:
-        channels: Channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -78,18 +75,9 @@ def densenet_stem(in_channels: int, out_channels: int, dims: int, *, scale: bool
 def densenet_block(
     in_channels: int, layers: int, growth: int, dims: int, *, bottleneck: int = 4, scale: bool = False
 ) -> DenseBlock:
-    """Dense block of DenseNet-B layers: pre-activated 1×1, then pre-activated 3×3 convolution.
+    """Dense block of DenseNet-B layers: (B, in, *spatial) → (B, in + layers * growth, *spatial).
 
-    Args:
-        in_channels: Channels in.
-        layers: Number of layers.
-        growth: Channels that each adds.
-        dims: Number of spatial axes.
-        bottleneck: Channels of the 1×1 convolutions, in units of the growth.
-        scale: Whether normalizations are followed by a :class:`Scale`.
-
-    Returns:
-        (B, in, *spatial) → (B, in + layers * growth, *spatial).
+    A layer is a pre-activated 1×1 convolution of ``bottleneck * growth`` channels and a pre-activated 3×3 convolution.
     """
     inner = bottleneck * growth
     return DenseBlock(

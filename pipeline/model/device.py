@@ -46,10 +46,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_devices(names: str | None = None) -> tuple[torch.device, ...]:
-    """Several devices to spread networks over.
-
-    Args:
-        names: Names as for :func:`choose_device` with commas between them, or ``cuda:all`` for every GPU.
+    """Several devices to spread networks over: names with commas between them, or ``cuda:all`` for every GPU.
 
     Raises:
         VolsegError: If one is not there, or they are of several kinds.
@@ -162,12 +159,9 @@ PLAIN = Execution()
 
 
 def execute(network: SegmentationNetwork, device: torch.device, how: Execution) -> None:
-    """Move a network to a device and let it compute in a certain way while it is trained.
+    """Move a network to a device and let it train in a certain way; its parameters keep their names.
 
-    Args:
-        network: Changed in place; its parameters keep their names.
-        device: Where it computes.
-        how: The way. Compilation begins with the first batch, and is left out in evaluation mode, where sizes vary.
+    Compilation begins with the first batch, and is left out in evaluation mode, where sizes vary.
     """
     to_device(network, device, channels_last=how.channels_last)
     if how.compiled == "no":
@@ -182,13 +176,10 @@ def execute(network: SegmentationNetwork, device: torch.device, how: Execution) 
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Keep only what goes into each stage; the rest is computed again in the backward pass.
+    """Keep only what goes into each stage of a network; the rest is computed again in the backward pass.
 
     Training takes a fraction of the memory and about a third more time. Batch norms see every batch twice, so their
     running statistics follow faster.
-
-    Args:
-        network: Changed in place.
     """
     for child in network.children():
         if any(isinstance(part, nn.ModuleList | nn.ModuleDict) for part in child.modules()):

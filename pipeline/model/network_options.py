@@ -112,10 +112,7 @@ class LevelOptions(NetworkOptions):
         return self
 
     def stages(self, dims: int) -> tuple[Stage, ...]:
-        """The resolution levels, full resolution first.
-
-        Args:
-            dims: Number of spatial axes.
+        """The resolution levels for a number of spatial axes, full resolution first.
 
         Raises:
             ConfigError: If an entry of ``kernel_sizes`` or ``strides`` has another number of axes.
@@ -153,11 +150,6 @@ Options = TypeVar("Options", bound=NetworkOptions)
 
 def parse_options(model: type[Options], options: Mapping[str, Any], *, network: str) -> Options:
     """Validate the options of a network.
-
-    Args:
-        model: Options class of the network.
-        options: Names and values as the user wrote them.
-        network: Name of the network, for messages.
 
     Raises:
         ConfigError: All wrong names and values at once, each with the legal ones.

@@ -67,12 +67,7 @@ class Decoder(nn.Module):
                 self.seg_layers[str(level)] = head(style.dims, upper.features, out_channels)
 
     def forward(self, skips: Sequence[Tensor], every_head: bool) -> list[Tensor]:
-        """Logits of every head, or of the last alone, full resolution first.
-
-        Args:
-            skips: What the encoder's stages give, full resolution first.
-            every_head: Whether to compute the heads of lower resolution.
-        """
+        """Logits of every head, or of the last alone, full resolution first, of what the encoder's stages give."""
         x, logits = skips[-1], []
         for level, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             x = stage(torch.cat([up(x), skips[-2 - level]], dim=1))
@@ -201,16 +196,10 @@ def nnunet_options(architecture: Mapping[str, Any]) -> tuple[str, int, dict[str,
 
 
 def nnunet_weights(state: Mapping[str, _Value]) -> dict[str, _Value]:
-    """The entries of an nnU-Net state dict under the names of ``nnunet_plain`` and ``nnunet_resenc``.
+    """The entries of an nnU-Net state dict, under their names, that ``nnunet_plain`` and ``nnunet_resenc`` have.
 
     nnU-Net lists most tensors several times: every unit's layers once more as ``all_modules``, and the whole encoder
     once more below the decoder. These repetitions are left out; all other names are the same.
-
-    Args:
-        state: State dict of a network of dynamic-network-architectures: names and tensors, or anything by those names.
-
-    Returns:
-        A state dict for the network that :func:`nnunet_options` describes.
     """
     return {
         name: value

@@ -91,16 +91,7 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
 
 
 def patches_per_batch(plan: Plan, spec: NetworkSpec, sample: SampleSettings) -> int:
-    """Patches per iteration: as set, else as planned; of a patch that had to be enlarged as many as have its voxels.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-        sample: Section ``sample``.
-
-    Returns:
-        At least 1.
-    """
+    """Patches per iteration: as set, else as planned; of a patch that had to be enlarged as many as have its voxels."""
     planned = plan.patch_3d if spec.dims == 3 else plan.patch_2d
     if sample.batch_size is not None or sample.patch_size is not None or not any(spec.sizes().margin):
         return sample.batch_size or planned.batch_size

@@ -48,16 +48,7 @@ class UShape(LevelNetwork):
         return self.outputs(levels[::-1])
 
     def climb(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
-        """One step up.
-
-        Args:
-            level: Level it leads to.
-            skip: What the encoder gives at that level.
-            below: What the decoder (at the bottom: the encoder) gives one level below.
-
-        Returns:
-            What the decoder gives at that level.
-        """
+        """What the decoder gives at a level, of the skip connection there and of what comes from one level below."""
         up = self.upsamplings[level](below)
         features: Tensor = self.decoder[level](torch.cat([skip, up], dim=1))
         return features
@@ -71,14 +62,7 @@ class UShape(LevelNetwork):
 
 
 def level_heads(dims: int, widths: Sequence[int], out_channels: int, deep_supervision: bool) -> nn.ModuleList:
-    """A head for the finest decoder level, with deep supervision for all but the lowest, as nnU-Net weights them.
-
-    Args:
-        dims: Number of spatial axes.
-        widths: Channels of the decoder's levels, finest first.
-        out_channels: Channels of the logits.
-        deep_supervision: Whether there is more than one.
-    """
+    """A head for the finest decoder level, with deep supervision for all but the lowest, as nnU-Net weights them."""
     supervised = widths[: max(1, len(widths) - 1)] if deep_supervision else widths[:1]
     return nn.ModuleList(head(dims, width, out_channels) for width in supervised)
 

@@ -145,15 +145,7 @@ def read_checked(files: CaseFiles) -> tuple[Image, LabelMap]:
 
 
 def require_finite(array: NDArray[np.floating[Any]], case: str | None) -> None:
-    """Refuse NaN and infinity, naming how many voxels have them.
-
-    Args:
-        array: Intensities, any shape.
-        case: Case id for the message, if there is one.
-
-    Raises:
-        DataError: If there are any.
-    """
+    """Refuse NaN and infinity, naming how many voxels have them."""
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise DataError(

@@ -67,31 +67,14 @@ def resize_operator(n_in: int, n_out: int, order: Order, anti_alias: bool = Fals
 def resize_operators(
     shape: Sequence[int], target: Sequence[int], order: Order | Sequence[Order], anti_alias: bool = False
 ) -> list[Operator | None]:
-    """One matrix per axis that changes size, None for the others.
-
-    Args:
-        shape: Voxels before, along each axis.
-        target: Voxels after.
-        order: Spline order, of all axes or of each.
-        anti_alias: As for :func:`resize_operator`.
-
-    Raises:
-        ValueError: If the lengths differ, a size is below 1 or the order is not 0, 1 or 3.
-    """
+    """One matrix, as of :func:`resize_operator`, per axis that changes size; None for the others."""
     orders = order if isinstance(order, Sequence) else [order] * len(shape)
     axes = zip((int(n) for n in shape), (int(n) for n in target), orders, strict=True)
     return [None if a == b else resize_operator(a, b, spline, anti_alias) for a, b, spline in axes]
 
 
 def band(rows: Operator) -> tuple[int, int]:
-    """First and one past the last column that carries weight in some rows of an operator.
-
-    Args:
-        rows: (m, n).
-
-    Returns:
-        ``start, stop``; ``0, 0`` if no column does.
-    """
+    """First and one past the last column that carries weight in rows (m, n) of an operator; ``0, 0`` if none does."""
     used = np.flatnonzero((np.abs(rows) > _NEGLIGIBLE).any(axis=0))
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
 

@@ -152,12 +152,7 @@ def batch_size(
 ) -> int:
     """Patches whose feature maps fit into memory, together at most 5 % of the dataset's voxels, at least 2.
 
-    Args:
-        patch: Voxels per axis.
-        spacing_mm: Target spacing.
-        outputs: Channels of the logits, background included.
-        memory_gb: Memory of the GPU to plan for.
-        dataset_voxels: Voxels of all cases together at the target spacing.
+    Arguments as for :func:`plan_patch`; ``dataset_voxels`` are those of all cases together at the target spacing.
     """
     dims = len(patch)
     values = feature_map_values(patch, topology(patch, spacing_mm).strides, outputs)

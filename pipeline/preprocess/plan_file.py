@@ -163,15 +163,7 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan, its reasons as comments above their keys.
-
-    Args:
-        plan: The plan.
-        path: The file.
-
-    Raises:
-        VolsegError: If it cannot be written.
-    """
+    """Write the plan, its reasons as comments above their keys."""
     parts = [_HEADER]
     for key, value in plan.model_dump(mode="json", exclude={"reasons"}).items():
         reason = plan.reasons.get(key, "")

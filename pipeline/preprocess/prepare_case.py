@@ -88,9 +88,6 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
 
     Returns:
         True if it was written, False if nothing had changed.
-
-    Raises:
-        VolsegError: If the case cannot be used or the store cannot be written to.
     """
     content_hash = case_hash(files, plan, extra)
     if stored_hash(out, files.id) == content_hash:
@@ -152,13 +149,7 @@ def prepare_image(
 def run_transforms(
     data: Mapping[str, Any], plan: Plan, *, load: bool = True, extra: Sequence[Any] = ()
 ) -> tuple[dict[str, Any], GridHistory]:
-    """Run the chain and keep what is needed to undo it.
-
-    Args:
-        data: ``id``, ``image`` and, for training, ``label``.
-        plan: The dataset's plan.
-        load: Whether the entries are paths.
-        extra: Further transforms.
+    """Run the chain on ``id``, ``image`` and, for training, ``label``, and keep what is needed to undo it.
 
     Returns:
         The chain's dictionary and what was done to the grid.

@@ -111,16 +111,7 @@ class CropNonzerod(MapTransform):  # type: ignore[misc]
 
 
 class LabelIndexd(MapTransform):  # type: ignore[misc]
-    """Label values → class indices of a label table; ignored voxels become -1.
-
-    Args:
-        keys: Keys of label maps.
-        labels: The label table.
-        allow_missing_keys: Pass over keys that are not there.
-
-    Raises:
-        DataError: On call, if a value is not in the table.
-    """
+    """Label values → class indices of a label table; ignored voxels become -1. Other values are refused."""
 
     def __init__(self, keys: Sequence[str], labels: LabelTable, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -140,12 +131,7 @@ class LabelIndexd(MapTransform):  # type: ignore[misc]
 
 
 class Normalized(MapTransform):  # type: ignore[misc]
-    """Normalize intensities channel by channel as planned.
-
-    Args:
-        keys: Keys of images (C, I, J, K).
-        normalization: One entry per channel.
-    """
+    """Normalize intensities channel by channel as planned, one entry per channel."""
 
     def __init__(self, keys: Sequence[str], normalization: Sequence[Normalization]) -> None:
         super().__init__(keys)
