@@ -70,7 +70,7 @@ class Box:
         return Box(start, tuple(min(size, b + n) for b, n, size in zip(self.stop, margins, shape, strict=True)))
 
     def resized(self, shape: Sequence[int], target: Sequence[int]) -> Box:
-        """The voxels of a grid of another shape, over the same field of view, that linear interpolation takes from the box."""
+        """The voxels of a grid of another shape, same field of view, that are interpolated from the box alone."""
         start, stop = [], []
         for a, b, n, m in zip(self.start, self.stop, shape, target, strict=True):
             first = 0 if a == 0 else -(-((2 * a + 1) * m - n) // (2 * n))  # centre not before that of voxel a

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from pipeline.core.errors import listed
+from pipeline.core.errors import listed, sentence
 
 Regions: TypeAlias = tuple[tuple[int, ...], ...]
 """Class indices of each region."""
@@ -44,10 +44,8 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
             raise ValueError(f"region {name!r}: expected values of the label table ({known}), got {got}. Correct it.")
         twin = next((other for other, same in found.items() if same == held), None)
         if twin is not None:
-            raise ValueError(
-                f"region {name!r}: expected other values than those of {twin!r}, got the same ({listed(held)}). "
-                "Drop one of the two."
-            )
+            rule, got = f"other values than those of {twin!r}", f"the same ({listed(held)})"
+            raise ValueError(sentence(f"region {name!r}", rule, got, "Drop one of the two"))
         found[name] = held
     lost = [value for value in values if found and all(value not in held for held in found.values())]
     if lost:
@@ -68,10 +66,9 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
     painted = tuple(int(value) for value in given)
     fits = len(painted) == len(regions) == len(set(painted))
     if not fits or any(value not in held for value, held in zip(painted, regions.values(), strict=True)):
-        raise ValueError(
-            f"regions_class_order: expected one value of each region, all different ({', '.join(regions)}), "
-            f"got {listed(painted)}. Name the value to paint each region with."
-        )
+        rule = f"one value of each region, all different ({', '.join(regions)})"
+        advice = "Name the value to paint each region with"
+        raise ValueError(sentence("regions_class_order", rule, listed(painted), advice))
     return painted
 
 

@@ -101,7 +101,5 @@ def content_hashes(files: CaseFiles) -> list[str]:
     try:
         return [file_hash(path) for path in files.files]
     except OSError as error:
-        got, advice = str(error.strerror), "Check the path"
-        raise DataError(
-            sentence("file", "a readable file", got, advice, case=files.id, file=str(error.filename))
-        ) from None
+        where = {"case": files.id, "file": str(error.filename)}
+        raise DataError(sentence("file", "a readable file", error.strerror, "Check the path", **where)) from None

@@ -264,6 +264,5 @@ def _channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[Path
     numbers = ", ".join(f"_{n:04d}" for n in wanted)
     got = ", ".join(path.name for path in found.values())
     advice = "Give one file per channel, in the order of the training data"
-    raise DataError(
-        sentence("channels", f"{channels} files ending in {numbers}", got, advice, case=name, file=file.parent)
-    )
+    rule = f"{channels} files ending in {numbers}"
+    raise DataError(sentence("channels", rule, got, advice, case=name, file=file.parent))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,10 +174,10 @@ def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDatas
     translated = translate_labels(source.labels, layout)
     old = [files.id for files in (*source.cases, *source.tests)]
     new = _file_names(old, layout)
-    place, values, count = _PLACES[layout], translated.labels.names, len(source.cases)
+    values, count = translated.labels.names, len(source.cases)
     cases, tests = (
         tuple(
-            _laid_out(files, name, place(out, name, part, source), values, layout, held_out=part == "Ts")
+            _laid_out(files, _places(out, name, part, source, layout), values, layout, held_out=part == "Ts")
             for files, name in zip(listed, names, strict=True)
         )
         for part, listed, names in (("Tr", source.cases, new[:count]), ("Ts", source.tests, new[count:]))
@@ -188,56 +188,35 @@ def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDatas
 
 
 def _laid_out(
-    files: CaseFiles, name: str, places: CaseFiles, names: Mapping[int, str], layout: str, *, held_out: bool
+    files: CaseFiles, places: CaseFiles, names: Mapping[int, str], layout: str, *, held_out: bool
 ) -> CaseFiles:
     """The case with new files: without a reference if it has none; in ``organs`` with a mask for every value."""
     split = files.split if layout == "datalist" else None
     if layout != "organs":
         label = places.label if files.labelled else None
-        return CaseFiles(name, places.images, label, group=files.group, split=split)
+        return CaseFiles(places.id, places.images, label, group=files.group, split=split)
     folder = places.images[0].parent / "segmentations"
     wanted = names if files.labelled and not held_out else {}
     organs = tuple((value, folder / f"{organ}{_ENDING}") for value, organ in wanted.items())
-    return CaseFiles(name, places.images, organs=organs, group=files.group)
+    return CaseFiles(places.id, places.images, organs=organs, group=files.group)
 
 
-def _nnunet_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    return _place(out, name, f"images{part}", f"labels{part}", [f"_{n:04d}" for n, _ in enumerate(source.channels)])
-
-
-def _pairs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    held_out = "" if part == "Tr" else part
-    several = [f"_{n:04d}" for n, _ in enumerate(source.channels)]
-    return _place(out, name, f"images{held_out}", f"labels{held_out}", several if len(several) > 1 else [""])
-
-
-def _decathlon_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    place, total = _place(out, name, f"images{part}", f"labels{part}", [""]), len(source.channels)
-    if total == 1:
-        return place
-    return replace(place, images=tuple(join_source(place.images[0], "channel", n + 1, total) for n in range(total)))
-
-
-def _organs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    channels = source.channels
-    stems = [f"image_{n:04d}" for n, _ in enumerate(channels)]
-    if len(channels) == 1:
-        stems = [_ORGANS_IMAGE.get(channels[0], "image")]
-    return CaseFiles(name, tuple(out / name / f"{stem}{_ENDING}" for stem in stems))
-
-
-def _place(out: Path, name: str, images: str, labels: str, endings: Sequence[str]) -> CaseFiles:
-    paths = tuple(out / images / f"{name}{ending}{_ENDING}" for ending in endings)
-    return CaseFiles(name, paths, out / labels / f"{name}{_ENDING}")
-
-
-_PLACES: dict[str, Callable[[Path, str, str, Dataset], CaseFiles]] = {
-    "nnunet": _nnunet_place,
-    "decathlon": _decathlon_place,
-    "datalist": _pairs_place,
-    "organs": _organs_place,
-    "pairs": _pairs_place,
-}
+def _places(out: Path, name: str, part: str, source: Dataset, layout: str) -> CaseFiles:
+    """Where a layout has the image and the label map of a case; ``part`` is ``Tr`` for training, ``Ts`` for testing."""
+    count = len(source.channels)
+    if layout == "organs":
+        names = [f"image_{n:04d}" for n in range(count)]
+        if count == 1:
+            names = [_ORGANS_IMAGE.get(source.channels[0], "image")]
+        return CaseFiles(name, tuple(out / name / f"{stem}{_ENDING}" for stem in names))
+    numbered = layout == "nnunet" or (count > 1 and layout != "decathlon")
+    endings = [f"_{n:04d}" for n in range(count)] if numbered else [""]
+    plain = part == "Tr" and layout in ("datalist", "pairs")  # images/ and labels/, without Tr
+    folders = [f"{folder}{'' if plain else part}" for folder in ("images", "labels")]
+    images = tuple(out / folders[0] / f"{name}{ending}{_ENDING}" for ending in endings)
+    if layout == "decathlon" and count > 1:
+        images = tuple(join_source(images[0], "channel", n + 1, count) for n in range(count))
+    return CaseFiles(name, images, out / folders[1] / f"{name}{_ENDING}")
 
 
 def _file_names(ids: Sequence[str], layout: str) -> list[str]:

@@ -102,13 +102,11 @@ class LevelOptions(NetworkOptions):
                 raise ValueError(sentence(name, expected, len(entries), "Give as many"))
         kernels, strides = _flat(self.kernel_sizes), self.strides
         if any(n % 2 == 0 for n in kernels):
-            raise ValueError(
-                sentence("kernel_sizes", "odd numbers", self.kernel_sizes, "Even kernels shift the output")
-            )
+            advice = "Even kernels shift the output"
+            raise ValueError(sentence("kernel_sizes", "odd numbers", self.kernel_sizes, advice))
         if isinstance(strides, tuple) and set(_flat(strides[:1])) != {1}:
-            raise ValueError(
-                sentence("strides", "1 at the first stage", strides[0], "Start with the input's resolution")
-            )
+            advice = "Start with the input's resolution"
+            raise ValueError(sentence("strides", "1 at the first stage", strides[0], advice))
         return self
 
     def stages(self, dims: int) -> tuple[Stage, ...]:

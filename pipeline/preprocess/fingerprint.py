@@ -148,9 +148,8 @@ def require_finite(array: NDArray[np.floating[Any]], case: str | None) -> None:
     """Refuse NaN and infinity, naming how many voxels have them."""
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise DataError(
-            sentence("image", "finite intensities", f"{bad} voxels of NaN or infinity", "Repair the volume", case=case)
-        )
+        got, advice = f"{bad} voxels of NaN or infinity", "Repair the volume"
+        raise DataError(sentence("image", "finite intensities", got, advice, case=case))
 
 
 def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[ChannelStatistics, ...]:

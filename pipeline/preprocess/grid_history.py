@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.box import Box
+from pipeline.core.errors import sentence
 from pipeline.core.grid import Grid, check_orientation
 
 
@@ -36,16 +37,13 @@ class GridHistory:
         object.__setattr__(self, "orientation", check_orientation(self.orientation))
         start, stop, shape = self.crop_start, self.crop_stop, self.reoriented.shape
         if not all(0 <= a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
-            raise ValueError(
-                f"crop: expected 0 <= start < stop <= {shape} along each axis, got {tuple(start)} to {tuple(stop)}. "
-                "Give it in voxels of the reoriented grid."
-            )
+            rule, got = f"0 <= start < stop <= {shape} along each axis", f"{tuple(start)} to {tuple(stop)}"
+            raise ValueError(sentence("crop", rule, got, "Give it in voxels of the reoriented grid"))
         expected = self.cropped.resized(self.prepared.shape)
         if not expected.matches(self.prepared):
-            raise ValueError(
-                f"prepared grid: expected the field of view of the crop within 1e-3 mm, got a difference of "
-                f"{expected.difference_mm(self.prepared):.4g} mm. Resample with Grid.resized or Grid.resampled."
-            )
+            rule = "the field of view of the crop within 1e-3 mm"
+            got = f"a difference of {expected.difference_mm(self.prepared):.4g} mm"
+            raise ValueError(sentence("prepared grid", rule, got, "Resample with Grid.resized or Grid.resampled"))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GridHistory:
@@ -53,8 +51,8 @@ class GridHistory:
         return cls(
             source=_grid(content["source"]),
             orientation=str(content["orientation"]),
-            crop_start=_triple(content["crop_start"]),
-            crop_stop=_triple(content["crop_stop"]),
+            crop_start=tuple(content["crop_start"]),
+            crop_stop=tuple(content["crop_stop"]),
             prepared=_grid(content["prepared"]),
         )
 
@@ -89,9 +87,4 @@ def _content(grid: Grid) -> dict[str, Any]:
 
 
 def _grid(content: Mapping[str, Any]) -> Grid:
-    return Grid(_triple(content["shape"]), content["affine"])
-
-
-def _triple(values: Any) -> tuple[int, int, int]:
-    i, j, k = (int(value) for value in values)
-    return i, j, k
+    return Grid(tuple(content["shape"]), content["affine"])

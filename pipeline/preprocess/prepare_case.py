@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from pipeline.core.box import Box
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
@@ -135,11 +135,9 @@ def prepare_image(
         DataError: If the number of channels is wrong or intensities are not finite.
     """
     if image.channels != len(plan.channels):
-        names = ", ".join(plan.channels)
-        raise DataError(
-            f"case {case}: channels: expected {len(plan.channels)} ({names}), got {image.channels}. "
-            "Give one file per channel, in this order."
-        )
+        rule = f"{len(plan.channels)} ({', '.join(plan.channels)})"
+        advice = "Give one file per channel, in this order"
+        raise DataError(sentence("channels", rule, image.channels, advice, case=case))
     tensor = MetaTensor(torch.from_numpy(np.ascontiguousarray(image.array)), affine=torch.tensor(image.grid.affine))
     result, history = run_transforms({"id": case, "image": tensor}, plan, load=False, extra=extra)
     prepared: NDArray[np.float32] = result["image"].as_tensor().numpy()

@@ -16,8 +16,7 @@ from pipeline.data.check import check_dataset
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.inputs import find_inputs
 from pipeline.data.itk import write_picture
-from pipeline.data.layout_names import LAYOUTS, WRITTEN_LAYOUTS
-from pipeline.data.layout_writers import _PLACES
+from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.layouts import _READERS, open_dataset, rgb_channels
 from pipeline.data.monai_reader import VolumeReader
 from pipeline.data.organ_masks import read_reference
@@ -507,9 +506,8 @@ def problems(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def test_every_layout_has_a_reader_and_every_written_one_a_place() -> None:
+def test_every_layout_has_a_reader() -> None:
     assert list(_READERS) == list(LAYOUTS)
-    assert sorted(_PLACES) == sorted(WRITTEN_LAYOUTS)
 
 
 def test_missing_files_are_named(folder: Path) -> None:
