@@ -49,8 +49,8 @@ class Stopped(BaseException):
         super().__init__(signal)
 
 
-def listed(values: Iterable[int]) -> str:
-    """Numbers for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
+def listed(values: Iterable[object]) -> str:
+    """Numbers or names for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
     shown = [str(value) for value in values]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "…", shown[-1]])
 

@@ -22,12 +22,11 @@ from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeError, VolumeFile
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels
+from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid
 
 Severity = Literal["error", "warning", "note"]
 
 _OBLIQUE_DEGREES = 1.0  # a scanner's rounding stays below, a tilted gantry or a planned MR slab above
-_SHOWN = 10  # label values quoted in a message
 _SPACING_RATIO = 3.0  # further from the median than this is more often a wrong unit or header than a protocol
 _ORIENTATION_SHARE = 2 / 3  # one orientation must be this common before another one is odd
 _MIN_CASES = 3  # fewer cases have no usual spacing or orientation
@@ -128,8 +127,7 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
             complete = False
             continue
         try:
-            what, name = f"grid of channel {number}", str(volume.path)
-            require_same_grid(grid, volume.grid, what, "the grid of channel 1", case=files.id, file=name)
+            require_channel_grid(grid, volume, number, files.id)
         except DataError as error:
             found.add("error", "channel_grid", str(error))
         _check_intensities(array, f"channel {number}" if len(files.images) > 1 else "image", found, len(files.images))
@@ -191,9 +189,8 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
     values = label_map.values()
     unknown = labels.unknown(values)
     if unknown:
-        got = ", ".join(map(str, unknown[:_SHOWN])) + (" …" if len(unknown) > _SHOWN else "")
         advice = "Add them to the label names, or correct the label map"
-        found.say("error", "unknown_labels", "label values", "only those of the label table", got, advice)
+        found.say("error", "unknown_labels", "label values", "only those of the label table", listed(unknown), advice)
     if not any(values):
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
         found.say("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)

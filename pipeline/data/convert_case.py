@@ -23,7 +23,7 @@ from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.nifti import load_nifti, write_nifti
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels, write_label_map
+from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
 
 _VERSION = "1"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
@@ -104,9 +104,8 @@ def _opened(task: ConvertTask) -> list[VolumeFile]:
     for number, source in enumerate(files.images, start=1):
         volume = open_volume(source, case=files.id)
         volume = opened.setdefault(volume.path, replace(volume, load=cache(volume.load)))
-        what, rule = f"grid of channel {number}", "the grid of channel 1"
-        require_same_grid((*volumes, volume)[0].grid, volume.grid, what, rule, case=files.id, file=str(volume.path))
         volumes.append(volume)
+        require_channel_grid(volumes[0].grid, volume, number, files.id)
     return volumes
 
 

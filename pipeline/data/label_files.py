@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 
@@ -100,10 +100,9 @@ def _value(text: str, labels: LabelTable, where: str) -> int:
 
 
 def _known(labels: LabelTable) -> str:
-    names = [f"{value} {name}" for value, name in labels.names.items()]
-    shown = names if len(names) <= 12 else [*names[:10], "…", names[-1]]
-    ignored = [] if labels.ignore_label is None else [f"{labels.ignore_label} ignore"]
-    return ", ".join(["0 background", *shown, *ignored])
+    names = listed(f"{value} {name}" for value, name in labels.names.items())
+    ignored = "" if labels.ignore_label is None else f"{labels.ignore_label} ignore"
+    return ", ".join(part for part in ("0 background", names, ignored) if part)
 
 
 def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None = None) -> LabelTable:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.files import write_json, write_text
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -27,8 +27,6 @@ from pipeline.data.volume_file import join_source, split_source
 _ENDING = ".nii.gz"
 _UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
 _ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
-_SHOWN = 8  # pairs quoted in a note
-_LISTED = 5  # case ids quoted in a note
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
     read_back = label_table(content["labels"], "dataset.json", content)
     notes = []
     if renumbered:
-        pairs = [f"{old} -> {new}" for old, new in renumbered.items()]
-        shown = ", ".join(pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "…", pairs[-1]])
+        shown = listed(f"{old} -> {new}" for old, new in renumbered.items())
         notes.append(f"labels renumbered, because nnU-Net wants values without gaps: {shown} (all in conversion.json)")
     renamed = [name for name, new in zip(labels.organs, read_back.organs, strict=True) if name != new]
     if renamed:
@@ -243,8 +240,8 @@ def _renamed_note(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     changed = [f"{before} -> {after}" for before, after in zip(old, new, strict=True) if before != after]
     if not changed:
         return ()
-    shown = f"{', '.join(changed[:_LISTED])}{', …' if len(changed) > _LISTED else ''}"
-    return (f"{len(changed)} cases renamed, because files are named after them: {shown} (all in conversion.json)",)
+    reason = f"because files are named after them: {listed(changed)} (all in conversion.json)"
+    return (f"{len(changed)} cases renamed, {reason}",)
 
 
 def _losses(source: Dataset, layout: str) -> tuple[str, ...]:

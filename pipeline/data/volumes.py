@@ -104,13 +104,18 @@ def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = N
     volumes = [open_volume(source, case=case) for source in sources]
     grid = volumes[0].grid
     for number, volume in enumerate(volumes[1:], start=2):
-        what = f"grid of channel {number}"
-        require_same_grid(grid, volume.grid, what, "the grid of channel 1", case=case, file=str(volume.path))
+        require_channel_grid(grid, volume, number, case)
     array = np.empty((len(sources), *grid.shape), dtype=np.float32)
     with np.errstate(over="ignore"):
         for channel, (volume, source) in enumerate(zip(volumes, sources, strict=True)):
             array[channel] = read_voxels(volume, source)
     return Image(array, grid)
+
+
+def require_channel_grid(first: Grid, volume: VolumeFile, number: int, case: str | None) -> None:
+    """Refuse a channel (numbered from 1) on another grid than the first one, with DataError."""
+    what, rule = f"grid of channel {number}", "the grid of channel 1"
+    require_same_grid(first, volume.grid, what, rule, case=case, file=str(volume.path))
 
 
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:

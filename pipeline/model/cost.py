@@ -177,7 +177,6 @@ class NetworkCost:
         patch_size: Smallest legal size that covers the patch asked for.
         output_size: Size of the logits of that patch.
         multiply_adds: Of the convolutions, in predicting that patch.
-        summary: What it is, in one line.
         source: Paper it comes from.
     """
 
@@ -187,7 +186,6 @@ class NetworkCost:
     patch_size: tuple[int, ...]
     output_size: tuple[int, ...]
     multiply_adds: int
-    summary: str
     source: str
 
 
@@ -212,16 +210,6 @@ def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> t
             with torch.device("meta"):
                 network = build_network(info.name, dims, in_channels, out_channels)
             patch = network.legal_size((edge,) * dims)
-            rows.append(
-                NetworkCost(
-                    info.name,
-                    dims,
-                    count_parameters(network),
-                    patch,
-                    network.output_size(patch),
-                    multiply_adds(network, patch, in_channels),
-                    info.summary,
-                    info.source,
-                )
-            )
+            sizes = count_parameters(network), patch, network.output_size(patch)
+            rows.append(NetworkCost(info.name, dims, *sizes, multiply_adds(network, patch, in_channels), info.source))
     return tuple(rows)

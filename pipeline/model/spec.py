@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config.settings import ModelSettings, SampleSettings
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.registry import NETWORKS, build_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
@@ -69,9 +69,8 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
     """
     patch = sample.patch_size or (plan.patch_3d if model.dims == 3 else plan.patch_2d).patch_size
     if len(patch) != model.dims:
-        raise ConfigError(
-            [f"sample.patch_size: expected {model.dims} numbers for model.dims {model.dims}, got {patch}."]
-        )
+        rule = f"expected {model.dims} numbers for model.dims {model.dims}"
+        raise ConfigError([f"sample.patch_size: {rule}, got {patch}."])
     spec = NetworkSpec(
         name=model.name,
         dims=model.dims,
@@ -130,12 +129,9 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
     shape = topology(patch, spacing_mm, given[0] if given else None)
     stages = given[0] if given else len(shape.strides)
     if stages > len(shape.strides) and "strides" not in options:
-        raise ConfigError(
-            [
-                f"model.options.features: expected at most {len(shape.strides)} stages for patch {tuple(patch)}, "
-                f"got {stages}. Shorten the list or enlarge the patch."
-            ]
-        )
+        rule = f"at most {len(shape.strides)} stages for patch {tuple(patch)}"
+        advice = "Shorten the list or enlarge the patch"
+        raise ConfigError([sentence("model.options.features", rule, stages, advice)])
     options.setdefault("features", list(feature_widths(stages, model.dims)))
     if "strides" not in options:  # kernels belong to strides: whoever sets those gets the network's default kernels
         options["strides"] = [list(stride) for stride in shape.strides]
