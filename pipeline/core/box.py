@@ -74,6 +74,8 @@ class Box:
         start, stop = [], []
         for a, b, n, m in zip(self.start, self.stop, shape, target, strict=True):
             first = 0 if a == 0 else -(-((2 * a + 1) * m - n) // (2 * n))  # centre not before that of voxel a
+            # The centre of the other grid's voxel must not lie behind that of voxel b - 1. Integers, so that nothing is
+            # rounded.
             last = m - 1 if b == n else ((2 * b - 1) * m - n) // (2 * n)
             start.append(first)
             stop.append(max(first, last + 1))
@@ -85,6 +87,7 @@ class Box:
         Args:
             labels: (I, J, K), tensor or array.
         """
+        # At the border of the image the organ may be cut off by the image itself: no larger box would show more of it.
         inside = labels[self.slices]
         for axis, (a, b, size) in enumerate(zip(self.start, self.stop, labels.shape, strict=True)):
             first, last = ((*[slice(None)] * axis, place) for place in (0, -1))

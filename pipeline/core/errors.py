@@ -28,6 +28,7 @@ class ConfigError(VolsegError, ValueError):
         head = f"{source}: {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
 
+    # Pickling an exception calls its class with the message alone, which is not what this class takes.
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...], str]]:
         """Survive the trip back from a worker process."""
         return type(self), (self.problems, self.source)

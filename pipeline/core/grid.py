@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _CODES = ("LR", "PA", "IS")  # (negative, positive) direction of each world axis
+# World axis that a code lies on: L and R are 0, P and A 1, I and S 2.
 _WORLD_AXIS = {code: axis for axis, pair in enumerate(_CODES) for code in pair}
 
 
@@ -44,6 +45,7 @@ def _axis_codes(matrix: bytes) -> str:
     rotation = left @ right  # the nearest orthogonal matrix: shear does not tip the choice
     strength = np.abs(rotation)
     codes = [""] * 3
+    # Greedy: the best aligned pair of all first, then the best of what is left. Every world axis is taken once.
     for _ in range(3):
         world, voxel = np.unravel_index(int(np.argmax(strength)), (3, 3))
         codes[voxel] = _CODES[world][int(rotation[world, voxel] > 0)]
@@ -124,6 +126,7 @@ class Grid:
         shape = tuple(self.shape)
         if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
             raise ValueError(f"grid shape: expected three positive integers, got {shape}. Check the volume.")
+        # A copy, because the caller's array may change and the grid is hashable.
         affine = np.array(self.affine, dtype=np.float64) + 0.0  # -0.0 becomes 0.0, so that equal grids hash alike
         problem = _affine_problem(affine)
         if problem:
@@ -209,6 +212,7 @@ class Grid:
         """
         if min(shape) < 1:
             raise ValueError(f"grid shape: expected three positive integers, got {tuple(shape)}. Check the size.")
+        # The centre of the first voxel moves, because half a voxel of either grid reaches to the same edge.
         factor = np.array(self.shape, dtype=np.float64) / np.array(shape, dtype=np.float64)
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * factor
@@ -243,6 +247,7 @@ class Grid:
 
 def corner_distance_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
     """Largest distance in mm between the places of a corner voxel under two affines (4, 4); no voxel moves further."""
+    # A difference of two affines is linear, so it is largest at a corner.
     corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in shape))])
     return float(np.linalg.norm(corners @ (one - other).T[:, :3], axis=1).max())
 
@@ -261,12 +266,14 @@ def straightened(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[n
     lengths = np.linalg.norm(matrix, axis=0)
     if not np.isfinite(affine).all() or lengths.min() < 1e-6:
         return affine
+    # Cosines between the axes: 0 off the diagonal where all angles are right.
     shear = np.abs((matrix / lengths).T @ (matrix / lengths) - np.eye(3)).max()
     if not _SHEAR_TOLERANCE < shear <= _STRAIGHTENED_COSINE:
         return affine
     left, _, right = np.linalg.svd(matrix / lengths)
     straight = affine.copy()
     straight[:3, :3] = (left @ right) * lengths  # the orthogonal factor of the polar decomposition is the nearest one
+    # Turning the axes about the first voxel would move the far end twice as far as turning them about the middle.
     middle = (np.array(shape) - 1) / 2
     straight[:3, 3] += (matrix - straight[:3, :3]) @ middle
     return straight
@@ -281,7 +288,8 @@ def _affine_problem(affine: NDArray[np.float64]) -> str:
     *zeros, one = affine[3].tolist()
     if max(map(abs, zeros)) > 1e-8 or abs(one - 1) > 1e-5:
         return f"a last row of (0, 0, 0, 1), got {affine[3].tolist()}"
-    columns = affine[:3, :3].T.tolist()  # plain numbers: many times faster than NumPy for so few, and grids are many
+    # Grids are made by the thousand, and for so few numbers plain Python is many times faster than NumPy.
+    columns = affine[:3, :3].T.tolist()
     lengths = [hypot(*column) for column in columns]
     a, b, c = ([x / max(length, 1e-12) for x in column] for column, length in zip(columns, lengths, strict=True))
     volume = _dot(a, [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]])

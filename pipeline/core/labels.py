@@ -64,7 +64,9 @@ class LabelTable:
             raise ValueError(f"label table: expected {rule}, got {self.ignore_label}. Take another value.")
         regions = check_regions(self.regions, tuple(names))
         painted = painted_values(regions, self.painted)
+        # Called for its refusals: a table whose regions hide one another must not exist.
         painting_steps(regions, painted)
+        # The dataclass is frozen, and what was given may be unsorted or have values as texts.
         for entry, checked in (("names", names), ("regions", regions), ("painted", painted)):
             object.__setattr__(self, entry, checked)
 
@@ -144,6 +146,7 @@ class LabelTable:
         that there is no such target.
         """
         table = self.indexed()
+        # An organ leaves background, a region what the other regions there are painted with.
         left = left_without(target, table.regions, table.painted) if self.regions else {table.value_of(target): 0}
         return tuple(left.get(n, n) for n in range(self.classes))
 
@@ -179,6 +182,7 @@ class LabelTable:
         if self.ignore_label is not None:
             classes[self.ignore_label] = IGNORE_INDEX
         low, high = min(classes), max(classes)
+        # A lookup in a dense table is one pass over the voxels; np.unique sorts them all.
         if array.size and high - low < _DENSE and int(array.min()) >= low and int(array.max()) <= high:
             keys: NDArray[np.integer[Any]] = np.arange(low, high + 1)
             position: NDArray[np.integer[Any]] = array if low == 0 else array.astype(np.int64) - low
@@ -186,6 +190,7 @@ class LabelTable:
             keys, position = np.unique(array, return_inverse=True)
         dtype = np.int8 if self.classes <= 127 else np.int16
         lookup = np.array([classes.get(int(value), _UNKNOWN) for value in keys], dtype=dtype)
+        # Unknown values are found in the result, so that the common case needs no pass of its own.
         index: NDArray[np.signedinteger[Any]] = lookup[position].reshape(array.shape)
         if (index == _UNKNOWN).any():
             raise ValueError(
@@ -256,6 +261,7 @@ def select_values(table: LabelTable, values: Collection[int]) -> LabelTable:
     organs = {value: name for value, name in table.names.items() if value in values}
     if not table.regions:
         return LabelTable(organs)
+    # A region that loses a value would mean something else than its name says, so it goes.
     painting = zip(table.regions.items(), table.painted, strict=True)
     kept = {name: (members, painted) for (name, members), painted in painting if set(members) <= set(values)}
     inside = {value for members, _ in kept.values() for value in members}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 
+# Whole words of a name: the l of "lung" is no side.
 _SIDE_WORDS = (("left", "right"), ("l", "r"), ("lt", "rt"), ("sin", "dex"))
 
 
@@ -49,7 +50,9 @@ def swapped_classes(
     for held, lefts in members.items():
         mirrored = _mirrored(held, region_pairs)
         rights = members.get(mirrored, [])
+        # Every pair of sets comes twice: only the one whose own region is listed first counts.
         if rights and min(held - mirrored, default=0) < min(mirrored - held, default=0):
+            # Where one side has more classes, those of the other side are used again: they differ in no region.
             count = max(len(lefts), len(rights))
             pairs.update(zip(islice(cycle(lefts), count), islice(cycle(rights), count), strict=True))
     return tuple(sorted(pairs))
@@ -89,5 +92,6 @@ def _mirrored(held: frozenset[int], region_pairs: Sequence[tuple[int, int]]) -> 
 
 
 def _words(name: str) -> list[str]:
+    # kidneyLeft is two words, too.
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]

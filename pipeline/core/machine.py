@@ -61,6 +61,7 @@ def _change(limits: Callable[[], None]) -> None:
     with _LOCK:
         limits()
         if _limits:
+            # The lowest limit counts: what one block asks to give back must go back, whichever thread frees it.
             lowest = min(_limits)
             # What fits in the padding is put there, also what is above the limit.
             _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest // 8)})
@@ -123,6 +124,7 @@ class RowFile:
             VolsegError: If the disk is full.
         """
         try:
+            # float32: four bytes a value.
             self.stream.seek(first * math.prod(self.shape[1:]) * 4)
             self.stream.write(np.ascontiguousarray(rows, dtype=np.float32).data)
         except OSError as error:
@@ -178,6 +180,7 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
+            # Control groups of version 2 have one line without controllers.
             home, limit, usage = groups, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
             home, limit, usage = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
@@ -197,6 +200,7 @@ def _group_bytes(group: Path, limit: str, usage: str) -> tuple[int, int] | None:
     most, used = _text(group / limit).strip(), _text(group / usage).strip()
     if not most.isdecimal() or not used.isdecimal():
         return None
+    # The kernel drops inactive file cache before it refuses memory, so that counts as free.
     cache = _entry(group / "memory.stat", "total_inactive_file") or _entry(group / "memory.stat", "inactive_file") or 0
     return int(most), max(0, int(most) - max(0, int(used) - cache))
 

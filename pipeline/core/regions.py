@@ -86,14 +86,18 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
         ValueError: If a value would come out as one of other regions, because a later region hides it.
     """
     homes = _homes(regions)
+    # Values that regions are painted with need no crossing.
     own = {homes[value] for value in painted}
+    # Reversed, so that of several values with the same regions the lowest one stands for them.
     crossings = {homes[value]: value for value in reversed(homes) if len(homes[value]) > 1 and homes[value] not in own}
     steps: list[PaintingStep] = []
     for n, value in enumerate(painted):
         steps.append(((n,), value))
+        # After its last region, smaller sets first: a larger set of regions is painted over them.
         ending = (home for home in crossings if home[-1] == n)
         steps.extend((home, crossings[home]) for home in sorted(ending, key=lambda home: (len(home), home)))
     for value, home in homes.items():
+        # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
         result = paint(home, steps)
         if homes[result] != home:
             names = [list(regions)[n] for n in home]
@@ -116,6 +120,7 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
     that of as many of them as have one; 0 if none has.
     """
     steps = painting_steps(regions, painted)
+    # A region within the one taken away cannot stay: without the whole there is no part.
     taken = {n for n, held in enumerate(regions.values()) if set(held) <= set(regions[region])}
     homes = _homes(regions)
     left = {}
@@ -154,6 +159,7 @@ def _own_value(name: str, regions: _Regions) -> int:
     order = list(regions)
     later = {value for other in order[order.index(name) + 1 :] for value in regions[other]}
     shared = {value: sum(value in held for held in regions.values()) for value in regions[name]}
+    # A value in a later region would be painted over by it.
     free = {value: count for value, count in shared.items() if value not in later}
     fewest = [value for value, count in free.items() if count == min(free.values())]
     if len(fewest) != 1:

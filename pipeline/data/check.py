@@ -131,6 +131,7 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
         except DataError as error:
             found.add("error", "channel_grid", str(error))
         _check_intensities(array, f"channel {number}" if len(files.images) > 1 else "image", found, len(files.images))
+        # What is trained on is float32, so two images that agree in it are the same image.
         with np.errstate(over="ignore"):
             hasher.update(np.ascontiguousarray(array.T, dtype=np.float32).data)
     return grid, hasher.hexdigest() if complete else ""
@@ -145,6 +146,7 @@ def _check_header(volume: VolumeFile, found: _Findings) -> None:
         rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
         advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
         found.say("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+    # Columns of unit length; the largest entry is the cosine between an axis and the body axis next to it.
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())
     if degrees > _OBLIQUE_DEGREES:
@@ -264,6 +266,7 @@ def check_dataset(dataset: Dataset, *, map_cases: MapCases = map) -> CheckReport
     alone = [problem for fact in facts for problem in fact.problems]
     across = [*_same_ids(facts), *_same_content(facts), *_odd_spacing(facts), *_odd_orientation(facts)]
     ids = tuple(fact.id for fact in facts)
+    # Of ids that occur twice the first place counts.
     place = {case: number for number, case in reversed(list(enumerate(ids)))}
     by_case = sorted([*alone, *across], key=lambda problem: place[problem.case or ""])
     missing = _missing_organs(facts[: len(dataset.cases)], dataset.labels)

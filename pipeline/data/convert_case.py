@@ -103,6 +103,7 @@ def _opened(task: ConvertTask) -> list[VolumeFile]:
     volumes: list[VolumeFile] = []
     for number, source in enumerate(files.images, start=1):
         volume = open_volume(source, case=files.id)
+        # One file may hold all channels: its voxels are read once and kept.
         volume = opened.setdefault(volume.path, replace(volume, load=cache(volume.load)))
         volumes.append(volume)
         require_channel_grid(volumes[0].grid, volume, number, files.id)
@@ -129,6 +130,7 @@ def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
         file = source.organs[0][1]
     require_same_grid(grid, found.grid, "label map grid", "the image grid", case=source.id, file=str(file))
     try:
+        # Class n of the old table is class n of the new one, whatever their values.
         values = task.new_labels.from_index(task.labels.to_index(found.array))
     except ValueError as error:
         raise DataError(f"case {source.id}: {file}: {error}") from None
@@ -141,6 +143,7 @@ def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> int:
     arrays = [read_voxels(volume, source) for volume, source in zip(volumes, task.source.images, strict=True)]
     if together:
         target = split_source(task.target.images[0])[0]
+        # The file is taken as it is only if its channels are all of it, in its own order.
         whole = [(split_source(source)[0], *split_source(source)[2:]) for source in task.source.images]
         total = len(arrays)
         if whole == [(volumes[0].path, n + 1, total) for n in range(total)] and _is_plain(volumes[0], grid, axes=4):

@@ -60,6 +60,7 @@ class CaseFiles:
 
         A header whose voxels lie elsewhere, such as ``.mhd``, is followed by the files that hold them.
         """
+        # Channels of a 4D file are one file, masks may be shared: a dictionary keeps each once, in order.
         headers = [split_source(source)[0] for source in (*self.images, *self.label_sources)]
         return tuple(dict.fromkeys(file for header in headers for file in (header, *detached_files(header))))
 

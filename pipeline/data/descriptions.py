@@ -61,6 +61,7 @@ def read_description(path: Path) -> Description:
         if not isinstance(content, dict):
             got, advice = type(found).__name__, "See the dataset layouts in the documentation"
             raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
+    # A labels.json or groups.csv beside the description adds to it and never overrules it.
     if "labels" not in content and (root / "labels.json").is_file():
         labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
@@ -91,6 +92,7 @@ def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
         if isinstance(found, list) and found:
             return tuple(str(name) for name in found)
         if isinstance(found, Mapping) and found:
+            # Keys are numbers as texts: "10" comes after "9", so shorter ones go first.
             ordered = sorted(found, key=lambda number: (len(str(number)), str(number)))
             return tuple(str(found[number]) for number in ordered)
     return None

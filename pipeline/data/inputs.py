@@ -164,6 +164,7 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
     failed: list[tuple[str, str]] = []
     notes: list[str] = []
     for name, images, problem in found:
+        # The same file may be named twice, by a pattern and by its path.
         if name in by_name and [path.absolute() for path in by_name[name]] != [path.absolute() for path in images]:
             got = f"{by_name[name][0]} and {images[0]}"
             advice = "Rename one, name the cases in a list (case,image), or predict them into different folders"
@@ -187,6 +188,7 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
 def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str, ...]:
     """Whether cases of one channel look like channels of a case."""
     numbered = [name for name in sorted(by_name) if name.endswith("_0000")]
+    # A model of one channel may have been given folders made for several.
     twins = [f"{name[:-1]}1" for name in numbered if f"{name[:-1]}1" in by_name]
     if channels != 1 or not twins:
         return ()
@@ -236,6 +238,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _grouped(files: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path, ...], str]]:
     """Case id, sources of its channels, and why they cannot be used or an empty text."""
+    # Names such as case_0000 may be whole names: the number is left off only where every file has it.
     if channels == 1 and not all(volume_stem(file).endswith("_0000") for file in files):
         return [(volume_stem(file), (file,), "") for file in files]
     found: list[tuple[str, tuple[Path, ...], str]] = []

@@ -67,6 +67,7 @@ def itk_affine(header: Any) -> NDArray[np.float64]:
     spatial = min(axes, 3)
     affine = np.eye(4)
     direction = np.array(header.GetDirection(), dtype=np.float64).reshape(axes, axes)[:spatial, :spatial]
+    # A 2D image is a slice of a volume: its third axis is the world's own.
     affine[:spatial, :spatial] = direction * np.array(header.GetSpacing()[:spatial], dtype=np.float64)
     affine[:spatial, 3] = header.GetOrigin()[:spatial]
     return flip_world(affine)
@@ -101,6 +102,7 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
         raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
     if suffix not in PICTURE_SUFFIXES:
         bits = re.search(r"\d+", kind)
+        # Checked before any voxel is read: SimpleITK would take the memory first and fail then.
         available, compressed = _stored(path, case)
         checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
     grid = checked_grid(shape, itk_affine(reader), path, case, straighten)
@@ -220,6 +222,7 @@ def _write_pair(image: Any, path: Path) -> None:
     """Header and data file; the header names the data file, so both are written elsewhere under their final names."""
     with tempfile.TemporaryDirectory() as folder:
         _write(image, Path(folder) / path.name)
+        # The header is what readers open: once it is there, the voxels are.
         for part in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # the header last
             with atomic_path(path.parent / part.name) as temporary:
                 shutil.copyfile(part, temporary)
@@ -235,6 +238,7 @@ def _explain(error: RuntimeError, path: Path, case: str | None) -> VolumeError:
     if "Unable to determine ImageIO reader" in str(error):
         got = f"a file of another kind ({path.stat().st_size} bytes)"
         return refuse("format", "file", rule, got, advice, case=case, file=path)
+    # ITK has no kinds of errors, so that texts of its messages must do.
     if "expected" in _reason(error) or "fread got only" in str(error) or "File cannot be read" in str(error):
         return refuse("truncated", "file", rule, "truncated or damaged voxel data", advice, case=case, file=path)
     return refuse("unreadable", "file", rule, f"an error ({_reason(error)})", advice, case=case, file=path)

@@ -136,9 +136,11 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
         raise DataError(sentence("regions", "lists of values or an object of regions", "both", advice, file=file))
     regions = listed or {str(name): _members(values, str(name), file) for name, values in given.items()}
     order = outer.get("regions_class_order") if regions else None
+    # nnU-Net lists values of regions without naming them.
     if listed or not names:
         for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
             names.setdefault(value, f"label_{value}")
+    # Without an order, small regions are painted over large ones, as organs lie in bodies.
     if not order:
         regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
     painted = _members(order or [], "regions_class_order", file)
@@ -163,6 +165,7 @@ def _entries(
         if about_regions or order or (key == "ignore_label" and value is None):
             del entries[key]
     for key, value in entries.items():
+        # Both {"1": "liver"} and {"liver": 1} are in use; a key of digits is a value.
         number, name = (key, value) if str(key).strip().isdigit() else (value, key)
         if isinstance(number, list):
             members = _members(number, str(name), file)

@@ -96,6 +96,7 @@ def _nnunet_content(labels: LabelTable) -> dict[str, Any]:
     entries: dict[str, Any] = {"background": 0, **{name: value for value, name in labels.names.items()}}
     order: dict[str, Any] = {}
     if labels.regions:
+        # nnU-Net takes a table for one of regions as soon as one entry is a list.
         several = any(len(held) > 1 for held in labels.regions.values())
         regions = {
             name: held[0] if several and labels.names[held[0]] == name else list(held)
@@ -223,6 +224,7 @@ def _file_names(ids: Sequence[str], layout: str) -> list[str]:
         name = _UNSAFE_IN_PATHS.sub("_", case).lstrip(".") or "case"
         return f"{name}_case" if layout == "pairs" and bare_name(Path(f"{name}{_ENDING}")) != name else name
 
+    # Ids that are fit to be names are set aside first, so that no other case takes one of them.
     kept = {case for case in ids if clean(case) == case}
     used: set[str] = set()
     names = []

@@ -160,6 +160,7 @@ def read_pairs(source: Description) -> Dataset:
     """
     images, labels = _pair_folders(source)[0]
     cases = _paired(source.root / images, source.root / labels)
+    # Test images have no label maps to show it: they are named as the training images are.
     numbered = any(case.id != bare_name(case.images[0]) for case in cases)
     tests = _paired(source.root / "imagesTs", source.root / "labelsTs", numbered)
     return build_dataset("pairs", source, cases, tests)
@@ -182,6 +183,7 @@ def read_organs(source: Description) -> Dataset:
     table = described_labels(source) or label_table(numbered, source.root)
     images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
     channels = sorted({name for found in images.values() for name in found})
+    # With several channels, all cases must have the same ones: a missing file is named as expected.
     single = all(len(found) <= 1 for found in images.values())
     cases = []
     for folder in folders:
@@ -240,9 +242,11 @@ def read_entry(entry: Any, source: Description, channels: int | None, where: str
     images = tuple(source.root / name for name in names)
     match = _CHANNEL.match(volume_stem(images[0]))
     stem = match[1] if match and len(images) > 1 else volume_stem(images[0])
+    # In the decathlon one file may hold all modalities.
     if channels is not None and len(images) == 1:
         images = _decathlon_channels(images[0], channels)
     label = source.root / str(row["label"]) if row.get("label") else None
+    # The decathlon lists test images by name alone; where labels of theirs were released, they lie here.
     held_out = source.root / "labelsTs" / split_source(images[0])[0].name
     if isinstance(entry, str) and held_out.is_file():
         label = held_out
@@ -271,6 +275,7 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> li
     for name in sorted({*groups, *labels}):
         found = groups.get(name, {})
         suffix = ending or volume_suffix(next(iter(found.values()), labels.get(name, Path("case.nii.gz"))))
+        # Named although it may be missing, so that check can say which file is.
         expected = (root / f"images{part}" / f"{name}_{n:04d}{suffix}" for n in range(channels))
         cases.append(CaseFiles(name, tuple(found.get(n, path) for n, path in enumerate(expected)), labels.get(name)))
     return cases
@@ -282,6 +287,7 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
     Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
     by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
+    # Files whose own name leads to a label map are whole images, even if it ends in four digits.
     parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
     if not (any(name in by_name for name in grouped) if numbered is None else numbered):

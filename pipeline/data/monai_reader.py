@@ -62,6 +62,7 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
 
     def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
         """Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata."""
+        # A tuple of organ masks is one label map; a tuple of images is channels.
         sources = tuple(img)
         if any(split_source(source)[1] in ("label", "soft") for source in sources):
             return self._organs(sources)

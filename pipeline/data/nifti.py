@@ -68,10 +68,12 @@ def open_nifti(path: Path, *, case: str | None = None, straighten: bool = False)
     dtype = image.header.get_data_dtype()
     checked_type(dtype, path, case)
     compressed = volume_suffix(path) == ".nii.gz"
+    # A gzip stream does not say how long its content is, so its own size is compared by the best ratio.
     available = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
     checked_size(image.shape, dtype.itemsize, available, compressed, path, case)
     grid = checked_grid(shape, image.affine, path, case, straighten)
     codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
+    # Readers disagree which form counts where both are given: check says how far they are apart.
     apart_mm = _forms_apart_mm(image, shape) if min(codes) > 0 else 0.0
     return VolumeFile(path, grid, volumes, codes, lambda: _voxels(image, path, case), apart_mm)
 
@@ -111,6 +113,7 @@ def write_nifti(
     Raises:
         VolsegError: If the file cannot be written.
     """
+    # NIfTI-1 has 16-bit sizes.
     kind = nib.Nifti2Image if max(grid.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
     image = kind(array, grid.affine, dtype=array.dtype)
     sform_code, qform_code, unit = _header_of(like)
@@ -125,6 +128,7 @@ def write_nifti(
         if volume_suffix(path) != ".nii.gz":
             image.to_stream(stream)
             return
+        # Neither name nor time in the stream: equal content gives equal bytes.
         with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
             image.to_stream(packed)
 
@@ -171,6 +175,7 @@ def _unpacked(proxy: Any, path: Path) -> NDArray[Any]:
 def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
     """Find out why nibabel could not read a file."""
     again = "Copy or export the file again"
+    # The first two bytes tell what the file is, whatever its name says.
     with path.open("rb") as raw:
         packed = raw.read(2) == _GZIP_MAGIC
     if volume_suffix(path) == ".nii.gz" and not packed:
@@ -211,6 +216,7 @@ def write_probabilities(
         like: As in :func:`~pipeline.data.volumes.write_voxels`.
     """
     steps = np.empty(array.shape, np.int16, order="F")  # the order of the file
+    # Along the slowest axis, so that a map of a file is read once, front to back.
     slowest = int(np.argmax(np.abs(array.strides)))
     for source, target in zip(np.moveaxis(array, slowest, 0), np.moveaxis(steps, slowest, 0), strict=True):
         target[...] = np.rint(source / PROBABILITY_STEP)

@@ -108,6 +108,7 @@ def merge_organs(
         rule = f"the grid of {organs[0][1].name}"
         require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
         inside = _majority(mask, path, case) if soft else _organ(mask, path, case)
+        # Counted before they are overwritten.
         shared += int(np.count_nonzero(merged[inside]))
         merged[inside] = value
     return LabelMap(merged, grid), shared

@@ -36,6 +36,7 @@ def regrid_labels(label_map: LabelMap, grid: Grid) -> LabelMap:
     present, position = np.unique(label_map.array, return_inverse=True)
     boxes = find_objects(position.reshape(label_map.array.shape) + 1)  # values may be far apart: their ranks are not
     best = np.zeros(grid.shape, dtype=np.float32)
+    # What all organs together vote: the rest of 1 is the background's.
     total = np.zeros(grid.shape, dtype=np.float32)
     winner = np.zeros(grid.shape, dtype=label_map.array.dtype)
     for value, slices in zip(present, boxes, strict=True):
@@ -64,6 +65,7 @@ def regrid_image(array: NDArray[Any], source: Grid, grid: Grid) -> NDArray[np.fl
 
 def covered_share(grid: Grid, other: Grid) -> float:
     """How much of a grid's field of view lies inside another's, 0 to 1, by probes spread evenly over it."""
+    # Probes in the middle of equal parts: 14,000 of them tell a share well enough to decide.
     axes = [(np.arange(_PROBES) + 0.5) / _PROBES * n - 0.5 for n in grid.shape]
     probes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     return float(_inside(grid.to_world(probes), other).mean())

@@ -86,6 +86,7 @@ def _own_names(cases: list[PlannedCase]) -> list[PlannedCase]:
             continue
         seen[name] += 1
         number = seen[name]
+        # A case of the dataset may be called name_2 already.
         while number > 1 and f"{name}_{number}" in names:
             number += 1
         own = name if number == 1 else f"{name}_{number}"
@@ -145,6 +146,7 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     names = list(earlier.get("files", ()))
     if earlier.get("hash") == content_hash and all((task.out / name).is_file() for name in names):
         return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
+    # What an earlier version of the case wrote may have other names now.
     for name in (*names, record.relative_to(task.out)):
         (task.out / name).unlink(missing_ok=True)
     # Copies, no hard links: a program that edits a file in place would change the original as well.
@@ -171,6 +173,7 @@ def repair_case(task: RepairTask) -> RepairOutcome:
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:
     """What checking the written files finds; an error in them is raised."""
     label = None if reference is None else task.out / reference
+    # Checked as it was written: whatever is still wrong must not look repaired.
     copy = CaseFiles(task.case.files.id, tuple(task.out / name for name in images), label)
     facts = check_case(copy, task.rules.labels, len(task.channels))
     wrong = [problem.message for problem in facts.problems if problem.severity == "error"]

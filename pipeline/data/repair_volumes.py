@@ -109,6 +109,7 @@ def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
         if error.code != "affine":
             raise
         volume = open_volume(source, case=case, straighten=True)
+        # The sentence of the refusal says what the affine was like.
         before = str(error).partition(", got ")[2].partition(". ")[0]
         changes.append(Change(case, file, "affine", "axes set at right angles", before, described(volume.grid)))
     if volume.forms_differ:
@@ -155,6 +156,7 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Repai
         else:
             positioned = volume.form_codes != (0, 0)
         found += _joined(volume.path, files.id)
+        # One volume of a 4D file cannot be copied as a file.
         own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
         parts.append(RepairedVolume(source, grid, array if own_file else None))
         changes += found
@@ -349,6 +351,7 @@ def _placed_labels(
         change = Change(case, str(path), "label_grid", done, f"{apart_mm:.3g} mm apart", described(image))
         return LabelMap(label_map.array, image), [change]
     advice = "If its voxels are those of the image, add --image-grid" if same_shape else "Export it again"
+    # Without a position, moving the label map by its header would move it to a place that no one meant.
     if not positioned or (same_shape and np.array_equal(grid.affine, np.eye(4))):
         rule, got = "headers that say where the voxels are", "one without a position (form codes 0, or the identity)"
         raise refuse("label_grid", "label map and image", rule, got, advice, case=case, file=path)
@@ -358,6 +361,7 @@ def _placed_labels(
         advice = f"Check which of the two headers is wrong. {advice}"
         raise refuse("label_grid", "label map grid", rule, got, advice, case=case, file=path)
     result = regrid_labels(label_map, image)
+    # Organs smaller than a voxel of the image may lose every vote.
     lost = sorted({*label_map.values()} - {*result.values()} - {0})
     after = described(image) + (f"; {1 - inside:.2%} of the labelled voxels were outside" if inside < 1 else "")
     after += f"; too small for it, gone: label {listed(lost)}" if lost else ""

@@ -187,6 +187,7 @@ def class_voxels(
         Class index → (N, 3) int32; empty for a label map without foreground.
     """
     flat = label.ravel()
+    # Background is most of the volume and found anywhere, so no positions of it are kept.
     foreground = np.flatnonzero(flat > 0)
     values = flat[foreground]
     found: dict[int, NDArray[np.int32]] = {}
@@ -207,6 +208,7 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
         steps: Whether to store intensities in 16 bits where the error stays below 0.001, instead of as they are.
     """
     home = _home(folder, case.id)
+    # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
     remove_leftovers(home)
     write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
@@ -268,6 +270,7 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
 
 def _packed_voxels(class_voxels: Mapping[int, NDArray[np.int32]]) -> bytes:
     """Columns of class, i, j, k, as a compressed NumPy file: it holds a checksum, and neighbours differ by little."""
+    # Class and position as rows of one array: neighbours differ by little, which compresses well.
     columns = np.zeros((4, sum(map(len, class_voxels.values()))), np.int32)
     columns[0] = np.repeat(list(class_voxels), [len(where) for where in class_voxels.values()])
     columns[1:] = np.concatenate([np.zeros((0, 3), np.int32), *class_voxels.values()]).T

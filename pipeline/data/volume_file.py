@@ -137,6 +137,7 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
     text = str(source)
     match = _SOURCE.search(text) if "#" in text else None
     if match is None:
+        # Most sources are plain files: they come back as they are, without a new path.
         return source if isinstance(source, Path) else Path(source), "", 0, 1
     return Path(text[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
 
@@ -173,6 +174,7 @@ def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[t
     if any(n < 1 for n in sizes):
         advice = "The header is damaged; export the volume again"
         raise refuse("size", "shape", "axes of at least 1 voxel", tuple(sizes), advice, case=case, file=path)
+    # NIfTI writers add axes for time and vectors even where there is one of each.
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if len(sizes) < 2 or len(sizes) > 4:
@@ -249,6 +251,7 @@ def detached_files(path: Path) -> tuple[Path, ...]:
 
 def _nrrd_names(header: str) -> list[str]:
     """One name, numbered names, or a list that ends the header; an attached header ends with an empty line."""
+    # A header within the file ends at the first empty line; voxels behind it may look like anything.
     found = _NRRD.search(re.split(r"\r?\n\r?\n", header, maxsplit=1)[0])
     if found is None:
         return []

@@ -105,6 +105,7 @@ def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = N
     grid = volumes[0].grid
     for number, volume in enumerate(volumes[1:], start=2):
         require_channel_grid(grid, volume, number, case)
+    # Filled channel by channel: a list of channels to stack would take the memory twice.
     array = np.empty((len(sources), *grid.shape), dtype=np.float32)
     with np.errstate(over="ignore"):
         for channel, (volume, source) in enumerate(zip(volumes, sources, strict=True)):
@@ -165,6 +166,7 @@ def write_label_map(
     """
     path = Path(path)
     labels = label_array(label_map.array, path)
+    # The smallest type, whatever the labels came as, so that equal labels give equal bytes.
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
     write_voxels(labels, label_map.grid, path, like=like, legend=legend)
 

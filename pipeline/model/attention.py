@@ -117,6 +117,7 @@ def aligned_gate(features: int, gating: int, style: Style) -> AttentionGate:
     Returns:
         Takes (B, C, *spatial) and (B, G, *spatial), gives (B, C, *spatial).
     """
+    # Half of the channels, as the implementations of this variant have it.
     inner = max(1, features // 2)
     return AttentionGate(
         _projection(features, inner, style),
@@ -221,6 +222,7 @@ class OktayAttentionUNet(UShape):
             for level, (upper, lower) in enumerate(pairs[1:], start=1):
                 self.gates[f"level{level}"] = grid_gate(upper.features, lower.features, lower.stride, style)
         self.heads = nn.ModuleList(head(dims, upper.features, out_channels) for upper, _ in pairs)
+        # Steps from full resolution down to each level, multiplied.
         factors = accumulate((upper.stride for upper, _ in pairs), lambda a, b: tuple(map(mul, a, b)))
         self.enlargements = nn.ModuleList(interpolation(factor, "linear") for factor in factors)
         self.final = head(dims, len(pairs) * out_channels, out_channels)
@@ -229,6 +231,7 @@ class OktayAttentionUNet(UShape):
         """One step up, the skip connection gated by what comes from below, before it is upsampled."""
         name = f"level{level}"
         if name in self.gates:
+            # At the bottom there is no decoder yet: a unit of its own makes the signal.
             signal = self.gating(below) if level == len(self.decoder) - 1 else below
             skip = self.gates[name](skip, signal)
         return super().climb(level, skip, below)

@@ -188,6 +188,7 @@ class SegmentationNetwork(nn.Module):
             raise DataError(sentence("network input", expected, tuple(x.shape), "Check batch and channel axis"))
         size = tuple(x.shape[2:])
         self.sizes.require(size)
+        # PyTorch itself refuses this deep inside the network, without saying where.
         if self.training and self.batch_norm and x.shape[0] == 1 and size == self.sizes.smallest:
             expected = "two or more values per channel at the lowest resolution, as batch normalization needs"
             got = f"one patch of size {size}, which leaves one value"
@@ -223,6 +224,7 @@ def initialize(network: nn.Module) -> None:
     Reference: He et al. 2015 (arXiv 1502.01852), section 2.2; Ronneberger et al. 2015 (arXiv 1505.04597), section 3;
     Hendrycks and Gimpel 2016 (arXiv 1607.02488) for dropout.
     """
+    # Dropout belongs to the convolution of its own unit, not to every layer after it.
     kept = {}
     for unit in network.modules():
         convolution, dropout = getattr(unit, "conv", None), getattr(unit, "dropout", None)
@@ -231,6 +233,7 @@ def initialize(network: nn.Module) -> None:
     for layer in network.modules():
         if not isinstance(layer, _CONVOLUTIONS):
             continue
+        # A transposed convolution spreads its kernel over stride outputs, so each sums over that part of it.
         inputs = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
         share = math.prod(layer.stride) if layer.transposed else 1
         nn.init.normal_(layer.weight, std=math.sqrt(2 * share * kept.get(layer, 1.0) / inputs))
@@ -256,6 +259,7 @@ def start_outputs_at(network: SegmentationNetwork, probability: float) -> None:
     Reference: Lin et al. 2017 (arXiv 1708.02002), section 3.3.
     """
     for name, layer in network.named_modules():
+        # Heads alone: attention gates and blocks also have 1×1 convolutions with bias.
         output = is_output(name) and isinstance(layer, _CONVOLUTIONS) and layer.out_channels == network.out_channels
         if output and layer.bias is not None and set(layer.kernel_size) == {1}:
             nn.init.constant_(layer.bias, math.log(probability / (1 - probability)))

@@ -76,9 +76,11 @@ class _InstanceNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, y, means, inverses = ctx.saved_tensors
         to_x, to_weight, to_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        # The kernels read gradient and image in step: with another memory order they would copy both.
         gradient = torch.empty_like(x).copy_(gradient) if gradient.stride() != x.stride() else gradient
         for n in range(len(x)):
             one = slice(n, n + 1)
+            # The activation's gradient follows from its output, so that what went into it need not be kept.
             behind = _KERNELS.leaky_relu_backward(gradient[one], y[one], ctx.slope, True)
             part, scale, shift = _KERNELS.native_batch_norm_backward(
                 behind, x[one], weight, None, None, means[n], inverses[n], True, ctx.eps, [True, True, True]
@@ -131,6 +133,7 @@ def norm_layer(name: NormName, dims: int, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     if name == "group":
+        # Eight groups do not divide every width: the greatest common divisor does.
         return Norm[Norm.GROUP, dims](num_groups=math.gcd(_MAX_GROUPS, channels), num_channels=channels)  # type: ignore[no-any-return]
     return Norm[name, dims](channels, affine=True)  # type: ignore[no-any-return]
 
@@ -199,6 +202,7 @@ def conv_unit(
         out_channels,
         kernel,
         stride=stride or 1,
+        # Odd kernels: half on either side keeps the size.
         padding=0 if style.valid else tuple(n // 2 for n in kernel),
         bias=style.bias,
     )

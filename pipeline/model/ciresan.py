@@ -69,6 +69,7 @@ class Ciresan(SegmentationNetwork):
         dilation = 1
         for convolution in self.convolutions:
             x = self._activate(convolution(x, dilation))
+            # A window of its own is pooled in steps of two, as published.
             if single:
                 x = F.max_pool2d(x, 2)
             else:
@@ -109,6 +110,7 @@ def scan(network: SegmentationNetwork, image: Tensor, *, batch_size: int = 32) -
     parts = []
     for start in range(0, count * rows * columns, batch_size):
         index = torch.arange(start, min(start + batch_size, count * rows * columns), device=image.device)
+        # From a running number to image, row and column.
         pixels = (index // (rows * columns), index // columns % rows, index % columns)
         parts.append(network(windows[pixels].reshape(-1, channels, WINDOW, WINDOW)).flatten(1))
     return torch.cat(parts).reshape(count, rows, columns, -1).movedim(3, 1)

@@ -80,6 +80,7 @@ def _sampled() -> Iterator[Callable[[], int]]:
             highest[0] = before
         return found * mmap.PAGESIZE
 
+    # Peaks within a layer last milliseconds, so that only a thread that samples sees them.
     thread = Thread(target=sample, name="memory", daemon=True)
     thread.start()
     try:
@@ -157,6 +158,7 @@ def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = to
     state = {}
     for name, value in network.state_dict().items():
         own = dtype if value.is_floating_point() else value.dtype
+        # Only tensors that need gradients make PyTorch keep what their gradients need.
         state[name] = torch.empty_like(value, dtype=own, device="meta").requires_grad_(name in trained)
     with _in_mode(network, training=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))

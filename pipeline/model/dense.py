@@ -197,6 +197,7 @@ class DenseUNet167(SegmentationNetwork):
         for index, layers in enumerate(options.blocks):
             if index > 0:
                 skips.append(width)
+                # Rounded down, as in DenseNet.
                 kept = max(1, int(width * options.compression))
                 self.transitions.append(densenet_transition(width, kept, dims, scale=scale))
                 width = kept

@@ -35,6 +35,7 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(str(name))
+        # A name may be valid and its device missing: only using it tells.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError):
         found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
@@ -80,6 +81,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory of a device that this process may still take; None where the device or the system does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps freed blocks for itself: reserved, but free for this process.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return available_bytes() if device.type == "cpu" else None
 
@@ -166,6 +168,7 @@ def execute(network: SegmentationNetwork, device: torch.device, how: Execution) 
     to_device(network, device, channels_last=how.channels_last)
     if how.compiled == "no":
         return
+    # The checks of forward stay outside: they compare sizes, which compiled code would be specialised for.
     plain = network.segment
     compiled = torch.compile(plain, mode="reduce-overhead" if how.compiled == "graphs" else None)
 
@@ -182,6 +185,7 @@ def recompute_activations(network: nn.Module) -> None:
     running statistics follow faster.
     """
     for child in network.children():
+        # Lists of stages are gone into; a stage without such lists is recomputed as a whole.
         if any(isinstance(part, nn.ModuleList | nn.ModuleDict) for part in child.modules()):
             recompute_activations(child)
         elif any(True for _ in child.parameters()):

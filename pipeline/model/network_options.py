@@ -101,6 +101,7 @@ class LevelOptions(NetworkOptions):
                 expected = f"one entry for each of the {len(self.features)} stages in features"
                 raise ValueError(sentence(name, expected, len(entries), "Give as many"))
         kernels, strides = _flat(self.kernel_sizes), self.strides
+        # An even kernel has no middle: its output would lie half a voxel beside the input.
         if any(n % 2 == 0 for n in kernels):
             advice = "Even kernels shift the output"
             raise ValueError(sentence("kernel_sizes", "odd numbers", self.kernel_sizes, advice))
@@ -168,6 +169,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
     path, value = ".".join(str(part) for part in details["loc"]), details["input"]
     message = details["msg"].removeprefix("Value error, ")
+    # YAML takes norm:batch without a blank for one key.
     if details["type"] == "extra_forbidden" and ":" in path:
         return f"{path}: expected a name and a value, got one word. Write a blank after the colon."
     if details["type"] == "extra_forbidden":

@@ -31,6 +31,7 @@ class Encoder(nn.Module):
 
     def __init__(self, stages: Sequence[nn.Module], stem: nn.Module | None = None) -> None:
         super().__init__()
+        # nnU-Net's plain encoder has no stem; the identity adds nothing to the state dict.
         self.stem = nn.Identity() if stem is None else stem
         self.stages = nn.ModuleList(stages)
 
@@ -63,6 +64,7 @@ class Decoder(nn.Module):
         for level, (lower, upper) in enumerate(pairwise(reversed(stages))):
             self.transpconvs.append(upsampling(lower, upper, style, "transposed", bias=style.bias))
             self.stages.append(stacked_units(2 * upper.features, upper, style, convs[level]))
+            # A head keeps its number, so that weights with and without deep supervision have one name.
             if every_head or level == len(convs) - 1:
                 self.seg_layers[str(level)] = head(style.dims, upper.features, out_channels)
 

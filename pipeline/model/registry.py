@@ -271,6 +271,7 @@ def build_network(
         (4, 4, 4)
     """
     entry = _entry(name, dims, in_channels, out_channels)
+    # What the caller gives goes over the defaults of the preset.
     parsed = parse_options(entry.options, {**entry.defaults, **options}, network=name)
     with _seeded(seed):
         network = entry.build(dims, in_channels, out_channels, parsed)

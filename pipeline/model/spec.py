@@ -45,6 +45,7 @@ class NetworkSpec(BaseModel):
 
     def sizes(self) -> SizeRule:
         """Spatial sizes the network takes and its margin; takes no memory for weights."""
+        # Sizes follow from the structure alone.
         with torch.device("meta"):
             return self.build().sizes
 
@@ -99,6 +100,7 @@ def patches_per_batch(plan: Plan, spec: NetworkSpec, sample: SampleSettings) -> 
 
 def _planned_patch(name: str, sizes: SizeRule, planned: Sequence[int]) -> tuple[int, ...]:
     """The patch of a network for a planned one, or the one it was made for."""
+    # A pixel classifier sees one window, whatever the dataset is like.
     own = NETWORKS[name].patch_size
     if own is not None:
         return own

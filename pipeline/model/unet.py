@@ -212,9 +212,11 @@ class UNet(UShape):
         self.encoder, self.upsamplings, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, stage) in enumerate(zip(widths, stages, strict=False)):
             start = max(1, stage.features // 2) if options.narrow_start else None
+            # Dropout at the two deepest stages, behind their last unit, as in the release of 2015.
             last = deep if level >= len(stages) - 2 else None
             self.encoder.append(conv_stage(width, stage, style, convs=convs, down=options.down, start=start, last=last))
         for level, (upper, lower) in enumerate(pairwise(stages)):
+            # Step 0 leads to full resolution and is the last one on the way up.
             kept = options.up_features == "kept" or (options.up_features == "last_kept" and level == 0)
             wide = replace(upper, features=lower.features) if kept else upper
             bias, activation = options.up_bias, options.up_activation

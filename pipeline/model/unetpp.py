@@ -100,6 +100,7 @@ class UNetPlusPlus(LevelNetwork):
         if not every:
             logits: Tensor = self.heads[_node(0, self.head)](row[self.head])
             return logits
+        # The head that predictions come from first: training and scores take the first entry for it.
         columns = sorted(range(1, self.depth + 1), key=lambda column: (column != self.head, -column))
         heads = {_node(0, column): self.heads[_node(0, column)](row[column]) for column in columns}
         return heads if self.training else average_heads(tuple(heads.values()), self.probabilities)

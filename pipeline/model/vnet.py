@@ -108,6 +108,7 @@ class Repeated(nn.Module):
 def _first_stage(in_channels: int, stage: Stage, style: Style, convs: int) -> ResidualBlock:
     """The stage that sees the image; unlike the others it has no activation before the sum."""
     units = conv_stage(in_channels, stage, style, convs=convs)
+    # The image is repeated to the stage's channels, and the sum comes before the activation.
     units[-1].activation = nn.Identity()
     many = in_channels > stage.features
     beside = shortcut(in_channels, stage.features, style) if many else Repeated(in_channels, stage.features)

@@ -165,6 +165,7 @@ def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[Channel
     if pooled.shape[1] == 0:
         return tuple(ChannelStatistics(0.0, 1.0, -np.inf, np.inf) for _ in range(pooled.shape[0]))
     sizes = [fingerprint.intensities.shape[1] for fingerprint in fingerprints]
+    # Every case counts the same, however many voxels its organs have.
     weights = np.repeat([1.0 / max(size, 1) for size in sizes], sizes)
     return tuple(_statistics(channel, weights / weights.sum()) for channel in pooled)
 
@@ -173,6 +174,7 @@ def _statistics(values: NDArray[np.float32], weights: NDArray[np.float64]) -> Ch
     mean = float(np.dot(values, weights))
     sd = float(np.dot(np.square(values - mean), weights)) ** 0.5
     order = np.argsort(values)
+    # Percentiles of a weighted sample: where the weights so far reach the share.
     reached = np.cumsum(weights[order])
     places = np.searchsorted(reached, [0.005, 0.995]).clip(max=len(order) - 1)
     low, high = values[order[places]].tolist()
@@ -254,6 +256,7 @@ def intensity_histogram(parts: Sequence[NDArray[np.float32]], low: float, high: 
     filled = [part for part in parts if part.size]
     if not filled:
         return None
+    # Histograms of all datasets are alike: the percentiles and a little beyond, not the rare extremes of implants.
     margin = _BEYOND * (high - low)
     start = max(low - margin, min(float(part.min()) for part in filled))
     stop = min(high + margin, max(float(part.max()) for part in filled))

@@ -55,6 +55,7 @@ def resize_operator(n_in: int, n_out: int, order: Order, anti_alias: bool = Fals
     matrix = np.eye(n_in)
     if n_in != n_out:
         factor = n_out / n_in
+        # Interpolation is linear in the values, so its answers to unit impulses are the columns of its matrix.
         responses = [zoom(unit, factor, order=order, mode="nearest", grid_mode=True) for unit in list(matrix)]
         matrix = np.stack(responses, axis=1)
     if anti_alias and n_out < n_in:
@@ -98,6 +99,7 @@ def apply_operator(values: torch.Tensor, operator: Operator, axis: int) -> torch
             rows = operator[first : first + _BLOCK]
             start, stop = band(rows)
             weights = torch.tensor(rows[:, start:stop], device=values.device)
+            # Outside the band the weights are 0: leaving them out saves most of the multiplications.
             used, part = source[:, start:stop], result[:, first : first + _BLOCK]
             if trail == 1:  # the last axis: one product instead of many matrix-vector products
                 torch.mm(used[:, :, 0], weights.T, out=part[:, :, 0])
@@ -134,4 +136,5 @@ def _cheapest_order(shape: Sequence[int], sizes: dict[int, int]) -> tuple[int, .
             current[axis] = sizes[axis]
         return total
 
+    # At most six orders. Shrinking axes first leaves less to multiply along the others.
     return min(permutations(sizes), key=multiplications)

@@ -74,6 +74,7 @@ def topology(patch: Sequence[float], spacing_mm: Sequence[float], max_stages: in
         if not pooled:
             break
         finest = min(spacing)
+        # Once a kernel spans an axis it does so at all deeper stages.
         spanned = [before or mm / finest < _SIMILAR for before, mm in zip(spanned, spacing, strict=True)]
         kernels.append(tuple(3 if span else 1 for span in spanned))
         strides.append(tuple(2 if axis in pooled else 1 for axis in range(len(size))))
@@ -100,6 +101,7 @@ def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], o
     widths = feature_widths(len(strides), len(patch))
     totals = [[math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)] for n in range(len(strides))]
     voxels: list[int] = [math.prod(n // d for n, d in zip(patch, total, strict=True)) for total in totals]
+    # Nearly all memory of training are the outputs of convolutions, kept for the backward pass.
     encoder = sum(_CONVS_PER_STAGE * n * width for n, width in zip(voxels, widths, strict=True))
     decoder = sum((_CONVS_PER_STAGE + 1) * n * width for n, width in zip(voxels[:-1], widths[:-1], strict=True))
     return encoder + decoder + voxels[0] * outputs
@@ -135,6 +137,7 @@ def plan_patch(
     """
     dims = len(spacing_mm)
     inverse = 1.0 / np.array(spacing_mm, dtype=np.float64)
+    # A cube in millimetres has more voxels along finer axes.
     start = inverse * (_FIRST_EDGE[dims] ** dims / np.prod(inverse)) ** (1 / dims)
     patch = [max(1.0, min(round(a), n)) for a, n in zip(start.tolist(), median_shape, strict=True)]
     size, shape = _filled(patch, spacing_mm)
@@ -156,6 +159,7 @@ def batch_size(
     """
     dims = len(patch)
     values = feature_map_values(patch, topology(patch, spacing_mm).strides, outputs)
+    # Memory grows with the batch in proportion, so one measured network stands for all.
     fitting = round(_REFERENCE_VALUES[dims] * memory_gb / _REFERENCE_GB / values * _REFERENCE_BATCH[dims])
     return max(_MIN_BATCH, min(fitting, round(_DATASET_SHARE * dataset_voxels / math.prod(patch))))
 
@@ -185,6 +189,7 @@ def low_resolution_spacing(
     patch = plan_patch(shape.tolist(), spacing_mm, outputs, memory_gb)
     while math.prod(patch) / reduced.prod() < _LEAST_COVER:
         finer = low.max() / low > _FINER
+        # First the finer axes, so that the grid becomes isotropic before all of it gets coarser.
         low[finer if finer.any() else slice(None)] *= _COARSER
         reduced = full / low * shape
         patch = plan_patch(reduced.round().tolist(), low.tolist(), outputs, memory_gb)

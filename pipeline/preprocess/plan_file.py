@@ -164,6 +164,7 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the plan, its reasons as comments above their keys."""
+    # Key by key, because YAML libraries write no comments.
     parts = [_HEADER]
     for key, value in plan.model_dump(mode="json", exclude={"reasons"}).items():
         reason = plan.reasons.get(key, "")
@@ -213,6 +214,7 @@ def _reasons(text: str) -> dict[str, str]:
             comment.append(line.removeprefix("#").strip())
             continue
         if key and comment:
+            # A comment that does not stand right above a key is a person's own and no reason.
             reasons[key[1]] = " ".join(comment)
         comment = []
     return reasons

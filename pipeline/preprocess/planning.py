@@ -46,6 +46,7 @@ def propose_class_weights(
     volumes, present, cases = np.zeros(len(names)), np.zeros(len(names), np.int64), 0
     for case in fingerprints:
         voxels = np.array(case.class_voxels[1:], np.float64)
+        # Volumes, not voxels: cases may have different spacings.
         volumes += voxels * np.prod(case.spacing_mm)
         present += voxels > 0
         cases += 1
@@ -147,6 +148,7 @@ def _grids(
     """Spacing to prepare at and why, the median shape there, and the low resolution that could be taken instead."""
     spacing, why, resampled = _targets(fingerprints, settings)
     exact: NDArray[np.float64] = np.median(resampled, axis=0)
+    # A fixed shape has no other resolution, and pictures have no third axis to see more of.
     low = None if settings.shape or exact.min() == 1 else _low_resolution(exact, spacing, outputs, memory_gb, cases)
     if settings.resolution == "full":
         return spacing, why, exact, low
@@ -175,6 +177,7 @@ def _low_resolution(
 
 def _slice_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> Literal[0, 1, 2]:
     """Across single slices; else the coarsest axis, of equals the one closest to the end (axial slices in RAS)."""
+    # An axis of one voxel is that of single pictures, whatever its made-up spacing.
     if min(shape) == 1:
         spacing_mm = [float(size == 1) for size in shape]
     coarsest = max(spacing_mm)

@@ -58,6 +58,7 @@ def transform_text(value: Any, depth: int = 0) -> str:
         return f"{{{', '.join(sorted(transform_text(item, depth) for item in value))}}}"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    # Objects may hold themselves; a text of addresses would differ in every process.
     if hasattr(value, "__dict__") and depth < _DEEPEST:
         return f"{type(value).__qualname__}{transform_text(vars(value), depth + 1)}"
     text = repr(value)
@@ -95,6 +96,7 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
     data = {"id": files.id, "image": list(files.images), "label": files.label_sources}
     result, history = run_transforms(data, plan, extra=extra)
     index = result["label"].as_tensor().numpy()[0]
+    # From the name, so that the store is the same whichever worker prepares the case.
     seed = int(text_hash(files.id), 16)
     write_prepared(
         out,
@@ -184,6 +186,7 @@ def _chain(plan: str, with_label: bool, load: bool) -> Compose:
 def _cause(error: BaseException) -> BaseException:
     """The project's own error inside the chain of wrappers, or the outermost error if there is none."""
     inner: BaseException | None = error
+    # MONAI wraps an error once for every Compose around the transform.
     while inner is not None:
         if isinstance(inner, DataError):
             return inner

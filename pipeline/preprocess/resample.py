@@ -59,11 +59,13 @@ def resample_labels(
 
 
 def _winners(label: torch.Tensor, target: tuple[int, int, int], orders: Sequence[Literal[0, 1]]) -> torch.Tensor:
+    # One value in memory at a time: a one-hot copy of 100 organs would take 100 volumes.
     best = torch.zeros(target, device=label.device)
     winner = torch.full(target, int(label.min()), dtype=label.dtype, device=label.device)
     for value, box in _boxes(label):
         where, operators = [], []
         for part, n_in, n_out, order in zip(box.slices, label.shape, target, orders, strict=True):
+            # Only the columns inside the value's box, and of the rows those that they reach.
             columns = resize_operator(n_in, n_out, order)[:, part]
             start, stop = band(columns.T)
             where.append(slice(start, stop))
@@ -137,6 +139,7 @@ def resample(
     values = array if array.ndim == 4 else array[None]
     operators = resize_operators(values.shape[1:], shape, order, anti_alias)
     orders = order if isinstance(order, Sequence) else [order] * 3
+    # Cubic axes first: they overshoot, and what lies beyond the range is clipped before slices are blended.
     curved = [operator if spline > 1 else None for operator, spline in zip(operators, orders, strict=True)]
     result = apply_operators(values, curved)
     if any(operator is not None for operator in curved):
@@ -206,6 +209,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
             grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
             target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
             plain = volume.as_tensor()
+            # Thick slices are no continuation of one another: a cubic spline across them would ring.
             coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
             orders = [self.coarse_order if axis == coarse else self.order for axis in range(3)]
             if key in self.label_keys:

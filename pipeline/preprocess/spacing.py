@@ -36,6 +36,7 @@ def target_spacing(spacings_mm: Sequence[Spacing], shapes: Sequence[tuple[int, .
     median = np.median(spacings, axis=0)
     target, why = median.copy(), f"Median of {len(spacings)} cases along each axis."
     voxels = np.median(np.array(shapes, dtype=np.float64), axis=0)
+    # Both conditions ask for thick slices: a coarse spacing, and few of them.
     worst = coarsest_axis(target.tolist())
     others = [axis for axis in range(3) if axis != worst]
     if target[worst] > ANISOTROPIC * target[others].max() and voxels[worst] * ANISOTROPIC < voxels[others].min():
@@ -67,6 +68,7 @@ def coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int 
 
     Reference: nnU-Net's ``determine_do_sep_z_and_axis``.
     """
+    # Before or after: thin slices resampled to thick ones are as anisotropic.
     for spacing in (spacing_mm, target_mm):
         most = max(spacing)
         if most / min(spacing) > ANISOTROPIC:

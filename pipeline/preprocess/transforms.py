@@ -78,6 +78,7 @@ class Turned(MapTransform):  # type: ignore[misc]
             if grid.orientation == self.orientation:
                 continue
             order, flips = orientation_change(grid.orientation, self.orientation)
+            # Contiguous at the end, because what follows reads the volume along its last axis.
             turned = volume.as_tensor().permute(0, *(axis + 1 for axis in order))
             turned = turned.flip([axis + 1 for axis, flipped in enumerate(flips) if flipped])
             affine = torch.from_numpy(grid.reoriented(self.orientation).affine.copy())
@@ -142,6 +143,7 @@ class Normalized(MapTransform):  # type: ignore[misc]
         result = dict(data)
         for key in self.key_iterator(result):
             image, values = result[key], result[key].as_tensor().to(torch.float32)
+            # Holes count as inside: a dark spot within the body is no border.
             masked = any(entry.scheme == "zscore_nonzero" for entry in self.normalization)
             mask = torch.from_numpy(binary_fill_holes((values != 0).any(dim=0).numpy())) if masked else None
             normalized = torch.empty_like(values)
@@ -160,6 +162,7 @@ def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | N
     inside = channel if mask is None else channel[mask]
     if not inside.numel():
         return channel
+    # In double precision: sums over a hundred million voxels lose digits in single.
     mean = float(inside.mean(dtype=torch.float64))
     sd = float((inside - mean).square_().mean(dtype=torch.float64)) ** 0.5
     scaled = (channel - mean).div_(max(sd, 1e-8))
