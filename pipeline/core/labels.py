@@ -122,10 +122,13 @@ class LabelTable:
 
     def indexed(self) -> LabelTable:
         """The same table with class indices in place of values; ignored voxels are :data:`IGNORE_INDEX`."""
-        index = {value: n for n, value in enumerate(self.names, start=1)}
-        regions = {name: tuple(index[value] for value in held) for name, held in self.regions.items()}
-        painted = tuple(index[value] for value in self.painted)
-        return LabelTable(dict(enumerate(self.organs, start=1)), IGNORE_INDEX, regions, painted)
+        return self.renumbered({value: n for n, value in enumerate(self.names, start=1)}, IGNORE_INDEX)
+
+    def renumbered(self, new: Mapping[int, int], ignore_label: int | None) -> LabelTable:
+        """The same table with other label values; ``new`` has all of them."""
+        names = {new[value]: name for value, name in self.names.items()}
+        regions = {name: tuple(new[value] for value in held) for name, held in self.regions.items()}
+        return LabelTable(names, ignore_label, regions, tuple(new[value] for value in self.painted))
 
     def region_classes(self) -> tuple[tuple[int, ...], ...]:
         """Class indices of each region, ascending; empty for organs that do not overlap."""

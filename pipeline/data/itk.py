@@ -108,7 +108,8 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
     grid = checked_grid(shape, itk_affine(reader), path, case, straighten)
     if colour:
         return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case))
-    return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
+    axes = (*shape, volumes) if volumes > 1 else shape
+    return VolumeFile(path, grid, volumes, None, lambda: np.asarray(_read(path, case).T).reshape(axes))
 
 
 def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, str] | None = None) -> None:
@@ -145,10 +146,6 @@ def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write a picture as it is seen, (H, W) grey or (H, W, 3), as ``.png`` or ``.tif``, atomically, compressed."""
     with atomic_path(path) as temporary:
         _write(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), temporary)
-
-
-def _array(path: Path, shape: tuple[int, int, int], volumes: int, case: str | None) -> NDArray[Any]:
-    return np.asarray(_read(path, case).T).reshape((*shape, volumes) if volumes > 1 else shape)
 
 
 def _colours(path: Path, shape: tuple[int, int, int], case: str | None) -> NDArray[Any]:

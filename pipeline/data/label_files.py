@@ -88,11 +88,9 @@ def _pairs(text: str) -> Iterable[tuple[str, str]]:
 def _value(text: str, labels: LabelTable, where: str) -> int:
     if re.fullmatch(r"-?\d+", text):
         return int(text)
-    if text.lower() == "background":
-        return 0
-    if text.lower() == "ignore" and labels.ignore_label is not None:
-        return labels.ignore_label
-    found = next((value for value, name in labels.names.items() if name == text), None)
+    found = {"background": 0, "ignore": labels.ignore_label}.get(text.lower())
+    if found is None:
+        found = {name: value for value, name in labels.names.items()}.get(text)
     if found is None:
         got, advice = repr(text), "Check the spelling, or give the number"
         raise DataError(sentence(f"--remap {where}", f"a number or a known name ({_known(labels)})", got, advice))

@@ -111,12 +111,7 @@ def _consecutive(labels: LabelTable) -> tuple[LabelTable, dict[int, int]]:
     """The table with values 1, 2, …, the ignore label last, and the values that change."""
     ignored = () if labels.ignore_label is None else (labels.ignore_label,)
     new = {value: n for n, value in enumerate((*labels.values, *ignored), start=1)}
-    table = LabelTable(
-        {new[value]: name for value, name in labels.names.items()},
-        new[ignored[0]] if ignored else None,
-        {name: tuple(new[value] for value in held) for name, held in labels.regions.items()},
-        tuple(new[value] for value in labels.painted),
-    )
+    table = labels.renumbered(new, new[ignored[0]] if ignored else None)
     return table, {value: n for value, n in new.items() if value != n}
 
 

@@ -270,7 +270,7 @@ def build_network(
         >>> network.divisor
         (4, 4, 4)
     """
-    entry = _entry(name, dims, in_channels, out_channels)
+    entry = _checked_entry(name, dims, in_channels, out_channels)
     # What the caller gives goes over the defaults of the preset.
     parsed = parse_options(entry.options, {**entry.defaults, **options}, network=name)
     with _seeded(seed):
@@ -283,19 +283,12 @@ def build_network(
 def list_networks() -> tuple[NetworkInfo, ...]:
     """All networks, in the order of the registry."""
     return tuple(
-        NetworkInfo(
-            name,
-            entry.dims,
-            entry.summary,
-            entry.source,
-            entry.planned,
-            entry.options(**entry.defaults).model_dump(),
-        )
-        for name, entry in NETWORKS.items()
+        NetworkInfo(name, e.dims, e.summary, e.source, e.planned, e.options(**e.defaults).model_dump())
+        for name, e in NETWORKS.items()
     )
 
 
-def _entry(name: str, dims: int, in_channels: int, out_channels: int) -> NetworkEntry:
+def _checked_entry(name: str, dims: int, in_channels: int, out_channels: int) -> NetworkEntry:
     entry = NETWORKS.get(name)
     problems = []
     if entry is None:

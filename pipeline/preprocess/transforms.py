@@ -114,8 +114,8 @@ class CropNonzerod(MapTransform):  # type: ignore[misc]
 class LabelIndexd(MapTransform):  # type: ignore[misc]
     """Label values → class indices of a label table; ignored voxels become -1. Other values are refused."""
 
-    def __init__(self, keys: Sequence[str], labels: LabelTable, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: Sequence[str], labels: LabelTable) -> None:
+        super().__init__(keys)
         self.labels = labels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
