@@ -12,7 +12,7 @@ from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU

@@ -18,7 +18,7 @@ from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.files import write_json, write_text
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 from pipeline.data.layouts import bare_name
 from pipeline.data.organ_masks import safe_file_name

@@ -23,7 +23,7 @@ from pipeline.data.descriptions import (
     folder_holds,
     read_description,
 )
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header

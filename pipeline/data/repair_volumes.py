@@ -18,7 +18,7 @@ from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.label_files import remapped
+from pipeline.data.label_tables import remapped
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.regrid import covered_share, labelled_share_inside, regrid_image, regrid_labels
 from pipeline.data.volume_file import (

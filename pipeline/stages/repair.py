@@ -15,7 +15,7 @@ from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import read_remap
+from pipeline.data.label_tables import read_remap
 from pipeline.data.layouts import open_dataset
 from pipeline.data.repair_case import RepairOutcome, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import Change, LabelRules
@@ -84,7 +84,7 @@ def repair(
     Args:
         dataset: Dataset folder or datalist; nothing in it is touched.
         out: Folder of the copy: a new one, or that of an earlier repair of this dataset.
-        remap: What unknown label values become, see :func:`pipeline.data.label_files.read_remap`.
+        remap: What unknown label values become, see :func:`pipeline.data.label_tables.read_remap`.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.

@@ -10,7 +10,7 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.layout_writers import converted_dataset, label_content, translate_labels
 
 ROOT, OUT = Path("data"), Path("out")

@@ -14,12 +14,12 @@ from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.check import check_dataset
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.inputs import find_inputs
 from pipeline.data.itk import write_picture
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.layouts import _READERS, open_dataset, rgb_channels
 from pipeline.data.monai_reader import VolumeReader
 from pipeline.data.organ_masks import read_reference
+from pipeline.data.prediction_inputs import find_inputs
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image, read_label_map
 

@@ -187,9 +187,9 @@ def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientat
         2: 1,
     }
     assert stored.class_voxels[2].tolist() == [[4, 6, 4]]
-    trace = GridHistory.from_json(stored.info["trace"])
-    assert (trace.crop_start, trace.crop_stop) == ((2, 3, 1), (8, 11, 7))
-    assert trace.source.orientation == orientation
+    history = GridHistory.from_json(stored.info["trace"])
+    assert (history.crop_start, history.crop_stop) == ((2, 3, 1), (8, 11, 7))
+    assert history.source.orientation == orientation
 
 
 def test_a_changed_file_or_plan_is_prepared_again(tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_a_label_map_on_another_grid_is_refused_in_mm(tmp_path: Path) -> None:
 def test_an_image_of_zeros_is_kept_whole(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, case(tmp_path))
     grid = Grid.from_spacing((5, 6, 7), (1.0, 1.0, 2.0))
-    array, trace = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
+    array, history = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
     assert array.shape == (1, 5, 6, 7)
-    assert trace.crop_stop == (5, 6, 7)
+    assert history.crop_stop == (5, 6, 7)
 
 
 def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> None:
@@ -272,11 +272,11 @@ def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> Non
     assert plan.slice_axis == 2
     assert plan.reasons["spacing_mm"] == "What the shape makes of the median case."
     grid = Grid.from_spacing((30, 6, 4), (1.0, 3.0, 1.0))
-    prepared, trace = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
+    prepared, history = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
     assert prepared.shape == (1, 5, 6, 1)
-    assert trace.source == grid
-    assert trace.prepared == grid.resized((5, 6, 1))
-    assert trace.prepared.spacing_mm == (6, 3, 4)
+    assert history.source == grid
+    assert history.prepared == grid.resized((5, 6, 1))
+    assert history.prepared.spacing_mm == (6, 3, 4)
 
 
 def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:

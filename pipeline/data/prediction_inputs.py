@@ -136,7 +136,7 @@ def find_inputs(paths: Sequence[Path | str], channels: int) -> Inputs:
     many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
     file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off. A folder stands for the
     volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as ``scans/*.nii.gz`` or ``**/ct.nii.gz``
-    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.inputs.read_list`.
+    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.prediction_inputs.read_list`.
 
     Args:
         paths: Files, folders, patterns and lists.
