@@ -245,7 +245,7 @@ class LabelTable:
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
     """The part of a label table that some organs, and regions for all their values, make up.
 
-    Of regions, those remain of which no value is lost; an organ that is then in none becomes one.
+    A region remains if it loses no value; an organ that is then in no region becomes one itself.
 
     Raises:
         DataError: If there is no such organ or region; the sentence lists the known ones.

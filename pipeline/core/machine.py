@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import why_not_written
 
-# What the C library does with memory that the process has freed: GNU's can be told, others are left alone.
-
+# Options of GNU's C library for memory that the process has freed; other libraries are left alone.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt in malloc.h
 _NEVER = 2**31 - 1  # the largest number that mallopt takes
 _TOP = 256 << 20
@@ -77,9 +76,6 @@ def _set(options: dict[int, int]) -> None:
             library.mallopt(option, value)
 
 
-# An array that is too large to wait in memory: made row by row in a temporary file, then read through a map of it.
-
-
 class RowMemory:
     """Rows of an array that are kept in memory.
 
@@ -91,7 +87,7 @@ class RowMemory:
         self.rows = np.zeros(tuple(shape), np.float32)
 
     def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
-        """Take rows (n, …), the first of which has a number."""
+        """Take rows (n, …) from a first row number on."""
         self.rows[first : first + len(rows)] = rows
 
     def array(self) -> NDArray[np.float32]:
@@ -118,7 +114,7 @@ class RowFile:
             raise why_not_written(error, folder) from error
 
     def write(self, first: int, rows: NDArray[np.floating[Any]]) -> None:
-        """Take rows (n, …), the first of which has a number.
+        """Take rows (n, …) from a first row number on.
 
         Raises:
             VolsegError: If the disk is full.

@@ -84,7 +84,7 @@ class _Findings:
     def add(self, severity: Severity, code: str, message: str) -> None:
         self.problems.append(Problem(self.case, severity, code, message))
 
-    def say(self, severity: Severity, code: str, what: str, expected: str, got: object, advice: str) -> None:
+    def report(self, severity: Severity, code: str, what: str, expected: str, got: object, advice: str) -> None:
         self.problems.append(_problem(self.case, severity, code, what, expected, got, advice))
 
 
@@ -98,7 +98,7 @@ def check_case(files: CaseFiles, labels: LabelTable, channels: int) -> CaseFacts
     found = _Findings(files.id)
     if len(files.images) != channels:
         advice = "Add the missing files, or drop the case"
-        found.say("error", "channels", "image channels", f"{channels} files", len(files.images), advice)
+        found.report("error", "channels", "image channels", f"{channels} files", len(files.images), advice)
     grid, content_hash = _check_image(files, found)
     label_map = _check_labels(files, labels, found)
     if label_map is not None and grid is not None:
@@ -141,17 +141,17 @@ def _check_header(volume: VolumeFile, found: _Findings) -> None:
     """Report missing or contradicting forms and oblique axes."""
     if volume.form_codes == (0, 0):
         got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
-        found.say("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
+        found.report("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
     if volume.forms_differ:
         rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
         advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
-        found.say("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+        found.report("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
     # Columns of unit length; the largest entry is the cosine between an axis and the body axis next to it.
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())
     if degrees > _OBLIQUE_DEGREES:
         got, advice = f"axes tilted by {degrees:.1f} degrees", "Nothing to do; results are restored to this grid"
-        found.say("note", "oblique", "image axes", "along the body axes", got, advice)
+        found.report("note", "oblique", "image axes", "along the body axes", got, advice)
 
 
 def _check_intensities(array: NDArray[Any], what: str, found: _Findings, channels: int) -> None:
@@ -161,18 +161,18 @@ def _check_intensities(array: NDArray[Any], what: str, found: _Findings, channel
         if nan or inf:
             got = f"{nan} NaN and {inf} infinite of {array.size} voxels"
             advice = "Replace them and save the image again"
-            found.say("error", "not_finite", f"{what} intensities", "finite numbers", got, advice)
+            found.report("error", "not_finite", f"{what} intensities", "finite numbers", got, advice)
             return
     if array.min() == array.max():
         severity: Severity = "error" if channels == 1 else "warning"
         got, advice = f"{float(array.min()):g} everywhere", "Export the image again, or drop the case"
-        found.say(severity, "constant", f"{what} intensities", "more than one value", got, advice)
+        found.report(severity, "constant", f"{what} intensities", "more than one value", got, advice)
 
 
 def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> LabelMap | None:
     """Check the reference; None if there is none that can be read."""
     if not files.labelled:
-        found.say("note", "unlabelled", "reference", "a label map", "none", "It is left out of training")
+        found.report("note", "unlabelled", "reference", "a label map", "none", "It is left out of training")
         return None
     try:
         if files.label is not None:
@@ -181,7 +181,7 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
             label_map, shared = merge_organs(files.organs, soft=files.soft, case=files.id)
             if shared and not labels.regions:  # regions are meant to overlap
                 got, advice = f"{shared} voxels in several masks", "The organ with the highest label value gets them"
-                found.say("warning", "overlap", "organ masks", "no overlap", got, advice)
+                found.report("warning", "overlap", "organ masks", "no overlap", got, advice)
     except VolumeError as error:
         found.add("error", error.code, str(error))
         return None
@@ -191,11 +191,11 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
     values = label_map.values()
     unknown = labels.unknown(values)
     if unknown:
-        advice = "Add them to the label names, or correct the label map"
-        found.say("error", "unknown_labels", "label values", "only those of the label table", listed(unknown), advice)
+        rule, advice = "only those of the label table", "Add them to the label names, or correct the label map"
+        found.report("error", "unknown_labels", "label values", rule, listed(unknown), advice)
     if not any(values):
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
-        found.say("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
+        found.report("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
     return label_map
 
 

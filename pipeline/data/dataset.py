@@ -27,7 +27,7 @@ class CaseFiles:
         label: Label map file, or None.
         organs: Instead of a label map: label value and binary mask file of every organ.
         group: What must not be split between training and validation, e.g. the patient; None if unknown.
-        soft: The organ masks are soft maps: shares of agreement, of which half or more counts as the organ.
+        soft: The organ masks are soft maps: shares of agreement. The organ is where at least half agree.
         split: ``train`` or ``validation`` where the dataset itself fixes the split.
     """
 

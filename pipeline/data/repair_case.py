@@ -133,7 +133,7 @@ class RepairOutcome:
 def repair_case(task: RepairTask) -> RepairOutcome:
     """Repair a case, write it to ``images/`` and ``labels/`` and check what was written.
 
-    ``repairs/<id>.json``, written last, tells a later run that the case is there and of which files it was made.
+    ``repairs/<id>.json``, written last, tells a later run that the case is finished and which files it was made from.
 
     Raises:
         VolsegError: If something about the case cannot be repaired, or a file cannot be written; of the case nothing is
@@ -234,7 +234,7 @@ def _content_hash(task: RepairTask) -> str:
     for file in task.case.files.files:
         try:
             hashes.append(file_hash(file))
-        except OSError:  # said, with the reason, when the file's turn comes
+        except OSError:  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,26 +283,22 @@ def _repair_organs(
     changes: list[Change] = []
     places: list[bool] = []
 
-    def read(path: Path, *, case: str | None) -> LabelMap:
+    def read(path: Path, *, case: str | None, placed: bool = False) -> LabelMap:
         mask, has_position, found = _read(path, files.id, LabelRules(rules.labels))
         changes.extend(found)
         places.append(has_position and positioned)
-        return mask
-
-    def read_placed(path: Path, *, case: str | None) -> LabelMap:
-        mask, moved = _placed_labels(read(path, case=case), places[-1], image, path, files.id, rules)
-        changes.extend(moved)
+        if placed:
+            mask, moved = _placed_labels(mask, places[-1], image, path, files.id, rules)
+            changes.extend(moved)
         return mask
 
     try:
         merged, shared = merge_organs(files.organs, soft=files.soft, case=files.id, read=read)
-    except VolumeError:
-        raise
-    except DataError:
-        if files.soft:
+    except DataError as error:
+        if files.soft or isinstance(error, VolumeError):
             raise
         changes.clear()  # every mask has its own grid, so each is brought to the image's by itself
-        merged, shared = merge_organs(files.organs, case=files.id, read=read_placed)
+        merged, shared = merge_organs(files.organs, case=files.id, read=partial(read, placed=True))
     folder = files.organs[0][1].parent
     merged, moved = _placed_labels(merged, all(places), image, folder, files.id, rules)
     after = "one label map" + (f"; {shared} voxels of several masks went to the later one" if shared else "")

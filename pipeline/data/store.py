@@ -101,7 +101,7 @@ class PreparedArray:
 
 
 def step_of(image: NDArray[np.floating[Any]]) -> float | None:
-    """Smallest power of two of which 16-bit integers hold every intensity; None if it is larger than 2 / 1024.
+    """Smallest power of two whose 16-bit multiples reach every intensity; None if it is larger than 2 / 1024.
 
     Args:
         image: Normalized intensities, any shape, finite.

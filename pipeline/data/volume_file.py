@@ -111,8 +111,8 @@ def volume_stem(path: Path | str) -> str:
 def join_source(path: Path | str, kind: str, number: int, total: int | None = None) -> Path:
     """Name a part of a file, or what it stands for, behind a ``#``.
 
-    ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file; ``liver.nii.gz#label=5`` is a mask
-    whose voxels get label value 5, and ``cup.png#soft=2`` a soft map of which half agreement or more gets value 2.
+    ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file. ``liver.nii.gz#label=5`` is a mask
+    whose voxels get label value 5. ``cup.png#soft=2`` is a soft map; where at least half agree, voxels get value 2.
 
     Args:
         path: The file.

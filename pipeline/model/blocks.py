@@ -26,7 +26,7 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def takes_instance_norm(norm: nn.Module | None, x: Tensor) -> bool:
-    """Whether :func:`instance_norm` can stand for a layer: an instance norm with scale and shift, on a processor."""
+    """Whether :func:`instance_norm` can replace a layer: an instance norm with scale and shift, on a processor."""
     return (
         isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d)
         and norm.affine
@@ -147,7 +147,7 @@ def activation_layer(name: Activation, *, inplace: bool = True) -> nn.Module:
 
 
 class ConvUnit(nn.Sequential):
-    """Layers one after the other, of which an instance norm and the activation behind it may be one step.
+    """Layers one after the other; an instance norm and the activation behind it may be computed as one step.
 
     Args:
         layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order. The names

@@ -83,7 +83,7 @@ class Ciresan(SegmentationNetwork):
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution without padding that is told its dilation at every call."""
+    """A convolution without padding whose dilation is an argument of every call."""
 
     def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, dilation=dilation)

@@ -117,7 +117,7 @@ class DenseUNetOptions(LevelOptions):
     """Layers of the dense blocks: one number, or one per stage, in the encoder as in the decoder."""
     growth: PerStage | None = None
     """Channels that every layer of a dense block adds: one number, or one per stage; null for a quarter of the stage's
-    features, of which four layers make twice as many, to be halved behind the block."""
+    features. Four layers then double the channels, and the unit behind the block halves them again."""
     down: Literal["pool", "stride"] = "pool"
     """Max-pooling before a stage, or strides in its first convolution."""
     up: Literal["transposed", "nearest", "linear"] = "transposed"
