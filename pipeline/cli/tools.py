@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
+from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 
@@ -15,7 +16,7 @@ config_app = typer.Typer(help="Settings: show them resolved, or their JSON schem
 def convert(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
     out: OutFolder,
-    to: Annotated[str, typer.Option("--to", help="nnunet, decathlon, datalist, organs or pairs.")],
+    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(WRITTEN_LAYOUTS)}.")],
     layout: Layout = None,
     link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies of files that fit.")] = False,
     jobs: Jobs = None,

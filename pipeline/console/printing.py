@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
+    from pipeline.preprocess.plan_file import Plan
     from pipeline.report.pruning import PruningResult
     from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
@@ -228,8 +229,24 @@ def print_plan(prepared: Path) -> None:
     """Print the plan's choices and where to read why."""
     from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 
-    for line in (*read_plan(prepared / PLAN_FILE).lines(), f"the reasons: {prepared / PLAN_FILE}"):
+    for line in (*plan_lines(read_plan(prepared / PLAN_FILE)), f"the reasons: {prepared / PLAN_FILE}"):
         say(f"plan  {line}")
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan's spacing, normalization, patches and batches."""
+
+    def times(numbers: Sequence[float]) -> str:
+        return " x ".join(str(number) if isinstance(number, int) else f"{number:.3g}" for number in numbers)
+
+    schemes = ", ".join(entry.scheme for entry in plan.normalization)
+    lines = [f"spacing {times(plan.spacing_mm)} mm, normalization {schemes}"]
+    for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
+        lines.append(f"{name} patch {times(patch.patch_size)}, batch {patch.batch_size}")
+    if plan.low_resolution is not None:
+        spacing = times(plan.low_resolution.spacing_mm)
+        lines.append(f"low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
+    return lines
 
 
 def print_training(result: TrainResult, out: Path, fold: int) -> None:

@@ -64,26 +64,18 @@ class Box:
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     def grown(self, voxels: int | Sequence[int], shape: Sequence[int]) -> Box:
-        """The box with a margin, as far as there is a volume.
-
-        Args:
-            voxels: Margin along all axes, or along each.
-            shape: Voxels of the volume.
-        """
+        """The box with a margin, along all axes or along each, as far as a volume of that shape goes."""
         margins = (voxels,) * len(shape) if isinstance(voxels, int) else voxels
         start = tuple(max(0, a - n) for a, n in zip(self.start, margins, strict=True))
         return Box(start, tuple(min(size, b + n) for b, n, size in zip(self.stop, margins, shape, strict=True)))
 
     def resized(self, shape: Sequence[int], target: Sequence[int]) -> Box:
-        """The voxels of another grid over the same field of view whose linear interpolation stays inside the box.
-
-        Args:
-            shape: Voxels of the box's grid.
-            target: Voxels of the other grid.
-        """
+        """The voxels of a grid of another shape, same field of view, that are interpolated from the box alone."""
         start, stop = [], []
         for a, b, n, m in zip(self.start, self.stop, shape, target, strict=True):
             first = 0 if a == 0 else -(-((2 * a + 1) * m - n) // (2 * n))  # centre not before that of voxel a
+            # The centre of the other grid's voxel must not lie behind that of voxel b - 1. Integers, so that nothing is
+            # rounded.
             last = m - 1 if b == n else ((2 * b - 1) * m - n) // (2 * n)
             start.append(first)
             stop.append(max(first, last + 1))
@@ -95,6 +87,7 @@ class Box:
         Args:
             labels: (I, J, K), tensor or array.
         """
+        # At the border of the image the organ may be cut off by the image itself: no larger box would show more of it.
         inside = labels[self.slices]
         for axis, (a, b, size) in enumerate(zip(self.start, self.stop, labels.shape, strict=True)):
             first, last = ((*[slice(None)] * axis, place) for place in (0, -1))

@@ -28,6 +28,7 @@ class ConfigError(VolsegError, ValueError):
         head = f"{source}: {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
 
+    # Pickling an exception calls its class with the message alone, which is not what this class takes.
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...], str]]:
         """Survive the trip back from a worker process."""
         return type(self), (self.problems, self.source)
@@ -61,8 +62,8 @@ class Stopped(BaseException):
         super().__init__(signal)
 
 
-def listed(values: Iterable[int]) -> str:
-    """Numbers for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
+def listed(values: Iterable[object]) -> str:
+    """Numbers or names for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
     shown = [str(value) for value in values]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "…", shown[-1]])
 

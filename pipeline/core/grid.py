@@ -1,4 +1,9 @@
-"""A grid: where the voxels of a volume are in the world."""
+"""A grid: where the voxels of a volume are in the world, and how axes are turned.
+
+World coordinates are RAS+ in mm everywhere inside the project. An *orientation* is a string of three axis codes, each
+naming the direction in which the voxel index grows: ``"RAS"`` means i → Right, j → Anterior, k → Superior. This is the
+one place that converts between axis orders, flips and world conventions.
+"""
 
 from __future__ import annotations
 
@@ -12,61 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Positions beyond the border of a volume, mirrored back into it.
-
-
-def mirrored_index(start: int, length: int, size: int) -> NDArray[np.int64]:
-    """Where to read along one axis so that the volume appears mirrored at its border.
-
-    The border voxel itself is not repeated: ``a b c`` continues as ``c b [a b c] b a b c …``, for any distance.
-
-    Args:
-        start: First position wanted; may be negative or beyond the end.
-        length: Number of positions, at least 0.
-        size: Voxels along the axis, at least 1.
-
-    Returns:
-        (length,) indices from 0 to size - 1.
-
-    Raises:
-        ValueError: If the axis has no voxel.
-    """
-    if size < 1:
-        raise ValueError(f"mirrored axis: expected at least 1 voxel, got {size}. Check the volume.")
-    period = max(2 * (size - 1), 1)
-    folded = np.arange(start, start + length) % period
-    return np.minimum(folded, period - folded) if size > 1 else np.zeros(length, dtype=np.int64)
-
-
-# The one place that converts between axis orders, flips and world conventions.
-#
-# World coordinates are RAS+ in mm everywhere inside the project. An *orientation* is a string of three axis codes,
-# each naming the direction in which the voxel index grows: ``"RAS"`` means i → Right, j → Anterior, k → Superior.
-
 _CODES = ("LR", "PA", "IS")  # (negative, positive) direction of each world axis
+# World axis that a code lies on: L and R are 0, P and A 1, I and S 2.
 _WORLD_AXIS = {code: axis for axis, pair in enumerate(_CODES) for code in pair}
 
 
 def flip_world(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a voxel-to-world affine from RAS+ to LPS+ or back (the operation is its own inverse).
-
-    Args:
-        affine: (4, 4), mm.
-
-    Returns:
-        (4, 4) with the first two world axes negated.
-    """
+    """Turn a (4, 4) voxel-to-world affine from RAS+ to LPS+ or back: the first two world axes are negated."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
-    """Closest orientation of an affine, e.g. ``"LPS"``.
+    """Closest orientation of a (4, 4) voxel-to-RAS+ affine, e.g. ``"LPS"``: three different world axes.
 
     Each voxel axis gets the world axis it is best aligned with; where two compete, the better aligned one wins and the
-    other takes what is left, so that the three codes always name three different world axes.
-
-    Args:
-        affine: (4, 4) voxel to RAS+ mm, invertible.
+    other takes what is left.
     """
     return _axis_codes(np.asarray(affine, dtype=np.float64)[:3, :3].tobytes())
 
@@ -80,6 +45,7 @@ def _axis_codes(matrix: bytes) -> str:
     rotation = left @ right  # the nearest orthogonal matrix: shear does not tip the choice
     strength = np.abs(rotation)
     codes = [""] * 3
+    # Greedy: the best aligned pair of all first, then the best of what is left. Every world axis is taken once.
     for _ in range(3):
         world, voxel = np.unravel_index(int(np.argmax(strength)), (3, 3))
         codes[voxel] = _CODES[world][int(rotation[world, voxel] > 0)]
@@ -103,7 +69,7 @@ def check_orientation(orientation: str) -> str:
     return upper
 
 
-def steps(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def orientation_change(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """How to turn an array from one orientation to another.
 
     Returns:
@@ -114,59 +80,20 @@ def steps(source: str, target: str) -> tuple[tuple[int, int, int], tuple[bool, b
     """
     source, target = check_orientation(source), check_orientation(target)
     by_world = {_WORLD_AXIS[code]: axis for axis, code in enumerate(source)}
-    first, second, third = (by_world[_WORLD_AXIS[code]] for code in target)
-    order = (first, second, third)
-    flipped = [source[axis] != code for axis, code in zip(order, target, strict=True)]
-    return order, (flipped[0], flipped[1], flipped[2])
+    i, j, k = (by_world[_WORLD_AXIS[code]] for code in target)
+    return (i, j, k), (source[i] != target[0], source[j] != target[1], source[k] != target[2])
 
 
 def reorient_array(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
-    """Permute and flip the last three axes of an array from one orientation to another.
-
-    Args:
-        array: (..., I, J, K) in ``source`` orientation.
-        source: Orientation of the array.
-        target: Orientation wanted.
-
-    Returns:
-        A view of shape (..., I', J', K').
-    """
-    order, flips = steps(source, target)
+    """Permute and flip the last three axes of an array (..., I, J, K) from one orientation to another; a view."""
+    order, flips = orientation_change(source, target)
     lead = array.ndim - 3
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
     return turned[(..., *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
 
 
-def reorient_affine(
-    affine: NDArray[np.float64], shape: tuple[int, int, int], target: str
-) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
-    """Affine and shape after the array was turned to ``target``; world positions stay where they were.
-
-    Args:
-        affine: (4, 4) voxel to RAS+ mm.
-        shape: Voxels along i, j, k.
-        target: Orientation wanted.
-
-    Returns:
-        The new (4, 4) affine and the new shape.
-    """
-    order, flips = steps(axis_codes(affine), target)
-    turned = np.eye(4)
-    turned[:3, 3] = affine[:3, 3]
-    for axis, (origin, flip) in enumerate(zip(order, flips, strict=True)):
-        column = affine[:3, origin]
-        turned[:3, axis] = -column if flip else column
-        if flip:
-            turned[:3, 3] += column * (shape[origin] - 1)
-    return turned, (shape[order[0]], shape[order[1]], shape[order[2]])
-
-
 ORIENTATIONS: tuple[str, ...] = tuple(
-    a + b + c
-    for a in "LRPAIS"
-    for b in "LRPAIS"
-    for c in "LRPAIS"
-    if {_WORLD_AXIS[a], _WORLD_AXIS[b], _WORLD_AXIS[c]} == {0, 1, 2}
+    "".join(codes) for codes in product("LRPAIS", repeat=3) if {_WORLD_AXIS[code] for code in codes} == {0, 1, 2}
 )
 """All 48 orientations: 6 axis permutations times 8 flips."""
 
@@ -199,6 +126,7 @@ class Grid:
         shape = tuple(self.shape)
         if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
             raise ValueError(f"grid shape: expected three positive integers, got {shape}. Check the volume.")
+        # A copy, because the caller's array may change and the grid is hashable.
         affine = np.array(self.affine, dtype=np.float64) + 0.0  # -0.0 becomes 0.0, so that equal grids hash alike
         problem = _affine_problem(affine)
         if problem:
@@ -220,7 +148,7 @@ class Grid:
             ValueError: If shape, spacing or orientation is not valid.
         """
         orientation = check_orientation(orientation)
-        order, _ = steps(orientation, "RAS")
+        order, _ = orientation_change(orientation, "RAS")
         i, j, k = (int(shape[axis]) for axis in order)
         ras = cls((i, j, k), np.diag([*(float(spacing_mm[axis]) for axis in order), 1.0]))
         return ras.reoriented(orientation)
@@ -258,8 +186,16 @@ class Grid:
         """The same voxels listed along other axes; no voxel moves in the world."""
         if orientation == self.orientation:
             return self
-        affine, shape = reorient_affine(self.affine, self.shape, orientation)
-        return Grid(shape, affine)
+        order, flips = orientation_change(self.orientation, orientation)
+        affine = np.eye(4)
+        affine[:3, 3] = self.affine[:3, 3]
+        for axis, (before, flipped) in enumerate(zip(order, flips, strict=True)):
+            column = self.affine[:3, before]
+            affine[:3, axis] = -column if flipped else column
+            if flipped:  # the voxel that was last is first
+                affine[:3, 3] += column * (self.shape[before] - 1)
+        i, j, k = (self.shape[axis] for axis in order)
+        return Grid((i, j, k), affine)
 
     def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
         """Grid of ``array[start[0]:stop[0], start[1]:stop[1], start[2]:stop[2]]``."""
@@ -276,6 +212,7 @@ class Grid:
         """
         if min(shape) < 1:
             raise ValueError(f"grid shape: expected three positive integers, got {tuple(shape)}. Check the size.")
+        # The centre of the first voxel moves, because half a voxel of either grid reaches to the same edge.
         factor = np.array(self.shape, dtype=np.float64) / np.array(shape, dtype=np.float64)
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * factor
@@ -283,22 +220,14 @@ class Grid:
         return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
     def resampled(self, spacing_mm: Sequence[float]) -> Grid:
-        """Grid of about the given spacing over the same field of view; the voxel count is rounded, at least 1.
-
-        Raises:
-            ValueError: If a spacing is not above 0.
-        """
+        """Grid of about the given spacing over the same field of view; the voxel count is rounded, at least 1."""
         if not all(spacing > 0 for spacing in spacing_mm):
             raise ValueError(f"spacing: expected numbers above 0, got {tuple(spacing_mm)}. Give mm per axis.")
         old = zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
         return self.resized([max(1, round(n * s / t)) for n, s, t in old])
 
     def difference_mm(self, other: Grid) -> float:
-        """Largest distance in mm that one of the eight corner voxels moves between two grids of the same shape.
-
-        Returns:
-            0.0 for equal grids; ``inf`` if the shapes differ.
-        """
+        """Largest distance in mm that a corner voxel moves between two grids; ``inf`` if the shapes differ."""
         if self.shape != other.shape:
             return float("inf")
         return corner_distance_mm(self.affine, other.affine, self.shape)
@@ -318,6 +247,7 @@ class Grid:
 
 def corner_distance_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
     """Largest distance in mm between the places of a corner voxel under two affines (4, 4); no voxel moves further."""
+    # A difference of two affines is linear, so it is largest at a corner.
     corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in shape))])
     return float(np.linalg.norm(corners @ (one - other).T[:, :3], axis=1).max())
 
@@ -336,12 +266,14 @@ def straightened(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[n
     lengths = np.linalg.norm(matrix, axis=0)
     if not np.isfinite(affine).all() or lengths.min() < 1e-6:
         return affine
+    # Cosines between the axes: 0 off the diagonal where all angles are right.
     shear = np.abs((matrix / lengths).T @ (matrix / lengths) - np.eye(3)).max()
     if not _SHEAR_TOLERANCE < shear <= _STRAIGHTENED_COSINE:
         return affine
     left, _, right = np.linalg.svd(matrix / lengths)
     straight = affine.copy()
     straight[:3, :3] = (left @ right) * lengths  # the orthogonal factor of the polar decomposition is the nearest one
+    # Turning the axes about the first voxel would move the far end twice as far as turning them about the middle.
     middle = (np.array(shape) - 1) / 2
     straight[:3, 3] += (matrix - straight[:3, :3]) @ middle
     return straight
@@ -356,7 +288,8 @@ def _affine_problem(affine: NDArray[np.float64]) -> str:
     *zeros, one = affine[3].tolist()
     if max(map(abs, zeros)) > 1e-8 or abs(one - 1) > 1e-5:
         return f"a last row of (0, 0, 0, 1), got {affine[3].tolist()}"
-    columns = affine[:3, :3].T.tolist()  # plain numbers: many times faster than NumPy for so few, and grids are many
+    # Grids are made by the thousand, and for so few numbers plain Python is many times faster than NumPy.
+    columns = affine[:3, :3].T.tolist()
     lengths = [hypot(*column) for column in columns]
     a, b, c = ([x / max(length, 1e-12) for x in column] for column, length in zip(columns, lengths, strict=True))
     volume = _dot(a, [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]])
@@ -371,3 +304,23 @@ def _affine_problem(affine: NDArray[np.float64]) -> str:
 
 def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
+
+
+def mirrored_index(start: int, length: int, size: int) -> NDArray[np.int64]:
+    """Where to read along one axis so that the volume appears mirrored at its border.
+
+    The border voxel itself is not repeated: ``a b c`` continues as ``c b [a b c] b a b c …``, for any distance.
+
+    Args:
+        start: First position wanted; may be negative or beyond the end.
+        length: Number of positions, at least 0.
+        size: Voxels along the axis, at least 1.
+
+    Returns:
+        (length,) indices from 0 to size - 1.
+    """
+    if size < 1:
+        raise ValueError(f"mirrored axis: expected at least 1 voxel, got {size}. Check the volume.")
+    period = max(2 * (size - 1), 1)
+    folded = np.arange(start, start + length) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros(length, dtype=np.int64)

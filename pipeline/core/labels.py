@@ -10,17 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.regions import (
-    PaintingStep,
-    check_regions,
-    left_without,
-    one_sided_classes,
-    one_sided_names,
-    painted_values,
-    painting_steps,
-    paired_names,
-    swapped_classes,
-)
+from pipeline.core.laterality import one_sided_classes, one_sided_names, paired_names, swapped_classes
+from pipeline.core.regions import PaintingStep, check_regions, left_without, painted_values, painting_steps
 
 IGNORE_INDEX = -1
 """Class index of voxels that carry the ignore label: neither loss nor score sees them."""
@@ -73,18 +64,15 @@ class LabelTable:
             raise ValueError(f"label table: expected {rule}, got {self.ignore_label}. Take another value.")
         regions = check_regions(self.regions, tuple(names))
         painted = painted_values(regions, self.painted)
+        # Called for its refusals: a table whose regions hide one another must not exist.
         painting_steps(regions, painted)
+        # The dataclass is frozen, and what was given may be unsorted or have values as texts.
         for entry, checked in (("names", names), ("regions", regions), ("painted", painted)):
             object.__setattr__(self, entry, checked)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LabelTable:
-        """Read what :meth:`to_json` wrote.
-
-        Args:
-            content: ``{"names": {"1": "liver", …}, "ignore_label": 255 | None}``; with regions also
-                ``"regions": {"disc": [1, 2], …}, "regions_class_order": [1, …]``.
-        """
+        """Read what :meth:`to_json` wrote."""
         names = {int(value): name for value, name in content["names"].items()}
         painted = tuple(content.get("regions_class_order", ()))
         return cls(names, content.get("ignore_label"), content.get("regions", {}), painted)
@@ -134,10 +122,13 @@ class LabelTable:
 
     def indexed(self) -> LabelTable:
         """The same table with class indices in place of values; ignored voxels are :data:`IGNORE_INDEX`."""
-        index = {value: n for n, value in enumerate(self.names, start=1)}
-        regions = {name: tuple(index[value] for value in held) for name, held in self.regions.items()}
-        painted = tuple(index[value] for value in self.painted)
-        return LabelTable(dict(enumerate(self.organs, start=1)), IGNORE_INDEX, regions, painted)
+        return self.renumbered({value: n for n, value in enumerate(self.names, start=1)}, IGNORE_INDEX)
+
+    def renumbered(self, new: Mapping[int, int], ignore_label: int | None) -> LabelTable:
+        """The same table with other label values; ``new`` has all of them."""
+        names = {new[value]: name for value, name in self.names.items()}
+        regions = {name: tuple(new[value] for value in held) for name, held in self.regions.items()}
+        return LabelTable(names, ignore_label, regions, tuple(new[value] for value in self.painted))
 
     def region_classes(self) -> tuple[tuple[int, ...], ...]:
         """Class indices of each region, ascending; empty for organs that do not overlap."""
@@ -158,6 +149,7 @@ class LabelTable:
         that there is no such target.
         """
         table = self.indexed()
+        # An organ leaves background, a region what the other regions there are painted with.
         left = left_without(target, table.regions, table.painted) if self.regions else {table.value_of(target): 0}
         return tuple(left.get(n, n) for n in range(self.classes))
 
@@ -193,6 +185,7 @@ class LabelTable:
         if self.ignore_label is not None:
             classes[self.ignore_label] = IGNORE_INDEX
         low, high = min(classes), max(classes)
+        # A lookup in a dense table is one pass over the voxels; np.unique sorts them all.
         if array.size and high - low < _DENSE and int(array.min()) >= low and int(array.max()) <= high:
             keys: NDArray[np.integer[Any]] = np.arange(low, high + 1)
             position: NDArray[np.integer[Any]] = array if low == 0 else array.astype(np.int64) - low
@@ -200,6 +193,7 @@ class LabelTable:
             keys, position = np.unique(array, return_inverse=True)
         dtype = np.int8 if self.classes <= 127 else np.int16
         lookup = np.array([classes.get(int(value), _UNKNOWN) for value in keys], dtype=dtype)
+        # Unknown values are found in the result, so that the common case needs no pass of its own.
         index: NDArray[np.signedinteger[Any]] = lookup[position].reshape(array.shape)
         if (index == _UNKNOWN).any():
             raise ValueError(
@@ -230,12 +224,7 @@ class LabelTable:
         return np.asarray(values[index])
 
     def side_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Class indices that swap when left and right do, found in the names of the targets.
-
-        Returns:
-            (left, right) class indices; see :func:`~pipeline.core.regions.paired_names` and, for regions,
-            :func:`~pipeline.core.regions.swapped_classes`.
-        """
+        """Class indices that swap when left and right do, as (left, right), found in the names of the targets."""
         if self.regions:
             return swapped_classes(self.region_classes(), paired_names(self.regions), self.classes)
         return self.output_side_pairs()
@@ -253,19 +242,10 @@ class LabelTable:
         return tuple((left + first, right + first) for left, right in paired_names(self.targets))
 
 
-# Choosing some organs of a label table, the others becoming background.
-
-
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
-    """The part of a label table that some organs and regions make up.
+    """The part of a label table that some organs, and regions for all their values, make up.
 
-    Args:
-        table: A label table.
-        names: Organs, and regions, which stand for all their values.
-
-    Returns:
-        The organs chosen, with their values. Of regions, those remain of which no value is lost; an organ that is then
-        in none becomes one.
+    A region remains if it loses no value; an organ that is then in no region becomes one itself.
 
     Raises:
         DataError: If there is no such organ or region; the sentence lists the known ones.
@@ -280,18 +260,11 @@ def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:
 
 
 def select_values(table: LabelTable, values: Collection[int]) -> LabelTable:
-    """The part of a label table that some label values make up.
-
-    Args:
-        table: A label table.
-        values: Label values, those that are not in the table change nothing.
-
-    Returns:
-        As for :func:`select_organs`, without an ignore label; empty where no value is in the table.
-    """
+    """The part of a label table that some label values make up, as :func:`select_organs`; without an ignore label."""
     organs = {value: name for value, name in table.names.items() if value in values}
     if not table.regions:
         return LabelTable(organs)
+    # A region that loses a value would mean something else than its name says, so it goes.
     painting = zip(table.regions.items(), table.painted, strict=True)
     kept = {name: (members, painted) for (name, members), painted in painting if set(members) <= set(values)}
     inside = {value for members, _ in kept.values() for value in members}

@@ -65,6 +65,7 @@ def _change(limits: Callable[[], None]) -> None:
     with _LOCK:
         limits()
         if _limits:
+            # The lowest limit counts: what one block asks to give back must go back, whichever thread frees it.
             lowest = min(_limits)
             # A tensor above the limit would still be put into padding that is large enough for it.
             _set({_MMAP_THRESHOLD: lowest, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: min(_TOP, lowest // 8)})
@@ -101,9 +102,6 @@ class RowFile:
     Args:
         shape: Of the whole array, rows first.
         folder: Where the disk has room; it is created.
-
-    Raises:
-        VolsegError: If the file cannot be made.
     """
 
     def __init__(self, shape: Sequence[int], folder: Path) -> None:
@@ -122,6 +120,7 @@ class RowFile:
         """
         # Written, not mapped: on a full disk a write is an error, and a write to a map ends the process.
         try:
+            # float32: four bytes a value.
             self.stream.seek(first * math.prod(self.shape[1:]) * 4)
             self.stream.write(np.ascontiguousarray(rows, dtype=np.float32).data)
         except OSError as error:
@@ -184,6 +183,7 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
+            # Control groups of version 2 have one line without controllers.
             home, limit, usage = groups, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
             home, limit, usage = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"

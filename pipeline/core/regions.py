@@ -5,113 +5,13 @@ As in nnU-Net's region-based training (Isensee et al., nnU-Net for Brain Tumor S
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import cycle, islice
 from typing import TypeAlias
 
-from pipeline.core.errors import listed
+from pipeline.core.errors import listed, sentence
 
 Regions: TypeAlias = tuple[tuple[int, ...], ...]
 """Class indices of each region."""
-
-
-# Left and right: which names are twins, and what mirroring does to classes that regions share.
-
-_SIDES = (("left", "right"), ("l", "r"), ("lt", "rt"), ("sin", "dex"))
-
-
-def paired_names(names: Iterable[str]) -> tuple[tuple[int, int], ...]:
-    """Positions of names that differ only in their side.
-
-    ``kidney_left`` and ``kidney_right``, ``Left Lung`` and ``Right Lung``, ``l_femur`` and ``r_femur`` are pairs.
-
-    Args:
-        names: Names of organs or regions.
-
-    Returns:
-        (left, right) positions from 0, in the order of the left ones.
-    """
-    by_words = {tuple(_words(name)): index for index, name in enumerate(names)}
-    pairs = []
-    for words, index in by_words.items():
-        for left, right in _SIDES:
-            if left not in words:
-                continue
-            twin = by_words.get(tuple(right if word == left else word for word in words))
-            if twin is not None:
-                pairs.append((index, twin))
-                break
-    return tuple(sorted(pairs))
-
-
-def swapped_classes(
-    regions: Sequence[Sequence[int]], region_pairs: Sequence[tuple[int, int]], classes: int
-) -> tuple[tuple[int, int], ...]:
-    """Class indices that must swap so that every region becomes its twin.
-
-    A class is what lies in a certain set of regions; its twins are the classes in the set of the twin regions. Where
-    one side has more of them (a left lung with a tumour, a right one without), some swap with the same twin: they
-    differ in no region. A class without twin stays.
-
-    Args:
-        regions: Class indices of each region.
-        region_pairs: (left, right) positions of the regions.
-        classes: Number of classes, background included.
-
-    Returns:
-        (left, right) class indices, in the order of the left ones.
-    """
-    members = _members(regions, classes)
-    pairs: set[tuple[int, int]] = set()
-    for held, lefts in members.items():
-        mirrored = _mirrored(held, region_pairs)
-        rights = members.get(mirrored, [])
-        if rights and min(held - mirrored, default=0) < min(mirrored - held, default=0):
-            count = max(len(lefts), len(rights))
-            pairs.update(zip(islice(cycle(lefts), count), islice(cycle(rights), count), strict=True))
-    return tuple(sorted(pairs))
-
-
-def one_sided_classes(
-    regions: Sequence[Sequence[int]], region_pairs: Sequence[tuple[int, int]], classes: int
-) -> tuple[int, ...]:
-    """Class indices whose mirror image no class stands for, such as a tumour that was only seen in the left lung.
-
-    Args:
-        regions: Class indices of each region.
-        region_pairs: (left, right) positions of the regions.
-        classes: Number of classes, background included.
-    """
-    members = _members(regions, classes)
-    alone = [found for held, found in members.items() if _mirrored(held, region_pairs) not in members]
-    return tuple(sorted(index for found in alone for index in found))
-
-
-def one_sided_names(names: Iterable[str]) -> tuple[int, ...]:
-    """Positions of names that say left or right and have no twin."""
-    listed = list(names)
-    twins = {index for pair in paired_names(listed) for index in pair}
-    sided = (index for index, name in enumerate(listed) if {"left", "right"} & set(_words(name)))
-    return tuple(index for index in sided if index not in twins)
-
-
-def _members(regions: Sequence[Sequence[int]], classes: int) -> dict[frozenset[int], list[int]]:
-    """Positions of regions → the classes that lie in just these."""
-    members: dict[frozenset[int], list[int]] = {}
-    for index in range(1, classes):
-        members.setdefault(frozenset(n for n, region in enumerate(regions) if index in region), []).append(index)
-    return members
-
-
-def _mirrored(held: frozenset[int], region_pairs: Sequence[tuple[int, int]]) -> frozenset[int]:
-    twin = {a: b for pair in region_pairs for a, b in (pair, pair[::-1])}
-    return frozenset(twin.get(n, n) for n in held)
-
-
-def _words(name: str) -> list[str]:
-    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
-    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
 
 
 PaintingStep = tuple[tuple[int, ...], int]
@@ -126,9 +26,6 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
     Args:
         regions: Region name → label values.
         values: Foreground values of the label table, ascending.
-
-    Returns:
-        The same regions in the same order, values ascending and distinct.
 
     Raises:
         ValueError: If a name is empty or used twice, a region is empty, equals another or has an unknown value, or a
@@ -147,10 +44,8 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
             raise ValueError(f"region {name!r}: expected values of the label table ({known}), got {got}. Correct it.")
         twin = next((other for other, same in found.items() if same == held), None)
         if twin is not None:
-            raise ValueError(
-                f"region {name!r}: expected other values than those of {twin!r}, got the same ({listed(held)}). "
-                "Drop one of the two."
-            )
+            rule, got = f"other values than those of {twin!r}", f"the same ({listed(held)})"
+            raise ValueError(sentence(f"region {name!r}", rule, got, "Drop one of the two"))
         found[name] = held
     lost = [value for value in values if found and all(value not in held for held in found.values())]
     if lost:
@@ -165,19 +60,15 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
         regions: Checked regions, in painting order.
         given: One value per region, or nothing: then the one value that no later region holds; of several the one
             that the fewest regions share.
-
-    Raises:
-        ValueError: If the given values are not one of each region, all different; or if they do not follow.
     """
     if not given:
         return tuple(_own_value(name, regions) for name in regions)
     painted = tuple(int(value) for value in given)
     fits = len(painted) == len(regions) == len(set(painted))
     if not fits or any(value not in held for value, held in zip(painted, regions.values(), strict=True)):
-        raise ValueError(
-            f"regions_class_order: expected one value of each region, all different ({', '.join(regions)}), "
-            f"got {listed(painted)}. Name the value to paint each region with."
-        )
+        rule = f"one value of each region, all different ({', '.join(regions)})"
+        advice = "Name the value to paint each region with"
+        raise ValueError(sentence("regions_class_order", rule, listed(painted), advice))
     return painted
 
 
@@ -195,14 +86,18 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
         ValueError: If a value would come out as one of other regions, because a later region hides it.
     """
     homes = _homes(regions)
+    # Values that regions are painted with need no crossing.
     own = {homes[value] for value in painted}
+    # Reversed, so that of several values with the same regions the lowest one stands for them.
     crossings = {homes[value]: value for value in reversed(homes) if len(homes[value]) > 1 and homes[value] not in own}
     steps: list[PaintingStep] = []
     for n, value in enumerate(painted):
         steps.append(((n,), value))
+        # After its last region, smaller sets first: a larger set of regions is painted over them.
         ending = (home for home in crossings if home[-1] == n)
         steps.extend((home, crossings[home]) for home in sorted(ending, key=lambda home: (len(home), home)))
     for value, home in homes.items():
+        # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
         result = paint(home, steps)
         if homes[result] != home:
             names = [list(regions)[n] for n in home]
@@ -214,31 +109,18 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
 
 
 def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
-    """The value of a voxel in which certain regions were found; 0 if none was.
-
-    Args:
-        found: Positions of the regions.
-        steps: What :func:`painting_steps` returned.
-    """
+    """The value of a voxel in which the regions at certain positions were found; 0 if none was."""
     return next((value for needed, value in reversed(steps) if set(needed) <= set(found)), 0)
 
 
 def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
     """What becomes of the values of a region where it is taken away, and with it every region that lies within it.
 
-    Args:
-        region: Its name.
-        regions: Checked regions, in painting order.
-        painted: What :func:`painted_values` returned.
-
-    Returns:
-        Each value of the region → the value that the remaining regions are painted with. Where just these have no
-        value, that of as many of them as have one; 0 if none has.
-
-    Raises:
-        KeyError: If there is no such region.
+    Each value of the region → the value that the remaining regions are painted with. Where just these have no value,
+    that of as many of them as have one; 0 if none has.
     """
     steps = painting_steps(regions, painted)
+    # A region within the one taken away cannot stay: without the whole there is no part.
     taken = {n for n, held in enumerate(regions.values()) if set(held) <= set(regions[region])}
     homes = _homes(regions)
     left = {}
@@ -253,14 +135,8 @@ def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict
 def joined_with(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
     """What becomes of the background and of the values outside a region where it is added.
 
-    Args:
-        region: Its name.
-        regions: Checked regions, in painting order.
-        painted: What :func:`painted_values` returned.
-
-    Returns:
-        0 and values that do not lie in the region → the value that lies in it too. Those for which there is no such
-        value, because no label map can hold this region and theirs in one voxel, are left out: they stay.
+    0 and values that do not lie in the region → the value that lies in it too. Those for which there is no such value,
+    because no label map can hold this region and theirs in one voxel, are left out: they stay.
     """
     steps = painting_steps(regions, painted)
     added = list(regions).index(region)
@@ -283,6 +159,7 @@ def _own_value(name: str, regions: _Regions) -> int:
     order = list(regions)
     later = {value for other in order[order.index(name) + 1 :] for value in regions[other]}
     shared = {value: sum(value in held for held in regions.values()) for value in regions[name]}
+    # A value in a later region would be painted over by it.
     free = {value: count for value, count in shared.items() if value not in later}
     fewest = [value for value, count in free.items() if count == min(free.values())]
     if len(fewest) != 1:

@@ -145,16 +145,7 @@ def require_same_grid(
             f"a difference of {difference:.4g} mm (spacing {_rounded(expected.spacing_mm)} and "
             f"{_rounded(got.spacing_mm)} mm, orientation {expected.orientation} and {got.orientation})"
         )
-    raise DataError(
-        sentence(
-            what,
-            f"{rule} within {tolerance_mm:g} mm",
-            value,
-            advice,
-            case=case,
-            file=file,
-        )
-    )
+    raise DataError(sentence(what, f"{rule} within {tolerance_mm:g} mm", value, advice, case=case, file=file))
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,4 +1,7 @@
-"""``volseg check``: every problem of a dataset, by case."""
+"""``volseg check``: every problem of a dataset, by case.
+
+:func:`check_case` knows no other cases, so cases can be checked in parallel; :func:`check_dataset` then compares them.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeError, VolumeFile
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels
-
-# Everything that can be wrong with one case. Nothing here knows other cases, so cases can be checked in parallel.
+from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid
 
 Severity = Literal["error", "warning", "note"]
 
 _OBLIQUE_DEGREES = 1.0  # a scanner's rounding stays below, a tilted gantry or a planned MR slab above
-_SHOWN = 10  # label values quoted in a message
+_SPACING_RATIO = 3.0  # further from the median than this is more often a wrong unit or header than a protocol
+_ORIENTATION_SHARE = 2 / 3  # one orientation must be this common before another one is odd
+_MIN_CASES = 3  # fewer cases have no usual spacing or orientation
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,21 @@ class CaseFacts:
         id: Case id.
         problems: What is wrong with it.
         grid: Grid of the first channel, None if unreadable.
-        digest: Content hash of all voxels of the image, empty if unreadable.
+        content_hash: Of all voxels of the image, empty if unreadable.
         values: Label values present, background left out.
     """
 
     id: str
     problems: tuple[Problem, ...]
     grid: Grid | None = None
-    digest: str = ""
+    content_hash: str = ""
     values: tuple[int, ...] = ()
+
+
+def _problem(
+    case: str | None, severity: Severity, code: str, what: str, expected: str, got: object, advice: str
+) -> Problem:
+    return Problem(case, severity, code, sentence(what, expected, got, advice, case=case))
 
 
 @dataclass
@@ -75,8 +84,8 @@ class _Findings:
     def add(self, severity: Severity, code: str, message: str) -> None:
         self.problems.append(Problem(self.case, severity, code, message))
 
-    def say(self, severity: Severity, code: str, what: str, expected: str, got: object, advice: str) -> None:
-        self.add(severity, code, sentence(what, expected, got, advice, case=self.case))
+    def report(self, severity: Severity, code: str, what: str, expected: str, got: object, advice: str) -> None:
+        self.problems.append(_problem(self.case, severity, code, what, expected, got, advice))
 
 
 def lost_case(files: CaseFiles, error: str) -> CaseFacts:
@@ -85,21 +94,12 @@ def lost_case(files: CaseFiles, error: str) -> CaseFacts:
 
 
 def check_case(files: CaseFiles, labels: LabelTable, channels: int) -> CaseFacts:
-    """Check one case completely: its files are read once.
-
-    Args:
-        files: The case.
-        labels: Label table of the dataset.
-        channels: Number of channels of the dataset.
-
-    Returns:
-        Every problem found, and what the comparison with other cases needs.
-    """
+    """Check one case completely, reading its files once, and note what the comparison with other cases needs."""
     found = _Findings(files.id)
     if len(files.images) != channels:
         advice = "Add the missing files, or drop the case"
-        found.say("error", "channels", "image channels", f"{channels} files", len(files.images), advice)
-    grid, digest = _check_image(files, found)
+        found.report("error", "channels", "image channels", f"{channels} files", len(files.images), advice)
+    grid, content_hash = _check_image(files, found)
     label_map = _check_labels(files, labels, found)
     if label_map is not None and grid is not None:
         try:
@@ -107,7 +107,7 @@ def check_case(files: CaseFiles, labels: LabelTable, channels: int) -> CaseFacts
         except DataError as error:
             found.add("error", "label_grid", str(error))
     values = () if label_map is None else tuple(value for value in label_map.values() if value)
-    return CaseFacts(files.id, tuple(found.problems), grid, digest, values)
+    return CaseFacts(files.id, tuple(found.problems), grid, content_hash, values)
 
 
 def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
@@ -127,11 +127,11 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
             complete = False
             continue
         try:
-            what, name = f"grid of channel {number}", str(volume.path)
-            require_same_grid(grid, volume.grid, what, "the grid of channel 1", case=files.id, file=name)
+            require_channel_grid(grid, volume, number, files.id)
         except DataError as error:
             found.add("error", "channel_grid", str(error))
         _check_intensities(array, f"channel {number}" if len(files.images) > 1 else "image", found, len(files.images))
+        # What is trained on is float32, so two images that agree in it are the same image.
         with np.errstate(over="ignore"):
             hasher.update(np.ascontiguousarray(array.T, dtype=np.float32).data)
     return grid, hasher.hexdigest() if complete else ""
@@ -141,16 +141,17 @@ def _check_header(volume: VolumeFile, found: _Findings) -> None:
     """Report missing or contradicting forms and oblique axes."""
     if volume.form_codes == (0, 0):
         got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
-        found.say("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
+        found.report("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
     if volume.forms_differ:
         rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
         advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
-        found.say("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+        found.report("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+    # Columns of unit length; the largest entry is the cosine between an axis and the body axis next to it.
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())
     if degrees > _OBLIQUE_DEGREES:
         got, advice = f"axes tilted by {degrees:.1f} degrees", "Nothing to do; results are restored to this grid"
-        found.say("note", "oblique", "image axes", "along the body axes", got, advice)
+        found.report("note", "oblique", "image axes", "along the body axes", got, advice)
 
 
 def _check_intensities(array: NDArray[Any], what: str, found: _Findings, channels: int) -> None:
@@ -158,22 +159,20 @@ def _check_intensities(array: NDArray[Any], what: str, found: _Findings, channel
     if array.dtype.kind == "f":
         nan, inf = int(np.count_nonzero(np.isnan(array))), int(np.count_nonzero(np.isinf(array)))
         if nan or inf:
-            got, advice = (
-                f"{nan} NaN and {inf} infinite of {array.size} voxels",
-                "Replace them and save the image again",
-            )
-            found.say("error", "not_finite", f"{what} intensities", "finite numbers", got, advice)
+            got = f"{nan} NaN and {inf} infinite of {array.size} voxels"
+            advice = "Replace them and save the image again"
+            found.report("error", "not_finite", f"{what} intensities", "finite numbers", got, advice)
             return
     if array.min() == array.max():
         severity: Severity = "error" if channels == 1 else "warning"
         got, advice = f"{float(array.min()):g} everywhere", "Export the image again, or drop the case"
-        found.say(severity, "constant", f"{what} intensities", "more than one value", got, advice)
+        found.report(severity, "constant", f"{what} intensities", "more than one value", got, advice)
 
 
 def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> LabelMap | None:
     """Check the reference; None if there is none that can be read."""
     if not files.labelled:
-        found.say("note", "unlabelled", "reference", "a label map", "none", "It is left out of training")
+        found.report("note", "unlabelled", "reference", "a label map", "none", "It is left out of training")
         return None
     try:
         if files.label is not None:
@@ -182,7 +181,7 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
             label_map, shared = merge_organs(files.organs, soft=files.soft, case=files.id)
             if shared and not labels.regions:  # regions are meant to overlap
                 got, advice = f"{shared} voxels in several masks", "The organ with the highest label value gets them"
-                found.say("warning", "overlap", "organ masks", "no overlap", got, advice)
+                found.report("warning", "overlap", "organ masks", "no overlap", got, advice)
     except VolumeError as error:
         found.add("error", error.code, str(error))
         return None
@@ -192,18 +191,13 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
     values = label_map.values()
     unknown = labels.unknown(values)
     if unknown:
-        got = ", ".join(map(str, unknown[:_SHOWN])) + (" …" if len(unknown) > _SHOWN else "")
-        advice = "Add them to the label names, or correct the label map"
-        found.say("error", "unknown_labels", "label values", "only those of the label table", got, advice)
+        rule, advice = "only those of the label table", "Add them to the label names, or correct the label map"
+        found.report("error", "unknown_labels", "label values", rule, listed(unknown), advice)
     if not any(values):
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
-        found.say("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
+        found.report("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
     return label_map
 
-
-_SPACING_RATIO = 3.0  # further from the median than this is more often a wrong unit or header than a protocol
-_ORIENTATION_SHARE = 2 / 3  # one orientation must be this common before another one is odd
-_MIN_CASES = 3  # fewer cases have no usual spacing or orientation
 
 MapCases = Callable[[Callable[[CaseFiles], CaseFacts], Sequence[CaseFiles]], Iterable[CaseFacts]]
 
@@ -260,32 +254,30 @@ class CheckReport:
 
 
 def check_dataset(dataset: Dataset, *, map_cases: MapCases = map) -> CheckReport:
-    """Check every case, then the cases against each other.
+    """Check every case, then the cases against each other; nothing is raised for a bad case.
 
     Args:
         dataset: The dataset; its held-out cases are checked too.
         map_cases: Like ``map``: applies a picklable function to every case and keeps the order, e.g. a process pool's.
-
-    Returns:
-        All problems. Nothing is raised for a bad case.
     """
     files = (*dataset.cases, *dataset.tests)
     check = partial(check_case, labels=dataset.labels, channels=len(dataset.channels))
     facts = list(map_cases(check, files))
+    alone = [problem for fact in facts for problem in fact.problems]
     across = [*_same_ids(facts), *_same_content(facts), *_odd_spacing(facts), *_odd_orientation(facts)]
-    ordered = [problem for fact in facts for problem in fact.problems]
-    by_case = {case: index for index, case in enumerate(dict.fromkeys(fact.id for fact in facts))}
-    ordered = sorted([*ordered, *across], key=lambda problem: by_case[problem.case or ""])
-    missing = _missing_organs(facts[: len(dataset.cases)], dataset.labels)
     ids = tuple(fact.id for fact in facts)
-    return CheckReport(dataset.name, dataset.layout, ids, (*ordered, *missing), _summary(dataset, facts))
+    # Of ids that occur twice the first place counts.
+    place = {case: number for number, case in reversed(list(enumerate(ids)))}
+    by_case = sorted([*alone, *across], key=lambda problem: place[problem.case or ""])
+    missing = _missing_organs(facts[: len(dataset.cases)], dataset.labels)
+    return CheckReport(dataset.name, dataset.layout, ids, (*by_case, *missing), _summary(dataset, facts))
 
 
 def _same_ids(facts: Sequence[CaseFacts]) -> list[Problem]:
     counts = Counter(fact.id for fact in facts)
-    advice = "Rename or remove all but one"
+    rule, advice = "one case of this name", "Rename or remove all but one"
     return [
-        Problem(case, "error", "duplicate_id", sentence("case id", "one case of this name", number, advice, case=case))
+        _problem(case, "error", "duplicate_id", "case id", rule, number, advice)
         for case, number in counts.items()
         if number > 1
     ]
@@ -293,18 +285,16 @@ def _same_ids(facts: Sequence[CaseFacts]) -> list[Problem]:
 
 def _same_content(facts: Sequence[CaseFacts]) -> list[Problem]:
     """Cases whose images agree voxel by voxel."""
-    by_digest: dict[str, list[str]] = defaultdict(list)
+    by_content: dict[str, list[str]] = defaultdict(list)
     for fact in facts:
-        if fact.digest and fact.id not in by_digest[fact.digest]:
-            by_digest[fact.digest].append(fact.id)
-    advice = "Drop one, or put them into one group so that no split separates them"
-    problems = []
-    for twins in by_digest.values():
-        for case in twins[1:]:
-            got = f"the voxels of {twins[0]}"
-            message = sentence("image", "voxels of its own", got, advice, case=case)
-            problems.append(Problem(case, "warning", "duplicate_content", message))
-    return problems
+        if fact.content_hash and fact.id not in by_content[fact.content_hash]:
+            by_content[fact.content_hash].append(fact.id)
+    rule, advice = "voxels of its own", "Drop one, or put them into one group so that no split separates them"
+    return [
+        _problem(case, "warning", "duplicate_content", "image", rule, f"the voxels of {first}", advice)
+        for first, *twins in by_content.values()
+        for case in twins
+    ]
 
 
 def _odd_spacing(facts: Sequence[CaseFacts]) -> list[Problem]:
@@ -312,31 +302,30 @@ def _odd_spacing(facts: Sequence[CaseFacts]) -> list[Problem]:
     grids = _grids(facts)
     if len(grids) < _MIN_CASES:
         return []
-    spacings = np.array([_ras(grid).spacing_mm for _, grid in grids])
+    spacings = np.array([grid.reoriented("RAS").spacing_mm for _, grid in grids])
     median = np.median(spacings, axis=0)
-    problems = []
-    for (case, _), spacing in zip(grids, spacings, strict=True):
-        ratio = np.maximum(spacing / median, median / spacing)
-        if ratio.max() > _SPACING_RATIO:
-            rule = f"about the dataset's median {_numbers(median)} mm along R, A, S"
-            got, advice = f"{_numbers(spacing)} mm", "Check the header, e.g. whether it is in mm"
-            problems.append(Problem(case, "warning", "odd_spacing", sentence("spacing", rule, got, advice, case=case)))
-    return problems
+    ratios = np.maximum(spacings / median, median / spacings).max(axis=1)
+    rule = f"about the dataset's median {_numbers(median)} mm along R, A, S"
+    advice = "Check the header, e.g. whether it is in mm"
+    return [
+        _problem(case, "warning", "odd_spacing", "spacing", rule, f"{_numbers(spacing)} mm", advice)
+        for (case, _), spacing, ratio in zip(grids, spacings, ratios, strict=True)
+        if ratio > _SPACING_RATIO
+    ]
 
 
 def _odd_orientation(facts: Sequence[CaseFacts]) -> list[Problem]:
     """Orientations other than the one that most cases share."""
     grids = _grids(facts)
-    counts = Counter(grid.orientation for _, grid in grids)
     if len(grids) < _MIN_CASES:
         return []
-    usual, number = counts.most_common(1)[0]
+    usual, number = Counter(grid.orientation for _, grid in grids).most_common(1)[0]
     if number < _ORIENTATION_SHARE * len(grids):
         return []
     rule = f"{usual} as in {number} of {len(grids)} cases"
     advice = "Fine if the header is right; check that the patient is not turned"
     return [
-        Problem(case, "warning", "odd_orientation", sentence("orientation", rule, grid.orientation, advice, case=case))
+        _problem(case, "warning", "odd_orientation", "orientation", rule, grid.orientation, advice)
         for case, grid in grids
         if grid.orientation != usual
     ]
@@ -345,21 +334,16 @@ def _odd_orientation(facts: Sequence[CaseFacts]) -> list[Problem]:
 def _missing_organs(facts: Sequence[CaseFacts], labels: LabelTable) -> list[Problem]:
     """Organs (or regions) of the label table that no case has."""
     present = {value for fact in facts for value in fact.values}
-    advice = "Remove it from the label names, or check the label maps"
+    rule, advice = "at least one case", "Remove it from the label names, or check the label maps"
     return [
-        Problem(
-            None,
-            "warning",
-            "organ_missing",
-            sentence(f"organ {name} (label {listed(values)})", "at least one case", "none", advice),
-        )
+        _problem(None, "warning", "organ_missing", f"organ {name} (label {listed(values)})", rule, "none", advice)
         for name, values in labels.target_values.items()
         if present.isdisjoint(values)
     ]
 
 
 def _summary(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
-    grids = [_ras(grid) for _, grid in _grids(facts)]
+    grids = [grid.reoriented("RAS") for _, grid in _grids(facts)]
     found = [set(fact.values) for fact in facts[: len(dataset.cases)]]
     targets = dataset.labels.target_values.items()
     median_shape = np.median([grid.shape for grid in grids], axis=0).tolist() if grids else None
@@ -378,10 +362,6 @@ def _summary(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
 
 def _grids(facts: Sequence[CaseFacts]) -> list[tuple[str, Grid]]:
     return [(fact.id, fact.grid) for fact in facts if fact.grid is not None]
-
-
-def _ras(grid: Grid) -> Grid:
-    return grid.reoriented("RAS")
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -23,9 +23,9 @@ from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.nifti import load_nifti, write_nifti
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels, write_label_map
+from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
 
-_RECIPE = "1"
+_VERSION = "1"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
 
 
@@ -51,33 +51,27 @@ class ConvertTask:
 
 
 @dataclass(frozen=True)
-class ConvertedCase:
+class ConversionOutcome:
     """What became of a case.
 
     Args:
-        digest: Hash of everything the new files depend on.
+        content_hash: Of everything the new files depend on.
         new: Whether they were written now.
         not_finite: Voxels of the image that are NaN or infinite, all channels together; 0 if nothing was written.
         shared: Voxels that several organ masks claim; the organ listed later has them.
     """
 
-    digest: str
+    content_hash: str
     new: bool
     not_finite: int = 0
     shared: int = 0
 
 
-def convert_case(task: ConvertTask) -> ConvertedCase:
+def convert_case(task: ConvertTask) -> ConversionOutcome:
     """Convert one case, unless the target is that of the same files already.
 
     A ``.nii.gz`` file that is just what the target asks for is copied byte by byte. All other volumes are written anew:
     intensities and integer types unchanged, label maps in the smallest type, everything on the grid of channel 1.
-
-    Args:
-        task: The case.
-
-    Returns:
-        What became of it.
 
     Raises:
         VolsegError: If a file cannot be used, the files do not belong together, a label value is not in the table, or
@@ -85,9 +79,9 @@ def convert_case(task: ConvertTask) -> ConvertedCase:
     """
     try:
         volumes = _opened(task)
-        digest = _digest(task)
-        if digest == task.earlier and all(path.is_file() for path in task.target.files):
-            return ConvertedCase(digest, new=False)
+        content_hash = _content_hash(task)
+        if content_hash == task.earlier and all(path.is_file() for path in task.target.files):
+            return ConversionOutcome(content_hash, new=False)
         reference, shared = _reference(task, volumes[0].grid)
         not_finite = _write_images(task, volumes)
         if reference is not None:
@@ -96,7 +90,7 @@ def convert_case(task: ConvertTask) -> ConvertedCase:
         for path in task.target.files:
             path.unlink(missing_ok=True)
         raise
-    return ConvertedCase(digest, True, not_finite, shared)
+    return ConversionOutcome(content_hash, True, not_finite, shared)
 
 
 def _opened(task: ConvertTask) -> list[VolumeFile]:
@@ -109,18 +103,18 @@ def _opened(task: ConvertTask) -> list[VolumeFile]:
     volumes: list[VolumeFile] = []
     for number, source in enumerate(files.images, start=1):
         volume = open_volume(source, case=files.id)
+        # One file may hold all channels: its voxels are read once and kept.
         volume = opened.setdefault(volume.path, replace(volume, load=cache(volume.load)))
-        what, rule = f"grid of channel {number}", "the grid of channel 1"
-        require_same_grid((*volumes, volume)[0].grid, volume.grid, what, rule, case=files.id, file=str(volume.path))
         volumes.append(volume)
+        require_channel_grid(volumes[0].grid, volume, number, files.id)
     return volumes
 
 
-def _digest(task: ConvertTask) -> str:
+def _content_hash(task: ConvertTask) -> str:
     parts = [path.name for path in (*task.source.images, *task.source.label_sources)]  # which channel, which value
     written = [path.name for path in (*task.target.images, *task.target.label_sources)]
     values = [(table.values, table.ignore_label) for table in (task.labels, task.new_labels)]
-    return text_hash(_RECIPE, json.dumps([parts, written, values]), *content_hashes(task.source))
+    return text_hash(_VERSION, json.dumps([parts, written, values]), *content_hashes(task.source))
 
 
 def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
@@ -136,6 +130,7 @@ def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
         file = source.organs[0][1]
     require_same_grid(grid, found.grid, "label map grid", "the image grid", case=source.id, file=str(file))
     try:
+        # Class n of the old table is class n of the new one, whatever their values.
         values = task.new_labels.from_index(task.labels.to_index(found.array))
     except ValueError as error:
         raise DataError(f"case {source.id}: {file}: {error}") from None
@@ -148,6 +143,7 @@ def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> int:
     arrays = [read_voxels(volume, source) for volume, source in zip(volumes, task.source.images, strict=True)]
     if together:
         target = split_source(task.target.images[0])[0]
+        # The file is taken as it is only if its channels are all of it, in its own order.
         whole = [(split_source(source)[0], *split_source(source)[2:]) for source in task.source.images]
         total = len(arrays)
         if whole == [(volumes[0].path, n + 1, total) for n in range(total)] and _is_plain(volumes[0], grid, axes=4):

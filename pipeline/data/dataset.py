@@ -27,7 +27,7 @@ class CaseFiles:
         label: Label map file, or None.
         organs: Instead of a label map: label value and binary mask file of every organ.
         group: What must not be split between training and validation, e.g. the patient; None if unknown.
-        soft: The organ masks are soft maps: shares of agreement, of which half or more counts as the organ.
+        soft: The organ masks are soft maps: shares of agreement. The organ is where at least half agree.
         split: ``train`` or ``validation`` where the dataset itself fixes the split.
     """
 
@@ -60,6 +60,7 @@ class CaseFiles:
 
         A header whose voxels lie elsewhere, such as ``.mhd``, is followed by the files that hold them.
         """
+        # Channels of a 4D file are one file, masks may be shared: a dictionary keeps each once, in order.
         headers = [split_source(source)[0] for source in (*self.images, *self.label_sources)]
         return tuple(dict.fromkeys(file for header in headers for file in (header, *detached_files(header))))
 
@@ -101,7 +102,5 @@ def content_hashes(files: CaseFiles) -> list[str]:
     try:
         return [file_hash(path) for path in files.files]
     except OSError as error:
-        got, advice = str(error.strerror), "Check the path"
-        raise DataError(
-            sentence("file", "a readable file", got, advice, case=files.id, file=str(error.filename))
-        ) from None
+        where = {"case": files.id, "file": str(error.filename)}
+        raise DataError(sentence("file", "a readable file", error.strerror, "Check the path", **where)) from None

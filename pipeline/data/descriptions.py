@@ -1,4 +1,4 @@
-"""What dataset descriptions say beside the list of files: label names, channels, groups; and what to do without."""
+"""What a dataset says about itself beside the list of files: label names, channels, groups; and guesses without."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
 _SHOWN = 8  # names quoted in a message
+_DATASET = "a folder, or a JSON or CSV file"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ def read_description(path: Path) -> Description:
         VolsegError: If a JSON file cannot be read.
     """
     if not path.exists():
-        raise DataError(
-            sentence("dataset", "a folder, or a JSON or CSV file", "nothing there", "Check the path", file=path)
-        )
+        raise DataError(sentence("dataset", _DATASET, "nothing there", "Check the path", file=path))
     root, file = (path, None) if path.is_dir() else (path.parent, path)
     if file is None:
         names = ("dataset.json", "datalist.json", "datalist.csv")
@@ -56,12 +55,13 @@ def read_description(path: Path) -> Description:
     if file is not None:
         if file.suffix.lower() not in (".json", ".csv"):
             advice = "Give the dataset's folder or its list of cases"
-            raise DataError(sentence("dataset", "a folder, or a JSON or CSV file", repr(file.name), advice, file=path))
+            raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
         found = {"cases": read_csv(file)} if file.suffix.lower() == ".csv" else read_json(file)
         content = {"cases": found} if isinstance(found, list) else found
         if not isinstance(content, dict):
             got, advice = type(found).__name__, "See the dataset layouts in the documentation"
             raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
+    # A labels.json or groups.csv beside the description adds to it and never overrules it.
     if "labels" not in content and (root / "labels.json").is_file():
         labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
@@ -92,6 +92,7 @@ def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
         if isinstance(found, list) and found:
             return tuple(str(name) for name in found)
         if isinstance(found, Mapping) and found:
+            # Keys are numbers as texts: "10" comes after "9", so shorter ones go first.
             ordered = sorted(found, key=lambda number: (len(str(number)), str(number)))
             return tuple(str(found[number]) for number in ordered)
     return None
@@ -120,9 +121,13 @@ def build_dataset(
         DataError: If there is no labelled case, or no label in any of them.
     """
     groups = source.content.get("groups") or {}
-    listed = [_grouped(case, groups) for case in cases]
+
+    def grouped(case: CaseFiles) -> CaseFiles:
+        return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
+
+    listed = [grouped(case) for case in cases]
     kept = tuple(sorted((case for case in listed if case.labelled), key=lambda case: case.id))
-    held_out = [*(case for case in listed if not case.labelled), *(_grouped(case, groups) for case in tests)]
+    held_out = [*(case for case in listed if not case.labelled), *map(grouped, tests)]
     if not kept:
         got = f"{len(held_out)} cases without a label map" if held_out else folder_holds(source.root)
         advice = "Add label maps, or correct the file names"
@@ -144,10 +149,6 @@ def folder_holds(folder: Path) -> str:
     return f"a folder that holds {shown}{more}" if names else "an empty folder"
 
 
-def _grouped(case: CaseFiles, groups: Mapping[str, Any]) -> CaseFiles:
-    return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
-
-
 def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
     """Names for the values that are in the label maps; files that cannot be read are left to ``volseg check``."""
     values: set[int] = set()
@@ -164,11 +165,13 @@ def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
 
 def _guessed_channels(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
     """CT if the first readable image has the values of air, otherwise neutral names."""
+    count, lowest = len(cases[0].images), [0.0] * len(cases[0].images)
     for case in cases:
         try:
             image = read_image(case.images, case=case.id)
         except DataError:
             continue
-        names = ["image"] if image.channels == 1 else [f"channel_{n + 1}" for n in range(image.channels)]
-        return tuple("CT" if image.array[n].min() <= _CT_AIR_HU else name for n, name in enumerate(names))
-    return ("image",) if len(cases[0].images) == 1 else tuple(f"channel_{n + 1}" for n in range(len(cases[0].images)))
+        count, lowest = image.channels, [float(channel.min()) for channel in image.array]
+        break
+    names = ["image"] if count == 1 else [f"channel_{n + 1}" for n in range(count)]
+    return tuple("CT" if low <= _CT_AIR_HU else name for name, low in zip(names, lowest, strict=True))

@@ -1,5 +1,7 @@
 """NRRD, MetaImage, PNG and TIFF through SimpleITK.
 
+Here, and nowhere else, SimpleITK's LPS world and array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+
 A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
 file says otherwise, slice thickness 1 mm. A colour picture is three volumes, red, green and blue.
 """
@@ -30,11 +32,17 @@ from pipeline.data.volume_file import (
     checked_shape,
     checked_size,
     detached_files,
+    header_text,
     refuse,
     volume_suffix,
 )
 
-# The one place where SimpleITK's LPS world and reversed array axes (K, J, I) meet the project's RAS+ and (I, J, K).
+_NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
+    r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
+    r"\s*[:=](.*\b(nan|inf)\b.*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
 
 
 def itk_image(array: NDArray[Any], grid: Grid) -> Any:
@@ -59,27 +67,14 @@ def itk_affine(header: Any) -> NDArray[np.float64]:
     spatial = min(axes, 3)
     affine = np.eye(4)
     direction = np.array(header.GetDirection(), dtype=np.float64).reshape(axes, axes)[:spatial, :spatial]
+    # A 2D image is a slice of a volume: its third axis is the world's own.
     affine[:spatial, :spatial] = direction * np.array(header.GetSpacing()[:spatial], dtype=np.float64)
     affine[:spatial, 3] = header.GetOrigin()[:spatial]
     return flip_world(affine)
 
 
-_HEADER_BYTES = 1 << 16
-_NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and puts 0 in its place
-    r"^(space origin|space directions|spacings|offset|origin|position|transformmatrix|elementspacing)"
-    r"\s*[:=](.*\b(nan|inf)\b.*)$",
-    re.MULTILINE | re.IGNORECASE,
-)
-_ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
-
-
 def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
-    """Read and check the header of a file that SimpleITK reads.
-
-    Args:
-        path: ``.nrrd``, ``.mha``, ``.mhd``, ``.png`` or ``.tif``.
-        case: Case id for messages.
-        straighten: Take a slight shear out of the affine instead of refusing it.
+    """Read and check the header of a file; arguments as :func:`pipeline.data.volumes.open_volume`.
 
     Returns:
         The opened volume; ``volumes`` is more than 1 for a 4D file and 3 for a colour picture, whose opacity must be
@@ -107,12 +102,14 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
         raise refuse("type", "voxel type", "integers or floats", got, advice, case=case, file=path)
     if suffix not in PICTURE_SUFFIXES:
         bits = re.search(r"\d+", kind)
+        # Checked before any voxel is read: SimpleITK would take the memory first and fail then.
         available, compressed = _stored(path, case)
         checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
     grid = checked_grid(shape, itk_affine(reader), path, case, straighten)
     if colour:
         return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case))
-    return VolumeFile(path, grid, volumes, None, lambda: _array(path, shape, volumes, case))
+    axes = (*shape, volumes) if volumes > 1 else shape
+    return VolumeFile(path, grid, volumes, None, lambda: np.asarray(_read(path, case).T).reshape(axes))
 
 
 def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, str] | None = None) -> None:
@@ -141,30 +138,14 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, 
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Pixels of a picture as it is seen, (H, W) grey or (H, W, colours): what :func:`write_picture` wrote.
-
-    Raises:
-        VolumeError: If the file cannot be read.
-    """
+    """Pixels of a picture as it is seen, (H, W) grey or (H, W, colours): what :func:`write_picture` wrote."""
     return np.asarray(_read(path, None))
 
 
 def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Write a picture as it is seen, atomically, compressed.
-
-    Args:
-        pixels: (H, W) grey or (H, W, 3) red, green and blue.
-        path: ``.png`` or ``.tif``.
-
-    Raises:
-        VolsegError: If the file cannot be written.
-    """
+    """Write a picture as it is seen, (H, W) grey or (H, W, 3), as ``.png`` or ``.tif``, atomically, compressed."""
     with atomic_path(path) as temporary:
         _write(sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3), temporary)
-
-
-def _array(path: Path, shape: tuple[int, int, int], volumes: int, case: str | None) -> NDArray[Any]:
-    return np.asarray(_read(path, case).T).reshape((*shape, volumes) if volumes > 1 else shape)
 
 
 def _colours(path: Path, shape: tuple[int, int, int], case: str | None) -> NDArray[Any]:
@@ -186,8 +167,7 @@ def _read(path: Path, case: str | None) -> NDArray[Any]:
 
 def _stored(path: Path, case: str | None) -> tuple[int, bool]:
     """Bytes on disk that hold voxels, and whether they are compressed, from the text header; refuses NaN in it."""
-    with path.open("rb") as stream:
-        header = stream.read(_HEADER_BYTES).decode("latin-1")
+    header = header_text(path)
     strange = _NOT_FINITE.search(header)
     if strange:
         got, advice = strange[2].strip(), "Repair the header or export the volume again"
@@ -214,15 +194,15 @@ def _picture(array: NDArray[Any], grid: Grid, path: Path) -> Any:
     """A 2D SimpleITK image, if a picture file can hold array and grid."""
     advice = "Write .nii.gz instead"
     if array.shape[2] != 1:
-        raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, case=None, file=path)
+        raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, file=path)
     if array.dtype not in (np.uint8, np.uint16):
         got = f"type {array.dtype}, largest value {array.max()}"
-        raise refuse("type", "picture", "values from 0 to 65535", got, advice, case=None, file=path)
+        raise refuse("type", "picture", "values from 0 to 65535", got, advice, file=path)
     i_mm, j_mm, _ = grid.spacing_mm
     if not grid.matches(Grid(grid.shape, flip_world(np.diag([i_mm, j_mm, 1.0, 1.0])))):
         got = f"orientation {grid.orientation}, origin {grid.affine[:3, 3].round(3).tolist()} mm"
         rule = "orientation LPS, origin 0 and a slice of 1 mm, because pictures store no more"
-        raise refuse("affine", "grid", rule, got, advice, case=None, file=path)
+        raise refuse("affine", "grid", rule, got, advice, file=path)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, 0].T))
     image.SetSpacing([i_mm, j_mm])
     return image
@@ -239,6 +219,7 @@ def _write_pair(image: Any, path: Path) -> None:
     """Header and data file; the header names the data file, so both are written elsewhere under their final names."""
     with tempfile.TemporaryDirectory() as folder:
         _write(image, Path(folder) / path.name)
+        # The header is what readers open: once it is there, the voxels are.
         for part in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):  # the header last
             with atomic_path(path.parent / part.name) as temporary:
                 shutil.copyfile(part, temporary)
@@ -254,6 +235,7 @@ def _explain(error: RuntimeError, path: Path, case: str | None) -> VolumeError:
     if "Unable to determine ImageIO reader" in str(error):
         got = f"a file of another kind ({path.stat().st_size} bytes)"
         return refuse("format", "file", rule, got, advice, case=case, file=path)
+    # ITK has no kinds of errors, so that texts of its messages must do.
     if "expected" in _reason(error) or "fread got only" in str(error) or "File cannot be read" in str(error):
         return refuse("truncated", "file", rule, "truncated or damaged voxel data", advice, case=case, file=path)
     return refuse("unreadable", "file", rule, f"an error ({_reason(error)})", advice, case=case, file=path)

@@ -1,26 +1,31 @@
-"""The files that describe a dataset folder, one writer per layout; what they say, ``layout_readers`` reads back."""
+"""A dataset in another layout: which labels it can hold, where its files go, and what describes it.
+
+:func:`converted_dataset` says how the dataset will be read back by :mod:`pipeline.data.layouts`;
+:func:`write_description` writes the files that make the folder a dataset once the volumes are there.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
+from pipeline.data.layout_names import WRITTEN_LAYOUTS
 from pipeline.data.layouts import bare_name
+from pipeline.data.organ_masks import safe_file_name
 from pipeline.data.volume_file import join_source, split_source
 
-# A label table as another dataset layout can hold it: which values become which, and what is lost.
-
-_UNSAFE = re.compile(r'[\\/:*?"<>|]')  # not in file names of some system
-_SHOWN = 8  # pairs quoted in a note
+_ENDING = ".nii.gz"
+_UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
+_ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,6 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
     nnU-Net wants the values 1, 2, … without gaps and the ignore label behind them; of regions it has no names of
     single values. The layout ``organs`` wants names that can be file names, and has no place for ignored voxels.
 
-    Args:
-        labels: The dataset's table.
-        layout: Name of the layout to write.
-
     Raises:
         DataError: If the layout cannot hold the table.
     """
@@ -55,13 +56,14 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
         return _as_files(labels)
     if layout != "nnunet":
         return TranslatedLabels(labels, {}, ())
-    table, renumbered = _consecutive(_spelled(labels))
+    # A name that is a number gets a word in front: {"10": 1} could be read as value 10 with the name 1.
+    spelled = {value: f"label_{name}" if name.isdigit() else name for value, name in labels.names.items()}
+    table, renumbered = _consecutive(_renamed(labels, spelled))
     content = label_content(table, layout)
     read_back = label_table(content["labels"], "dataset.json", content)
     notes = []
     if renumbered:
-        pairs = [f"{old} -> {new}" for old, new in renumbered.items()]
-        shown = ", ".join(pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "…", pairs[-1]])
+        shown = listed(f"{old} -> {new}" for old, new in renumbered.items())
         notes.append(f"labels renumbered, because nnU-Net wants values without gaps: {shown} (all in conversion.json)")
     renamed = [name for name, new in zip(labels.organs, read_back.organs, strict=True) if name != new]
     if renamed:
@@ -75,12 +77,7 @@ def translate_labels(labels: LabelTable, layout: str) -> TranslatedLabels:
 def label_content(labels: LabelTable, layout: str) -> dict[str, Any]:
     """What a layout's description says about labels: ``labels`` and the keys that stand beside it.
 
-    Args:
-        labels: A table that :func:`translate_labels` returned for the layout.
-        layout: Name of the layout.
-
-    Returns:
-        Part of ``dataset.json`` for ``nnunet`` and ``decathlon``; content of ``labels.json`` for the others.
+    It is part of ``dataset.json`` for ``nnunet`` and ``decathlon``, and the content of ``labels.json`` for the others.
     """
     if layout == "nnunet":
         return _nnunet_content(labels)
@@ -98,6 +95,7 @@ def _nnunet_content(labels: LabelTable) -> dict[str, Any]:
     entries: dict[str, Any] = {"background": 0, **{name: value for value, name in labels.names.items()}}
     order: dict[str, Any] = {}
     if labels.regions:
+        # nnU-Net takes a table for one of regions as soon as one entry is a list.
         several = any(len(held) > 1 for held in labels.regions.values())
         regions = {
             name: held[0] if several and labels.names[held[0]] == name else list(held)
@@ -112,19 +110,8 @@ def _consecutive(labels: LabelTable) -> tuple[LabelTable, dict[int, int]]:
     """The table with values 1, 2, …, the ignore label last, and the values that change."""
     ignored = () if labels.ignore_label is None else (labels.ignore_label,)
     new = {value: n for n, value in enumerate((*labels.values, *ignored), start=1)}
-    table = LabelTable(
-        {new[value]: name for value, name in labels.names.items()},
-        new[ignored[0]] if ignored else None,
-        {name: tuple(new[value] for value in held) for name, held in labels.regions.items()},
-        tuple(new[value] for value in labels.painted),
-    )
+    table = labels.renumbered(new, new[ignored[0]] if ignored else None)
     return table, {value: n for value, n in new.items() if value != n}
-
-
-def _spelled(labels: LabelTable) -> LabelTable:
-    """Names that are numbers get a word in front: ``{"10": 1}`` could be read as value 10 with the name 1."""
-    names = {value: f"label_{name}" if name.isdigit() else name for value, name in labels.names.items()}
-    return _renamed(labels, names)
 
 
 def _as_files(labels: LabelTable) -> TranslatedLabels:
@@ -132,7 +119,7 @@ def _as_files(labels: LabelTable) -> TranslatedLabels:
         rule, got = "a dataset without an ignore label", f"label {labels.ignore_label}"
         advice = "One mask per organ cannot say which voxels were not annotated: convert to another layout"
         raise DataError(sentence("organs layout", rule, got, advice))
-    names = {value: _UNSAFE.sub("_", name).lstrip(".") or f"label_{value}" for value, name in labels.names.items()}
+    names = {value: safe_file_name(name) or f"label_{value}" for value, name in labels.names.items()}
     changed = [f"{name} -> {names[value]}" for value, name in labels.names.items() if names[value] != name]
     notes = (f"organs renamed, because files are named after them: {', '.join(changed)}",) if changed else ()
     return TranslatedLabels(_renamed(labels, names), {}, notes)
@@ -145,19 +132,8 @@ def _renamed(labels: LabelTable, names: Mapping[int, str]) -> LabelTable:
         raise DataError(str(error)) from None
 
 
-# Where the files of a dataset go in another layout: the converted dataset, as it will be read back.
-
-TARGET_LAYOUTS = ("nnunet", "decathlon", "datalist", "organs", "pairs")
-"""Layouts that can be written."""
-
-_ENDING = ".nii.gz"
-_UNSAFE_IN_PATHS = re.compile(r"[^\w.-]")
-_ORGANS_IMAGE = {"CT": "ct", "MRI": "mri"}  # file names that say what the channel is
-_LISTED = 5  # case ids quoted in a note
-
-
 @dataclass(frozen=True)
-class Target:
+class ConvertedDataset:
     """A dataset in another layout, before it is written.
 
     Args:
@@ -171,93 +147,68 @@ class Target:
     notes: tuple[str, ...]
 
 
-def target_dataset(source: Dataset, out: Path, layout: str) -> Target:
+def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDataset:
     """Lay a dataset out in another way.
+
+    Case ids are kept where they can be file names and are unique; of several channels in one file, ``images`` names the
+    parts.
 
     Args:
         source: The dataset.
         out: Folder it will be written to.
-        layout: One of TARGET_LAYOUTS.
-
-    Returns:
-        The dataset in ``out``. Case ids are kept where they can be file names and are unique; of several channels in
-        one file, ``images`` names the parts.
+        layout: One of WRITTEN_LAYOUTS.
 
     Raises:
         DataError: If there is no such layout, or it cannot hold the dataset.
     """
-    if layout not in TARGET_LAYOUTS:
-        raise DataError(sentence("--to", f"one of {', '.join(TARGET_LAYOUTS)}", repr(layout), "Choose one of them"))
+    if layout not in WRITTEN_LAYOUTS:
+        raise DataError(sentence("--to", f"one of {', '.join(WRITTEN_LAYOUTS)}", repr(layout), "Choose one of them"))
     translated = translate_labels(source.labels, layout)
     old = [files.id for files in (*source.cases, *source.tests)]
     new = _file_names(old, layout)
-    count = len(source.cases)
-    place = _PLACES[layout]
-    values = translated.labels.names
-    cases = [
-        _laid_out(files, name, place(out, name, "Tr", source), values, layout)
-        for files, name in zip(source.cases, new[:count], strict=True)
-    ]
-    tests = [
-        _laid_out(files, name, place(out, name, "Ts", source), values, layout, held_out=True)
-        for files, name in zip(source.tests, new[count:], strict=True)
-    ]
-    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=tuple(cases), tests=tuple(tests))
+    values, count = translated.labels.names, len(source.cases)
+    cases, tests = (
+        tuple(
+            _laid_out(files, _places(out, name, part, source, layout), values, layout, held_out=part == "Ts")
+            for files, name in zip(listed, names, strict=True)
+        )
+        for part, listed, names in (("Tr", source.cases, new[:count]), ("Ts", source.tests, new[count:]))
+    )
+    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=cases, tests=tests)
     notes = (*translated.notes, *_renamed_note(old, new), *_losses(source, layout))
-    return Target(dataset, translated.renumbered, notes)
+    return ConvertedDataset(dataset, translated.renumbered, notes)
 
 
 def _laid_out(
-    files: CaseFiles, name: str, places: CaseFiles, names: Mapping[int, str], layout: str, held_out: bool = False
+    files: CaseFiles, places: CaseFiles, names: Mapping[int, str], layout: str, *, held_out: bool
 ) -> CaseFiles:
     """The case with new files: without a reference if it has none; in ``organs`` with a mask for every value."""
     split = files.split if layout == "datalist" else None
     if layout != "organs":
         label = places.label if files.labelled else None
-        return CaseFiles(name, places.images, label, group=files.group, split=split)
+        return CaseFiles(places.id, places.images, label, group=files.group, split=split)
     folder = places.images[0].parent / "segmentations"
     wanted = names if files.labelled and not held_out else {}
     organs = tuple((value, folder / f"{organ}{_ENDING}") for value, organ in wanted.items())
-    return CaseFiles(name, places.images, organs=organs, group=files.group)
+    return CaseFiles(places.id, places.images, organs=organs, group=files.group)
 
 
-def _nnunet_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    return _place(out, name, f"images{part}", f"labels{part}", [f"_{n:04d}" for n, _ in enumerate(source.channels)])
-
-
-def _pairs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    held_out = "" if part == "Tr" else part
-    several = [f"_{n:04d}" for n, _ in enumerate(source.channels)]
-    return _place(out, name, f"images{held_out}", f"labels{held_out}", several if len(several) > 1 else [""])
-
-
-def _decathlon_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    place, total = _place(out, name, f"images{part}", f"labels{part}", [""]), len(source.channels)
-    if total == 1:
-        return place
-    return replace(place, images=tuple(join_source(place.images[0], "channel", n + 1, total) for n in range(total)))
-
-
-def _organs_place(out: Path, name: str, part: str, source: Dataset) -> CaseFiles:
-    channels = source.channels
-    stems = [f"image_{n:04d}" for n, _ in enumerate(channels)]
-    if len(channels) == 1:
-        stems = [_ORGANS_IMAGE.get(channels[0], "image")]
-    return CaseFiles(name, tuple(out / name / f"{stem}{_ENDING}" for stem in stems))
-
-
-def _place(out: Path, name: str, images: str, labels: str, endings: Sequence[str]) -> CaseFiles:
-    paths = tuple(out / images / f"{name}{ending}{_ENDING}" for ending in endings)
-    return CaseFiles(name, paths, out / labels / f"{name}{_ENDING}")
-
-
-_PLACES: dict[str, Callable[[Path, str, str, Dataset], CaseFiles]] = {
-    "nnunet": _nnunet_place,
-    "decathlon": _decathlon_place,
-    "datalist": _pairs_place,
-    "organs": _organs_place,
-    "pairs": _pairs_place,
-}
+def _places(out: Path, name: str, part: str, source: Dataset, layout: str) -> CaseFiles:
+    """Where a layout has the image and the label map of a case; ``part`` is ``Tr`` for training, ``Ts`` for testing."""
+    count = len(source.channels)
+    if layout == "organs":
+        names = [f"image_{n:04d}" for n in range(count)]
+        if count == 1:
+            names = [_ORGANS_IMAGE.get(source.channels[0], "image")]
+        return CaseFiles(name, tuple(out / name / f"{stem}{_ENDING}" for stem in names))
+    numbered = layout == "nnunet" or (count > 1 and layout != "decathlon")
+    endings = [f"_{n:04d}" for n in range(count)] if numbered else [""]
+    plain = part == "Tr" and layout in ("datalist", "pairs")  # images/ and labels/, without Tr
+    folders = [f"{folder}{'' if plain else part}" for folder in ("images", "labels")]
+    images = tuple(out / folders[0] / f"{name}{ending}{_ENDING}" for ending in endings)
+    if layout == "decathlon" and count > 1:
+        images = tuple(join_source(images[0], "channel", n + 1, count) for n in range(count))
+    return CaseFiles(name, images, out / folders[1] / f"{name}{_ENDING}")
 
 
 def _file_names(ids: Sequence[str], layout: str) -> list[str]:
@@ -267,6 +218,7 @@ def _file_names(ids: Sequence[str], layout: str) -> list[str]:
         name = _UNSAFE_IN_PATHS.sub("_", case).lstrip(".") or "case"
         return f"{name}_case" if layout == "pairs" and bare_name(Path(f"{name}{_ENDING}")) != name else name
 
+    # Ids that are fit to be names are set aside first, so that no other case takes one of them.
     kept = {case for case in ids if clean(case) == case}
     used: set[str] = set()
     names = []
@@ -284,8 +236,8 @@ def _renamed_note(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     changed = [f"{before} -> {after}" for before, after in zip(old, new, strict=True) if before != after]
     if not changed:
         return ()
-    shown = f"{', '.join(changed[:_LISTED])}{', …' if len(changed) > _LISTED else ''}"
-    return (f"{len(changed)} cases renamed, because files are named after them: {shown} (all in conversion.json)",)
+    reason = f"because files are named after them: {listed(changed)} (all in conversion.json)"
+    return (f"{len(changed)} cases renamed, {reason}",)
 
 
 def _losses(source: Dataset, layout: str) -> tuple[str, ...]:
@@ -316,9 +268,6 @@ def write_description(dataset: Dataset, description: str) -> None:
     Args:
         dataset: The dataset, in one of the layouts that can be written; its root is the folder.
         description: Where it comes from, for people.
-
-    Raises:
-        VolsegError: If a file cannot be written.
     """
     root, layout = dataset.root, dataset.layout
     if layout == "organs":  # a case is a folder with this folder in it, and is held out while that is empty
@@ -346,7 +295,7 @@ def _nnunet(dataset: Dataset, description: str) -> dict[str, Any]:
         **label_content(dataset.labels, "nnunet"),
         "numTraining": len(dataset.cases),
         "numTest": len(dataset.tests),
-        "file_ending": ".nii.gz",
+        "file_ending": _ENDING,
     }
 
 
@@ -372,13 +321,11 @@ def _rows(dataset: Dataset) -> list[tuple[str, ...]]:
     images = ["image"] if count == 1 else [f"image_{n + 1}" for n in range(count)]
     rows = [("case", *images, "label", "group", "split")]
     for part, held_out in ((dataset.cases, ""), (dataset.tests, "test")):
-        rows += [_row(files, dataset, files.split or held_out) for files in part]
+        for files in part:
+            label = "" if files.label is None else _relative(files.label, dataset)
+            paths = (_relative(path, dataset) for path in files.images)
+            rows.append((files.id, *paths, label, files.group or "", files.split or held_out))
     return rows
-
-
-def _row(files: CaseFiles, dataset: Dataset, split: str) -> tuple[str, ...]:
-    label = "" if files.label is None else _relative(files.label, dataset)
-    return (files.id, *(_relative(path, dataset) for path in files.images), label, files.group or "", split)
 
 
 def _relative(path: Path, dataset: Dataset) -> str:

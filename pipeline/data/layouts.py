@@ -1,13 +1,16 @@
-"""Opening a dataset folder of whatever layout."""
+"""Opening a dataset folder of whatever layout: :func:`open_dataset` finds the reader that recognises it.
+
+A reader turns a described folder into a dataset. The files that it names need not exist; ``volseg check`` reports them.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
@@ -20,14 +23,55 @@ from pipeline.data.descriptions import (
     folder_holds,
     read_description,
 )
-from pipeline.data.label_files import label_table
-from pipeline.data.volume_file import COLOURS, PICTURE_SUFFIXES, join_source, split_source, volume_stem, volume_suffix
+from pipeline.data.label_tables import label_table
+from pipeline.data.layout_names import LAYOUTS
+from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
 
-# Colour pictures as cases of three channels.
+_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
+_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
+
+# Drishti-GS1: label value and file name of the soft maps (the cup is painted over the disc); its parts, the folders of
+# their references and their split; where the parts are, as the archives unpack into one or two folders of their own.
+_SOFT_MAPS = ((1, "ODsegSoftmap"), (2, "cupsegSoftmap"))
+_PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
+    ("Training", ("GT",), "train"),
+    ("Test", ("Test_GT", "GT"), "validation"),
+)
+_DEPTHS = ("", "*/", "*/*/")
 
 
-def colour_channels(file: Path) -> tuple[Path, ...]:
+def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
+    """Open a dataset.
+
+    Args:
+        path: Its folder, or the JSON or CSV file that lists its cases.
+        layout: One of LAYOUTS; by default the first that recognises the folder, in their order.
+
+    Returns:
+        The dataset. Files of a case may be missing (``volseg check`` reports them).
+
+    Raises:
+        DataError: If the path does not exist, the layout is unknown or not recognised, or there is no labelled case.
+    """
+    path = Path(path)
+    if layout is not None and layout not in LAYOUTS:
+        rule, advice = f"one of {', '.join(LAYOUTS)}", "Choose one of them"
+        raise DataError(sentence("layout", rule, repr(layout), advice, file=path))
+    source = read_description(path)
+    tried = [layout] if layout else list(LAYOUTS)
+    for name in tried:
+        recognises, read = _READERS[name]
+        if recognises(source):
+            return _with_rgb_channels(read(source))
+    rule = f"a dataset layout ({'; '.join(f'{name}: {LAYOUTS[name].looks_like}' for name in tried)})"
+    advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
+    raise DataError(sentence("dataset", rule, folder_holds(source.root), advice, file=path))
+
+
+def rgb_channels(file: Path) -> tuple[Path, ...]:
     """Sources of red, green and blue: ``scan.png#channel=1of3``, …; empty unless the file is a colour picture.
 
     Nothing is refused here: a file that cannot be read counts as none.
@@ -38,36 +82,21 @@ def colour_channels(file: Path) -> tuple[Path, ...]:
         colour = open_header(file).is_colour
     except DataError:
         return ()
-    return tuple(join_source(file, "channel", n, len(COLOURS)) for n in range(1, len(COLOURS) + 1)) if colour else ()
+    return tuple(join_source(file, "channel", n, len(RGB)) for n in range(1, len(RGB) + 1)) if colour else ()
 
 
-def split_colours(dataset: Dataset) -> Dataset:
-    """Give cases that are one colour picture three channels.
+def _with_rgb_channels(dataset: Dataset) -> Dataset:
+    """Three channels for cases that are one colour picture, called R, G and B unless the dataset has three names."""
 
-    Args:
-        dataset: Any dataset; its channels are called R, G and B unless it has three names already.
+    def split(case: CaseFiles) -> CaseFiles:
+        channels = rgb_channels(case.images[0]) if len(case.images) == 1 else ()
+        return replace(case, images=channels) if channels else case
 
-    Returns:
-        The dataset itself if none of its images is a colour picture.
-    """
-    cases, tests = (tuple(_split(case) for case in part) for part in (dataset.cases, dataset.tests))
+    cases, tests = (tuple(map(split, part)) for part in (dataset.cases, dataset.tests))
     if (cases, tests) == (dataset.cases, dataset.tests):
         return dataset
-    channels = dataset.channels if len(dataset.channels) == len(COLOURS) else COLOURS
+    channels = dataset.channels if len(dataset.channels) == len(RGB) else RGB
     return replace(dataset, cases=cases, tests=tests, channels=channels)
-
-
-def _split(case: CaseFiles) -> CaseFiles:
-    channels = colour_channels(case.images[0]) if len(case.images) == 1 else ()
-    return replace(case, images=channels) if channels else case
-
-
-# One reader per dataset layout: a described folder becomes a dataset. Listed files need not exist.
-
-_CHANNEL = re.compile(r"(.+)_(\d{4})$")
-_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
-_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
-_SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
 
 def list_volumes(folder: Path) -> list[Path]:
@@ -129,8 +158,9 @@ def read_pairs(source: Description) -> Dataset:
     Raises:
         DataError: If two files have the same name, or there is no labelled case.
     """
-    images, labels = next(pair for pair in _PAIRS if (source.root / pair[0]).is_dir())
+    images, labels = _pair_folders(source)[0]
     cases = _paired(source.root / images, source.root / labels)
+    # Test images have no label maps to show it: they are named as the training images are.
     numbered = any(case.id != bare_name(case.images[0]) for case in cases)
     tests = _paired(source.root / "imagesTs", source.root / "labelsTs", numbered)
     return build_dataset("pairs", source, cases, tests)
@@ -153,6 +183,7 @@ def read_organs(source: Description) -> Dataset:
     table = described_labels(source) or label_table(numbered, source.root)
     images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
     channels = sorted({name for found in images.values() for name in found})
+    # With several channels, all cases must have the same ones: a missing file is named as expected.
     single = all(len(found) <= 1 for found in images.values())
     cases = []
     for folder in folders:
@@ -211,9 +242,11 @@ def read_entry(entry: Any, source: Description, channels: int | None, where: str
     images = tuple(source.root / name for name in names)
     match = _CHANNEL.match(volume_stem(images[0]))
     stem = match[1] if match and len(images) > 1 else volume_stem(images[0])
+    # In the decathlon one file may hold all modalities.
     if channels is not None and len(images) == 1:
         images = _decathlon_channels(images[0], channels)
     label = source.root / str(row["label"]) if row.get("label") else None
+    # The decathlon lists test images by name alone; where labels of theirs were released, they lie here.
     held_out = source.root / "labelsTs" / split_source(images[0])[0].name
     if isinstance(entry, str) and held_out.is_file():
         label = held_out
@@ -242,20 +275,19 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> li
     for name in sorted({*groups, *labels}):
         found = groups.get(name, {})
         suffix = ending or volume_suffix(next(iter(found.values()), labels.get(name, Path("case.nii.gz"))))
+        # Named although it may be missing, so that check can say which file is.
         expected = (root / f"images{part}" / f"{name}_{n:04d}{suffix}" for n in range(channels))
         cases.append(CaseFiles(name, tuple(found.get(n, path) for n, path in enumerate(expected)), labels.get(name)))
     return cases
 
 
 def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[CaseFiles]:
-    """Cases of two folders.
+    """Cases of two folders, by name.
 
-    Args:
-        images: Folder of images.
-        labels: Folder of label maps.
-        numbered: Whether file names end in a channel number; by default that is so if it leads to a label map.
+    Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
     by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
+    # Files whose own name leads to a label map are whole images, even if it ends in four digits.
     parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
     if not (any(name in by_name for name in grouped) if numbered is None else numbered):
@@ -267,7 +299,7 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
     return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
 
 
-def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+def _by_name(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         name = bare_name(file)
@@ -287,78 +319,56 @@ def bare_name(file: Path) -> str:
     return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)
 
 
-# Drishti-GS1: fundus photographs with soft maps of the optic disc and the optic cup by four experts.
-#
-# Reference: Sivaswamy et al., A comprehensive retinal image dataset for the assessment of glaucoma from the optic
-# nerve head analysis, JSM Biomedical Imaging Data Papers 2(1), 2015.
-
-_MASKS = ((1, "ODsegSoftmap"), (2, "cupsegSoftmap"))  # label value and file name; the cup is painted over the disc
-_PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
-    ("Training", ("GT",), "train"),
-    ("Test", ("Test_GT", "GT"), "validation"),
-)
-_DEPTHS = ("", "*/", "*/*/")  # where Training and Test are: the archives unpack into one or two folders of their own
-
-
-def drishti_labels() -> LabelTable:
-    """Label table: 1 is the disc around the cup, 2 the cup; the regions to predict are the whole disc and the cup."""
-    return LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
-
-
-def is_drishti(source: Description) -> bool:
-    """Whether a folder (or one in it) has ``Training/Images`` and ``Training/GT``."""
-    return _part(source.root, "Training", ("GT",)) is not None
-
-
 def read_drishti(source: Description) -> Dataset:
-    """``Training/Images/x.png`` with ``Training/GT/x/SoftMap/x_ODsegSoftmap.png``, …; ``Test`` with ``Test_GT``.
+    """Drishti-GS1: fundus photographs with soft maps of the optic disc and the optic cup by four experts.
 
-    Images may be in folders by diagnosis (``Images/GLAUCOMA``). A soft map is the share of four experts who marked a
-    pixel, 0 to 255; disc and cup are where at least half of them did. The split is the dataset's own: ``Training``
-    trains, ``Test`` validates. Without references of the test images they are held out, and folds are drawn.
+    ``Training/Images/x.png`` with ``Training/GT/x/SoftMap/x_ODsegSoftmap.png``, …; ``Test`` with ``Test_GT``. Images
+    may be in folders by diagnosis (``Images/GLAUCOMA``). A soft map is the share of four experts who marked a pixel, 0
+    to 255; disc and cup are where at least half of them did. The split is the dataset's own: ``Training`` trains,
+    ``Test`` validates. Without references of the test images they are held out, and folds are drawn.
 
     Raises:
         DataError: If two images have the same name, or there is no labelled case.
+
+    Reference: Sivaswamy et al., A comprehensive retinal image dataset for the assessment of glaucoma from the optic
+    nerve head analysis, JSM Biomedical Imaging Data Papers 2(1), 2015.
     """
-    found: dict[Split, list[CaseFiles]] = {"train": [], "validation": []}
+    cases: list[CaseFiles] = []
     tests: list[CaseFiles] = []
     for name, references, split in _PARTS:
-        folder = _part(source.root, name, references)
-        unlabelled = _part(source.root, name, ()) if folder is None else None
-        if folder is not None:
-            found[split] = _cases(folder[0], folder[1], split)
-        elif unlabelled is not None:
-            tests += [CaseFiles(stem, (path,)) for stem, path in _images(unlabelled[0]).items()]
-    cases = [*found["train"], *found["validation"]]
-    return build_dataset("drishti", source, cases, tests, channels=COLOURS, labels=drishti_labels())
+        if folders := _drishti_part(source.root, name, references):
+            cases += _drishti_cases(*folders, split)
+        elif folders := _drishti_part(source.root, name, ("Images",)):
+            tests += [CaseFiles(stem, (path,)) for stem, path in _drishti_images(folders[0]).items()]
+    # Value 1 is the disc around the cup; what is predicted is the whole disc and the cup in it.
+    labels = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
+    return build_dataset("drishti", source, cases, tests, channels=RGB, labels=labels)
 
 
-def _part(root: Path, name: str, references: tuple[str, ...]) -> tuple[Path, Path] | None:
-    """Folders of images and of references of a part; without names of references both are that of images."""
+def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[Path, Path] | None:
+    """Folders of images and of references of a part."""
     for depth in _DEPTHS:
         for folder in sorted(root.glob(f"{depth}{name}")):
-            images = folder / "Images"
-            named = [folder / reference for reference in references] or [images]
-            there = [candidate for candidate in named if candidate.is_dir()]
-            if images.is_dir() and there:
-                return images, there[0]
+            there = [folder / reference for reference in references if (folder / reference).is_dir()]
+            if (folder / "Images").is_dir() and there:
+                return folder / "Images", there[0]
     return None
 
 
-def _cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
+def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
     """Every image and every reference is a case; of what is missing, the expected file is named."""
-    listed = _images(images)
+    listed = _drishti_images(images)
     stems = {folder.name for folder in references.iterdir() if (folder / "SoftMap").is_dir()}
     cases = []
     for stem in sorted({*listed, *stems}):
         maps = references / stem / "SoftMap"
-        organs = tuple((value, maps / f"{stem}_{mask}.png") for value, mask in _MASKS)
+        organs = tuple((value, maps / f"{stem}_{name}.png") for value, name in _SOFT_MAPS)
         image = listed.get(stem, images / f"{stem}.png")
         cases.append(CaseFiles(stem, (image,), organs=organs, soft=True, split=split))
     return cases
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _drishti_images(folder: Path) -> dict[str, Path]:
     """Images by name, of the folder and of the folders in it."""
     found: dict[str, Path] = {}
     for part in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
@@ -369,48 +379,6 @@ def _images(folder: Path) -> dict[str, Path]:
                 raise DataError(sentence("images", "one file per case", got, advice, case=stem, file=folder))
             found[stem] = file
     return found
-
-
-class Layout(NamedTuple):
-    """A way in which datasets are laid out.
-
-    Args:
-        looks_like: What it is recognised by, in words.
-        recognises: Whether a described folder has this layout.
-        read: Turns it into a dataset.
-    """
-
-    looks_like: str
-    recognises: Callable[[Description], bool]
-    read: Callable[[Description], Dataset]
-
-
-def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
-    """Open a dataset.
-
-    Args:
-        path: Its folder, or the JSON or CSV file that lists its cases.
-        layout: One of LAYOUTS; by default the first that recognises the folder, in their order.
-
-    Returns:
-        The dataset. Files of a case may be missing (``volseg check`` reports them).
-
-    Raises:
-        DataError: If the path does not exist, the layout is unknown or not recognised, or there is no labelled case.
-    """
-    path = Path(path)
-    if layout is not None and layout not in LAYOUTS:
-        raise DataError(
-            sentence("layout", f"one of {', '.join(LAYOUTS)}", repr(layout), "Choose one of them", file=path)
-        )
-    source = read_description(path)
-    for name, candidate in LAYOUTS.items():
-        if layout in (None, name) and candidate.recognises(source):
-            return split_colours(candidate.read(source))
-    looked_for = [f"{name}: {known.looks_like}" for name, known in LAYOUTS.items() if layout in (None, name)]
-    rule = f"a dataset layout ({'; '.join(looked_for)})"
-    advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
-    raise DataError(sentence("dataset", rule, folder_holds(source.root), advice, file=path))
 
 
 def _is_decathlon(source: Description) -> bool:
@@ -430,17 +398,20 @@ def _is_organs(source: Description) -> bool:
     return any(folder.is_dir() for folder in source.root.glob("*/segmentations"))
 
 
-def _is_pairs(source: Description) -> bool:
-    pairs = (("images", "labels"), ("imagesTr", "labelsTr"))
-    return any((source.root / images).is_dir() and (source.root / labels).is_dir() for images, labels in pairs)
+def _is_drishti(source: Description) -> bool:
+    return _drishti_part(source.root, "Training", ("GT",)) is not None
 
 
-LAYOUTS: dict[str, Layout] = {
-    "decathlon": Layout("a dataset.json with a list of training cases", _is_decathlon, read_decathlon),
-    "nnunet": Layout("imagesTr and a dataset.json with channel_names and labels", _is_nnunet, read_nnunet),
-    "datalist": Layout("a datalist.csv or datalist.json with a row per case", _is_datalist, read_datalist),
-    "organs": Layout("a folder per case with an image and segmentations/", _is_organs, read_organs),
-    "drishti": Layout("Training/Images and Training/GT with soft maps", is_drishti, read_drishti),
-    "pairs": Layout("images/ and labels/, or imagesTr/ and labelsTr/", _is_pairs, read_pairs),
+def _pair_folders(source: Description) -> list[tuple[str, str]]:
+    return [pair for pair in _PAIRS if all((source.root / name).is_dir() for name in pair)]
+
+
+# Keys as in LAYOUTS: whether a described folder has the layout, and what reads it.
+_READERS: dict[str, tuple[Callable[[Description], bool], Callable[[Description], Dataset]]] = {
+    "decathlon": (_is_decathlon, read_decathlon),
+    "nnunet": (_is_nnunet, read_nnunet),
+    "datalist": (_is_datalist, read_datalist),
+    "organs": (_is_organs, read_organs),
+    "drishti": (_is_drishti, read_drishti),
+    "pairs": (lambda source: bool(_pair_folders(source)), read_pairs),
 }
-"""Every known layout; the order is that in which they are tried."""

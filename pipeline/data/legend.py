@@ -52,27 +52,19 @@ def caret_xml(legend: Sequence[LegendEntry]) -> bytes:
     Connectome Workbench reads it from an extension with Caret's code 30. TotalSegmentator writes the same table with
     code 0, and tools made for its masks look for it in the first extension.
     """
-    lines = [f'<Label Key="{entry.value}" {_shares(entry)} Alpha="1">{escape(entry.name)}</Label>' for entry in legend]
-    text = "\n".join(
-        [
-            '<?xml version="1.0" encoding="UTF-8"?>',
-            '<CaretExtension><VolumeInformation Index="0"><LabelTable>',
-            *lines,
-            "</LabelTable><StudyMetaDataLinkSet></StudyMetaDataLinkSet><VolumeType>Label</VolumeType>",
-            "</VolumeInformation></CaretExtension>",
-        ]
-    )
-    return text.encode("utf-8")
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', '<CaretExtension><VolumeInformation Index="0"><LabelTable>']
+    for entry in legend:
+        red, green, blue = (f"{part / 255:.6g}" for part in entry.rgb)
+        color = f'Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+        lines.append(f'<Label Key="{entry.value}" {color}>{escape(entry.name)}</Label>')
+    lines.append("</LabelTable><StudyMetaDataLinkSet></StudyMetaDataLinkSet><VolumeType>Label</VolumeType>")
+    return "\n".join([*lines, "</VolumeInformation></CaretExtension>"]).encode("utf-8")
 
 
 def segment_fields(legend: Sequence[LegendEntry], shape: Sequence[int]) -> dict[str, str]:
-    """Header fields that make a NRRD label map a segmentation of 3D Slicer.
+    """Header fields that make a NRRD label map of a shape (I, J, K) a segmentation of 3D Slicer.
 
     All segments lie in one layer, so their extents are that of the volume, as Slicer itself writes it.
-
-    Args:
-        legend: One entry per segment.
-        shape: Voxels along i, j, k.
 
     Reference: Slicer developer guide, Segmentations, "Segmentation labelmap file format (.seg.nrrd)". Older versions of
         Slicer call the source representation the master representation.
@@ -106,8 +98,3 @@ def snap_labels(legend: Sequence[LegendEntry]) -> str:
         name = entry.name.replace('"', "'")
         lines.append(f'{entry.value:5d} {red:5d} {green:4d} {blue:4d}        1  1  1    "{name}"\n')
     return _SNAP_HEAD + "".join(lines)
-
-
-def _shares(entry: LegendEntry) -> str:
-    names = ("Red", "Green", "Blue")
-    return " ".join(f'{name}="{part / 255:.6g}"' for name, part in zip(names, entry.rgb, strict=True))

@@ -61,30 +61,21 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
         return _listed(data)
 
     def get_data(self, img: Sequence[Path]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Read the sources.
-
-        Args:
-            img: What :meth:`read` returned.
-
-        Returns:
-            Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata.
-        """
+        """Array (I, J, K), or (C, I, J, K) for several channels, and MONAI's metadata."""
+        # A tuple of organ masks is one label map; a tuple of images is channels.
         sources = tuple(img)
         if any(split_source(source)[1] in ("label", "soft") for source in sources):
-            return self._organs(sources)
+            organs = [(number, path) for path, _, number, _ in map(split_source, sources)]
+            label_map, _ = merge_organs(organs, soft=split_source(sources[0])[1] == "soft")
+            return _packed(_torch_integers(label_map.array), label_map.grid)
         if self.labels and len(sources) != 1:
             advice = "Give organ masks as file#label=value"
-            raise refuse("labels", "label", "one file", len(sources), advice, case=None, file=sources[0])
+            raise refuse("labels", "label", "one file", len(sources), advice, file=sources[0])
         if self.labels:
             label_map = read_label_map(sources[0])
             return _packed(_torch_integers(label_map.array), label_map.grid)
         image = read_image(sources)
         return _packed(image.array if len(sources) > 1 else image.array[0], image.grid)
-
-    def _organs(self, sources: tuple[Path, ...]) -> tuple[NDArray[Any], dict[str, Any]]:
-        organs = [(number, path) for path, _, number, _ in map(split_source, sources)]
-        label_map, _ = merge_organs(organs, soft=split_source(sources[0])[1] == "soft")
-        return _packed(_torch_integers(label_map.array), label_map.grid)
 
 
 def _listed(names: FileNames) -> tuple[Path, ...]:

@@ -30,6 +30,9 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 
+PROBABILITY_STEP = 2.0**-14
+"""Probabilities are written in multiples of it, so off by at most 0.00003; 0, 0.5 and 1 are exact."""
+
 _GZIP_LEVEL = 5
 _BLOCK = 16  # voxels
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -37,14 +40,7 @@ _READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, 
 
 
 def load_nifti(path: Path, *, case: str | None = None) -> Any:
-    """Read a NIfTI header.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        case: Case id for messages.
-
-    Returns:
-        nibabel image, voxels not read yet.
+    """A nibabel image whose voxels are not read yet.
 
     Raises:
         VolumeError: If the file is missing, empty or no NIfTI volume.
@@ -60,50 +56,30 @@ def load_nifti(path: Path, *, case: str | None = None) -> Any:
     return image
 
 
-def open_nifti(path: Path, *, case: str | None = None, image: Any = None, straighten: bool = False) -> VolumeFile:
-    """Read and check a NIfTI header.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        case: Case id for messages.
-        image: What :func:`load_nifti` returned for the path, if it is at hand.
-        straighten: Take a slight shear out of the affine instead of refusing it.
-
-    Returns:
-        The opened volume.
+def open_nifti(path: Path, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
+    """Read and check a NIfTI header; arguments as :func:`pipeline.data.volumes.open_volume`.
 
     Raises:
         VolumeError: If the file is missing or empty, is no NIfTI volume, is shorter than its header promises, holds
             colours or complex numbers, or its affine is not finite, not invertible or sheared.
     """
-    image = load_nifti(path, case=case) if image is None else image
+    image = load_nifti(path, case=case)
     shape, volumes = checked_shape(image.shape, path, case)
     dtype = image.header.get_data_dtype()
     checked_type(dtype, path, case)
     compressed = volume_suffix(path) == ".nii.gz"
+    # A gzip stream does not say how long its content is, so its own size is compared by the best ratio.
     available = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
     checked_size(image.shape, dtype.itemsize, available, compressed, path, case)
     grid = checked_grid(shape, image.affine, path, case, straighten)
     codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
+    # Readers disagree which form counts where both are given: check says how far they are apart.
     apart_mm = _forms_apart_mm(image, shape) if min(codes) > 0 else 0.0
-    return VolumeFile(path, grid, volumes, codes, lambda: nifti_array(image, path, case=case), apart_mm)
+    return VolumeFile(path, grid, volumes, codes, lambda: _voxels(image, path, case), apart_mm)
 
 
-def nifti_array(image: Any, path: Path, *, case: str | None = None) -> NDArray[Any]:
-    """Read the voxels of a NIfTI image.
-
-    Args:
-        image: What :func:`load_nifti` returned.
-        path: Its file.
-        case: Case id for messages.
-
-    Returns:
-        (I, J, K), or (I, J, K, N) for N > 1 volumes, the last axis fastest in memory: the stored type in native byte
-        order, or floating point if the header has a scale.
-
-    Raises:
-        VolumeError: If the file ends early or is damaged.
-    """
+def _voxels(image: Any, path: Path, case: str | None) -> NDArray[Any]:
+    """(I, J, K), or (I, J, K, N) for N > 1 volumes, the last axis fastest in memory, in native byte order."""
     shape, volumes = checked_shape(image.shape, path, case)
     try:
         array = _unpacked(image.dataobj, path) if volume_suffix(path) == ".nii.gz" else np.asanyarray(image.dataobj)
@@ -137,6 +113,7 @@ def write_nifti(
     Raises:
         VolsegError: If the file cannot be written.
     """
+    # NIfTI-1 has 16-bit sizes.
     kind = nib.Nifti2Image if max(grid.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
     image = kind(array, grid.affine, dtype=array.dtype)
     sform_code, qform_code, unit = _header_of(like)
@@ -151,6 +128,7 @@ def write_nifti(
         if volume_suffix(path) != ".nii.gz":
             image.to_stream(stream)
             return
+        # Neither name nor time in the stream: equal content gives equal bytes.
         with gzip.GzipFile("", "wb", _GZIP_LEVEL, stream, mtime=0) as packed:
             image.to_stream(packed)
 
@@ -197,6 +175,7 @@ def _unpacked(proxy: Any, path: Path) -> NDArray[Any]:
 def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
     """Find out why nibabel could not read a file."""
     again = "Copy or export the file again"
+    # The first two bytes tell what the file is, whatever its name says.
     with path.open("rb") as raw:
         packed = raw.read(2) == _GZIP_MAGIC
     if volume_suffix(path) == ".nii.gz" and not packed:
@@ -225,26 +204,20 @@ def _drain(stream: gzip.GzipFile) -> None:
         pass
 
 
-# Shares from 0 to 1, such as probabilities, as NIfTI files of two bytes per voxel that every reader can scale.
-
-SHARE_STEP = 2.0**-14
-"""What is written is a multiple of it, so off by at most 0.00003; 0, 0.5 and 1 are exact."""
-
-
-def write_shares(array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, like: Path | str | None = None) -> None:
-    """Write shares as int16 with a slope in the header, atomically.
+def write_probabilities(
+    array: NDArray[np.floating[Any]], grid: Grid, path: Path, *, like: Path | str | None = None
+) -> None:
+    """Write a probability map atomically: int16 with a slope in the header, which every reader scales.
 
     Args:
         array: (I, J, K), 0 to 1; it may be the map of a file, which is read plane by plane.
         grid: Its grid.
         path: ``.nii`` or ``.nii.gz``.
         like: As in :func:`~pipeline.data.volumes.write_voxels`.
-
-    Raises:
-        VolsegError: If the file cannot be written.
     """
     steps = np.empty(array.shape, np.int16, order="F")  # the order of the file
+    # Along the slowest axis, so that a map of a file is read once, front to back.
     slowest = int(np.argmax(np.abs(array.strides)))
     for source, target in zip(np.moveaxis(array, slowest, 0), np.moveaxis(steps, slowest, 0), strict=True):
-        target[...] = np.rint(source / SHARE_STEP)
-    write_nifti(steps, grid, path, like=None if like is None else split_source(like)[0], slope=SHARE_STEP)
+        target[...] = np.rint(source / PROBABILITY_STEP)
+    write_nifti(steps, grid, path, like=None if like is None else split_source(like)[0], slope=PROBABILITY_STEP)

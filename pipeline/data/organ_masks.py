@@ -1,4 +1,4 @@
-"""References that are one mask per organ, and how they become a label map."""
+"""A label map as one mask file per organ: writing it so, and merging such masks to a label map."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ from pipeline.data.legend import LegendEntry
 from pipeline.data.volume_file import refuse
 from pipeline.data.volumes import read_label_map, write_label_map
 
-# A label map as one mask file per organ.
-
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]')  # not in file names of some system
+
+
+def safe_file_name(name: str) -> str:
+    """A name with ``_`` for what cannot be in a file name; empty if nothing is left."""
+    return _UNSAFE.sub("_", name).lstrip(".")
 
 
 def organ_file_names(table: LabelTable, suffix: str) -> dict[str, str]:
     """Organ or region → name of its mask file; what cannot be in a file name becomes ``_``.
 
-    Args:
-        table: Label table.
-        suffix: Ending of the files, e.g. ``.nii.gz``.
-
-    Returns:
-        Names that differ by more than the case of their letters.
+    The names differ by more than the case of their letters, as some systems do not tell that apart.
     """
     names: dict[str, str] = {}
     used: set[str] = set()
     for organ in table.targets:
-        clean = _UNSAFE.sub("_", organ).lstrip(".") or "organ"
+        clean = safe_file_name(organ) or "organ"
         name, number = clean, 1
         while name.lower() in used:
             number += 1
@@ -62,9 +60,6 @@ def write_organs(
         names: What :func:`organ_file_names` gave.
         colors: Organ or region → ``#rrggbb``.
         like: As in :func:`~pipeline.data.volumes.write_label_map`.
-
-    Raises:
-        VolsegError: If a file cannot be written.
     """
     for organ, values in table.target_values.items():
         mask = LabelMap(np.isin(label_map.array, values).astype(np.uint8), label_map.grid)
@@ -72,14 +67,7 @@ def write_organs(
 
 
 def read_reference(files: CaseFiles) -> LabelMap:
-    """Read the reference of a case: its label map, or its organ masks merged to one.
-
-    Where organ masks overlap, the one listed later wins (see :func:`merge_organs`).
-
-    Raises:
-        VolumeError: If the case has no reference or a file cannot be used.
-        DataError: If organ masks are on different grids.
-    """
+    """Read the reference of a case: its label map, or its organ masks as :func:`merge_organs` merges them."""
     if files.label is not None:
         return read_label_map(files.label, case=files.id)
     return merge_organs(files.organs, soft=files.soft, case=files.id)[0]
@@ -120,6 +108,7 @@ def merge_organs(
         rule = f"the grid of {organs[0][1].name}"
         require_same_grid(grid, mask.grid, "organ mask grid", rule, case=case, file=str(path))
         inside = _majority(mask, path, case) if soft else _organ(mask, path, case)
+        # Counted before they are overwritten.
         shared += int(np.count_nonzero(merged[inside]))
         merged[inside] = value
     return LabelMap(merged, grid), shared

@@ -1,8 +1,10 @@
-"""Writing the repaired copy of one case; what could not be repaired is not written at all."""
+"""The repaired copy of a dataset, case by case: which cases it will have, and writing one of them.
+
+What could not be repaired is not written at all.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import atomic_path, file_hash, text_hash, write_json
+from pipeline.core.files import copy_file, file_hash, text_hash, write_json
 from pipeline.core.output_folder import read_record
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.repair_volumes import Change, LabelRules, Part, repair_images, repair_labels
+from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-# Which cases a repaired copy will have: each of its own name, time points of 4D images one by one.
+_VERSION = "1"  # of the repairs; another one makes every case anew
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,11 @@ class PlannedCase:
 
 
 def planned_cases(dataset: Dataset) -> list[PlannedCase]:
-    """Choose the cases of a repaired copy.
+    """Choose the cases of a repaired copy, each with an id of its own, held-out ones last.
 
     An unlabelled 4D image of a dataset with one channel becomes a case per volume, all of one group. A case listed
     twice with the same files is kept once. Different cases of one name get numbers and, because one name often means
     one patient, one group.
-
-    Args:
-        dataset: The dataset.
-
-    Returns:
-        Cases with different ids, held-out ones last.
     """
     listed = [PlannedCase(files, False) for files in dataset.cases]
     listed += [PlannedCase(files, True) for files in dataset.tests]
@@ -91,6 +87,7 @@ def _own_names(cases: list[PlannedCase]) -> list[PlannedCase]:
             continue
         seen[name] += 1
         number = seen[name]
+        # A case of the dataset may be called name_2 already.
         while number > 1 and f"{name}_{number}" in names:
             number += 1
         own = name if number == 1 else f"{name}_{number}"
@@ -100,9 +97,6 @@ def _own_names(cases: list[PlannedCase]) -> list[PlannedCase]:
         files = replace(case.files, id=own, group=case.files.group or name)
         result.append(PlannedCase(files, case.held_out, (*case.changes, change)))
     return result
-
-
-_VERSION = "1"  # of the repairs; another one makes every case anew
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class RepairTask:
 
 
 @dataclass(frozen=True)
-class RepairedCase:
+class RepairOutcome:
     """What became of a case.
 
     Args:
@@ -137,13 +131,10 @@ class RepairedCase:
     facts: CaseFacts | None
 
 
-def repair_case(task: RepairTask) -> RepairedCase:
+def repair_case(task: RepairTask) -> RepairOutcome:
     """Repair a case, write it to ``images/`` and ``labels/`` and check what was written.
 
-    ``repairs/<id>.json``, written last, tells a later run that the case is there and of which files it was made.
-
-    Args:
-        task: The case.
+    ``repairs/<id>.json``, written last, tells a later run that the case is finished and which files it was made from.
 
     Raises:
         VolsegError: If something about the case cannot be repaired, or a file cannot be written; of the case nothing is
@@ -151,13 +142,15 @@ def repair_case(task: RepairTask) -> RepairedCase:
     """
     files = task.case.files
     record = task.out / "repairs" / f"{files.id}.json"
-    digest = _digest(task)
+    content_hash = _content_hash(task)
     earlier = read_record(record)
     names = list(earlier.get("files", ()))
-    if earlier.get("hash") == digest and all((task.out / name).is_file() for name in names):
-        return RepairedCase(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
+    if earlier.get("hash") == content_hash and all((task.out / name).is_file() for name in names):
+        return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
+    # What an earlier version of the case wrote may have other names now.
     for name in (*names, record.relative_to(task.out)):
         (task.out / name).unlink(missing_ok=True)
+    # Copies, no hard links: a program that edits a file in place would change the original as well.
     parts, positioned, changes = repair_images(files, task.channels)
     label, more = repair_labels(files, parts[0].grid, positioned, task.rules) if parts else (None, [])
     changes = [*task.case.changes, *changes, *more]
@@ -169,18 +162,19 @@ def repair_case(task: RepairTask) -> RepairedCase:
         entry = _entry(task.case, images, reference)
         made = [path.relative_to(task.out).as_posix() for path in written]
         logged = [asdict(change) for change in changes]
-        write_json(record, {"hash": digest, "files": made, "entry": entry, "changes": logged})
+        write_json(record, {"hash": content_hash, "files": made, "entry": entry, "changes": logged})
     except BaseException:  # also Ctrl-C: half a case must not stay
         for path in written:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         raise
-    return RepairedCase(entry, tuple(changes), facts)
+    return RepairOutcome(entry, tuple(changes), facts)
 
 
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:
     """What checking the written files finds; an error in them is raised."""
     label = None if reference is None else task.out / reference
+    # Checked as it was written: whatever is still wrong must not look repaired.
     copy = CaseFiles(task.case.files.id, tuple(task.out / name for name in images), label)
     facts = check_case(copy, task.rules.labels, len(task.channels))
     wrong = [problem.message for problem in facts.problems if problem.severity == "error"]
@@ -196,7 +190,7 @@ def _entry(case: PlannedCase, images: Sequence[str], reference: str | None) -> d
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _write_images(parts: Sequence[Part], case: str, out: Path, written: list[Path]) -> list[str]:
+def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written: list[Path]) -> list[str]:
     """Write or copy every channel; a 4D file is copied once. Returns the sources, relative to the folder."""
     outputs = {n if part.array is not None else split_source(part.source)[0] for n, part in enumerate(parts)}
     names: dict[Path, str] = {}
@@ -212,18 +206,19 @@ def _write_images(parts: Sequence[Part], case: str, out: Path, written: list[Pat
             continue
         if file not in names:
             names[file] = stem + volume_suffix(file)
-            _copy(file, out / names[file], written)
+            written.append(out / names[file])
+            copy_file(file, out / names[file])
         sources.append(join_source(names[file], kind, volume, total).as_posix() if kind else names[file])
     return sources
 
 
-def _write_label(part: Part, case: str, out: Path, written: list[Path]) -> str:
+def _write_label(part: RepairedVolume, case: str, out: Path, written: list[Path]) -> str:
     suffix = volume_suffix(part.source) if part.array is None else _written_suffix(part.source)
     name = f"labels/{case}{suffix}"
+    written.append(out / name)
     if part.array is None:
-        _copy(part.source, out / name, written)
+        copy_file(part.source, out / name)
     else:
-        written.append(out / name)
         write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
     return name
 
@@ -234,19 +229,12 @@ def _written_suffix(file: Path) -> str:
     return ".nii.gz" if suffix in PICTURE_SUFFIXES else ".mha" if suffix == ".mhd" else suffix
 
 
-def _copy(file: Path, target: Path, written: list[Path]) -> None:
-    """Copy byte by byte; no link, because a program that edits a file in place would change the original as well."""
-    written.append(target)
-    with atomic_path(target) as temporary:
-        shutil.copyfile(file, temporary)
-
-
-def _digest(task: RepairTask) -> str:
+def _content_hash(task: RepairTask) -> str:
     """Hash of the case's files and of all that decides what is done with them."""
     hashes = []
     for file in task.case.files.files:
         try:
             hashes.append(file_hash(file))
-        except OSError:  # said, with the reason, when the file's turn comes
+        except OSError:  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)

@@ -1,9 +1,13 @@
-"""Repairing the label map of a case: its type, its values, its grid."""
+"""Repairing the volumes of a case: headers, channels and intensities of images, type, values and grid of label maps.
+
+What is repaired is noted as :class:`Change`; what cannot be is refused with one sentence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.label_files import remapped
+from pipeline.data.label_tables import remapped
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.regrid import covered_share, labelled_share_inside, regrid_image, regrid_labels
 from pipeline.data.volume_file import (
@@ -30,8 +34,6 @@ from pipeline.data.volume_file import (
     volume_suffix,
 )
 from pipeline.data.volumes import open_header, open_volume, read_label_map, read_voxels
-
-# What repairs of images and of label maps share: the log entry, the volume to be written, headers put right.
 
 REPAIRABLE = (
     "affine",
@@ -50,6 +52,10 @@ REPAIRABLE = (
 SNAP_VOXELS = 0.25
 """Grids of one shape that differ by no more than this are the same grid with a rounded header; a voxel's nearest
 neighbour is then still itself."""
+
+_MIN_COVERED = 0.5  # a channel that covers less of the first one's field of view is more likely misplaced than small
+_ROUNDING = 1e-3  # floats this close to a whole number were rounded on the way; interpolation leaves others
+_MIN_INSIDE = 0.9  # share of labelled voxels that must lie inside the image; below, one of the headers is wrong
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RepairedVolume:
     """One volume of the repaired copy.
 
     Args:
@@ -91,10 +97,6 @@ class Part:
 def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
     """Open a volume; a slight shear is taken out of its header, and a qform that contradicts the sform is reported.
 
-    Args:
-        source: A file, or one volume of a 4D file.
-        case: Case id.
-
     Returns:
         The opened file and what must be written anew because of its header.
 
@@ -108,6 +110,7 @@ def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
         if error.code != "affine":
             raise
         volume = open_volume(source, case=case, straighten=True)
+        # The sentence of the refusal says what the affine was like.
         before = str(error).partition(", got ")[2].partition(". ")[0]
         changes.append(Change(case, file, "affine", "axes set at right angles", before, described(volume.grid)))
     if volume.forms_differ:
@@ -123,17 +126,12 @@ def described(grid: Grid) -> str:
     return f"{shape} voxels of {spacing} mm, {grid.orientation}, from ({origin}) mm"
 
 
-# Repairing the image channels of a case.
-
-_MIN_COVERED = 0.5  # a channel that covers less of the first one's field of view is more likely misplaced than small
-
-
-def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part], bool, list[Change]]:
+def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[RepairedVolume], bool, list[Change]]:
     """Read every channel of a case and repair what can be repaired.
 
     A 4D file of as many volumes as the dataset has channels stands for them. Voxels that are not finite get the
-    smallest finite value of their channel. Channels on another grid than the first are put onto
-    it: as they are if the grids hardly differ, else by linear interpolation.
+    smallest finite value of their channel. Channels on another grid than the first are put onto it: as they are if the
+    grids hardly differ, else by linear interpolation.
 
     Args:
         files: The case.
@@ -146,7 +144,7 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part]
         VolumeError: If a channel cannot be used or repaired.
     """
     sources, changes = _sources(files, channels)
-    parts: list[Part] = []
+    parts: list[RepairedVolume] = []
     positioned = True
     for number, source in enumerate(sources, start=1):
         volume, found = open_repaired(source, files.id)
@@ -158,11 +156,10 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Part]
             found += moved
         else:
             positioned = volume.form_codes != (0, 0)
-        if detached_files(volume.path):  # a copy of the header alone would point to a file that is not there
-            done = "header and voxel file joined"
-            found.append(Change(files.id, str(volume.path), "detached", done, "two files", "one file"))
+        found += _joined(volume.path, files.id)
+        # One volume of a 4D file cannot be copied as a file.
         own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
-        parts.append(Part(source, grid, array if own_file else None))
+        parts.append(RepairedVolume(source, grid, array if own_file else None))
         changes += found
     return parts, positioned, list(dict.fromkeys(changes))  # the header of a 4D file is repaired once
 
@@ -181,6 +178,12 @@ def _sources(files: CaseFiles, channels: Sequence[str]) -> tuple[tuple[Path, ...
     taken = tuple(join_source(only, "channel", n + 1, volumes) for n in range(volumes))
     before, after = f"one file for {volumes} channels", f"channels {', '.join(channels)}"
     return taken, [Change(files.id, str(only), "channels", "its volumes taken as channels", before, after)]
+
+
+def _joined(path: Path, case: str) -> list[Change]:
+    """A header whose voxels lie elsewhere is written anew: its copy alone would point to a file that is not there."""
+    found = bool(detached_files(path))
+    return [Change(case, str(path), "detached", "header and voxel file joined", "two files", "one file")] * found
 
 
 def _finite(array: NDArray[Any], source: Path, case: str) -> tuple[NDArray[Any], list[Change]]:
@@ -223,10 +226,6 @@ def _placed(
     return regrid_image(array, grid, first), first, [change]
 
 
-_ROUNDING = 1e-3  # floats this close to a whole number were rounded on the way; interpolation leaves others
-_MIN_INSIDE = 0.9  # share of labelled voxels that must lie inside the image; below, one of the headers is wrong
-
-
 @dataclass(frozen=True)
 class LabelRules:
     """How label maps are repaired.
@@ -244,7 +243,7 @@ class LabelRules:
 
 def repair_labels(
     files: CaseFiles, image: Grid, positioned: bool, rules: LabelRules
-) -> tuple[Part | None, list[Change]]:
+) -> tuple[RepairedVolume | None, list[Change]]:
     """Read the reference of a case and repair what can be repaired.
 
     Args:
@@ -273,44 +272,39 @@ def repair_labels(
         raise DataError(sentence("label values", rule, listed(unknown), advice, case=files.id, file=path))
     label_map, moved = _placed_labels(label_map, has_position and positioned, image, path, files.id, rules)
     changes += moved
-    if detached_files(path):  # a copy of the header alone would point to a file that is not there
-        changes.append(Change(files.id, str(path), "detached", "header and voxel file joined", "two files", "one file"))
-    return Part(path, label_map.grid, label_map.array if changes else None), changes
+    changes += _joined(path, files.id)
+    return RepairedVolume(path, label_map.grid, label_map.array if changes else None), changes
 
 
 def _repair_organs(
     files: CaseFiles, image: Grid, positioned: bool, rules: LabelRules
-) -> tuple[Part | None, list[Change]]:
+) -> tuple[RepairedVolume | None, list[Change]]:
     """Organ masks as one label map."""
     changes: list[Change] = []
     places: list[bool] = []
 
-    def read(path: Path, *, case: str | None) -> LabelMap:
+    def read(path: Path, *, case: str | None, placed: bool = False) -> LabelMap:
         mask, has_position, found = _read(path, files.id, LabelRules(rules.labels))
         changes.extend(found)
         places.append(has_position and positioned)
-        return mask
-
-    def read_placed(path: Path, *, case: str | None) -> LabelMap:
-        mask, moved = _placed_labels(read(path, case=case), places[-1], image, path, files.id, rules)
-        changes.extend(moved)
+        if placed:
+            mask, moved = _placed_labels(mask, places[-1], image, path, files.id, rules)
+            changes.extend(moved)
         return mask
 
     try:
         merged, shared = merge_organs(files.organs, soft=files.soft, case=files.id, read=read)
-    except VolumeError:
-        raise
-    except DataError:
-        if files.soft:
+    except DataError as error:
+        if files.soft or isinstance(error, VolumeError):
             raise
         changes.clear()  # every mask has its own grid, so each is brought to the image's by itself
-        merged, shared = merge_organs(files.organs, case=files.id, read=read_placed)
+        merged, shared = merge_organs(files.organs, case=files.id, read=partial(read, placed=True))
     folder = files.organs[0][1].parent
     merged, moved = _placed_labels(merged, all(places), image, folder, files.id, rules)
     after = "one label map" + (f"; {shared} voxels of several masks went to the later one" if shared else "")
     done, before = "organ masks merged", f"{len(files.organs)} masks"
     changes += [*moved, Change(files.id, str(folder), "organs", done, before, after)]
-    return Part(files.organs[0][1], merged.grid, merged.array), list(dict.fromkeys(changes))
+    return RepairedVolume(files.organs[0][1], merged.grid, merged.array), list(dict.fromkeys(changes))
 
 
 def _read(path: Path, case: str, rules: LabelRules) -> tuple[LabelMap, bool, list[Change]]:
@@ -354,6 +348,7 @@ def _placed_labels(
         change = Change(case, str(path), "label_grid", done, f"{apart_mm:.3g} mm apart", described(image))
         return LabelMap(label_map.array, image), [change]
     advice = "If its voxels are those of the image, add --image-grid" if same_shape else "Export it again"
+    # Without a position, moving the label map by its header would move it to a place that no one meant.
     if not positioned or (same_shape and np.array_equal(grid.affine, np.eye(4))):
         rule, got = "headers that say where the voxels are", "one without a position (form codes 0, or the identity)"
         raise refuse("label_grid", "label map and image", rule, got, advice, case=case, file=path)
@@ -363,6 +358,7 @@ def _placed_labels(
         advice = f"Check which of the two headers is wrong. {advice}"
         raise refuse("label_grid", "label map grid", rule, got, advice, case=case, file=path)
     result = regrid_labels(label_map, image)
+    # Organs smaller than a voxel of the image may lose every vote.
     lost = sorted({*label_map.values()} - {*result.values()} - {0})
     after = described(image) + (f"; {1 - inside:.2%} of the labelled voxels were outside" if inside < 1 else "")
     after += f"; too small for it, gone: label {listed(lost)}" if lost else ""

@@ -23,17 +23,15 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
 
-# Arrays of the prepared-case store: compressed in small blocks, read whole or patch by patch.
-#
+_CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
 # smallest that holds the largest intensity; half of it is the largest error. Where that would be 0.001 SD or more,
 # they are kept as float32.
-
-_CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 _LARGEST = np.iinfo(np.int16).max
 _LARGEST_STEP = 2.0**-9
 _STEP = "step"  # its key in the file's metadata
 _ADVICE = "Delete the case's folder and run `volseg preprocess` again."
+_VOXELS = "voxels.npy.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +101,7 @@ class PreparedArray:
 
 
 def step_of(image: NDArray[np.floating[Any]]) -> float | None:
-    """Smallest power of two of which 16-bit integers hold every intensity; None if it is larger than 2 / 1024.
+    """Smallest power of two whose 16-bit multiples reach every intensity; None if it is larger than 2 / 1024.
 
     Args:
         image: Normalized intensities, any shape, finite.
@@ -156,9 +154,6 @@ def damaged(path: Path, rule: str, got: object) -> DataError:
     return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {_ADVICE}")
 
 
-_VOXELS = "voxels.npy.gz"
-
-
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
     """A case ready for training.
@@ -168,7 +163,7 @@ class PreparedCase:
         image: (C, I, J, K) normalized intensities, float32.
         label: (I, J, K) class indices, int8 or int16, -1 where ignored.
         class_voxels: Class index → (N, 3) int32 positions, a bounded random choice of that class's voxels.
-        info: Anything that belongs in ``case.json``: trace, group, input files, content hash.
+        info: Anything that belongs in ``case.json``: grid history, group, input files, content hash.
     """
 
     id: str
@@ -192,6 +187,7 @@ def class_voxels(
         Class index → (N, 3) int32; empty for a label map without foreground.
     """
     flat = label.ravel()
+    # Background is most of the volume and found anywhere, so no positions of it are kept.
     foreground = np.flatnonzero(flat > 0)
     values = flat[foreground]
     found: dict[int, NDArray[np.int32]] = {}
@@ -210,11 +206,9 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
         folder: Folder of the prepared dataset.
         case: The case.
         steps: Whether to store intensities in 16 bits where the error stays below 0.001, instead of as they are.
-
-    Raises:
-        VolsegError: If the disk is full or the folder cannot be written to.
     """
     home = _home(folder, case.id)
+    # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
     remove_leftovers(home)
     write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
@@ -231,10 +225,10 @@ def prepared_ids(folder: Path) -> tuple[str, ...]:
 def stored_hash(folder: Path, case: str) -> str | None:
     """Content hash under which a finished case was stored; None if it is not there or ``case.json`` is damaged."""
     try:
-        digest = read_info(folder, case).get("hash")
+        content_hash = read_info(folder, case).get("hash")
     except VolsegError:
         return None
-    return digest if isinstance(digest, str) else None
+    return content_hash if isinstance(content_hash, str) else None
 
 
 def read_info(folder: Path, case: str) -> dict[str, Any]:
@@ -250,26 +244,8 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
     return info
 
 
-def read_prepared(folder: Path, case: str) -> PreparedCase:
-    """Read a whole case into memory.
-
-    Raises:
-        DataError: If a file of the case is missing or damaged.
-    """
-    image, label = open_prepared(folder, case)
-    voxels = read_class_voxels(folder, case)
-    return PreparedCase(case, image[...], label[...], voxels, read_info(folder, case))
-
-
 def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
-    """Image (C, I, J, K) and label (I, J, K) of a case as files that read only the chunks a slice touches.
-
-    Args:
-        folder: Folder of the prepared dataset.
-        case: Case id.
-
-    Returns:
-        Two arrays on disk; ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
+    """Image (C, I, J, K) and label (I, J, K) of a case on disk: ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
 
     Raises:
         DataError: If a file of the case is missing or damaged, now or when a damaged part is read.
@@ -294,6 +270,7 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
 
 def _packed_voxels(class_voxels: Mapping[int, NDArray[np.int32]]) -> bytes:
     """Columns of class, i, j, k, as a compressed NumPy file: it holds a checksum, and neighbours differ by little."""
+    # Class and position as rows of one array: neighbours differ by little, which compresses well.
     columns = np.zeros((4, sum(map(len, class_voxels.values()))), np.int32)
     columns[0] = np.repeat(list(class_voxels), [len(where) for where in class_voxels.values()])
     columns[1:] = np.concatenate([np.zeros((0, 3), np.int32), *class_voxels.values()]).T

@@ -1,4 +1,7 @@
-"""What every volume format shares: file names, the opened file, and the refusals, one clear sentence each."""
+"""What every volume format shares: file names, the opened file, what is refused, what label values may be.
+
+A *source* is a file, or a part of one such as ``brain.nii.gz#channel=2of4``.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,24 @@ NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 """Those of pictures: one slice, grey or in colour."""
 
-COLOURS = ("R", "G", "B")
+RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
+
+MAX_LABEL = 2**32 - 1
+"""Largest label value: what every format stores as an unsigned integer."""
 
 _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header
 _MAX_DEFLATE_RATIO = 1040  # deflate cannot compress better than 1032:1 (zlib technical details), plus some room
+_SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
+
+# Voxels in files of their own: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and
+# "Detached headers" of NRRD (https://teem.sourceforge.net/nrrd/format.html).
+_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
+_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
+_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
+_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
+_HEADER_BYTES = 1 << 16
 
 
 class VolumeError(DataError):
@@ -96,8 +111,8 @@ def volume_stem(path: Path | str) -> str:
 def join_source(path: Path | str, kind: str, number: int, total: int | None = None) -> Path:
     """Name a part of a file, or what it stands for, behind a ``#``.
 
-    ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file; ``liver.nii.gz#label=5`` is a mask
-    whose voxels get label value 5, and ``cup.png#soft=2`` a soft map of which half agreement or more gets value 2.
+    ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file. ``liver.nii.gz#label=5`` is a mask
+    whose voxels get label value 5. ``cup.png#soft=2`` is a soft map; where at least half agree, voxels get value 2.
 
     Args:
         path: The file.
@@ -122,23 +137,20 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
     text = str(source)
     match = _SOURCE.search(text) if "#" in text else None
     if match is None:
+        # Most sources are plain files: they come back as they are, without a new path.
         return source if isinstance(source, Path) else Path(source), "", 0, 1
     return Path(text[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
 
 
 def refuse(
-    code: str, what: str, expected: str, got: object, advice: str, *, case: str | None, file: Path | str
+    code: str, what: str, expected: str, got: object, advice: str, *, case: str | None = None, file: Path | str
 ) -> VolumeError:
     """Compose a VolumeError; arguments as :func:`pipeline.core.sentence`."""
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
 
 
 def checked_path(path: Path, case: str | None) -> str:
-    """Suffix of an existing, non-empty file of a known format.
-
-    Raises:
-        VolumeError: If there is no such file, it is a folder, has an unknown ending, no content or may not be read.
-    """
+    """Suffix of an existing, readable, non-empty file of a known format; refuses all others."""
     suffix = volume_suffix(path)
     if not path.exists():
         raise refuse("missing", "file", "an existing file", "nothing there", "Check the path", case=case, file=path)
@@ -157,15 +169,12 @@ def checked_path(path: Path, case: str | None) -> str:
 
 
 def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[tuple[int, int, int], int]:
-    """Shape of one volume and the number of volumes; trailing axes of length 1 are dropped, a slice gets K = 1.
-
-    Raises:
-        VolumeError: If the file is not an image of two or three axes (four, if they are I, J, K and volumes).
-    """
+    """Shape of one volume and the number of volumes; trailing axes of length 1 are dropped, a slice gets K = 1."""
     sizes = [int(n) for n in shape]
     if any(n < 1 for n in sizes):
         advice = "The header is damaged; export the volume again"
         raise refuse("size", "shape", "axes of at least 1 voxel", tuple(sizes), advice, case=case, file=path)
+    # NIfTI writers add axes for time and vectors even where there is one of each.
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     if len(sizes) < 2 or len(sizes) > 4:
@@ -178,7 +187,7 @@ def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[t
 def checked_size(
     shape: Sequence[int], itemsize: int, available_bytes: int, compressed: bool, path: Path, case: str | None
 ) -> None:
-    """Compare a header with the size of the file, before any memory is taken.
+    """Refuse a file too short for what its header promises, or of more than 4e9 voxels, before memory is taken.
 
     Args:
         shape: Voxels along all axes.
@@ -187,9 +196,6 @@ def checked_size(
         compressed: Whether these are compressed by deflate.
         path: The file, for the message.
         case: Case id, for the message.
-
-    Raises:
-        VolumeError: If the file cannot hold what its header promises, or promises more than 4e9 voxels.
     """
     voxels = prod(int(n) for n in shape)
     advice = "The file is truncated or its header damaged; copy or export it again"
@@ -204,11 +210,7 @@ def checked_size(
 
 
 def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
-    """Refuse colours, vectors and complex numbers.
-
-    Raises:
-        VolumeError: If the type is not an integer or floating type.
-    """
+    """Refuse colours, vectors and complex numbers."""
     if dtype.kind not in "iuf":
         got = "complex numbers" if dtype.kind == "c" else f"colours or vectors ({dtype})"
         advice = "Export one number per voxel, one file per channel"
@@ -218,44 +220,29 @@ def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
 def checked_grid(
     shape: tuple[int, int, int], affine: NDArray[np.float64], path: Path, case: str | None, straighten: bool = False
 ) -> Grid:
-    """Grid of a header; if asked for, a slight shear is taken out (:func:`pipeline.core.grid.straightened`).
-
-    Raises:
-        VolumeError: If the affine is not finite, not invertible or sheared.
-    """
+    """Grid of a header; if asked for, a slight shear is taken out (:func:`pipeline.core.grid.straightened`)."""
     try:
         return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
         raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None
 
 
-# Headers whose voxels lie in files of their own: MetaImage ``.mhd``, and NRRD with a ``data file``.
-#
-# Sources: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and the section "Detached
-# headers" of NRRD's definition (https://teem.sourceforge.net/nrrd/format.html).
-
-_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
-_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
-_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
-_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
-_HEADER_BYTES = 1 << 16
+def header_text(path: Path) -> str:
+    """The first 64 KB of a file as text, which hold the header of NRRD and MetaImage."""
+    with path.open("rb") as stream:
+        return stream.read(_HEADER_BYTES).decode("latin-1")
 
 
 def detached_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a header that hold its voxels, whether they exist or not.
+    """Files beside a header that hold its voxels, in the header's order, whether they exist or not.
 
-    Args:
-        path: Any volume file.
-
-    Returns:
-        In the header's order; empty if the voxels are in the file itself, or it cannot be read.
+    Empty if the voxels are in the file itself, or it cannot be read.
     """
     suffix = volume_suffix(path)
     if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
         return ()
     try:
-        with path.open("rb") as stream:
-            header = stream.read(_HEADER_BYTES).decode("latin-1")
+        header = header_text(path)
     except OSError:
         return ()
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
@@ -264,6 +251,7 @@ def detached_files(path: Path) -> tuple[Path, ...]:
 
 def _nrrd_names(header: str) -> list[str]:
     """One name, numbered names, or a list that ends the header; an attached header ends with an empty line."""
+    # A header within the file ends at the first empty line; voxels behind it may look like anything.
     found = _NRRD.search(re.split(r"\r?\n\r?\n", header, maxsplit=1)[0])
     if found is None:
         return []
@@ -275,14 +263,6 @@ def _nrrd_names(header: str) -> list[str]:
     first, last, step = (int(numbered[group]) for group in (2, 3, 4))
     numbers = range(first, last + (1 if step > 0 else -1), step)[:_MOST_FILES]
     return [numbered[1] % number for number in numbers]
-
-
-# Whether voxels are labels: whole numbers, none negative, none rounded on the way.
-
-MAX_LABEL = 2**32 - 1
-"""Largest label value: what every format stores as an unsigned integer."""
-
-_SHOWN = 5  # fractional values quoted in a message
 
 
 def label_array(

@@ -36,16 +36,7 @@ _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
 
 def open_header(path: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
-    """Read and check the header of a file, which may be 4D.
-
-    Args:
-        path: The file.
-        case: Case id for messages.
-        straighten: Take a slight shear out of the affine instead of refusing it.
-
-    Raises:
-        VolumeError: As :func:`open_volume`, except for 4D files.
-    """
+    """Read and check the header of a file, which may be 4D; otherwise as :func:`open_volume`."""
     path = Path(path)
     if volume_suffix(path) in _NIFTI:
         return open_nifti(path, case=case, straighten=straighten)
@@ -85,12 +76,7 @@ def open_volume(source: Path | str, *, case: str | None = None, straighten: bool
 def read_voxels(volume: VolumeFile, source: Path | str) -> NDArray[Any]:
     """Voxels (I, J, K) of an opened volume: its stored type, or floating point if the header has a scale.
 
-    Args:
-        volume: What :func:`open_volume` returned for the source.
-        source: The source; of a 4D file its channel is picked.
-
-    Raises:
-        VolumeError: If the voxels cannot be read.
+    Of a 4D file the channel that the source names is picked.
     """
     _, kind, number, _ = split_source(source)
     array = volume.load()
@@ -98,11 +84,7 @@ def read_voxels(volume: VolumeFile, source: Path | str) -> NDArray[Any]:
 
 
 def read_grid(path: Path | str) -> Grid:
-    """Grid of a volume, from its header alone.
-
-    Raises:
-        VolumeError: As :func:`open_volume`.
-    """
+    """Grid of a volume, from its header alone; refused as by :func:`open_volume`."""
     return open_volume(path).grid
 
 
@@ -126,13 +108,19 @@ def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = N
     volumes = [open_volume(source, case=case) for source in sources]
     grid = volumes[0].grid
     for number, volume in enumerate(volumes[1:], start=2):
-        what = f"grid of channel {number}"
-        require_same_grid(grid, volume.grid, what, "the grid of channel 1", case=case, file=str(volume.path))
+        require_channel_grid(grid, volume, number, case)
+    # Filled channel by channel: a list of channels to stack would take the memory twice.
     array = np.empty((len(sources), *grid.shape), dtype=np.float32)
     with np.errstate(over="ignore"):
         for channel, (volume, source) in enumerate(zip(volumes, sources, strict=True)):
             array[channel] = read_voxels(volume, source)
     return Image(array, grid)
+
+
+def require_channel_grid(first: Grid, volume: VolumeFile, number: int, case: str | None) -> None:
+    """Refuse a channel (numbered from 1) on another grid than the first one, with DataError."""
+    what, rule = f"grid of channel {number}", "the grid of channel 1"
+    require_same_grid(first, volume.grid, what, rule, case=case, file=str(volume.path))
 
 
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
@@ -182,6 +170,7 @@ def write_label_map(
     """
     path = Path(path)
     labels = label_array(label_map.array, path)
+    # The smallest type, whatever the labels came as, so that equal labels give equal bytes.
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
     write_voxels(labels, label_map.grid, path, like=like, legend=legend)
 
@@ -200,7 +189,7 @@ def write_image(image: Image, path: Path | str) -> None:
     path = Path(path)
     if image.channels != 1:
         advice = "Write every channel to its own file"
-        raise refuse("dimensions", "image", "one channel", image.channels, advice, case=None, file=path)
+        raise refuse("dimensions", "image", "one channel", image.channels, advice, file=path)
     write_voxels(image.array[0].astype(np.float32, copy=False), image.grid, path)
 
 
@@ -228,7 +217,7 @@ def write_voxels(
     suffix = volume_suffix(path)
     if not suffix:
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
-        raise refuse("format", "output file", rule, repr(path.name), advice, case=None, file=path)
+        raise refuse("format", "output file", rule, repr(path.name), advice, file=path)
     if suffix in _NIFTI:
         from pipeline.data.legend import caret_xml
 

@@ -11,7 +11,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable, select_values
 from pipeline.data.descriptions import described_labels, read_description
-from pipeline.data.label_files import label_table, read_remap
+from pipeline.data.label_tables import label_table, read_remap
 
 _SHOWN = 8  # names quoted in a note
 
@@ -70,7 +70,7 @@ def choose_labels(
         given: A file with the label table to follow, instead of those that are found.
         match: ``value``: the references' names hold for the predictions too. ``name``: the predictions' values become
             those that the references' table has for the same names. None: tables that agree, or know different organs.
-        remap: What values of the predictions stand for, see :func:`~pipeline.data.label_files.read_remap`.
+        remap: What values of the predictions stand for, see :func:`~pipeline.data.label_tables.read_remap`.
 
     Raises:
         VolsegError: If a table cannot be read, the two contradict each other and ``match`` is None, ``name`` is

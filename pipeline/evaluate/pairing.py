@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.data.descriptions import read_description
-from pipeline.data.layouts import colour_channels, list_volumes
+from pipeline.data.layouts import list_volumes, rgb_channels
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
@@ -242,8 +242,8 @@ def _images_beside(pair: FilePair) -> tuple[Path, ...]:
     for suffix in VOLUME_SUFFIXES:
         alone = images / f"{pair.case}{suffix}"
         if alone.is_file():
-            return colour_channels(alone) or (alone,)
+            return rgb_channels(alone) or (alone,)
         channels = tuple(sorted(images.glob(f"{escape(pair.case)}_[0-9][0-9][0-9][0-9]{suffix}")))
         if channels:
-            return (colour_channels(channels[0]) if len(channels) == 1 else ()) or channels
+            return (rgb_channels(channels[0]) if len(channels) == 1 else ()) or channels
     return ()

@@ -191,9 +191,9 @@ class Predictor:
 
     def _prepared(self, image: Image, case: str) -> list[Prepared]:
         """The image as every member sees it; members of one recipe share it."""
-        plans = {member.card.plan.recipe: member.card.plan for member in self.members}
+        plans = {member.card.plan.content_hash: member.card.plan for member in self.members}
         found = {recipe: prepare_image(image, plan, case=case, extra=self.extra) for recipe, plan in plans.items()}
-        return [found[member.card.plan.recipe] for member in self.members]
+        return [found[member.card.plan.content_hash] for member in self.members]
 
     def _cleaned(self, index: NDArray[np.integer[Any]], grid: Grid) -> LabelMap:
         """Label values of class indices, cleaned."""

@@ -29,13 +29,11 @@ from pipeline.model.blocks import (
 from pipeline.model.network_options import LevelOptions, Size, Stage, StageOptions
 from pipeline.model.unet import UShape, level_heads
 
-# Attention gates: a skip connection is weighted, voxel by voxel, by what the decoder already sees.
-#
-# Reference: Oktay et al. 2018 (arXiv 1804.03999), section 2.1.
-
 
 class AttentionGate(nn.Module):
-    """Additive attention: α = sigmoid(ψ(σ(θ(x) + φ(g)))), and the gate gives output(α · x).
+    """A skip connection x is weighted, voxel by voxel, by what the decoder already sees, the gating signal g.
+
+    Additive attention: α = sigmoid(ψ(σ(θ(x) + φ(g)))), and the gate gives output(α · x).
 
     Args:
         theta: Takes the skip connection x to the resolution of g and to the channels in between.
@@ -44,6 +42,8 @@ class AttentionGate(nn.Module):
         psi: From the channels in between to one.
         resize: Takes α back to the resolution of x.
         output: What follows the product.
+
+    Reference: Oktay et al. 2018 (arXiv 1804.03999), section 2.1.
     """
 
     def __init__(
@@ -65,15 +65,7 @@ class AttentionGate(nn.Module):
         self.output = output
 
     def attention(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """The weight α of every voxel of the skip connection, in [0, 1].
-
-        Args:
-            skip: (B, C, *spatial).
-            gating: (B, G, *spatial_g), at the resolution that ``theta`` gives.
-
-        Returns:
-            (B, 1, *spatial).
-        """
+        """The weight α, (B, 1, *spatial) in [0, 1], of every voxel of the skip connection (B, C, *spatial)."""
         score = self.psi(self.activation(self.theta(skip) + self.phi(gating)))
         alpha: Tensor = self.resize(torch.sigmoid(score))
         return alpha
@@ -125,6 +117,7 @@ def aligned_gate(features: int, gating: int, style: Style) -> AttentionGate:
     Returns:
         Takes (B, C, *spatial) and (B, G, *spatial), gives (B, C, *spatial).
     """
+    # Half of the channels, as the implementations of this variant have it.
     inner = max(1, features // 2)
     return AttentionGate(
         _projection(features, inner, style),
@@ -160,15 +153,6 @@ class AttentionUNet(UShape):
 
     ``gates[i]`` belongs to level i, see :func:`aligned_gate`. With deep supervision, all decoder levels but the lowest
     have a head.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
 
     Reference: Oktay et al. 2018 (arXiv 1804.03999), in the variant that gates at the resolution of the skip connection
     and normalizes inside the gate.
@@ -219,15 +203,6 @@ class OktayAttentionUNet(UShape):
     1×1 convolution, ``final``. With deep supervision, training returns its logits and then those of the levels, all of
     full size.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Oktay et al. 2018 (arXiv 1804.03999); widths and final combination as in the authors' code.
     """
 
@@ -247,6 +222,7 @@ class OktayAttentionUNet(UShape):
             for level, (upper, lower) in enumerate(pairs[1:], start=1):
                 self.gates[f"level{level}"] = grid_gate(upper.features, lower.features, lower.stride, style)
         self.heads = nn.ModuleList(head(dims, upper.features, out_channels) for upper, _ in pairs)
+        # Steps from full resolution down to each level, multiplied.
         factors = accumulate((upper.stride for upper, _ in pairs), lambda a, b: tuple(map(mul, a, b)))
         self.enlargements = nn.ModuleList(interpolation(factor, "linear") for factor in factors)
         self.final = head(dims, len(pairs) * out_channels, out_channels)
@@ -255,6 +231,7 @@ class OktayAttentionUNet(UShape):
         """One step up, the skip connection gated by what comes from below, before it is upsampled."""
         name = f"level{level}"
         if name in self.gates:
+            # At the bottom there is no decoder yet: a unit of its own makes the signal.
             signal = self.gating(below) if level == len(self.decoder) - 1 else below
             skip = self.gates[name](skip, signal)
         return super().climb(level, skip, below)

@@ -6,18 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import EllipsisType
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.grid import mirrored_index
-from pipeline.model.network_options import NetworkOptions
-
-# Which spatial sizes a network takes, and how to feed it any other size.
+from pipeline.model.network_options import LevelOptions, NetworkOptions
 
 
 @dataclass(frozen=True)
@@ -43,21 +38,16 @@ class SizeRule:
         return self.border or (0,) * len(self.step)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the logits of an input of a legal size.
-
-        Raises:
-            DataError: If the size is not legal.
-        """
+        """Spatial size of the logits of an input of a legal size; others are refused."""
         self._require_axes(size)
         self.require(size)
         return tuple(n - 2 * lost for n, lost in zip(size, self.margin, strict=True))
 
     def is_legal(self, size: Sequence[int]) -> bool:
         """Whether a spatial size, one number per axis, can go through the network."""
-        for n, step, low in zip(size, self.step, self.smallest, strict=True):
-            if n < low or (n - low) % step != 0:
-                return False
-        return self.lone_cell or tuple(size) != self.smallest
+        axes = zip(size, self.step, self.smallest, strict=True)
+        fits = all(n >= low and (n - low) % step == 0 for n, step, low in axes)
+        return fits and (self.lone_cell or tuple(size) != self.smallest)
 
     def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The smallest legal size that is at least ``size`` along every axis.
@@ -73,11 +63,7 @@ class SizeRule:
         return legal
 
     def require(self, size: Sequence[int]) -> None:
-        """Raise unless a size is legal.
-
-        Raises:
-            DataError: Naming each offending axis with the legal sizes below and above it.
-        """
+        """Refuse a size that is not legal, naming each offending axis with the legal sizes below and above it."""
         if self.is_legal(size):
             return
         above = self.legal_size(size)
@@ -87,20 +73,8 @@ class SizeRule:
             if n < low or (n - low) % step != 0
         ]
         reason = "; ".join(axes) or "a single voxel would be left at the lowest resolution, nothing to normalize over"
-        raise DataError(
-            sentence(
-                "input size",
-                self.describe(),
-                f"{tuple(size)} ({reason})",
-                f"Pad to {above}, as forward_any_size does, or crop",
-            )
-        )
-
-    def describe(self) -> str:
-        """The rule in words, e.g. ``multiples of (16, 16)``."""
-        if self.smallest == self.step:
-            return f"multiples of {self.step}"
-        return f"{self.smallest} plus multiples of {self.step}"
+        rule = ("" if self.smallest == self.step else f"{self.smallest} plus ") + f"multiples of {self.step}"
+        raise DataError(sentence("input size", rule, f"{tuple(size)} ({reason})", f"Pad to {above}, or crop"))
 
     def _require_axes(self, size: Sequence[int]) -> None:
         if len(size) != len(self.step) or min(size) < 1:
@@ -109,49 +83,9 @@ class SizeRule:
 
 
 def size_rule(strides: Sequence[Sequence[int]], *, lone_cell: bool = True) -> SizeRule:
-    """Size rule of a padded encoder-decoder: multiples of the product of its strides.
-
-    Args:
-        strides: Stride of every stage along every axis.
-        lone_cell: See :class:`SizeRule`.
-    """
+    """Size rule of a padded encoder-decoder: multiples of the product of its strides along every axis."""
     step = tuple(math.prod(per_axis) for per_axis in zip(*strides, strict=True))
     return SizeRule(step, step, lone_cell)
-
-
-def pad_to_rule(x: Tensor, rule: SizeRule) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad a batch to the next size whose logits cover it, half on either side.
-
-    Without a margin, border voxels are repeated: unlike zeros they add no edge that an organ might be mistaken for.
-    With one the image is mirrored at its border, as the overlap-tile strategy has it (Ronneberger et al. 2015).
-
-    Args:
-        x: (B, C, *spatial), each spatial size at least 1.
-        rule: The sizes wanted.
-
-    Returns:
-        The batch, untouched where it is legal already, and the slices that cut the old extent from the spatial axes of
-        the logits: ``logits[(..., *slices)]``.
-
-    Raises:
-        DataError: If the number of axes is wrong or a size is 0.
-    """
-    size = tuple(x.shape[2:])
-    needed = tuple(n + 2 * lost for n, lost in zip(size, rule.margin, strict=False)) if min(size, default=0) else size
-    target = rule.legal_size(needed)
-    before = [(new - old) // 2 for new, old in zip(target, needed, strict=True)]
-    crop = tuple(slice(start, start + old) for start, old in zip(before, size, strict=True))
-    if target == size:
-        return x, crop
-    if any(rule.margin):
-        for axis, (start, lost) in enumerate(zip(before, rule.margin, strict=True)):
-            index = mirrored_index(-start - lost, target[axis], size[axis])
-            x = x.index_select(axis + 2, torch.from_numpy(index).to(x.device))
-        return x, crop
-    widths: list[int] = []
-    for start, new, old in reversed(list(zip(before, target, size, strict=True))):
-        widths += [start, new - old - start]  # F.pad lists the last axis first
-    return F.pad(x, widths, mode="replicate"), crop
 
 
 def _nearest(n: int, step: int, low: int) -> str:
@@ -208,7 +142,7 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def divisor(self) -> tuple[int, ...]:
-        """Distance of legal sizes along each axis; of a padded network, the number they are multiples of."""
+        """Distance of legal sizes along each axis."""
         return self.sizes.step
 
     @property
@@ -217,19 +151,11 @@ class SegmentationNetwork(nn.Module):
         return self.sizes.margin
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the logits of an input of a legal spatial size.
-
-        Raises:
-            DataError: If the size is not legal, naming the nearest legal ones.
-        """
+        """See :meth:`SizeRule.output_size`."""
         return self.sizes.output_size(size)
 
     def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The smallest legal spatial size that is at least ``size`` along every axis.
-
-        Raises:
-            DataError: If the number of axes is wrong or a size is below 1.
-        """
+        """See :meth:`SizeRule.legal_size`."""
         return self.sizes.legal_size(size)
 
     def forward(self, x: Tensor) -> Tensor | Heads:
@@ -262,51 +188,27 @@ class SegmentationNetwork(nn.Module):
             raise DataError(sentence("network input", expected, tuple(x.shape), "Check batch and channel axis"))
         size = tuple(x.shape[2:])
         self.sizes.require(size)
+        # PyTorch itself refuses this deep inside the network, without saying where.
         if self.training and self.batch_norm and x.shape[0] == 1 and size == self.sizes.smallest:
             expected = "two or more values per channel at the lowest resolution, as batch normalization needs"
             got = f"one patch of size {size}, which leaves one value"
             raise DataError(sentence("training batch", expected, got, "Take larger patches or a larger batch"))
 
 
-def pad_to_legal(x: Tensor, network: SegmentationNetwork) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad a batch to the next size whose logits cover it, half on either side.
-
-    Border voxels are repeated; for a network with a margin the image is mirrored at its border instead.
-
-    Args:
-        x: (B, C, *spatial), each spatial size at least 1.
-        network: The network it is for.
-
-    Returns:
-        The batch, untouched where it is legal already, and the slices that cut the old extent from the spatial axes of
-        the logits: ``logits[(..., *slices)]``.
+class LevelNetwork(SegmentationNetwork):
+    """A padded encoder-decoder, whose legal sizes and rules of training follow from the options of its levels.
 
     Raises:
-        DataError: If the number of axes is wrong or a size is 0.
+        ConfigError: If a per-axis option has another number of axes than ``dims``.
     """
-    return pad_to_rule(x, network.sizes)
 
-
-def forward_any_size(network: SegmentationNetwork, x: Tensor) -> Tensor:
-    """Logits of a batch of any spatial size: padded as by :func:`pad_to_legal`, the logits cut back.
-
-    Args:
-        network: A network that returns a single tensor (evaluation mode, or no deep supervision).
-        x: (B, C, *spatial), each spatial size at least 1.
-
-    Returns:
-        Logits (B, L, *spatial).
-
-    Raises:
-        DataError: If the input does not fit the network or the network returns several heads.
-    """
-    padded, crop = pad_to_legal(x.as_tensor() if isinstance(x, MetaTensor) else x, network)
-    logits = network(padded)
-    if not isinstance(logits, Tensor):
-        expected, got = "one tensor from the network", f"{len(logits)} heads of deep supervision"
-        raise DataError(sentence("forward_any_size", expected, got, "Call network.eval() first"))
-    cut: tuple[EllipsisType | slice, ...] = (..., *crop)
-    return logits[cut]
+    def __init__(self, dims: int, in_channels: int, out_channels: int, options: LevelOptions) -> None:
+        # Instance norm has nothing to normalize where one voxel is left, batch norm where there is one patch as well.
+        strides = [stage.stride for stage in options.stages(dims)]
+        sizes = size_rule(strides, lone_cell=options.norm != "instance")
+        batch_norm = options.norm == "batch"
+        super().__init__(dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=batch_norm)
+        self.deep_supervision = options.deep_supervision
 
 
 @torch.no_grad()
@@ -322,6 +224,7 @@ def initialize(network: nn.Module) -> None:
     Reference: He et al. 2015 (arXiv 1502.01852), section 2.2; Ronneberger et al. 2015 (arXiv 1505.04597), section 3;
     Hendrycks and Gimpel 2016 (arXiv 1607.02488) for dropout.
     """
+    # Dropout belongs to the convolution of its own unit, not to every layer after it.
     kept = {}
     for unit in network.modules():
         convolution, dropout = getattr(unit, "conv", None), getattr(unit, "dropout", None)
@@ -330,6 +233,7 @@ def initialize(network: nn.Module) -> None:
     for layer in network.modules():
         if not isinstance(layer, _CONVOLUTIONS):
             continue
+        # A transposed convolution spreads its kernel over stride outputs, so each sums over that part of it.
         inputs = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
         share = math.prod(layer.stride) if layer.transposed else 1
         nn.init.normal_(layer.weight, std=math.sqrt(2 * share * kept.get(layer, 1.0) / inputs))
@@ -337,7 +241,6 @@ def initialize(network: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-@torch.no_grad()
 def is_output(name: str) -> bool:
     """Whether a layer or tensor of a network, by its name, belongs to the layers that give logits."""
     return _OUTPUT.search(name) is not None
@@ -356,6 +259,7 @@ def start_outputs_at(network: SegmentationNetwork, probability: float) -> None:
     Reference: Lin et al. 2017 (arXiv 1708.02002), section 3.3.
     """
     for name, layer in network.named_modules():
+        # Heads alone: attention gates and blocks also have 1×1 convolutions with bias.
         output = is_output(name) and isinstance(layer, _CONVOLUTIONS) and layer.out_channels == network.out_channels
         if output and layer.bias is not None and set(layer.kernel_size) == {1}:
             nn.init.constant_(layer.bias, math.log(probability / (1 - probability)))

@@ -17,23 +17,16 @@ from torch.autograd.function import once_differentiable
 from pipeline.model.network_options import Activation, LevelOptions, Stage
 from pipeline.model.network_options import Norm as NormName
 
-# Instance normalization and the activation behind it in one step on a processor, for images with channels last.
-#
 # PyTorch's own instance norm knows one memory order on processors: it copies an image with channels last there and
 # back, forwards and backwards, which costs a third of a training step. Its batch norm has no need to, and over the
-# batch of one sample it is instance norm.
+# batch of one sample it is instance norm. So instance norm and activation are one step here, by those kernels.
 
 _KERNELS = torch.ops.aten
 _TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def takes_instance_norm(norm: nn.Module | None, x: Tensor) -> bool:
-    """Whether :func:`instance_norm` can stand for a layer: an instance norm with scale and shift, on a processor.
-
-    Args:
-        norm: The layer.
-        x: Its input (B, C, *S); more than one voxel, of a type that a processor computes in.
-    """
+    """Whether :func:`instance_norm` can replace a layer: an instance norm with scale and shift, on a processor."""
     return (
         isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d)
         and norm.affine
@@ -83,9 +76,11 @@ class _InstanceNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, y, means, inverses = ctx.saved_tensors
         to_x, to_weight, to_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        # The kernels read gradient and image in step: with another memory order they would copy both.
         gradient = torch.empty_like(x).copy_(gradient) if gradient.stride() != x.stride() else gradient
         for n in range(len(x)):
             one = slice(n, n + 1)
+            # The activation's gradient follows from its output, so that what went into it need not be kept.
             behind = _KERNELS.leaky_relu_backward(gradient[one], y[one], ctx.slope, True)
             part, scale, shift = _KERNELS.native_batch_norm_backward(
                 behind, x[one], weight, None, None, means[n], inverses[n], True, ctx.eps, [True, True, True]
@@ -138,6 +133,7 @@ def norm_layer(name: NormName, dims: int, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     if name == "group":
+        # Eight groups do not divide every width: the greatest common divisor does.
         return Norm[Norm.GROUP, dims](num_groups=math.gcd(_MAX_GROUPS, channels), num_channels=channels)  # type: ignore[no-any-return]
     return Norm[name, dims](channels, affine=True)  # type: ignore[no-any-return]
 
@@ -151,10 +147,11 @@ def activation_layer(name: Activation, *, inplace: bool = True) -> nn.Module:
 
 
 class ConvUnit(nn.Sequential):
-    """Layers one after the other, of which an instance norm and the activation behind it may be one step.
+    """Layers one after the other; an instance norm and the activation behind it may be computed as one step.
 
     Args:
-        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order.
+        layers: By name: ``conv``, and optionally ``norm``, ``activation`` and ``dropout``, in this order. The names
+            of layers are part of every state dict.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,6 +202,7 @@ def conv_unit(
         out_channels,
         kernel,
         stride=stride or 1,
+        # Odd kernels: half on either side keeps the size.
         padding=0 if style.valid else tuple(n // 2 for n in kernel),
         bias=style.bias,
     )
@@ -297,9 +295,6 @@ def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:
     return Conv[Conv.CONV, dims](in_channels, out_channels, 1)  # type: ignore[no-any-return]
 
 
-# Residual blocks: a chain of units beside a shortcut.
-
-
 class ResidualBlock(nn.Module):
     """activation(units(x) + shortcut(x)).
 
@@ -322,14 +317,7 @@ class ResidualBlock(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, style: Style, stride: tuple[int, ...] | None = None) -> nn.Module:
-    """The identity, or a 1×1 convolution where channels or size change.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        style: Gives the number of axes and whether the convolution has a bias.
-        stride: Stride per axis; None for 1.
-    """
+    """The identity, or a 1×1 convolution where channels or size change."""
     if in_channels == out_channels and max(stride or (1,)) == 1:
         return nn.Identity()
     return Conv[Conv.CONV, style.dims](in_channels, out_channels, 1, stride=stride or 1, bias=style.bias)  # type: ignore[no-any-return]

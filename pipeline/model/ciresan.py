@@ -69,6 +69,7 @@ class Ciresan(SegmentationNetwork):
         dilation = 1
         for convolution in self.convolutions:
             x = self._activate(convolution(x, dilation))
+            # A window of its own is pooled in steps of two, as published.
             if single:
                 x = F.max_pool2d(x, 2)
             else:
@@ -82,7 +83,7 @@ class Ciresan(SegmentationNetwork):
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution without padding that is told its dilation at every call."""
+    """A convolution without padding whose dilation is an argument of every call."""
 
     def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, dilation=dilation)
@@ -109,6 +110,7 @@ def scan(network: SegmentationNetwork, image: Tensor, *, batch_size: int = 32) -
     parts = []
     for start in range(0, count * rows * columns, batch_size):
         index = torch.arange(start, min(start + batch_size, count * rows * columns), device=image.device)
+        # From a running number to image, row and column.
         pixels = (index // (rows * columns), index // columns % rows, index % columns)
         parts.append(network(windows[pixels].reshape(-1, channels, WINDOW, WINDOW)).flatten(1))
     return torch.cat(parts).reshape(count, rows, columns, -1).movedim(3, 1)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import gc
-import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.machine import release_freed_memory
 from pipeline.model.registry import build_network, list_networks
-
-# How much memory a piece of work takes at its peak, on the device that does it.
 
 MEMORY_MEANS = {
     "cuda": "what PyTorch allocated on the GPU",
@@ -83,6 +80,7 @@ def _sampled() -> Iterator[Callable[[], int]]:
             highest[0] = before
         return found * mmap.PAGESIZE
 
+    # Peaks within a layer last milliseconds, so that only a thread that samples sees them.
     thread = Thread(target=sample, name="memory", daemon=True)
     thread.start()
     try:
@@ -98,49 +96,42 @@ def _own_pages() -> int:
     return int(words[1]) - int(words[2])
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
+@contextmanager
+def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in training or evaluation mode for the block; then each in its own again."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def multiply_adds(network: nn.Module, patch_size: Sequence[int], in_channels: int) -> int:
     """Multiply-adds of the convolutions and linear layers in predicting one patch; biases and the rest are not counted.
 
-    Shapes alone are propagated (on PyTorch's meta device), so that this takes milliseconds and no memory, whatever the
-    patch. The network is left as it was.
+    The network is left as it was. It counts in evaluation mode, so heads for training only do not count.
 
     Args:
-        network: Any network of this package; evaluation mode is what counts, so heads for training only do not.
+        network: Any network of this package.
         patch_size: Legal spatial size.
         in_channels: Channels of the image.
 
     Raises:
         DataError: If the patch size is not legal for the network.
     """
-    total = 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += _layer_cost(layer, inputs[0], output)
-
-    layers = [layer for layer in network.modules() if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear))]
-    training = {module: module.training for module in network.modules()}
-    hooks = [layer.register_forward_hook(add) for layer in layers]
-    try:
-        network.eval()
-        state = {name: value.to("meta") for name, value in network.state_dict().items()}
-        with torch.no_grad():
-            torch.func.functional_call(network, state, torch.empty(1, in_channels, *patch_size, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training.items():
-            module.training = mode
-    return total
+    # On the meta device shapes alone are propagated: that takes milliseconds and no memory, whatever the patch.
+    state = {name: value.to("meta") for name, value in network.state_dict().items()}
+    patch = torch.empty(1, in_channels, *patch_size, device="meta")
+    with _in_mode(network, training=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(network, state, patch)
+    return int(counter.get_total_flops()) // 2  # a multiply-add counts as two operations
 
 
 def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
@@ -167,28 +158,12 @@ def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = to
     state = {}
     for name, value in network.state_dict().items():
         own = dtype if value.is_floating_point() else value.dtype
+        # Only tensors that need gradients make PyTorch keep what their gradients need.
         state[name] = torch.empty_like(value, dtype=own, device="meta").requires_grad_(name in trained)
-    training = {module: module.training for module in network.modules()}
-    try:
-        network.train()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with _in_mode(network, training=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
-
-def _layer_cost(layer: Any, inputs: Tensor, output: Tensor) -> int:
-    if isinstance(layer, nn.Linear):
-        return output.numel() * layer.in_features
-    per_pair = int(math.prod(layer.kernel_size))
-    if isinstance(layer, _TRANSPOSED):  # every input value meets the whole kernel
-        return inputs.numel() * (int(layer.out_channels) // int(layer.groups)) * per_pair
-    return output.numel() * (int(layer.in_channels) // int(layer.groups)) * per_pair
-
-
-# Every network side by side: its size, its cost for one patch, its source.
 
 _LARGEST = 16384  # products of larger edges overflow PyTorch's sizes
 
@@ -204,7 +179,6 @@ class NetworkCost:
         patch_size: Smallest legal size that covers the patch asked for.
         output_size: Size of the logits of that patch.
         multiply_adds: Of the convolutions, in predicting that patch.
-        summary: What it is, in one line.
         source: Paper it comes from.
     """
 
@@ -214,7 +188,6 @@ class NetworkCost:
     patch_size: tuple[int, ...]
     output_size: tuple[int, ...]
     multiply_adds: int
-    summary: str
     source: str
 
 
@@ -239,16 +212,6 @@ def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> t
             with torch.device("meta"):
                 network = build_network(info.name, dims, in_channels, out_channels)
             patch = network.legal_size((edge,) * dims)
-            rows.append(
-                NetworkCost(
-                    info.name,
-                    dims,
-                    count_parameters(network),
-                    patch,
-                    network.output_size(patch),
-                    multiply_adds(network, patch, in_channels),
-                    info.summary,
-                    info.source,
-                )
-            )
+            sizes = count_parameters(network), patch, network.output_size(patch)
+            rows.append(NetworkCost(info.name, dims, *sizes, multiply_adds(network, patch, in_channels), info.source))
     return tuple(rows)

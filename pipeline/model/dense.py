@@ -13,11 +13,10 @@ from monai.networks.layers.factories import Conv, Pool
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.model.base import Heads, SegmentationNetwork, size_rule
+from pipeline.model.base import SegmentationNetwork, size_rule
 from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
 from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
-
-# Parts of densely connected networks: dense blocks, and the pre-activated layers that DenseNets fill them with.
+from pipeline.model.unet import UShape, level_heads
 
 
 class DenseBlock(nn.Module):
@@ -45,9 +44,6 @@ class Scale(nn.Module):
 
     Beside a normalization's own they add nothing a network could express; networks converted from Caffe, whose batch
     normalization has none, carry them, and published parameter counts include them.
-
-    Args:
-        channels: Channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -79,18 +75,9 @@ def densenet_stem(in_channels: int, out_channels: int, dims: int, *, scale: bool
 def densenet_block(
     in_channels: int, layers: int, growth: int, dims: int, *, bottleneck: int = 4, scale: bool = False
 ) -> DenseBlock:
-    """Dense block of DenseNet-B layers: pre-activated 1×1, then pre-activated 3×3 convolution.
+    """Dense block of DenseNet-B layers: (B, in, *spatial) → (B, in + layers * growth, *spatial).
 
-    Args:
-        in_channels: Channels in.
-        layers: Number of layers.
-        growth: Channels that each adds.
-        dims: Number of spatial axes.
-        bottleneck: Channels of the 1×1 convolutions, in units of the growth.
-        scale: Whether normalizations are followed by a :class:`Scale`.
-
-    Returns:
-        (B, in, *spatial) → (B, in + layers * growth, *spatial).
+    A layer is a pre-activated 1×1 convolution of ``bottleneck * growth`` channels and a pre-activated 3×3 convolution.
     """
     inner = bottleneck * growth
     return DenseBlock(
@@ -130,14 +117,14 @@ class DenseUNetOptions(LevelOptions):
     """Layers of the dense blocks: one number, or one per stage, in the encoder as in the decoder."""
     growth: PerStage | None = None
     """Channels that every layer of a dense block adds: one number, or one per stage; null for a quarter of the stage's
-    features, of which four layers make twice as many, to be halved behind the block."""
+    features. Four layers then double the channels, and the unit behind the block halves them again."""
     down: Literal["pool", "stride"] = "pool"
     """Max-pooling before a stage, or strides in its first convolution."""
     up: Literal["transposed", "nearest", "linear"] = "transposed"
     """Transposed convolution, or interpolation followed by a convolution unit."""
 
 
-class DenseUNet(SegmentationNetwork):
+class DenseUNet(UShape):
     """U-Net of dense blocks, in 2D or 3D, for isotropic and anisotropic voxels.
 
     A stage is a convolution unit, a dense block of such units, and a 1×1 unit that compresses what has been collected
@@ -145,26 +132,13 @@ class DenseUNet(SegmentationNetwork):
     every channel is normalized and stored once, not once for each later layer, which is what makes dense blocks
     affordable in volumes. Levels and heads are those of :class:`~pipeline.model.unet.UNet`.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, depth and growth of the dense blocks, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Huang et al. 2017 (arXiv 1608.06993) for dense blocks and compression; Jégou et al. 2017 (arXiv
     1611.09326) for dense blocks along a U-Net. The arrangement is this project's own.
     """
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, options: DenseUNetOptions) -> None:
+        super().__init__(dims, in_channels, out_channels, options)
         stages, style = options.stages(dims), style_of(options, dims)
-        sizes = size_rule([stage.stride for stage in stages], lone_cell=options.norm != "instance")
-        super().__init__(
-            dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=options.norm == "batch"
-        )
-        self.deep_supervision = options.deep_supervision
         layers = spread(options.layers_per_stage, len(stages))
         quarter = tuple(max(1, n // 4) for n in options.features)
         growth = quarter if options.growth is None else spread(options.growth, len(stages))
@@ -177,21 +151,7 @@ class DenseUNet(SegmentationNetwork):
             upsampling(lower, upper, style, options.up) for upper, lower in pairwise(stages)
         )
         self.decoder = nn.ModuleList(_dense_stage(2 * block[0].features, *block, style) for block in blocks[:-1])
-        supervised = stages[: max(1, len(stages) - 2)] if self.deep_supervision else stages[:1]
-        self.heads = nn.ModuleList(head(dims, stage.features, out_channels) for stage in supervised)
-
-    def segment(self, x: Tensor) -> Tensor | Heads:
-        """Logits at full resolution; in training mode with deep supervision those of all heads, finest first."""
-        skips: list[Tensor] = []
-        for stage in self.encoder:
-            x = stage(x)
-            skips.append(x)
-        levels = [skips.pop()]
-        for up, stage in zip(reversed(self.upsamplings), reversed(self.decoder), strict=True):
-            levels.append(stage(torch.cat([skips.pop(), up(levels[-1])], dim=1)))
-        used = self.heads if self.training and self.deep_supervision else self.heads[:1]
-        logits = {f"level{n}": output(x) for n, (output, x) in enumerate(zip(used, reversed(levels), strict=False))}
-        return logits if self.training and self.deep_supervision else logits["level0"]
+        self.heads = level_heads(dims, options.features[:-1], out_channels, options.deep_supervision)
 
 
 class DenseUNet167Options(NetworkOptions):
@@ -221,12 +181,6 @@ class DenseUNet167(SegmentationNetwork):
     ``stem``, then ``blocks`` with ``transitions`` between them. The last skip reaches the channels of the deepest block
     by the 1×1 convolution ``line``; the others have the decoder's channels.
 
-    Args:
-        dims: Number of spatial axes; 2 in the paper.
-        in_channels: Channels of the image; in the paper 3 neighbouring slices.
-        out_channels: Channels of the logits.
-        options: Depth and growth of the dense blocks and so on.
-
     Reference: Li et al. 2018 (arXiv 1709.07330), with the details of the authors' code (nearest-neighbour upsampling,
     biases in ``line`` and the decoder alone, dropout before the last normalization); Huang et al. 2017 (arXiv
     1608.06993) for DenseNet-161.
@@ -243,6 +197,7 @@ class DenseUNet167(SegmentationNetwork):
         for index, layers in enumerate(options.blocks):
             if index > 0:
                 skips.append(width)
+                # Rounded down, as in DenseNet.
                 kept = max(1, int(width * options.compression))
                 self.transitions.append(densenet_transition(width, kept, dims, scale=scale))
                 width = kept

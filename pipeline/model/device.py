@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Where and how a network computes: device, precision, memory format, compilation, recomputed activations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import available_bytes, total_bytes
 from pipeline.model.base import SegmentationNetwork
 
-_MOST_PLANNED_GB = (
-    24  # nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556)
-)
-_CPU_GB = 8  # larger patches would fit into RAM, but a processor would need minutes for one step
+# nnU-Net's presets for 9, 24 and 40 GB score within 1 Dice point of one another (arXiv 2404.09556).
+_MOST_PLANNED_GB = 24
+# Larger patches would fit into RAM, but a processor would need minutes for one step.
+_CPU_GB = 8
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -35,6 +35,7 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(str(name))
+        # A name may be valid and its device missing: only using it tells.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError):
         found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
@@ -46,10 +47,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_devices(names: str | None = None) -> tuple[torch.device, ...]:
-    """Several devices to spread networks over.
-
-    Args:
-        names: Names as for :func:`choose_device` with commas between them, or ``cuda:all`` for every GPU.
+    """Several devices to spread networks over: names with commas between them, or ``cuda:all`` for every GPU.
 
     Raises:
         VolsegError: If one is not there, or they are of several kinds.
@@ -83,6 +81,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory of a device that this process may still take; None where the device or the system does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps freed blocks for itself: reserved, but free for this process.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return available_bytes() if device.type == "cpu" else None
 
@@ -134,9 +133,6 @@ def _cpu_has_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-# How a network computes in training: memory format, compilation, and whether activations are kept or recomputed.
-
-
 @dataclass(frozen=True)
 class Execution:
     """A way to execute a network; all give the same results but for rounding.
@@ -165,16 +161,14 @@ PLAIN = Execution()
 
 
 def execute(network: SegmentationNetwork, device: torch.device, how: Execution) -> None:
-    """Move a network to a device and let it compute in a certain way while it is trained.
+    """Move a network to a device and let it train in a certain way; its parameters keep their names.
 
-    Args:
-        network: Changed in place; its parameters keep their names.
-        device: Where it computes.
-        how: The way. Compilation begins with the first batch, and is left out in evaluation mode, where sizes vary.
+    Compilation begins with the first batch, and is left out in evaluation mode, where sizes vary.
     """
     to_device(network, device, channels_last=how.channels_last)
     if how.compiled == "no":
         return
+    # The checks of forward stay outside: they compare sizes, which compiled code would be specialised for.
     plain = network.segment
     compiled = torch.compile(plain, mode="reduce-overhead" if how.compiled == "graphs" else None)
 
@@ -185,15 +179,13 @@ def execute(network: SegmentationNetwork, device: torch.device, how: Execution) 
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Keep only what goes into each stage; the rest is computed again in the backward pass.
+    """Keep only what goes into each stage of a network; the rest is computed again in the backward pass.
 
     Training takes a fraction of the memory and about a third more time. Batch norms see every batch twice, so their
     running statistics follow faster.
-
-    Args:
-        network: Changed in place.
     """
     for child in network.children():
+        # Lists of stages are gone into; a stage without such lists is recomputed as a whole.
         if any(isinstance(part, nn.ModuleList | nn.ModuleDict) for part in child.modules()):
             recompute_activations(child)
         elif any(True for _ in child.parameters()):

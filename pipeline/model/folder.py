@@ -156,6 +156,7 @@ def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != wanted:
+        # Compared by hand, because PyTorch lists every name in its message.
         other = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         got = f"{len(other)} tensors that are missing, surplus or of another shape, such as {other[0]}"
         advice = "Train it again, or restore the options in model.json"

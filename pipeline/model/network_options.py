@@ -101,21 +101,17 @@ class LevelOptions(NetworkOptions):
                 expected = f"one entry for each of the {len(self.features)} stages in features"
                 raise ValueError(sentence(name, expected, len(entries), "Give as many"))
         kernels, strides = _flat(self.kernel_sizes), self.strides
+        # An even kernel has no middle: its output would lie half a voxel beside the input.
         if any(n % 2 == 0 for n in kernels):
-            raise ValueError(
-                sentence("kernel_sizes", "odd numbers", self.kernel_sizes, "Even kernels shift the output")
-            )
+            advice = "Even kernels shift the output"
+            raise ValueError(sentence("kernel_sizes", "odd numbers", self.kernel_sizes, advice))
         if isinstance(strides, tuple) and set(_flat(strides[:1])) != {1}:
-            raise ValueError(
-                sentence("strides", "1 at the first stage", strides[0], "Start with the input's resolution")
-            )
+            advice = "Start with the input's resolution"
+            raise ValueError(sentence("strides", "1 at the first stage", strides[0], advice))
         return self
 
     def stages(self, dims: int) -> tuple[Stage, ...]:
-        """The resolution levels, full resolution first.
-
-        Args:
-            dims: Number of spatial axes.
+        """The resolution levels for a number of spatial axes, full resolution first.
 
         Raises:
             ConfigError: If an entry of ``kernel_sizes`` or ``strides`` has another number of axes.
@@ -154,11 +150,6 @@ Options = TypeVar("Options", bound=NetworkOptions)
 def parse_options(model: type[Options], options: Mapping[str, Any], *, network: str) -> Options:
     """Validate the options of a network.
 
-    Args:
-        model: Options class of the network.
-        options: Names and values as the user wrote them.
-        network: Name of the network, for messages.
-
     Raises:
         ConfigError: All wrong names and values at once, each with the legal ones.
     """
@@ -178,6 +169,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
     path, value = ".".join(str(part) for part in details["loc"]), details["input"]
     message = details["msg"].removeprefix("Value error, ")
+    # YAML takes norm:batch without a blank for one key.
     if details["type"] == "extra_forbidden" and ":" in path:
         return f"{path}: expected a name and a value, got one word. Write a blank after the colon."
     if details["type"] == "extra_forbidden":

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork, size_rule
+from pipeline.model.base import Heads, LevelNetwork
 from pipeline.model.blocks import Style, activation_layer, conv_unit, head, style_of, upsampling
 from pipeline.model.network_options import Activation, LevelOptions, Norm, PerStage, Size, Stage, spread
 
-# Parts of nnU-Net's networks: encoder, decoder and residual block, their layers under nnU-Net's names.
+# The attributes of these modules have nnU-Net's names, because state dicts of nnU-Net are loaded into them.
 
 
 class Encoder(nn.Module):
@@ -31,6 +31,7 @@ class Encoder(nn.Module):
 
     def __init__(self, stages: Sequence[nn.Module], stem: nn.Module | None = None) -> None:
         super().__init__()
+        # nnU-Net's plain encoder has no stem; the identity adds nothing to the state dict.
         self.stem = nn.Identity() if stem is None else stem
         self.stages = nn.ModuleList(stages)
 
@@ -63,16 +64,12 @@ class Decoder(nn.Module):
         for level, (lower, upper) in enumerate(pairwise(reversed(stages))):
             self.transpconvs.append(upsampling(lower, upper, style, "transposed", bias=style.bias))
             self.stages.append(stacked_units(2 * upper.features, upper, style, convs[level]))
+            # A head keeps its number, so that weights with and without deep supervision have one name.
             if every_head or level == len(convs) - 1:
                 self.seg_layers[str(level)] = head(style.dims, upper.features, out_channels)
 
     def forward(self, skips: Sequence[Tensor], every_head: bool) -> list[Tensor]:
-        """Logits of every head, or of the last alone, full resolution first.
-
-        Args:
-            skips: What the encoder's stages give, full resolution first.
-            every_head: Whether to compute the heads of lower resolution.
-        """
+        """Logits of every head, or of the last alone, full resolution first, of what the encoder's stages give."""
         x, logits = skips[-1], []
         for level, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             x = stage(torch.cat([up(x), skips[-2 - level]], dim=1))
@@ -138,8 +135,7 @@ def residual_stage(in_channels: int, stage: Stage, style: Style, count: int) -> 
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(first, *others)))
 
 
-# What nnU-Net writes into its plans and checkpoints, in the terms of this project's networks.
-
+# nnU-Net's words for networks, options and layers → the ones of this project.
 _NETWORKS = {"PlainConvUNet": "nnunet_plain", "ResidualEncoderUNet": "nnunet_resenc"}
 _OPTIONS = {
     "features_per_stage": "features",
@@ -202,16 +198,10 @@ def nnunet_options(architecture: Mapping[str, Any]) -> tuple[str, int, dict[str,
 
 
 def nnunet_weights(state: Mapping[str, _Value]) -> dict[str, _Value]:
-    """The entries of an nnU-Net state dict under the names of ``nnunet_plain`` and ``nnunet_resenc``.
+    """The entries of an nnU-Net state dict, under their names, that ``nnunet_plain`` and ``nnunet_resenc`` have.
 
     nnU-Net lists most tensors several times: every unit's layers once more as ``all_modules``, and the whole encoder
     once more below the decoder. These repetitions are left out; all other names are the same.
-
-    Args:
-        state: State dict of a network of dynamic-network-architectures: names and tensors, or anything by those names.
-
-    Returns:
-        A state dict for the network that :func:`nnunet_options` describes.
     """
     return {
         name: value
@@ -269,18 +259,14 @@ class ResidualOptions(NNUNetOptions):
     writes them."""
 
 
-class _NNUNet(SegmentationNetwork):
+class _NNUNet(LevelNetwork):
     """An encoder and nnU-Net's decoder."""
 
     def __init__(
         self, dims: int, in_channels: int, out_channels: int, options: NNUNetOptions, encoder: nn.Module
     ) -> None:
+        super().__init__(dims, in_channels, out_channels, options)
         stages = options.stages(dims)
-        sizes = size_rule([stage.stride for stage in stages], lone_cell=options.norm != "instance")
-        super().__init__(
-            dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=options.norm == "batch"
-        )
-        self.deep_supervision = options.deep_supervision
         self.encoder = encoder
         convs, style = spread(options.convs_decoder, len(stages) - 1), style_of(options, dims)
         self.decoder = Decoder(stages, convs, style, out_channels, every_head=options.deep_supervision)
@@ -299,15 +285,6 @@ class PlainUNet(_NNUNet):
     has a head, the deepest one too, to which nnU-Net's own loss gives the weight 0; without it, the finest alone. The
     state dict has nnU-Net's names and shapes, see :func:`~pipeline.model.nnunet.nnunet_weights`.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Isensee et al. 2021 (10.1038/s41592-020-01008-z).
     """
 
@@ -325,15 +302,6 @@ class PlainUNet(_NNUNet):
 
 class ResidualUNet(_NNUNet):
     """nnU-Net's ``ResidualEncoderUNet``: a stem, residual blocks in the encoder, and the decoder of :class:`PlainUNet`.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, blocks, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
 
     Reference: Isensee et al. 2024 (arXiv 2404.09556); He et al. 2019 (arXiv 1812.01187) for the shortcut.
     """

@@ -1,10 +1,13 @@
-"""The registry: every network's name, class, options and source. A literal dictionary, nothing else."""
+"""The registry of networks: a literal dictionary of name, class, options and source; how they are built and listed.
+
+Several names may share a class and differ in ``defaults`` alone: such a preset is an entry, not a class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -17,17 +20,8 @@ from pipeline.model.dense import DenseUNet, DenseUNet167, DenseUNet167Options, D
 from pipeline.model.network_options import NetworkOptions, parse_options, suggestion
 from pipeline.model.nnunet import PlainOptions, PlainUNet, ResidualOptions, ResidualUNet
 from pipeline.model.resunet import ResUNet, ResUNetOptions
-from pipeline.model.unet import (
-    CicekUNetOptions,
-    PhsegUNetOptions,
-    UNet,
-    UNet32Options,
-    UNet2015Options,
-    UNetOptions,
-    UpConvUNetOptions,
-    WideUNetOptions,
-)
-from pipeline.model.unetpp import UNetPlusOptions, UNetPlusPlus, UNetPlusPlusOptions
+from pipeline.model.unet import UNet, UNetOptions
+from pipeline.model.unetpp import UNetPlusPlus, UNetPlusPlusOptions
 from pipeline.model.vnet import VNet, VNetOptions
 
 
@@ -37,13 +31,14 @@ class NetworkEntry:
 
     Args:
         build: Takes dims, in_channels, out_channels and the parsed options.
-        options: Class of its options, the defaults being those of the source.
+        options: Class of its options.
         dims: Numbers of spatial axes it can be built for.
         summary: What it is, in one line.
         source: Paper it comes from.
         planned: Whether stages that the settings leave open follow from the dataset's plan; otherwise the defaults
             of the options, which are the paper's, hold.
         patch_size: Training patch it was made for, where that does not follow from the plan.
+        defaults: Options whose default is another one than that of the class, as the source has them.
     """
 
     build: Callable[[int, int, int, Any], SegmentationNetwork]
@@ -53,6 +48,7 @@ class NetworkEntry:
     source: str
     planned: bool = False
     patch_size: tuple[int, ...] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 NETWORKS: dict[str, NetworkEntry] = {
@@ -66,45 +62,71 @@ NETWORKS: dict[str, NetworkEntry] = {
     ),
     "unet2015": NetworkEntry(
         UNet,
-        UNet2015Options,
+        UNetOptions,
         (2, 3),
         "The original U-Net: valid convolutions, cropped skip connections, no normalization",
         "Ronneberger et al. 2015, arXiv 1505.04597",
+        defaults={"padding": "valid", "norm": "none", "bias": True, "head_size": "full"},
     ),
+    # The network released with the paper has more than the paper's text says: see phseg_v5.prototxt.
     "unet_phseg_v5": NetworkEntry(
         UNet,
-        PhsegUNetOptions,
+        UNetOptions,
         (2,),
         "The U-Net of the 2015 Caffe release: activated up-convolutions, dropout at the two deepest stages",
         "Ronneberger et al. 2015, release phseg_v5",
+        defaults={
+            "padding": "valid",
+            "norm": "none",
+            "bias": True,
+            "head_size": "full",
+            "dropout": 0.5,
+            "dropout_at": "deep",
+            "up_features": "last_kept",
+            "up_activation": True,
+        },
     ),
     "unet_upconv": NetworkEntry(
         UNet,
-        UpConvUNetOptions,
+        UNetOptions,
         (2, 3),
         "U-Net, padded and normalized, nearest-neighbour interpolation and a convolution for every step up",
         "Ronneberger et al. 2015, arXiv 1505.04597",
+        defaults={"bias": True, "up": "nearest"},
     ),
     "unet32": NetworkEntry(
         UNet,
-        UNet32Options,
+        UNetOptions,
         (2, 3),
         "U-Net of half the width, the baseline of UNet++",
         "Zhou et al. 2018, arXiv 1807.10165",
+        defaults={"features": (32, 64, 128, 256, 512), "norm": "none", "bias": True},
     ),
+    # Table 2 gives 9.13 million parameters for it, which the widths in the same table do not.
     "wide_unet": NetworkEntry(
         UNet,
-        WideUNetOptions,
+        UNetOptions,
         (2, 3),
         "U-Net about as large as UNet++, its second baseline",
         "Zhou et al. 2018, arXiv 1807.10165",
+        defaults={"features": (35, 70, 140, 280, 560), "norm": "none", "bias": True},
     ),
+    # The paper counts 19,069,955 parameters: these, without scale and shift of batch normalization.
     "unet3d_cicek": NetworkEntry(
         UNet,
-        CicekUNetOptions,
+        UNetOptions,
         (3,),
         "The original 3D U-Net: valid convolutions, batch normalization, channels doubled before pooling",
         "Çiçek et al. 2016, arXiv 1606.06650",
+        defaults={
+            "features": (64, 128, 256, 512),
+            "padding": "valid",
+            "bias": True,
+            "narrow_start": True,
+            "up_features": "kept",
+            "up_bias": False,
+            "head_size": "full",
+        },
     ),
     "ciresan_n4": NetworkEntry(
         Ciresan,
@@ -124,11 +146,12 @@ NETWORKS: dict[str, NetworkEntry] = {
     ),
     "unetplus": NetworkEntry(
         UNetPlusPlus,
-        UNetPlusOptions,
+        UNetPlusPlusOptions,
         (2, 3),
         "UNet+, nested U-Nets of all depths, each row a chain",
         "Zhou et al. 2020, arXiv 1912.05074",
         planned=True,
+        defaults={"dense": False},
     ),
     "attention_unet_oktay": NetworkEntry(
         OktayAttentionUNet,
@@ -192,9 +215,6 @@ NETWORKS: dict[str, NetworkEntry] = {
 }
 
 
-# All networks by name.
-
-
 @dataclass(frozen=True)
 class NetworkInfo:
     """One row of the list of networks.
@@ -250,8 +270,9 @@ def build_network(
         >>> network.divisor
         (4, 4, 4)
     """
-    entry = _entry(name, dims, in_channels, out_channels)
-    parsed = parse_options(entry.options, options, network=name)
+    entry = _checked_entry(name, dims, in_channels, out_channels)
+    # What the caller gives goes over the defaults of the preset.
+    parsed = parse_options(entry.options, {**entry.defaults, **options}, network=name)
     with _seeded(seed):
         network = entry.build(dims, in_channels, out_channels, parsed)
         if initialization == "he":
@@ -262,12 +283,12 @@ def build_network(
 def list_networks() -> tuple[NetworkInfo, ...]:
     """All networks, in the order of the registry."""
     return tuple(
-        NetworkInfo(name, entry.dims, entry.summary, entry.source, entry.planned, entry.options().model_dump())
-        for name, entry in NETWORKS.items()
+        NetworkInfo(name, e.dims, e.summary, e.source, e.planned, e.options(**e.defaults).model_dump())
+        for name, e in NETWORKS.items()
     )
 
 
-def _entry(name: str, dims: int, in_channels: int, out_channels: int) -> NetworkEntry:
+def _checked_entry(name: str, dims: int, in_channels: int, out_channels: int) -> NetworkEntry:
     entry = NETWORKS.get(name)
     problems = []
     if entry is None:

@@ -34,15 +34,6 @@ class ResUNet(UShape):
     Every block is (normalization, activation, convolution) twice, beside a 1×1 shortcut; the first block begins with
     its convolution. With deep supervision, all decoder levels but the lowest have a head.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Zhang et al. 2018 (arXiv 1711.10684), figure 2 and table I.
     """
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config.settings import ModelSettings, SampleSettings
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.registry import NETWORKS, build_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
@@ -45,6 +45,7 @@ class NetworkSpec(BaseModel):
 
     def sizes(self) -> SizeRule:
         """Spatial sizes the network takes and its margin; takes no memory for weights."""
+        # Sizes follow from the structure alone.
         with torch.device("meta"):
             return self.build().sizes
 
@@ -69,9 +70,8 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
     """
     patch = sample.patch_size or (plan.patch_3d if model.dims == 3 else plan.patch_2d).patch_size
     if len(patch) != model.dims:
-        raise ConfigError(
-            [f"sample.patch_size: expected {model.dims} numbers for model.dims {model.dims}, got {patch}."]
-        )
+        rule = f"expected {model.dims} numbers for model.dims {model.dims}"
+        raise ConfigError([f"sample.patch_size: {rule}, got {patch}."])
     spec = NetworkSpec(
         name=model.name,
         dims=model.dims,
@@ -91,16 +91,7 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
 
 
 def patches_per_batch(plan: Plan, spec: NetworkSpec, sample: SampleSettings) -> int:
-    """Patches per iteration: as set, else as planned; of a patch that had to be enlarged as many as have its voxels.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-        sample: Section ``sample``.
-
-    Returns:
-        At least 1.
-    """
+    """Patches per iteration: as set, else as planned; of a patch that had to be enlarged as many as have its voxels."""
     planned = plan.patch_3d if spec.dims == 3 else plan.patch_2d
     if sample.batch_size is not None or sample.patch_size is not None or not any(spec.sizes().margin):
         return sample.batch_size or planned.batch_size
@@ -109,6 +100,7 @@ def patches_per_batch(plan: Plan, spec: NetworkSpec, sample: SampleSettings) -> 
 
 def _planned_patch(name: str, sizes: SizeRule, planned: Sequence[int]) -> tuple[int, ...]:
     """The patch of a network for a planned one, or the one it was made for."""
+    # A pixel classifier sees one window, whatever the dataset is like.
     own = NETWORKS[name].patch_size
     if own is not None:
         return own
@@ -139,12 +131,9 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
     shape = topology(patch, spacing_mm, given[0] if given else None)
     stages = given[0] if given else len(shape.strides)
     if stages > len(shape.strides) and "strides" not in options:
-        raise ConfigError(
-            [
-                f"model.options.features: expected at most {len(shape.strides)} stages for patch {tuple(patch)}, "
-                f"got {stages}. Shorten the list or enlarge the patch."
-            ]
-        )
+        rule = f"at most {len(shape.strides)} stages for patch {tuple(patch)}"
+        advice = "Shorten the list or enlarge the patch"
+        raise ConfigError([sentence("model.options.features", rule, stages, advice)])
     options.setdefault("features", list(feature_widths(stages, model.dims)))
     if "strides" not in options:  # kernels belong to strides: whoever sets those gets the network's default kernels
         options["strides"] = [list(stride) for stride in shape.strides]

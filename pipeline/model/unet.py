@@ -7,49 +7,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork, SizeRule, size_rule
+from pipeline.model.base import Heads, LevelNetwork, SizeRule
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
-from pipeline.model.network_options import LevelOptions, Norm, Size, Stage, StageOptions
-
-# The way through a U-shaped network: down the encoder, up the decoder, a skip connection at every resolution.
+from pipeline.model.network_options import Stage, StageOptions
 
 
-class UShape(SegmentationNetwork):
+class UShape(LevelNetwork):
     """Forward pass that U-shaped networks share; a subclass builds the parts and overrides the step it does otherwise.
 
     Level i of ``encoder``, ``upsamplings``, ``decoder`` and ``heads`` has the same resolution, 0 being the input's;
     the encoder has one level more than the decoder. ``upsamplings[i]`` leads to level i, ``decoder[i]`` takes the skip
     connection followed by what comes from below.
-
-    Args:
-        dims: Number of spatial axes.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and deep supervision.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
     """
 
     encoder: nn.ModuleList
     upsamplings: nn.ModuleList
     decoder: nn.ModuleList
     heads: nn.ModuleList
-
-    def __init__(self, dims: int, in_channels: int, out_channels: int, options: LevelOptions) -> None:
-        strides = [stage.stride for stage in options.stages(dims)]
-        sizes = size_rule(strides, lone_cell=options.norm != "instance")
-        batch_norm = options.norm == "batch"
-        super().__init__(dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=batch_norm)
-        self.deep_supervision = options.deep_supervision
 
     def segment(self, x: Tensor) -> Tensor | Heads:
         """Logits at full resolution; in training mode with deep supervision those of all heads, finest first."""
@@ -66,16 +48,7 @@ class UShape(SegmentationNetwork):
         return self.outputs(levels[::-1])
 
     def climb(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
-        """One step up.
-
-        Args:
-            level: Level it leads to.
-            skip: What the encoder gives at that level.
-            below: What the decoder (at the bottom: the encoder) gives one level below.
-
-        Returns:
-            What the decoder gives at that level.
-        """
+        """What the decoder gives at a level, of the skip connection there and of what comes from one level below."""
         up = self.upsamplings[level](below)
         features: Tensor = self.decoder[level](torch.cat([skip, up], dim=1))
         return features
@@ -89,19 +62,9 @@ class UShape(SegmentationNetwork):
 
 
 def level_heads(dims: int, widths: Sequence[int], out_channels: int, deep_supervision: bool) -> nn.ModuleList:
-    """A head for the finest decoder level, with deep supervision for all but the lowest, as nnU-Net weights them.
-
-    Args:
-        dims: Number of spatial axes.
-        widths: Channels of the decoder's levels, finest first.
-        out_channels: Channels of the logits.
-        deep_supervision: Whether there is more than one.
-    """
+    """A head for the finest decoder level, with deep supervision for all but the lowest, as nnU-Net weights them."""
     supervised = widths[: max(1, len(widths) - 1)] if deep_supervision else widths[:1]
     return nn.ModuleList(head(dims, width, out_channels) for width in supervised)
-
-
-# Which spatial sizes an encoder-decoder of valid convolutions takes, and what it loses at its borders.
 
 
 def valid_size_rule(stages: Sequence[Stage], *, convs: int = 2, strided: bool = False, up_convs: int = 0) -> SizeRule:
@@ -148,10 +111,7 @@ def valid_size_rule(stages: Sequence[Stage], *, convs: int = 2, strided: bool = 
 def head_margins(stages: Sequence[Stage], *, convs: int = 2, up_convs: int = 0) -> list[tuple[int, ...]]:
     """How far the decoder levels of valid convolutions reach beyond the final output on either side.
 
-    Args:
-        stages: See :func:`valid_size_rule`.
-        convs: See :func:`valid_size_rule`.
-        up_convs: See :func:`valid_size_rule`.
+    Args are those of :func:`valid_size_rule`.
 
     Returns:
         Per level, full resolution first, and per axis, in voxels of full resolution; 0 at level 0. A level can be
@@ -175,6 +135,7 @@ class _Walk(NamedTuple):
 
 def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, strided: bool, up_convs: int) -> _Walk:
     """Sizes along one axis if ``bottom`` voxels are left at the lowest level."""
+    # Up the encoder backwards: what each stage must be given to leave this.
     size, skips = bottom, []
     for kernel, stride in reversed(levels):
         skips.append(size)
@@ -182,6 +143,7 @@ def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, stri
             size = (size + (convs - 1) * (kernel - 1) - 1) * stride + kernel
         else:
             size = (size + convs * (kernel - 1)) * stride
+    # Then through the decoder, as an image of that size goes.
     first, size, least, uneven = size, bottom, bottom, []
     for level in reversed(range(len(levels) - 1)):
         lost = levels[level][0] - 1
@@ -194,28 +156,22 @@ def _valid_axis(bottom: int, levels: Sequence[tuple[int, int]], convs: int, stri
     return _Walk(first, size, least, uneven)
 
 
-Padding = Literal["same", "valid"]
-DropoutAt = Literal["all", "deep"]
-UpFeatures = Literal["stage", "kept", "last_kept"]
-HeadSize = Literal["native", "full"]
-
-
 class UNetOptions(StageOptions):
-    """Options of ``unet``; the other classical U-Nets are the same with other defaults."""
+    """Options of ``unet``; the other classical U-Nets have the same, with the defaults that the registry names."""
 
-    padding: Padding = "same"
+    padding: Literal["same", "valid"] = "same"
     """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
     narrow_start: bool = False
     """Whether the units of an encoder stage have half its channels but for the last one, as in the 3D U-Net of 2016."""
-    dropout_at: DropoutAt = "all"
+    dropout_at: Literal["all", "deep"] = "all"
     """Dropout behind every unit, or behind the last unit of the two deepest encoder stages alone."""
-    up_features: UpFeatures = "stage"
+    up_features: Literal["stage", "kept", "last_kept"] = "stage"
     """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
     up_bias: bool = True
     """Whether transposed convolutions have a bias."""
     up_activation: bool = False
     """Whether the activation follows transposed convolutions."""
-    head_size: HeadSize = "native"
+    head_size: Literal["native", "full"] = "native"
     """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
 
     @model_validator(mode="after")
@@ -232,12 +188,6 @@ class UNet(UShape):
     Level i of ``encoder``, ``decoder``, ``upsamplings`` and ``heads`` has the same resolution, 0 being the input's.
     With deep supervision, all decoder levels but the lowest have a head, finest first, as nnU-Net weights them. With
     valid convolutions each head is cropped to the region of the final logits.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
 
     Raises:
         ConfigError: If a per-axis option has another number of axes than ``dims``; with valid convolutions, if skips or
@@ -262,9 +212,11 @@ class UNet(UShape):
         self.encoder, self.upsamplings, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, stage) in enumerate(zip(widths, stages, strict=False)):
             start = max(1, stage.features // 2) if options.narrow_start else None
+            # Dropout at the two deepest stages, behind their last unit, as in the release of 2015.
             last = deep if level >= len(stages) - 2 else None
             self.encoder.append(conv_stage(width, stage, style, convs=convs, down=options.down, start=start, last=last))
         for level, (upper, lower) in enumerate(pairwise(stages)):
+            # Step 0 leads to full resolution and is the last one on the way up.
             kept = options.up_features == "kept" or (options.up_features == "last_kept" and level == 0)
             wide = replace(upper, features=lower.features) if kept else upper
             bias, activation = options.up_bias, options.up_activation
@@ -313,97 +265,3 @@ def _centre(x: Tensor, size: Sequence[int]) -> Tensor:
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, (x.shape[axis] - n) // 2, n)
     return x
-
-
-# The classical U-Nets: one class, the options of each publication or release as defaults.
-
-
-class UNet2015Options(UNetOptions):
-    """Options of ``unet2015``: valid convolutions with bias, no normalization.
-
-    Reference: Ronneberger et al. 2015 (arXiv 1505.04597), figure 1.
-    """
-
-    padding: Padding = "valid"
-    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
-    norm: Norm = "none"
-    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    head_size: HeadSize = "full"
-    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
-
-
-class PhsegUNetOptions(UNet2015Options):
-    """Options of ``unet_phseg_v5``: what the network released with the paper has beside the paper's text.
-
-    Reference: phseg_v5.prototxt of the u-net release, University of Freiburg, 2015.
-    """
-
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    """Probability of zeroing a value, where dropout_at says."""
-    dropout_at: DropoutAt = "deep"
-    """Dropout behind every unit, or behind the last unit of the two deepest encoder stages alone."""
-    up_features: UpFeatures = "last_kept"
-    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
-    up_activation: bool = True
-    """Whether the activation follows transposed convolutions."""
-
-
-class UpConvUNetOptions(UNetOptions):
-    """Options of ``unet_upconv``: padded, normalized, interpolation and a convolution instead of transposed ones."""
-
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    up: Literal["transposed", "nearest", "linear"] = "nearest"
-    """Transposed convolution, or interpolation followed by a convolution unit."""
-
-
-class UNet32Options(UNetOptions):
-    """Options of ``unet32``: the baseline of UNet++.
-
-    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(32, 64, 128, 256, 512), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-    norm: Norm = "none"
-    """Normalization; group makes 8 groups, or as many as divide both 8 and the channels."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-
-
-class WideUNetOptions(UNet32Options):
-    """Options of ``wide_unet``: the second baseline of UNet++, widened to its number of parameters.
-
-    The paper gives 9.13 million parameters, which its widths do not.
-
-    Reference: Zhou et al. 2018 (arXiv 1807.10165), table 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(35, 70, 140, 280, 560), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-
-
-class CicekUNetOptions(UNetOptions):
-    """Options of ``unet3d_cicek``: channels double before pooling, up-convolutions keep them and have no bias.
-
-    The paper counts 19,069,955 parameters, without scale and shift of batch normalization.
-
-    Reference: Çiçek et al. 2016 (arXiv 1606.06650), figure 2.
-    """
-
-    features: tuple[Size, ...] = Field(default=(64, 128, 256, 512), min_length=2)
-    """Channels of each stage, full resolution first; their number is the number of stages."""
-    padding: Padding = "valid"
-    """Zeros around what a convolution sees, or none: valid logits are smaller than the input and skips are cropped."""
-    bias: bool = True
-    """Whether the convolutions of units have a bias."""
-    narrow_start: bool = True
-    """Whether the units of an encoder stage have half its channels but for the last one."""
-    up_features: UpFeatures = "kept"
-    """Channels of a step up: those of the stage it leads to, those it is given, or that in the last step alone."""
-    up_bias: bool = False
-    """Whether transposed convolutions have a bias."""
-    head_size: HeadSize = "full"
-    """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, SegmentationNetwork, size_rule
+from pipeline.model.base import Heads, LevelNetwork
 from pipeline.model.blocks import conv_stage, head, style_of, upsampling
 from pipeline.model.network_options import Norm, Size, StageOptions
 
@@ -56,30 +56,13 @@ class UNetPlusPlusOptions(StageOptions):
         return self.model_copy(update={**cut, "deep_supervision": False, "mode": "fast", "head": None})
 
 
-class UNetPlusOptions(UNetPlusPlusOptions):
-    """Options of ``unetplus``: those of ``unetpp`` without its long skip connections."""
-
-    dense: bool = False
-    """Whether a node sees all earlier nodes of its row, as in UNet++, or the last one only, as in UNet+."""
-
-
-class UNetPlusPlus(SegmentationNetwork):
+class UNetPlusPlus(LevelNetwork):
     """UNet++ with deep supervision at full resolution, in 2D or 3D, for isotropic and anisotropic voxels.
 
     Node ``x{i}_{j}`` is at resolution i and column j: x{i}_0 is the encoder, and for j > 0 it sees all earlier nodes of
     its row (in UNet+ the last one only) and the upsampled x{i+1}_{j-1}. ``nodes``, ``upsamplings`` (named after the
     node they lead to) and ``heads`` (on x0_1, x0_2, …; without deep supervision on the last only) carry these names, so
     that the network of level L is the part with i + j <= L: :meth:`prune` cuts it out.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on. ``mode`` and ``head`` may be changed later through the attributes of
-            these names.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
 
     Reference: Zhou et al. 2018 (arXiv 1807.10165) and 2020 (arXiv 1912.05074).
     """
@@ -88,12 +71,8 @@ class UNetPlusPlus(SegmentationNetwork):
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, options: UNetPlusPlusOptions) -> None:
         stages, style, convs = options.stages(dims), style_of(options, dims), options.convs_per_stage
-        sizes = size_rule([stage.stride for stage in stages], lone_cell=options.norm != "instance")
-        super().__init__(
-            dims, in_channels, out_channels, options=options, sizes=sizes, batch_norm=options.norm == "batch"
-        )
+        super().__init__(dims, in_channels, out_channels, options)
         self.depth = len(stages) - 1
-        self.deep_supervision = options.deep_supervision
         self.mode = options.mode
         self.head = options.head or self.depth
         self.probabilities: Literal["softmax", "sigmoid"] = "sigmoid" if out_channels == 1 else options.probabilities
@@ -121,6 +100,7 @@ class UNetPlusPlus(SegmentationNetwork):
         if not every:
             logits: Tensor = self.heads[_node(0, self.head)](row[self.head])
             return logits
+        # The head that predictions come from first: training and scores take the first entry for it.
         columns = sorted(range(1, self.depth + 1), key=lambda column: (column != self.head, -column))
         heads = {_node(0, column): self.heads[_node(0, column)](row[column]) for column in columns}
         return heads if self.training else average_heads(tuple(heads.values()), self.probabilities)

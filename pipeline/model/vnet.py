@@ -62,15 +62,6 @@ class VNet(UShape):
     the first stage repeats the image's channels. With deep supervision, all decoder levels but the lowest have a head;
     that of full resolution has a convolution unit before its 1×1 convolution, the others have none.
 
-    Args:
-        dims: 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        options: Stages, normalization and so on.
-
-    Raises:
-        ConfigError: If a per-axis option has another number of axes than ``dims``.
-
     Reference: Milletari et al. 2016 (arXiv 1606.04797), figure 2; normalization, units per stage and activation as in
     MONAI's VNet, whose dropout of whole channels is left out.
     """
@@ -117,6 +108,7 @@ class Repeated(nn.Module):
 def _first_stage(in_channels: int, stage: Stage, style: Style, convs: int) -> ResidualBlock:
     """The stage that sees the image; unlike the others it has no activation before the sum."""
     units = conv_stage(in_channels, stage, style, convs=convs)
+    # The image is repeated to the stage's channels, and the sum comes before the activation.
     units[-1].activation = nn.Identity()
     many = in_channels > stage.features
     beside = shortcut(in_channels, stage.features, style) if many else Repeated(in_channels, stage.features)

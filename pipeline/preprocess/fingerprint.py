@@ -1,4 +1,7 @@
-"""The dataset's fingerprint: what planning needs to know of every case."""
+"""The fingerprint: spacing, shape, intensities and organ volumes of every case, and of all cases together.
+
+Planning reads the fingerprints of the cases; people read that of the dataset, in ``fingerprint.json`` and its page.
+"""
 
 from __future__ import annotations
 
@@ -10,58 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.box import Box
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.core.regions import paired_names
+from pipeline.core.laterality import paired_names
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import read_image
 
-# Histograms of intensities: few numbers whatever the number of cases.
-
 _BINS = 64
 _SAME = 1e-6  # relative; float32 holds no finer differences
 _BEYOND = 0.15  # of the distance between the limits, shown on either side of them
-
-
-def intensity_histogram(parts: Sequence[NDArray[np.float32]], low: float, high: float) -> dict[str, Any] | None:
-    """Count intensities in bins of equal width between two limits and somewhat beyond.
-
-    Where all intensities are integers, a bin holds the same number of integers as any other: else the counts of CT and
-    of 8-bit images would rise and fall for no reason of theirs.
-
-    Args:
-        parts: Intensities (N,) of each case; some may be empty.
-        low: Lower limit, e.g. the 0.5 percentile of all.
-        high: Upper limit.
-
-    Returns:
-        ``start`` of the first bin, ``width`` of each, at most 65 ``counts``, and how many lie ``below`` and ``above``;
-        None without any intensity.
-    """
-    filled = [part for part in parts if part.size]
-    if not filled:
-        return None
-    margin = _BEYOND * (high - low)
-    start = max(low - margin, min(float(part.min()) for part in filled))
-    stop = min(high + margin, max(float(part.max()) for part in filled))
-    width = (stop - start) / _BINS
-    if stop - start <= _SAME * abs(stop):
-        start, stop, width = start - 0.5, stop + 0.5, 2.0  # one bin
-    elif all(bool((part == np.rint(part)).all()) for part in filled):
-        start, width = math.floor(start) - 0.5, float(max(1, math.ceil((stop - start) / _BINS)))
-    bins = max(1, math.ceil((stop - start) / width - 1e-9))
-    counts = np.zeros(bins + 2, np.int64)
-    for part in filled:
-        places = np.floor((part.astype(np.float64) - start) / width).clip(-1, bins)
-        places[part == stop] = bins - 1  # the last bin holds its upper edge
-        counts += np.bincount(places.astype(np.int64) + 1, minlength=bins + 2)
-    found = counts.tolist()
-    return {"start": start, "width": width, "counts": found[1:-1], "below": found[0], "above": found[-1]}
-
-
-_MOST_SAMPLES, _ALL_SAMPLES, _FEWEST_SAMPLES = 10_000, 4_000_000, 100
+_MOST_SAMPLES, _ALL_SAMPLES, _FEWEST_SAMPLES = 10_000, 4_000_000, 100  # intensities of a channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +43,7 @@ class CaseFingerprint:
 
     id: str
     shape: tuple[int, int, int]
-    cropped_shape: tuple[int, int, int]
+    cropped_shape: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     intensities: NDArray[np.float32]
     class_voxels: tuple[int, ...]
@@ -95,25 +59,16 @@ class ChannelStatistics:
     percentile_99_5: float
 
 
-def foreground_box(array: NDArray[np.floating[Any]]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Smallest box that holds every voxel in which some channel is not 0.
+def foreground_box(array: NDArray[np.floating[Any]]) -> Box:
+    """Smallest box that holds every voxel in which some channel is not 0; the whole volume if everything is 0.
 
     Args:
         array: (C, I, J, K).
-
-    Returns:
-        First voxel and one past the last, along i, j, k; the whole volume if everything is 0.
     """
     occupied = array[0] != 0
     for channel in array[1:]:
         occupied |= channel != 0
-    start, stop = [0, 0, 0], list(occupied.shape)
-    if occupied.any():
-        for axis in range(3):
-            others = tuple(a for a in range(3) if a != axis)
-            where = np.flatnonzero(occupied.any(axis=others))
-            start[axis], stop[axis] = int(where[0]), int(where[-1]) + 1
-    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
+    return Box.around(occupied) or Box.whole(occupied.shape)
 
 
 def samples_per_case(cases: int) -> int:
@@ -148,8 +103,7 @@ def fingerprint_case(
         raise DataError(sentence("image channels", f"{channels} files", len(files.images), advice, case=files.id))
     image, reference = read_checked(files)
     image, reference = image.reoriented(orientation), reference.reoriented(orientation)
-    start, stop = foreground_box(image.array) if crop == "nonzero" else ((0, 0, 0), image.grid.shape)
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    box = foreground_box(image.array) if crop == "nonzero" else Box.whole(image.grid.shape)
     try:
         index = labels.to_index(reference.array)
     except ValueError as error:
@@ -162,10 +116,10 @@ def fingerprint_case(
     return CaseFingerprint(
         files.id,
         image.grid.shape,
-        (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
+        box.shape,
         image.grid.spacing_mm,
         flat[:, where].astype(np.float32),
-        _counts(index[box], labels.classes),
+        _counts(index[box.slices], labels.classes),
     )
 
 
@@ -191,20 +145,11 @@ def read_checked(files: CaseFiles) -> tuple[Image, LabelMap]:
 
 
 def require_finite(array: NDArray[np.floating[Any]], case: str | None) -> None:
-    """Refuse NaN and infinity, naming how many voxels have them.
-
-    Args:
-        array: Intensities, any shape.
-        case: Case id for the message, if there is one.
-
-    Raises:
-        DataError: If there are any.
-    """
+    """Refuse NaN and infinity, naming how many voxels have them."""
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise DataError(
-            sentence("image", "finite intensities", f"{bad} voxels of NaN or infinity", "Repair the volume", case=case)
-        )
+        got, advice = f"{bad} voxels of NaN or infinity", "Repair the volume"
+        raise DataError(sentence("image", "finite intensities", got, advice, case=case))
 
 
 def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[ChannelStatistics, ...]:
@@ -220,6 +165,7 @@ def channel_statistics(fingerprints: Sequence[CaseFingerprint]) -> tuple[Channel
     if pooled.shape[1] == 0:
         return tuple(ChannelStatistics(0.0, 1.0, -np.inf, np.inf) for _ in range(pooled.shape[0]))
     sizes = [fingerprint.intensities.shape[1] for fingerprint in fingerprints]
+    # Every case counts the same, however many voxels its organs have.
     weights = np.repeat([1.0 / max(size, 1) for size in sizes], sizes)
     return tuple(_statistics(channel, weights / weights.sum()) for channel in pooled)
 
@@ -228,13 +174,11 @@ def _statistics(values: NDArray[np.float32], weights: NDArray[np.float64]) -> Ch
     mean = float(np.dot(values, weights))
     sd = float(np.dot(np.square(values - mean), weights)) ** 0.5
     order = np.argsort(values)
+    # Percentiles of a weighted sample: where the weights so far reach the share.
     reached = np.cumsum(weights[order])
     places = np.searchsorted(reached, [0.005, 0.995]).clip(max=len(order) - 1)
     low, high = values[order[places]].tolist()
     return ChannelStatistics(mean, sd or 1.0, low, high)
-
-
-# What a dataset is like, from the fingerprints of its cases: spacings, shapes, intensities, organ volumes.
 
 
 def dataset_fingerprint(
@@ -292,6 +236,43 @@ def _channels(names: Sequence[str], fingerprints: Sequence[CaseFingerprint]) -> 
         found[name] = {key: value if np.isfinite(value) else None for key, value in asdict(statistics).items()}
         found[name]["histogram"] = intensity_histogram([case.intensities[index] for case in fingerprints], *limits)
     return found
+
+
+def intensity_histogram(parts: Sequence[NDArray[np.float32]], low: float, high: float) -> dict[str, Any] | None:
+    """Count intensities in bins of equal width between two limits and somewhat beyond.
+
+    Where all intensities are integers, a bin holds the same number of integers as any other: else the counts of CT and
+    of 8-bit images would rise and fall for no reason of theirs.
+
+    Args:
+        parts: Intensities (N,) of each case; some may be empty.
+        low: Lower limit, e.g. the 0.5 percentile of all.
+        high: Upper limit.
+
+    Returns:
+        ``start`` of the first bin, ``width`` of each, at most 65 ``counts``, and how many lie ``below`` and ``above``;
+        None without any intensity.
+    """
+    filled = [part for part in parts if part.size]
+    if not filled:
+        return None
+    # Histograms of all datasets are alike: the percentiles and a little beyond, not the rare extremes of implants.
+    margin = _BEYOND * (high - low)
+    start = max(low - margin, min(float(part.min()) for part in filled))
+    stop = min(high + margin, max(float(part.max()) for part in filled))
+    width = (stop - start) / _BINS
+    if stop - start <= _SAME * abs(stop):
+        start, stop, width = start - 0.5, stop + 0.5, 2.0  # one bin
+    elif all(bool((part == np.rint(part)).all()) for part in filled):
+        start, width = math.floor(start) - 0.5, float(max(1, math.ceil((stop - start) / _BINS)))
+    bins = max(1, math.ceil((stop - start) / width - 1e-9))
+    counts = np.zeros(bins + 2, np.int64)
+    for part in filled:
+        places = np.floor((part.astype(np.float64) - start) / width).clip(-1, bins)
+        places[part == stop] = bins - 1  # the last bin holds its upper edge
+        counts += np.bincount(places.astype(np.int64) + 1, minlength=bins + 2)
+    found = counts.tolist()
+    return {"start": start, "width": width, "counts": found[1:-1], "below": found[0], "above": found[-1]}
 
 
 def _organs(

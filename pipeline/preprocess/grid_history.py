@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.box import Box
+from pipeline.core.errors import sentence
 from pipeline.core.grid import Grid, check_orientation
 
 
@@ -26,8 +28,8 @@ class GridHistory:
 
     source: Grid
     orientation: str
-    crop_start: tuple[int, int, int]
-    crop_stop: tuple[int, int, int]
+    crop_start: tuple[int, ...]
+    crop_stop: tuple[int, ...]
     prepared: Grid
 
     def __post_init__(self) -> None:
@@ -35,30 +37,22 @@ class GridHistory:
         object.__setattr__(self, "orientation", check_orientation(self.orientation))
         start, stop, shape = self.crop_start, self.crop_stop, self.reoriented.shape
         if not all(0 <= a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
-            raise ValueError(
-                f"crop: expected 0 <= start < stop <= {shape} along each axis, got {tuple(start)} to {tuple(stop)}. "
-                "Give it in voxels of the reoriented grid."
-            )
+            rule, got = f"0 <= start < stop <= {shape} along each axis", f"{tuple(start)} to {tuple(stop)}"
+            raise ValueError(sentence("crop", rule, got, "Give it in voxels of the reoriented grid"))
         expected = self.cropped.resized(self.prepared.shape)
         if not expected.matches(self.prepared):
-            raise ValueError(
-                f"prepared grid: expected the field of view of the crop within 1e-3 mm, got a difference of "
-                f"{expected.difference_mm(self.prepared):.4g} mm. Resample with Grid.resized or Grid.resampled."
-            )
+            rule = "the field of view of the crop within 1e-3 mm"
+            got = f"a difference of {expected.difference_mm(self.prepared):.4g} mm"
+            raise ValueError(sentence("prepared grid", rule, got, "Resample with Grid.resized or Grid.resampled"))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GridHistory:
-        """Read what :meth:`to_json` wrote.
-
-        Args:
-            content: ``{"source": {"shape": …, "affine": …}, "orientation": …, "crop_start": …, "crop_stop": …,
-                "prepared": …}``.
-        """
+        """Read what :meth:`to_json` wrote."""
         return cls(
             source=_grid(content["source"]),
             orientation=str(content["orientation"]),
-            crop_start=_triple(content["crop_start"]),
-            crop_stop=_triple(content["crop_stop"]),
+            crop_start=tuple(content["crop_start"]),
+            crop_stop=tuple(content["crop_stop"]),
             prepared=_grid(content["prepared"]),
         )
 
@@ -78,6 +72,11 @@ class GridHistory:
         return self.source.reoriented(self.orientation)
 
     @property
+    def crop(self) -> Box:
+        """What was kept of the reoriented grid."""
+        return Box(self.crop_start, self.crop_stop)
+
+    @property
     def cropped(self) -> Grid:
         """Grid after cropping, before resampling."""
         return self.reoriented.cropped(self.crop_start, self.crop_stop)
@@ -88,9 +87,4 @@ def _content(grid: Grid) -> dict[str, Any]:
 
 
 def _grid(content: Mapping[str, Any]) -> Grid:
-    return Grid(_triple(content["shape"]), content["affine"])
-
-
-def _triple(values: Any) -> tuple[int, int, int]:
-    i, j, k = (int(value) for value in values)
-    return i, j, k
+    return Grid(tuple(content["shape"]), content["affine"])

@@ -55,6 +55,7 @@ def resize_operator(n_in: int, n_out: int, order: Order, anti_alias: bool = Fals
     matrix = np.eye(n_in)
     if n_in != n_out:
         factor = n_out / n_in
+        # Interpolation is linear in the values, so its answers to unit impulses are the columns of its matrix.
         responses = [zoom(unit, factor, order=order, mode="nearest", grid_mode=True) for unit in list(matrix)]
         matrix = np.stack(responses, axis=1)
     if anti_alias and n_out < n_in:
@@ -67,31 +68,14 @@ def resize_operator(n_in: int, n_out: int, order: Order, anti_alias: bool = Fals
 def resize_operators(
     shape: Sequence[int], target: Sequence[int], order: Order | Sequence[Order], anti_alias: bool = False
 ) -> list[Operator | None]:
-    """One matrix per axis that changes size, None for the others.
-
-    Args:
-        shape: Voxels before, along each axis.
-        target: Voxels after.
-        order: Spline order, of all axes or of each.
-        anti_alias: As for :func:`resize_operator`.
-
-    Raises:
-        ValueError: If the lengths differ, a size is below 1 or the order is not 0, 1 or 3.
-    """
+    """One matrix, as of :func:`resize_operator`, per axis that changes size; None for the others."""
     orders = order if isinstance(order, Sequence) else [order] * len(shape)
     axes = zip((int(n) for n in shape), (int(n) for n in target), orders, strict=True)
     return [None if a == b else resize_operator(a, b, spline, anti_alias) for a, b, spline in axes]
 
 
 def band(rows: Operator) -> tuple[int, int]:
-    """First and one past the last column that carries weight in some rows of an operator.
-
-    Args:
-        rows: (m, n).
-
-    Returns:
-        ``start, stop``; ``0, 0`` if no column does.
-    """
+    """First and one past the last column that carries weight in rows (m, n) of an operator; ``0, 0`` if none does."""
     used = np.flatnonzero((np.abs(rows) > _NEGLIGIBLE).any(axis=0))
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
 
@@ -115,6 +99,7 @@ def apply_operator(values: torch.Tensor, operator: Operator, axis: int) -> torch
             rows = operator[first : first + _BLOCK]
             start, stop = band(rows)
             weights = torch.tensor(rows[:, start:stop], device=values.device)
+            # Outside the band the weights are 0: leaving them out saves most of the multiplications.
             used, part = source[:, start:stop], result[:, first : first + _BLOCK]
             if trail == 1:  # the last axis: one product instead of many matrix-vector products
                 torch.mm(used[:, :, 0], weights.T, out=part[:, :, 0])
@@ -151,4 +136,5 @@ def _cheapest_order(shape: Sequence[int], sizes: dict[int, int]) -> tuple[int, .
             current[axis] = sizes[axis]
         return total
 
+    # At most six orders. Shrinking axes first leaves less to multiply along the others.
     return min(permutations(sizes), key=multiplications)

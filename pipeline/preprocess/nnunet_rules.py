@@ -1,4 +1,6 @@
-"""Target spacing, patch and batch from a dataset's spacings, shapes and the memory at hand: nnU-Net's rules.
+"""Topology, patch, batch and low resolution from a dataset's shapes and the memory at hand: nnU-Net's rules.
+
+The target spacing, which comes first, is in :mod:`pipeline.preprocess.spacing`.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning; the exact numbers
 are those of nnunetv2 2.8.1.
@@ -12,16 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Where a U-shaped network pools, how wide its stages are, what its feature maps weigh: nnU-Net's rules as functions.
-#
-# Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note on experiment planning; the exact
-# numbers are those of nnunetv2 2.8.1.
+from pipeline.preprocess.spacing import coarsest_axis
 
 _MIN_FEATURE_MAP = 4  # an axis is halved while it keeps at least this many voxels
 _SIMILAR = 2.0  # spacings within this factor count as the same resolution
 _FIRST_FEATURES = 32
 _MOST_FEATURES = {2: 512, 3: 320}
 _CONVS_PER_STAGE = 2
+_DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
+_MIN_BATCH = 2
+_LEAST_COVER = 0.25  # of the median case; patches that see less are joined by a low resolution, which sees that much
+_COARSER = 1.03  # step in which its spacing grows
+_FINER = 2.0  # axes this many times finer than the coarsest grow first
+_LEAST_GAIN = 2.0  # voxels of the median case, full over low resolution, from which the low resolution pays
+_FIRST_EDGE = {2: 2048, 3: 256}  # of the square or cube in which the search begins
+_REFERENCE_GB = 8.0
+_REFERENCE_VALUES = {2: 85e6, 3: 560e6}  # feature map values of one patch that go with the reference memory ...
+_REFERENCE_BATCH = {2: 12, 3: 2}  # ... at this batch
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ def topology(patch: Sequence[float], spacing_mm: Sequence[float], max_stages: in
         if not pooled:
             break
         finest = min(spacing)
+        # Once a kernel spans an axis it does so at all deeper stages.
         spanned = [before or mm / finest < _SIMILAR for before, mm in zip(spanned, spacing, strict=True)]
         kernels.append(tuple(3 if span else 1 for span in spanned))
         strides.append(tuple(2 if axis in pooled else 1 for axis in range(len(size))))
@@ -91,6 +101,7 @@ def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], o
     widths = feature_widths(len(strides), len(patch))
     totals = [[math.prod(axis) for axis in zip(*strides[: n + 1], strict=True)] for n in range(len(strides))]
     voxels: list[int] = [math.prod(n // d for n, d in zip(patch, total, strict=True)) for total in totals]
+    # Nearly all memory of training are the outputs of convolutions, kept for the backward pass.
     encoder = sum(_CONVS_PER_STAGE * n * width for n, width in zip(voxels, widths, strict=True))
     decoder = sum((_CONVS_PER_STAGE + 1) * n * width for n, width in zip(voxels[:-1], widths[:-1], strict=True))
     return encoder + decoder + voxels[0] * outputs
@@ -104,51 +115,6 @@ def _pooled(size: Sequence[float], spacing_mm: Sequence[float]) -> list[int]:
     finest = min(spacing_mm[axis] for axis in large)
     pooled = [axis for axis in large if spacing_mm[axis] / finest < _SIMILAR]
     return [] if len(pooled) == 1 and size[pooled[0]] < 3 * _MIN_FEATURE_MAP else pooled
-
-
-ANISOTROPIC = 3.0
-"""An axis this many times coarser than the others counts as anisotropic."""
-_DATASET_SHARE = 0.05  # a batch holds at most this share of all voxels of the dataset
-_MIN_BATCH = 2
-_LEAST_COVER = 0.25  # of the median case; patches that see less are joined by a low resolution, which sees that much
-_COARSER = 1.03  # step in which its spacing grows
-_FINER = 2.0  # axes this many times finer than the coarsest grow first
-_LEAST_GAIN = 2.0  # voxels of the median case, full over low resolution, from which the low resolution pays
-_FIRST_EDGE = {2: 2048, 3: 256}  # of the square or cube in which the search begins
-_REFERENCE_GB = 8.0
-_REFERENCE_VALUES = {2: 85e6, 3: 560e6}  # feature map values of one patch that go with the reference memory ...
-_REFERENCE_BATCH = {2: 12, 3: 2}  # ... at this batch
-
-
-def target_spacing(
-    spacings_mm: Sequence[tuple[float, float, float]], shapes: Sequence[tuple[int, int, int]]
-) -> tuple[float, float, float]:
-    """Median spacing per axis; an axis that is much coarser takes its 10th percentile instead.
-
-    The exception holds if one axis is more than 3 times coarser than both others and has fewer than a third of their
-    voxels; it never becomes finer than the coarsest other axis.
-
-    Args:
-        spacings_mm: Spacing of every case.
-        shapes: Shape of every case, along the same axes.
-
-    Returns:
-        Spacing in mm along the same axes.
-    """
-    spacings = np.array(spacings_mm, dtype=np.float64)
-    target = np.median(spacings, axis=0)
-    voxels = np.median(np.array(shapes, dtype=np.float64), axis=0)
-    worst = coarsest_axis(target.tolist())
-    others = [axis for axis in range(3) if axis != worst]
-    if target[worst] > ANISOTROPIC * target[others].max() and voxels[worst] * ANISOTROPIC < voxels[others].min():
-        target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
-    i, j, k = (float(round(value, 6)) for value in target)
-    return i, j, k
-
-
-def coarsest_axis(spacing_mm: Sequence[float]) -> int:
-    """Axis of the largest spacing; of equal ones the last, which is across axial slices in RAS."""
-    return max(range(len(spacing_mm)), key=lambda axis: (spacing_mm[axis], axis))
 
 
 def plan_patch(
@@ -171,6 +137,7 @@ def plan_patch(
     """
     dims = len(spacing_mm)
     inverse = 1.0 / np.array(spacing_mm, dtype=np.float64)
+    # A cube in millimetres has more voxels along finer axes.
     start = inverse * (_FIRST_EDGE[dims] ** dims / np.prod(inverse)) ** (1 / dims)
     patch = [max(1.0, min(round(a), n)) for a, n in zip(start.tolist(), median_shape, strict=True)]
     size, shape = _filled(patch, spacing_mm)
@@ -188,15 +155,11 @@ def batch_size(
 ) -> int:
     """Patches whose feature maps fit into memory, together at most 5 % of the dataset's voxels, at least 2.
 
-    Args:
-        patch: Voxels per axis.
-        spacing_mm: Target spacing.
-        outputs: Channels of the logits, background included.
-        memory_gb: Memory of the GPU to plan for.
-        dataset_voxels: Voxels of all cases together at the target spacing.
+    Arguments as for :func:`plan_patch`; ``dataset_voxels`` are those of all cases together at the target spacing.
     """
     dims = len(patch)
     values = feature_map_values(patch, topology(patch, spacing_mm).strides, outputs)
+    # Memory grows with the batch in proportion, so one measured network stands for all.
     fitting = round(_REFERENCE_VALUES[dims] * memory_gb / _REFERENCE_GB / values * _REFERENCE_BATCH[dims])
     return max(_MIN_BATCH, min(fitting, round(_DATASET_SHARE * dataset_voxels / math.prod(patch))))
 
@@ -226,6 +189,7 @@ def low_resolution_spacing(
     patch = plan_patch(shape.tolist(), spacing_mm, outputs, memory_gb)
     while math.prod(patch) / reduced.prod() < _LEAST_COVER:
         finer = low.max() / low > _FINER
+        # First the finer axes, so that the grid becomes isotropic before all of it gets coarser.
         low[finer if finer.any() else slice(None)] *= _COARSER
         reduced = full / low * shape
         patch = plan_patch(reduced.round().tolist(), low.tolist(), outputs, memory_gb)

@@ -1,11 +1,14 @@
-"""The plan: how a dataset is prepared and which patches fit it."""
+"""The plan: how a dataset is prepared and which patches fit it.
+
+Its file is YAML that a person can read and edit, with the reason for every choice as a comment above its key.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,31 +131,14 @@ class Plan(_Value):
         return LabelTable.from_json(self.labels)
 
     @property
-    def recipe(self) -> str:
+    def content_hash(self) -> str:
         """Hash of what prepared cases depend on: everything but name, patches, batches, weights and reasons."""
         return text_hash(json.dumps(self.model_dump(mode="json", exclude=_PASSIVE)))
-
-    def lines(self) -> tuple[str, ...]:
-        """The choices for reading: spacing, normalization, patches and batches."""
-        schemes = ", ".join(entry.scheme for entry in self.normalization)
-        lines = [f"spacing {_times(self.spacing_mm)} mm, normalization {schemes}"]
-        for name, patch in (("3D", self.patch_3d), ("2D", self.patch_2d)):
-            lines.append(f"{name} patch {_times(patch.patch_size)}, batch {patch.batch_size}")
-        if self.low_resolution is not None:
-            spacing = _times(self.low_resolution.spacing_mm)
-            lines.append(f"low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
-        return tuple(lines)
 
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""
         return (0, 1, 2) if dims == 3 else tuple(axis for axis in range(3) if axis != self.slice_axis)
 
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(str(number) if isinstance(number, int) else f"{number:.3g}" for number in numbers)
-
-
-# The plan as a file: YAML that a person can read and edit, with the reason for every choice as a comment.
 
 PLAN_FILE = "plan.yaml"
 """Its name in a prepared folder."""
@@ -177,15 +163,8 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan, its reasons as comments above their keys.
-
-    Args:
-        plan: The plan.
-        path: The file.
-
-    Raises:
-        VolsegError: If it cannot be written.
-    """
+    """Write the plan, its reasons as comments above their keys."""
+    # Key by key, because YAML libraries write no comments.
     parts = [_HEADER]
     for key, value in plan.model_dump(mode="json", exclude={"reasons"}).items():
         reason = plan.reasons.get(key, "")
@@ -235,6 +214,7 @@ def _reasons(text: str) -> dict[str, str]:
             comment.append(line.removeprefix("#").strip())
             continue
         if key and comment:
+            # A comment that does not stand right above a key is a person's own and no reason.
             reasons[key[1]] = " ".join(comment)
         comment = []
     return reasons

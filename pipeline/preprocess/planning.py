@@ -13,14 +13,15 @@ from pipeline.config.settings import PreprocessSettings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.data.dataset import Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint, ChannelStatistics, channel_statistics
-from pipeline.preprocess.nnunet_rules import batch_size, low_resolution_spacing, plan_patch, target_spacing
+from pipeline.preprocess.nnunet_rules import batch_size, low_resolution_spacing, plan_patch
 from pipeline.preprocess.plan_file import LowResolution, Normalization, PatchPlan, Plan
+from pipeline.preprocess.spacing import Spacing, target_spacing
 
-# Class weights for tiny organs, proposed from how much of the foreground each organ is.
-
-_LARGEST = 10.0  # so that no handful of voxels, perhaps mislabelled ones, rules a training
+_LARGEST_WEIGHT = 10.0  # so that no handful of voxels, perhaps mislabelled ones, rules a training
 _BALANCED = 2.0  # below this, i.e. with at least a quarter of the median share, weights are not worth their noise
-_NAMED = 3
+_NAMED = 3  # organs that the reason names
+_MASK_SHARE = 0.75  # crops that keep less of the volume than this have a border that z-scores should not see
+_SLICES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
 
 
 def propose_class_weights(
@@ -45,6 +46,7 @@ def propose_class_weights(
     volumes, present, cases = np.zeros(len(names)), np.zeros(len(names), np.int64), 0
     for case in fingerprints:
         voxels = np.array(case.class_voxels[1:], np.float64)
+        # Volumes, not voxels: cases may have different spacings.
         volumes += voxels * np.prod(case.spacing_mm)
         present += voxels > 0
         cases += 1
@@ -52,7 +54,7 @@ def propose_class_weights(
     shares = volumes / max(float(volumes.sum()), np.finfo(float).tiny)
     weights = np.ones(len(names))
     if found.any():
-        weights[found] = np.sqrt(np.median(shares[found]) / shares[found]).clip(1.0, _LARGEST).round(1)
+        weights[found] = np.sqrt(np.median(shares[found]) / shares[found]).clip(1.0, _LARGEST_WEIGHT).round(1)
     if weights.max(initial=1.0) < _BALANCED:
         return None, "None proposed: no organ has less than a quarter of the median organ's share of the foreground."
     rarest = [int(n) for n in np.argsort(shares) if weights[n] > 1.0]
@@ -61,13 +63,9 @@ def propose_class_weights(
     why = (
         "A proposal for organs with little of the foreground, used only where loss.class_weights or "
         "sample.class_weights says plan; may be edited at any time. Square root of the median organ's share over the "
-        f"organ's, at most {_LARGEST:g}; others weigh 1. {'; '.join(named)}{more}."
+        f"organ's, at most {_LARGEST_WEIGHT:g}; others weigh 1. {'; '.join(named)}{more}."
     )
     return {names[n]: float(weights[n]) for n in rarest}, why
-
-
-_MASK_SHARE = 0.75  # crops that keep less of the volume than this have a border that z-scores should not see
-_SLICES = {"R": "sagittal", "L": "sagittal", "A": "coronal", "P": "coronal", "S": "axial", "I": "axial"}
 
 
 def make_plan(
@@ -85,7 +83,7 @@ def make_plan(
         VolsegError: If the settings want the low resolution of a dataset that needs none.
     """
     cases, outputs = len(dataset.cases), dataset.labels.outputs
-    spacing, exact, low = _grids(fingerprints, settings, outputs, memory_gb, cases)
+    spacing, why_spacing, exact, low = _grids(fingerprints, settings, outputs, memory_gb, cases)
     median = tuple(int(n) for n in exact.round())
     axis = _slice_axis(spacing, median)
 
@@ -100,7 +98,12 @@ def make_plan(
         _normalization(settings.normalization, name, statistics, kept)
         for name, statistics in zip(dataset.channels, channel_statistics(fingerprints), strict=True)
     )
-    weights, why = propose_class_weights(dataset.labels.organs, fingerprints)
+    weights, why_weights = propose_class_weights(dataset.labels.organs, fingerprints)
+    reasons = {
+        "spacing_mm": why_spacing,
+        **_reasons(cases, settings, kept, axis, memory_gb),
+        "class_weights": why_weights,
+    }
     return Plan(
         dataset=dataset.name,
         channels=dataset.channels,
@@ -119,40 +122,45 @@ def make_plan(
         patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
         low_resolution=low,
         class_weights=weights,
-        reasons=_reasons(dataset, fingerprints, settings, spacing, kept, axis, memory_gb) | {"class_weights": why},
+        reasons=reasons,
     )
 
 
 def _targets(
     fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings
-) -> tuple[tuple[float, float, float], NDArray[np.int_]]:
-    """Target spacing, and the shape every case gets."""
+) -> tuple[Spacing, str, NDArray[np.int_]]:
+    """Target spacing, why it is that one, and the shape every case gets."""
     fields_mm = np.array([np.multiply(case.cropped_shape, case.spacing_mm) for case in fingerprints])
     if settings.shape is not None:
         i, j, k = np.median(fields_mm / settings.shape, axis=0).round(6).tolist()
-        return (i, j, k), np.array([settings.shape] * len(fingerprints))
-    shapes = [fingerprint.cropped_shape for fingerprint in fingerprints]
-    spacing = settings.spacing_mm or target_spacing([case.spacing_mm for case in fingerprints], shapes)
-    return spacing, np.maximum(1, (fields_mm / spacing).round().astype(int))
+        return (i, j, k), "What the shape makes of the median case.", np.array([settings.shape] * len(fingerprints))
+    if settings.spacing_mm is not None:
+        spacing, why = settings.spacing_mm, "As set."
+    else:
+        spacings, shapes = zip(*((case.spacing_mm, case.cropped_shape) for case in fingerprints), strict=True)
+        spacing, why = target_spacing(spacings, shapes)
+    return spacing, why, np.maximum(1, (fields_mm / spacing).round().astype(int))
 
 
 def _grids(
     fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings, outputs: int, memory_gb: float, cases: int
-) -> tuple[tuple[float, float, float], NDArray[np.float64], LowResolution | None]:
-    """Spacing and median shape to prepare at, and the low resolution that could be taken instead."""
-    spacing, resampled = _targets(fingerprints, settings)
+) -> tuple[Spacing, str, NDArray[np.float64], LowResolution | None]:
+    """Spacing to prepare at and why, the median shape there, and the low resolution that could be taken instead."""
+    spacing, why, resampled = _targets(fingerprints, settings)
     exact: NDArray[np.float64] = np.median(resampled, axis=0)
+    # A fixed shape has no other resolution, and pictures have no third axis to see more of.
     low = None if settings.shape or exact.min() == 1 else _low_resolution(exact, spacing, outputs, memory_gb, cases)
     if settings.resolution == "full":
-        return spacing, exact, low
+        return spacing, why, exact, low
     if low is None:
         rule, advice = "full, as a 3D patch already covers a quarter of the median case", "Leave the setting out"
         raise VolsegError(sentence("preprocess.resolution", rule, "low", advice))
-    return low.spacing_mm, np.array(low.median_shape, dtype=np.float64), None
+    why = "The low resolution: full resolution made coarser until a patch covers a quarter of the median case."
+    return low.spacing_mm, why, np.array(low.median_shape, dtype=np.float64), None
 
 
 def _low_resolution(
-    shape: NDArray[np.float64], spacing_mm: tuple[float, float, float], outputs: int, memory_gb: float, cases: int
+    shape: NDArray[np.float64], spacing_mm: Spacing, outputs: int, memory_gb: float, cases: int
 ) -> LowResolution | None:
     """The coarser grid on which a patch covers a quarter of the median case, if the patch of this one does not."""
     low_mm = low_resolution_spacing(shape.tolist(), spacing_mm, outputs, memory_gb)
@@ -169,6 +177,7 @@ def _low_resolution(
 
 def _slice_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> Literal[0, 1, 2]:
     """Across single slices; else the coarsest axis, of equals the one closest to the end (axial slices in RAS)."""
+    # An axis of one voxel is that of single pictures, whatever its made-up spacing.
     if min(shape) == 1:
         spacing_mm = [float(size == 1) for size in shape]
     coarsest = max(spacing_mm)
@@ -192,36 +201,13 @@ def _normalization(scheme: str, channel: str, statistics: ChannelStatistics, kep
     )
 
 
-def _reasons(
-    dataset: Dataset,
-    fingerprints: Sequence[CaseFingerprint],
-    settings: PreprocessSettings,
-    spacing_mm: tuple[float, float, float],
-    kept: float,
-    axis: int,
-    memory_gb: float,
-) -> dict[str, str]:
-    """Why each key of the plan is what it is; keys that only copy the settings have none."""
-    usual = np.median([case.spacing_mm for case in fingerprints], axis=0)
-    unusual = [a for a in range(3) if not math.isclose(spacing_mm[a], usual[a], rel_tol=1e-4, abs_tol=1e-6)]
-    spacing = f"Median of {len(fingerprints)} cases along each axis."
-    if settings.shape is not None:
-        spacing = "What the shape makes of the median case."
-    elif settings.resolution == "low":
-        spacing = "The low resolution: full resolution made coarser until a patch covers a quarter of the median case."
-    elif settings.spacing_mm is not None:
-        spacing = "As set."
-    elif unusual:
-        spacing += (
-            f" Axis {'ijk'[unusual[0]]} takes its 10th percentile instead: the median, {usual[unusual[0]]:.3g} mm, is "
-            "more than 3 times that of the others, with less than a third of their voxels."
-        )
-    shared = f"at most 5 % of the voxels of all {len(dataset.cases)} cases in a batch, at least 2 patches"
+def _reasons(cases: int, settings: PreprocessSettings, kept: float, axis: int, memory_gb: float) -> dict[str, str]:
+    """Why the other keys are what they are; keys that only copy the settings have no reason."""
+    shared = f"at most 5 % of the voxels of all {cases} cases in a batch, at least 2 patches"
     patch = f"What a plain U-Net trains on in {memory_gb:g} GB, no larger than the median case needs; {shared}."
     schemes = "Channels called CT by percentiles, mean and SD of all foreground, others by mean and SD of the image."
     border = f"Cropping keeps {kept:.0%} of the median volume{', so zeros stay out' if kept < _MASK_SHARE else ''}."
     return {
-        "spacing_mm": spacing,
         "normalization": f"{schemes} {border}" if settings.normalization == "auto" else f"As set. {border}",
         "slice_axis": f"{_SLICES[settings.orientation[axis]]} slices: that axis has one slice or the coarsest spacing.",
         "patch_3d": "As set." if settings.patch_size else patch,

@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError
+from pipeline.core.box import Box
+from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image
@@ -24,19 +25,23 @@ from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.transforms import grid_of, prepare_transforms
 
-# Texts that name a transform the same way in every process, so that a changed parameter shows in a hash.
+_VOXELS_PER_CLASS = 4096
+"""Stored positions per class: enough for any number of draws to look uniform."""
+
+_VERSION = "4"
+"""Raised when the transforms or what is noted change, so that prepared cases of an older version are made again."""
 
 _DEEPEST = 6  # objects within objects; MONAI's transforms need 3
 
 
-def identity(value: Any, depth: int = 0) -> str:
-    """Name a value by what it is made of.
+def transform_text(value: Any, depth: int = 0) -> str:
+    """A transform and its parameters as a text, the same in every process: a changed parameter shows in its hash.
 
     Containers count by their parts, arrays by a hash of their content, functions and classes by their name, other
     objects by their class and attributes, random generators by their class alone.
 
     Args:
-        value: Anything, e.g. a MONAI transform with its parameters.
+        value: A MONAI transform, or anything that one is made of.
         depth: How many objects this one lies in.
 
     Returns:
@@ -46,24 +51,18 @@ def identity(value: Any, depth: int = 0) -> str:
         array = value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value
         return f"array({value.dtype}, {tuple(value.shape)}, {text_hash(array.tobytes().hex())})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{key}: {identity(item, depth)}' for key, item in value.items()))}}}"
+        return f"{{{', '.join(sorted(f'{key}: {transform_text(item, depth)}' for key, item in value.items()))}}}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(identity(item, depth) for item in value)}]"
+        return f"[{', '.join(transform_text(item, depth) for item in value)}]"
     if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(identity(item, depth) for item in value))}}}"
+        return f"{{{', '.join(sorted(transform_text(item, depth) for item in value))}}}"
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    # Objects may hold themselves; a text of addresses would differ in every process.
     if hasattr(value, "__dict__") and depth < _DEEPEST:
-        return f"{type(value).__qualname__}{identity(vars(value), depth + 1)}"
+        return f"{type(value).__qualname__}{transform_text(vars(value), depth + 1)}"
     text = repr(value)
     return type(value).__qualname__ if " at 0x" in text else text
-
-
-_VOXELS_PER_CLASS = 4096
-"""Stored positions per class: enough for any number of draws to look uniform."""
-
-_RECIPE = "4"
-"""Raised when the transforms or what is noted change, so that prepared cases of an older version are made again."""
 
 
 def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
@@ -74,7 +73,9 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
     """
     contents = content_hashes(files)
     parts = [path.name for path in (*files.images, *files.label_sources)]  # which channel, which label value
-    return text_hash(_RECIPE, *contents, plan.recipe, json.dumps([parts, files.group]), *map(identity, extra))
+    return text_hash(
+        _VERSION, *contents, plan.content_hash, json.dumps([parts, files.group]), *map(transform_text, extra)
+    )
 
 
 def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] = ()) -> bool:
@@ -88,16 +89,14 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
 
     Returns:
         True if it was written, False if nothing had changed.
-
-    Raises:
-        VolsegError: If the case cannot be used or the store cannot be written to.
     """
-    digest = case_hash(files, plan, extra)
-    if stored_hash(out, files.id) == digest:
+    content_hash = case_hash(files, plan, extra)
+    if stored_hash(out, files.id) == content_hash:
         return False
     data = {"id": files.id, "image": list(files.images), "label": files.label_sources}
-    result, trace = run_transforms(data, plan, extra=extra)
+    result, history = run_transforms(data, plan, extra=extra)
     index = result["label"].as_tensor().numpy()[0]
+    # From the name, so that the store is the same whichever worker prepares the case.
     seed = int(text_hash(files.id), 16)
     write_prepared(
         out,
@@ -107,12 +106,12 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
             index,
             class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
             {
-                "hash": digest,
-                "recipe": plan.recipe,
+                "hash": content_hash,
+                "recipe": plan.content_hash,
                 "group": files.group,
                 "images": [str(path.absolute()) for path in files.images],
                 "labels": [str(path.absolute()) for path in files.label_sources],
-                "trace": trace.to_json(),
+                "trace": history.to_json(),
             },
         ),
         steps=plan.store_dtype == "int16",
@@ -138,30 +137,22 @@ def prepare_image(
         DataError: If the number of channels is wrong or intensities are not finite.
     """
     if image.channels != len(plan.channels):
-        names = ", ".join(plan.channels)
-        raise DataError(
-            f"case {case}: channels: expected {len(plan.channels)} ({names}), got {image.channels}. "
-            "Give one file per channel, in this order."
-        )
+        rule = f"{len(plan.channels)} ({', '.join(plan.channels)})"
+        advice = "Give one file per channel, in this order"
+        raise DataError(sentence("channels", rule, image.channels, advice, case=case))
     tensor = MetaTensor(torch.from_numpy(np.ascontiguousarray(image.array)), affine=torch.tensor(image.grid.affine))
-    result, trace = run_transforms({"id": case, "image": tensor}, plan, load=False, extra=extra)
+    result, history = run_transforms({"id": case, "image": tensor}, plan, load=False, extra=extra)
     prepared: NDArray[np.float32] = result["image"].as_tensor().numpy()
-    return prepared, trace
+    return prepared, history
 
 
 def run_transforms(
     data: Mapping[str, Any], plan: Plan, *, load: bool = True, extra: Sequence[Any] = ()
 ) -> tuple[dict[str, Any], GridHistory]:
-    """Run the chain and keep what is needed to undo it.
-
-    Args:
-        data: ``id``, ``image`` and, for training, ``label``.
-        plan: The dataset's plan.
-        load: Whether the entries are paths.
-        extra: Further transforms.
+    """Run the chain on ``id``, ``image`` and, for training, ``label``, and keep what is needed to undo it.
 
     Returns:
-        The chain's dictionary and the trace.
+        The chain's dictionary and what was done to the grid.
 
     Raises:
         DataError: If the case cannot be used.
@@ -175,25 +166,27 @@ def run_transforms(
         result: dict[str, Any] = chain(dict(data))
     except RuntimeError as error:  # MONAI wraps what its transforms raise
         raise _cause(error) from None
-    source: Grid = result["source_grid"]
-    reoriented = source.reoriented(plan.orientation)
-    start, stop = result.get("crop_box", ((0, 0, 0), reoriented.shape))
+    source = Grid(result["source_shape"], result["source_affine"])
+    whole = Box.whole(source.reoriented(plan.orientation).shape)
+    start, stop = result.get("crop_start", whole.start), result.get("crop_stop", whole.stop)
     try:
-        trace = GridHistory(source, plan.orientation, start, stop, grid_of(result["image"]))
+        history = GridHistory(source, plan.orientation, start, stop, grid_of(result["image"]))
     except ValueError as error:  # a further transform of the user moved the field of view
         raise DataError(f"case {data['id']}: {error}") from None
-    return result, trace
+    return result, history
 
 
 @lru_cache(maxsize=4)
 def _chain(plan: str, with_label: bool, load: bool) -> Compose:
-    """The chain of a plan (as JSON), kept because making MONAI's readers takes a fifth of the time of a small case."""
+    """The chain of a plan, kept because making MONAI's readers takes a fifth of the time of a small case."""
+    # The plan comes as JSON, because a worker is given another copy of it with every case.
     return prepare_transforms(Plan.model_validate_json(plan), with_label=with_label, load=load)
 
 
 def _cause(error: BaseException) -> BaseException:
     """The project's own error inside the chain of wrappers, or the outermost error if there is none."""
     inner: BaseException | None = error
+    # MONAI wraps an error once for every Compose around the transform.
     while inner is not None:
         if isinstance(inner, DataError):
             return inner

@@ -12,11 +12,10 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from pipeline.core.box import Box
 from pipeline.core.grid import Grid
 from pipeline.preprocess.interpolation import Order, apply_operators, band, resize_operator, resize_operators
-from pipeline.preprocess.nnunet_rules import ANISOTROPIC
-
-# Resampling of label maps: a vote between the values, one value in memory at a time.
+from pipeline.preprocess.spacing import coarse_axis
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
 
@@ -60,16 +59,18 @@ def resample_labels(
 
 
 def _winners(label: torch.Tensor, target: tuple[int, int, int], orders: Sequence[Literal[0, 1]]) -> torch.Tensor:
+    # One value in memory at a time: a one-hot copy of 100 organs would take 100 volumes.
     best = torch.zeros(target, device=label.device)
     winner = torch.full(target, int(label.min()), dtype=label.dtype, device=label.device)
     for value, box in _boxes(label):
         where, operators = [], []
-        for part, n_in, n_out, order in zip(box, label.shape, target, orders, strict=True):
+        for part, n_in, n_out, order in zip(box.slices, label.shape, target, orders, strict=True):
+            # Only the columns inside the value's box, and of the rows those that they reach.
             columns = resize_operator(n_in, n_out, order)[:, part]
             start, stop = band(columns.T)
             where.append(slice(start, stop))
             operators.append(columns[start:stop])
-        votes = apply_operators((label[box] == value)[None], operators)[0]
+        votes = apply_operators((label[box.slices] == value)[None], operators)[0]
         there = tuple(where)
         better = votes > best[there] + _TIE
         best[there] = torch.where(better, votes, best[there])
@@ -77,22 +78,22 @@ def _winners(label: torch.Tensor, target: tuple[int, int, int], orders: Sequence
     return winner
 
 
-def _boxes(label: torch.Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+def _boxes(label: torch.Tensor) -> Iterator[tuple[int, Box]]:
     """The values that occur, the lowest first, and the box that holds each."""
     if label.device.type != "cpu":
         yield from _boxes_on_device(label)
         return
     lowest = int(label.min())
-    for value, box in enumerate(find_objects(label.numpy() - (lowest - 1)), start=lowest):
-        if box is not None:
-            yield value, box
+    for value, slices in enumerate(find_objects(label.numpy() - (lowest - 1)), start=lowest):
+        if slices is not None:
+            yield value, Box.of(slices)
 
 
-def _boxes_on_device(label: torch.Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+def _boxes_on_device(label: torch.Tensor) -> Iterator[tuple[int, Box]]:
     for value in torch.unique(label).tolist():
         mask = label == value
         used = [torch.nonzero(mask.any(dim=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-        yield value, tuple(slice(int(places[0]), int(places[-1]) + 1) for places in used)
+        yield value, Box(tuple(int(places[0]) for places in used), tuple(int(places[-1]) + 1 for places in used))
 
 
 @overload
@@ -138,6 +139,7 @@ def resample(
     values = array if array.ndim == 4 else array[None]
     operators = resize_operators(values.shape[1:], shape, order, anti_alias)
     orders = order if isinstance(order, Sequence) else [order] * 3
+    # Cubic axes first: they overshoot, and what lies beyond the range is clipped before slices are blended.
     curved = [operator if spline > 1 else None for operator, spline in zip(operators, orders, strict=True)]
     result = apply_operators(values, curved)
     if any(operator is not None for operator in curved):
@@ -207,6 +209,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
             grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
             target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
             plain = volume.as_tensor()
+            # Thick slices are no continuation of one another: a cubic spline across them would ring.
             coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
             orders = [self.coarse_order if axis == coarse else self.order for axis in range(3)]
             if key in self.label_keys:
@@ -215,26 +218,6 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
                 values = resample(plain, target.shape, orders)
             result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
         return result
-
-
-def coarse_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:
-    """The axis more than 3 times coarser than the finest, before resampling or else after it.
-
-    Args:
-        spacing_mm: Spacing before.
-        target_mm: Spacing after.
-
-    Returns:
-        None if there is none, or if two axes are equally coarse.
-
-    Reference: nnU-Net's ``determine_do_sep_z_and_axis``.
-    """
-    for spacing in (spacing_mm, target_mm):
-        most = max(spacing)
-        if most / min(spacing) > ANISOTROPIC:
-            axes = [axis for axis, mm in enumerate(spacing) if mm == most]
-            return axes[0] if len(axes) == 1 else None
-    return None
 
 
 def _resample_label_tensor(

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.files import write_text
-from pipeline.core.regions import paired_names
+from pipeline.core.laterality import paired_names
 from pipeline.core.tables import compact_cell
-from pipeline.preprocess.nnunet_rules import ANISOTROPIC
+from pipeline.preprocess.spacing import ANISOTROPIC
 from pipeline.report.fingerprint_plots import (
     MOST_CHANNELS,
     MOST_ROWS,

@@ -18,9 +18,9 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, remove_leftovers, write_json
 from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
-from pipeline.data.convert_case import ConvertedCase, ConvertTask, convert_case
+from pipeline.data.convert_case import ConversionOutcome, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.layout_writers import Target, description_file, target_dataset, write_description
+from pipeline.data.layout_writers import ConvertedDataset, converted_dataset, description_file, write_description
 from pipeline.data.layouts import open_dataset
 from pipeline.engine.local import Batch, Outcome, Run, collect, default_jobs, open_engine
 from pipeline.sample.folds import read_splits, usual_folds
@@ -51,7 +51,7 @@ def convert(
     Args:
         dataset: Dataset folder or datalist.
         out: Folder to write: new, empty, or of an earlier conversion of the same dataset to the same layout.
-        to: Layout to write; one of :data:`pipeline.data.layout_writers.TARGET_LAYOUTS`.
+        to: Layout to write; one of :data:`pipeline.data.layout_names.WRITTEN_LAYOUTS`.
         layout: Name of the dataset's layout; by default recognised.
         link: Make hard links of files that need no change, instead of copies.
         jobs: Worker processes; by default as many as pay.
@@ -61,7 +61,7 @@ def convert(
         VolsegError: If there is no dataset, the layout cannot hold it, or the folder is not free.
     """
     opened = open_dataset(dataset, layout)
-    target = target_dataset(opened, out, to)
+    target = converted_dataset(opened, out, to)
     origin = {"source": str(dataset.resolve()), "layout": to}
     require_apart(opened, dataset, out)
     folder = OutputFolder(out, _RECORD, origin)
@@ -133,7 +133,7 @@ def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path)
         written = time.monotonic()
         # Not after every case: with 20,000 cases the record is megabytes. A killed run repeats what it had not noted.
         for outcome in run(function, items, bytes_of):
-            record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.digest
+            record["cases"][ids[outcome.index]]["hash"] = "" if outcome.value is None else outcome.value.content_hash
             if time.monotonic() - written > _RECORD_S:
                 write_json(path, record)
                 written = time.monotonic()
@@ -142,7 +142,7 @@ def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path)
     return recorded
 
 
-def _case_notes(results: Mapping[str, ConvertedCase]) -> list[str]:
+def _case_notes(results: Mapping[str, ConversionOutcome]) -> list[str]:
     notes = []
     not_finite = sorted(case for case, result in results.items() if result.not_finite)
     if not_finite:
@@ -155,7 +155,7 @@ def _case_notes(results: Mapping[str, ConvertedCase]) -> list[str]:
     return notes
 
 
-def _describe(opened: Dataset, target: Target, results: Mapping[str, ConvertedCase]) -> list[str]:
+def _describe(opened: Dataset, target: ConvertedDataset, results: Mapping[str, ConversionOutcome]) -> list[str]:
     """Write the files that make the folder a dataset; returns notes."""
     dataset = target.dataset
     cases, tests = (tuple(f for f in part if f.id in results) for part in (dataset.cases, dataset.tests))

@@ -319,7 +319,7 @@ def _model_hash(models: Sequence[ModelUnderTest], fold: int) -> str:
     for model in models:
         card = model.card
         weights = file_hash(fold_folder(model.folder, fold) / "model.safetensors")
-        parts += [weights, card.network.model_dump_json(), card.plan.recipe, card.settings.infer.model_dump_json()]
+        parts += [weights, card.network.model_dump_json(), card.plan.content_hash, card.settings.infer.model_dump_json()]
     return text_hash(*parts)
 
 

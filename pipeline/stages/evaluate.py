@@ -13,6 +13,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.layouts import list_volumes, open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import volume_stem, volume_suffix
@@ -29,7 +30,6 @@ from pipeline.stages.memory import READING_WORKER_BYTES
 # Reference label maps of datasets that keep a mask per organ, so that predictions can be scored against them.
 
 _RECORD = "references.json"  # names of the label maps that are ours
-_LAYOUTS = ("organs", "drishti")  # those that have a mask per organ
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _remove_earlier(out: Path, names: set[str]) -> None:
 
 
 def _opened(references: Path) -> Dataset | None:
-    for layout in _LAYOUTS if references.is_dir() else ():
+    for layout in (name for name, known in LAYOUTS.items() if known.organ_masks and references.is_dir()):
         try:
             return open_dataset(references, layout)
         except VolsegError:  # not of this layout; what else is wrong shows when label maps are looked for

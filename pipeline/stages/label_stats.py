@@ -11,7 +11,7 @@ from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.data.layouts import group_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.data.volumes import read_grid, read_image, read_label_map

@@ -65,7 +65,7 @@ class PreparedFolds:
     def prepared_by_others(self, folds: Sequence[Fold], plan: Plan) -> list[str]:
         """Cases of some folds that were not prepared by a plan, sorted."""
         used = {case for fold in folds for case in (*fold.train, *fold.validation)}
-        return sorted(case for case in used if self.plan_hashes[case] != plan.recipe)
+        return sorted(case for case in used if self.plan_hashes[case] != plan.content_hash)
 
     def fold(self, number: int, plan: Plan) -> Fold:
         """One of them, to train with; one that does not exist is refused."""

@@ -21,8 +21,8 @@ from pipeline.core.progress import Progress, silent
 from pipeline.core.signals import STOPS, StopRequest, stoppable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
-from pipeline.data.inputs import Inputs, find_inputs
 from pipeline.data.organ_masks import write_organs
+from pipeline.data.prediction_inputs import Inputs, find_inputs
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_image, read_label_map, write_label_map
 from pipeline.engine.local import Batch
@@ -395,7 +395,7 @@ def predict_files(
 
     Args:
         predictor: A model that was loaded from its folder; it may be used by other threads at the same time.
-        inputs: See :func:`~pipeline.data.inputs.find_inputs`.
+        inputs: See :func:`~pipeline.data.prediction_inputs.find_inputs`.
         out: Folder for the masks; no two calls may write to one at the same time.
         output: What to write; by default a mask per case in its image's format.
         progress: Told after every case that was computed; those that are kept do not count.

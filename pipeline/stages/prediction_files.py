@@ -16,7 +16,7 @@ from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, snap_labels
-from pipeline.data.nifti import write_shares
+from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
@@ -99,9 +99,9 @@ def write_soft(soft: SoftPrediction, place: SoftPlace, *, like: Path | None = No
     """
     grid = soft.label_map.grid
     for name, path in place.probabilities.items():
-        write_shares(soft.probabilities[name], grid, path, like=like)
+        write_probabilities(soft.probabilities[name], grid, path, like=like)
     if place.entropy is not None and soft.entropy is not None:
-        write_shares(soft.entropy, grid, place.entropy, like=like)
+        write_probabilities(soft.entropy, grid, place.entropy, like=like)
 
 
 # ``statistics.json`` and ``statistics.csv`` beside the masks: volume, intensities and edges of every organ.

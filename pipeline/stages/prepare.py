@@ -109,7 +109,7 @@ def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tup
     kept = {name: getattr(there, name) for name, size in given.items() if size is None}
     if there.class_weights is not None:  # plans of earlier versions have none
         kept["class_weights"] = there.class_weights
-    if there.recipe != fresh.recipe or all(getattr(fresh, name) == patch for name, patch in kept.items()):
+    if there.content_hash != fresh.content_hash or all(getattr(fresh, name) == patch for name, patch in kept.items()):
         return fresh, ()
     note = f"{path}: kept with its patches, batches and class weights. Delete it to plan new ones."
     return fresh.model_copy(update=kept), (note,)

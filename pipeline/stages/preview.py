@@ -19,9 +19,9 @@ from torch import Tensor
 from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import signature, write_bytes
-from pipeline.core.grid import reorient_array, steps
+from pipeline.core.grid import orientation_change, reorient_array
 from pipeline.data.store import read_info
-from pipeline.data.volume_file import COLOURS, is_picture
+from pipeline.data.volume_file import RGB, is_picture
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
@@ -219,7 +219,7 @@ class PatchMaker:
 
     def ras(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Values along the axes of the volume, in RAS order."""
-        first, second, third = (values[axis] for axis in steps(self.plan.orientation, "RAS")[0])
+        first, second, third = (values[axis] for axis in orientation_change(self.plan.orientation, "RAS")[0])
         return first, second, third
 
     def _augmented(self, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
@@ -327,7 +327,7 @@ def _write(out: Path, scene: PatchScene, texts: Sequence[str]) -> None:
 def _shown_channel(plan: Plan, name: str | None) -> int | None:
     """Index of the channel to show in grey; None for the colours."""
     if name is None:
-        return None if plan.channels == COLOURS else 0
+        return None if plan.channels == RGB else 0
     if name not in plan.channels:
         raise VolsegError(sentence("channel", f"one of {', '.join(plan.channels)}", name, "Take one of these"))
     return plan.channels.index(name)

@@ -13,9 +13,9 @@ from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.label_files import read_remap
+from pipeline.data.label_tables import read_remap
 from pipeline.data.layouts import open_dataset
-from pipeline.data.repair_case import RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_case import RepairOutcome, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import Change, LabelRules
 from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_engine
 from pipeline.stages.convert import require_apart
@@ -72,7 +72,7 @@ def repair(
     Args:
         dataset: Dataset folder or datalist; nothing in it is touched.
         out: Folder of the copy: a new one, or that of an earlier repair of this dataset.
-        remap: What unknown label values become, see :func:`pipeline.data.label_files.read_remap`.
+        remap: What unknown label values become, see :func:`pipeline.data.label_tables.read_remap`.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
@@ -114,7 +114,7 @@ def repair(
     return result
 
 
-def _known(done: Sequence[RepairedCase], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:
+def _known(done: Sequence[RepairOutcome], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:
     """Like ``map``, for checking the copy: cases that were checked as they were written are not read again."""
     facts = {case.facts.id: case.facts for case in done if case.facts is not None}
 

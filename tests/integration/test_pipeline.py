@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared import read_prepared
 from toy import toy_case, toy_settings, write_toy
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.grid import ORIENTATIONS
-from pipeline.data.store import prepared_ids, read_prepared
+from pipeline.data.store import prepared_ids
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
 from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card

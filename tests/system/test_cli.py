@@ -183,7 +183,7 @@ def test_a_dataset_is_converted(capfd: pytest.CaptureFixture[str], tmp_path: Pat
     code, _, err = run(capfd, "convert", dataset, "-o", tmp_path / "x", "--to", "bids")
     assert (code, err) == (
         1,
-        "Error: --to: expected one of nnunet, decathlon, datalist, organs, pairs, got 'bids'. Choose one of them.",
+        "Error: --to: expected one of decathlon, nnunet, datalist, organs, pairs, got 'bids'. Choose one of them.",
     )
     code, _, err = run(capfd, "convert", dataset, "-o", tmp_path / "x")
     assert code == 1

@@ -14,9 +14,8 @@ from pipeline.core.grid import (
     corner_distance_mm,
     flip_world,
     mirrored_index,
-    reorient_affine,
+    orientation_change,
     reorient_array,
-    steps,
     straightened,
 )
 
@@ -272,9 +271,9 @@ def test_flip_world_negates_right_and_anterior() -> None:
 
 
 def test_steps_by_hand() -> None:
-    assert steps("RAS", "RAS") == ((0, 1, 2), (False, False, False))
-    assert steps("RAS", "LPS") == ((0, 1, 2), (True, True, False))
-    assert steps("RAS", "SLA") == ((2, 0, 1), (False, True, False))
+    assert orientation_change("RAS", "RAS") == ((0, 1, 2), (False, False, False))
+    assert orientation_change("RAS", "LPS") == ((0, 1, 2), (True, True, False))
+    assert orientation_change("RAS", "SLA") == ((2, 0, 1), (False, True, False))
 
 
 def test_reorienting_an_array_by_hand() -> None:
@@ -291,10 +290,10 @@ def test_reorienting_is_a_view_and_leaves_leading_axes_alone() -> None:
 
 
 def test_reorienting_an_affine_by_hand() -> None:
-    affine, shape = reorient_affine(np.diag([2.0, 3.0, 4.0, 1.0]), (5, 6, 7), "SLA")
-    assert shape == (7, 5, 6)
+    turned = Grid((5, 6, 7), np.diag([2.0, 3.0, 4.0, 1.0])).reoriented("SLA")
+    assert turned.shape == (7, 5, 6)
     # First voxel: the last along R, 4 x 2 = 8 mm to the right.
-    np.testing.assert_array_equal(affine, [[0, -2, 0, 8], [0, 0, 3, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(turned.affine, [[0, -2, 0, 8], [0, 0, 3, 0], [4, 0, 0, 0], [0, 0, 0, 1]])
 
 
 @pytest.mark.parametrize("wrong", ["", "RA", "RAR", "RASS", "XYZ", "LRA"])
@@ -305,4 +304,4 @@ def test_orientations_that_do_not_exist_are_refused(wrong: str) -> None:
 
 def test_lower_case_is_understood() -> None:
     assert check_orientation("lps") == "LPS"
-    assert steps("ras", "lps") == steps("RAS", "LPS")
+    assert orientation_change("ras", "lps") == orientation_change("RAS", "LPS")

@@ -61,14 +61,14 @@ def test_link_makes_hard_links_and_can_be_run_again(tmp_path, nifti, ramp, blob)
 def test_an_unchanged_case_is_kept_and_a_changed_one_is_not(tmp_path, nifti, ramp, blob) -> None:
     image, label = nifti("a.nii.gz", ramp), nifti("s.nii.gz", blob)
     first = convert_case(task(tmp_path, (image,), label))
-    again = convert_case(task(tmp_path, (image,), label, earlier=first.digest))
-    assert (again.new, again.digest) == (False, first.digest)
+    again = convert_case(task(tmp_path, (image,), label, earlier=first.content_hash))
+    assert (again.new, again.content_hash) == (False, first.content_hash)
     renumbered = LabelTable({1: "liver", 3: "spleen"})
-    assert convert_case(task(tmp_path, (image,), label, earlier=first.digest, new_labels=renumbered)).new
+    assert convert_case(task(tmp_path, (image,), label, earlier=first.content_hash, new_labels=renumbered)).new
     nifti("a.nii.gz", ramp + 1)
-    assert convert_case(task(tmp_path, (image,), label, earlier=first.digest)).new
+    assert convert_case(task(tmp_path, (image,), label, earlier=first.content_hash)).new
     (tmp_path / "out/c.nii.gz").unlink()
-    assert convert_case(task(tmp_path, (image,), label, earlier=first.digest)).new
+    assert convert_case(task(tmp_path, (image,), label, earlier=first.content_hash)).new
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 2)])

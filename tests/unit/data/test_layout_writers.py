@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.label_files import label_table
-from pipeline.data.layout_writers import label_content, target_dataset, translate_labels
+from pipeline.data.label_tables import label_table
+from pipeline.data.layout_writers import converted_dataset, label_content, translate_labels
 
 ROOT, OUT = Path("data"), Path("out")
 
@@ -44,7 +44,7 @@ HELD_OUT = CaseFiles("t", (ROOT / "t.nii.gz",), ROOT / "t_seg.nii.gz")
     ],
 )
 def test_places(layout: str, case: list[str], held_out: list[str]) -> None:
-    found = target_dataset(dataset("a", tests=(HELD_OUT,)), OUT, layout).dataset
+    found = converted_dataset(dataset("a", tests=(HELD_OUT,)), OUT, layout).dataset
     assert (found.layout, found.root, found.name) == (layout, OUT, "Belly")
     assert (names(found.cases[0]), names(found.tests[0])) == (case, held_out)
 
@@ -59,13 +59,13 @@ def test_places(layout: str, case: list[str], held_out: list[str]) -> None:
     ],
 )
 def test_places_of_several_channels(layout: str, images: list[str]) -> None:
-    found = target_dataset(dataset("a", channels=("T2", "T1")), OUT, layout).dataset
+    found = converted_dataset(dataset("a", channels=("T2", "T1")), OUT, layout).dataset
     assert found.channels == ("T2", "T1")
     assert names(found.cases[0])[:2] == images
 
 
 def test_ids_become_file_names_and_stay_unique() -> None:
-    found = target_dataset(dataset("a b", "a_b", "a/b", "Schädel_1", ".x", "a_b"), OUT, "nnunet")
+    found = converted_dataset(dataset("a b", "a_b", "a/b", "Schädel_1", ".x", "a_b"), OUT, "nnunet")
     assert [files.id for files in found.dataset.cases] == ["a_b_2", "a_b", "a_b_3", "Schädel_1", "x", "a_b_4"]
     assert found.notes[-1].startswith(
         "4 cases renamed, because files are named after them: a b -> a_b_2, a/b -> a_b_3, .x -> x, a_b -> a_b_4 "
@@ -73,13 +73,13 @@ def test_ids_become_file_names_and_stay_unique() -> None:
 
 
 def test_a_held_out_case_with_the_name_of_another_gets_its_own() -> None:
-    found = target_dataset(dataset("t", tests=(HELD_OUT,)), OUT, "organs").dataset
+    found = converted_dataset(dataset("t", tests=(HELD_OUT,)), OUT, "organs").dataset
     assert [found.cases[0].id, found.tests[0].id] == ["t", "t_2"]
 
 
 def test_pairs_need_ids_that_do_not_end_in_a_role() -> None:
-    assert target_dataset(dataset("x_seg"), OUT, "pairs").dataset.cases[0].id == "x_seg_case"
-    assert target_dataset(dataset("x_seg"), OUT, "nnunet").dataset.cases[0].id == "x_seg"
+    assert converted_dataset(dataset("x_seg"), OUT, "pairs").dataset.cases[0].id == "x_seg_case"
+    assert converted_dataset(dataset("x_seg"), OUT, "nnunet").dataset.cases[0].id == "x_seg"
 
 
 def test_groups_stay_and_a_fixed_split_goes_where_it_can() -> None:
@@ -89,7 +89,7 @@ def test_groups_stay_and_a_fixed_split_goes_where_it_can() -> None:
         source, cases=(replace(first, group="p1", split="train"), replace(second, group="p2", split="validation"))
     )
     for layout in ("nnunet", "decathlon", "datalist", "organs", "pairs"):
-        found = target_dataset(source, OUT, layout)
+        found = converted_dataset(source, OUT, layout)
         assert [files.group for files in found.dataset.cases] == ["p1", "p2"]
         assert [files.split for files in found.dataset.cases] == (
             ["train", "validation"] if layout == "datalist" else [None, None]
@@ -98,14 +98,14 @@ def test_groups_stay_and_a_fixed_split_goes_where_it_can() -> None:
 
 
 def test_organs_would_train_on_labelled_held_out_cases() -> None:
-    notes = target_dataset(dataset("a", tests=(HELD_OUT,)), OUT, "organs").notes
+    notes = converted_dataset(dataset("a", tests=(HELD_OUT,)), OUT, "organs").notes
     assert notes == ("references of 1 held-out cases are left out, because organs would take these cases for training",)
 
 
 @pytest.mark.parametrize("layout", ["drishti", "bids", ""])
 def test_unknown_layouts_are_refused(layout: str) -> None:
-    with pytest.raises(DataError, match="--to: expected one of nnunet, decathlon, datalist, organs, pairs, got"):
-        target_dataset(dataset("a"), OUT, layout)
+    with pytest.raises(DataError, match="--to: expected one of decathlon, nnunet, datalist, organs, pairs, got"):
+        converted_dataset(dataset("a"), OUT, layout)
 
 
 # Label tables in the form of other layouts, by hand.

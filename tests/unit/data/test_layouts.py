@@ -14,11 +14,12 @@ from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.check import check_dataset
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.inputs import find_inputs
 from pipeline.data.itk import write_picture
-from pipeline.data.layouts import colour_channels, open_dataset
+from pipeline.data.layout_names import LAYOUTS
+from pipeline.data.layouts import _READERS, open_dataset, rgb_channels
 from pipeline.data.monai_reader import VolumeReader
 from pipeline.data.organ_masks import read_reference
+from pipeline.data.prediction_inputs import find_inputs
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image, read_label_map
 
@@ -343,21 +344,21 @@ def test_red_green_and_blue_are_channels(tmp_path: Path, suffix: str) -> None:
     write_picture(PIXELS, path)
     header = open_header(path)
     assert (header.volumes, header.is_colour, header.grid.shape) == (3, True, (5, 4, 1))
-    image = read_image(colour_channels(path))
+    image = read_image(rgb_channels(path))
     assert image.array[:, 1, 2, 0].tolist() == [33, 34, 35]
     assert image.grid.spacing_mm == pytest.approx((1, 1, 1), rel=1e-6)
     reader = VolumeReader()
-    array, _ = reader.get_data(reader.read([str(source) for source in colour_channels(path)]))
+    array, _ = reader.get_data(reader.read([str(source) for source in rgb_channels(path)]))
     np.testing.assert_array_equal(array, image.array)
 
 
 def test_opacity_is_dropped_if_it_says_nothing(tmp_path: Path) -> None:
     opaque = np.dstack([PIXELS, np.full((4, 5), 200, np.uint8)])
-    sources = colour_channels(write(tmp_path / "opaque.png", opaque))
+    sources = rgb_channels(write(tmp_path / "opaque.png", opaque))
     assert [source.name for source in sources] == [f"opaque.png#channel={n}of3" for n in (1, 2, 3)]
     assert read_image(sources).array[2, 1, 2, 0] == 35
     opaque[0, 0, 3] = 0
-    faded = colour_channels(write(tmp_path / "faded.png", opaque))
+    faded = rgb_channels(write(tmp_path / "faded.png", opaque))
     with pytest.raises(
         VolumeError, match=r"faded.png: alpha channel: expected one opacity .*, got opacity from 0 to 200\. Save the"
     ):
@@ -367,7 +368,7 @@ def test_opacity_is_dropped_if_it_says_nothing(tmp_path: Path) -> None:
 def test_grey_pictures_volumes_and_damaged_files_are_no_colours(tmp_path: Path, nifti, ramp) -> None:
     (tmp_path / "damaged.png").write_bytes(b"no picture")
     files = (write(tmp_path / "grey.png", LABEL), nifti("a.nii", ramp), tmp_path / "damaged.png", tmp_path / "no.png")
-    assert [colour_channels(file) for file in files] == [()] * 4
+    assert [rgb_channels(file) for file in files] == [()] * 4
 
 
 def test_a_model_of_one_channel_refuses_colours(tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_every_layout_takes_colour_pictures(tmp_path: Path) -> None:
         dataset = open_dataset(path)
         assert dataset.channels == ("R", "G", "B")
         assert len(dataset.cases) == cases
-        assert dataset.cases[0].images == colour_channels(tmp_path / "images" / "a.png")
+        assert dataset.cases[0].images == rgb_channels(tmp_path / "images" / "a.png")
         assert dataset.cases[0].files == (tmp_path / "images/a.png", tmp_path / "labels/a.png")
         assert not check_dataset(dataset).count("error")
 
@@ -503,6 +504,10 @@ def problems(dataset: Dataset) -> dict[str, str]:
         for problem in check_dataset(dataset).problems
         if problem.severity == "error"
     }
+
+
+def test_every_layout_has_a_reader() -> None:
+    assert list(_READERS) == list(LAYOUTS)
 
 
 def test_missing_files_are_named(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.repair_case import PlannedCase, RepairedCase, RepairTask, planned_cases, repair_case
+from pipeline.data.repair_case import PlannedCase, RepairOutcome, RepairTask, planned_cases, repair_case
 from pipeline.data.repair_volumes import LabelRules
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map, write_voxels
 
@@ -32,7 +32,7 @@ def case(nifti, ramp, blob) -> CaseFiles:
 def fix(tmp_path: Path):
     """Repair one case into ``tmp_path / copy``."""
 
-    def run(files: CaseFiles, *channels: str, **rules: object) -> RepairedCase:
+    def run(files: CaseFiles, *channels: str, **rules: object) -> RepairOutcome:
         labels = rules.pop("labels", LABELS)
         task = RepairTask(
             PlannedCase(files, False), channels or ("MRI",), LabelRules(labels, **rules), tmp_path / "copy"
@@ -42,7 +42,7 @@ def fix(tmp_path: Path):
     return run
 
 
-def log(done: RepairedCase) -> list[tuple[str, str, str]]:
+def log(done: RepairOutcome) -> list[tuple[str, str, str]]:
     return [(change.problem, change.before, change.after) for change in done.changes]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prepared import read_prepared
 
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.data.store import (
@@ -17,7 +18,6 @@ from pipeline.data.store import (
     prepared_ids,
     read_class_voxels,
     read_info,
-    read_prepared,
     step_of,
     stored_hash,
     write_prepared,

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 from monai.data import MetaTensor
+from padding import forward_any_size, pad_to_legal, pad_to_rule
 from torch import nn
 
 from pipeline.core.errors import DataError
-from pipeline.model.base import SizeRule, forward_any_size, initialize, pad_to_legal, pad_to_rule, size_rule
+from pipeline.model.base import SizeRule, initialize, size_rule
 from pipeline.model.blocks import Style, conv_unit
 from pipeline.model.registry import build_network
 
@@ -167,7 +168,7 @@ def test_message_names_axes_and_nearest_sizes():
         size_rule([(1, 1, 1), (4, 4, 4)]).require((3, 8, 10))
     assert str(caught.value) == (
         "input size: expected multiples of (4, 4, 4), got (3, 8, 10) (axis 0 is 3, nearest legal 4; "
-        "axis 2 is 10, nearest legal 8 and 12). Pad to (4, 8, 12), as forward_any_size does, or crop."
+        "axis 2 is 10, nearest legal 8 and 12). Pad to (4, 8, 12), or crop."
     )
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from padding import forward_any_size
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.model.base import forward_any_size
 from pipeline.model.ciresan import scan
 from pipeline.model.cost import count_parameters, multiply_adds
 from pipeline.model.registry import build_network

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from networks import silent_parameters
+from padding import forward_any_size
 from torch import nn
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.model.base import forward_any_size
 from pipeline.model.cost import count_parameters
 from pipeline.model.registry import build_network
 
@@ -59,7 +59,7 @@ def test_an_illegal_size_names_the_nearest_legal_ones():
             network(torch.empty(1, 1, 100, 573))
     assert str(caught.value) == (
         "input size: expected (188, 188) plus multiples of (16, 16), got (100, 573) (axis 0 is 100, nearest legal 188; "
-        "axis 1 is 573, nearest legal 572 and 588). Pad to (188, 588), as forward_any_size does, or crop."
+        "axis 1 is 573, nearest legal 572 and 588). Pad to (188, 588), or crop."
     )
 
 

@@ -11,7 +11,6 @@ from pipeline.preprocess.nnunet_rules import (
     feature_map_values,
     feature_widths,
     plan_patch,
-    target_spacing,
     topology,
 )
 
@@ -60,23 +59,7 @@ def test_feature_maps_are_those_of_the_network() -> None:
     )
 
 
-# Target spacing, patch and batch by hand; ``test_plan.py`` holds whole plans against nnU-Net's.
-
-
-def test_target_spacing_is_the_median_per_axis() -> None:
-    assert target_spacing([(1, 1, 2), (1, 1, 3), (2, 2, 2.5)], [(100, 100, 60)] * 3) == (1, 1, 2.5)
-
-
-def test_a_much_coarser_axis_takes_its_10th_percentile() -> None:
-    spacings = [(1.0, 1.0, float(z)) for z in range(4, 15)]  # 4 … 14: median 9, 10th percentile 5
-    assert target_spacing(spacings, [(300, 300, 50)] * 11) == (1.0, 1.0, 5.0)
-    # the same spacing with as many slices as a third of the other axes is left alone
-    assert target_spacing(spacings, [(300, 300, 100)] * 11) == (1.0, 1.0, 9.0)
-
-
-def test_the_exception_never_gets_finer_than_the_other_axes() -> None:
-    spacings = [(2.0, 2.0, z) for z in (1.0, 7.0, 7.0, 7.0)]
-    assert target_spacing(spacings, [(300, 300, 50)] * 4)[2] == pytest.approx(max(2.8, 2.0))
+# Patch and batch by hand; ``test_plan_file.py`` holds whole plans against nnU-Net's.
 
 
 def test_too_little_memory_ends_at_the_smallest_patch() -> None:

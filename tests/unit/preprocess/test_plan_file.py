@@ -11,6 +11,7 @@ import pytest
 from nnunet_plans import require_same_plan
 
 from pipeline.config.settings import PreprocessSettings
+from pipeline.console.printing import plan_lines
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -59,7 +60,7 @@ def test_the_low_resolution_can_be_prepared_instead() -> None:
     # 3 % at a time until 128^3 voxels are a quarter of the case: 400 / 1.03^n <= 128 * 4^(1/3) from n = 23 on
     assert low.spacing_mm == pytest.approx((1.03**23,) * 3)
     assert np.prod(low.patch_3d.patch_size) / (400 / 1.03**23) ** 3 >= 0.25 > 128**3 / (400 / 1.03**22) ** 3
-    assert full.recipe != low.recipe
+    assert full.content_hash != low.content_hash
 
 
 def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
@@ -71,7 +72,7 @@ def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
 
 def test_a_plan_in_lines() -> None:
     dataset, prints = made_up((1300, 1200, 400))
-    lines = make_plan(dataset, prints, PreprocessSettings(), 8.0).lines()
+    lines = plan_lines(make_plan(dataset, prints, PreprocessSettings(), 8.0))
     assert lines[0] == "spacing 1 x 1 x 1 mm, normalization zscore"
     assert lines[1] == "3D patch 192 x 192 x 64, batch 2"  # in the proportions of the median case
     assert lines[2].startswith("2D patch ")

@@ -58,7 +58,7 @@ def test_a_proposal_changes_no_prepared_case_and_comes_back_from_its_file(tmp_pa
     found, files = plan(tmp_path, CASES)
     assert found.class_weights == {"tumour": 4.0}
     without = found.model_copy(update={"class_weights": None})
-    assert (found.recipe, case_hash(files, found)) == (without.recipe, case_hash(files, without))
+    assert (found.content_hash, case_hash(files, found)) == (without.content_hash, case_hash(files, without))
     for each in (found, without):
         write_plan(each, tmp_path / "plan.yaml")
         assert read_plan(tmp_path / "plan.yaml") == each
@@ -78,7 +78,7 @@ def test_a_plan_of_an_earlier_version_is_read_and_prepares_the_same_cases(tmp_pa
     assert "class_weights:\n  tumour: 4.0\n" in text
     (tmp_path / "plan.yaml").write_text(text.replace("class_weights:\n  tumour: 4.0\n", ""))
     old = read_plan(tmp_path / "plan.yaml")
-    assert (old.class_weights, old.recipe) == (None, found.recipe)
+    assert (old.class_weights, old.content_hash) == (None, found.content_hash)
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
+from prepared import read_prepared
 
 from pipeline.config.settings import PreprocessSettings
+from pipeline.core.box import Box
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.store import read_prepared
 from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
-from pipeline.preprocess.prepare_case import case_hash, identity, prepare_case, prepare_image
-from pipeline.preprocess.transforms import Normalized
+from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, transform_text
+from pipeline.preprocess.transforms import Normalized, prepare_transforms
 
 LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
 
@@ -57,8 +58,8 @@ def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
 def test_foreground_box() -> None:
     array = np.zeros((2, 5, 6, 7), np.float32)
     array[1, 2:4, 3, 1:6] = 1
-    assert foreground_box(array) == ((2, 3, 1), (4, 4, 6))
-    assert foreground_box(np.zeros((1, 2, 3, 4), np.float32)) == ((0, 0, 0), (2, 3, 4))
+    assert foreground_box(array) == Box((2, 3, 1), (4, 4, 6))
+    assert foreground_box(np.zeros((1, 2, 3, 4), np.float32)) == Box((0, 0, 0), (2, 3, 4))
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAR"])
@@ -186,9 +187,9 @@ def test_a_prepared_case_holds_classes_trace_and_voxels(tmp_path: Path, orientat
         2: 1,
     }
     assert stored.class_voxels[2].tolist() == [[4, 6, 4]]
-    trace = GridHistory.from_json(stored.info["trace"])
-    assert (trace.crop_start, trace.crop_stop) == ((2, 3, 1), (8, 11, 7))
-    assert trace.source.orientation == orientation
+    history = GridHistory.from_json(stored.info["trace"])
+    assert (history.crop_start, history.crop_stop) == ((2, 3, 1), (8, 11, 7))
+    assert history.source.orientation == orientation
 
 
 def test_a_changed_file_or_plan_is_prepared_again(tmp_path: Path) -> None:
@@ -256,9 +257,9 @@ def test_a_label_map_on_another_grid_is_refused_in_mm(tmp_path: Path) -> None:
 def test_an_image_of_zeros_is_kept_whole(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, case(tmp_path))
     grid = Grid.from_spacing((5, 6, 7), (1.0, 1.0, 2.0))
-    array, trace = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
+    array, history = prepare_image(Image(np.zeros((1, *grid.shape), np.float32), grid), plan)
     assert array.shape == (1, 5, 6, 7)
-    assert trace.crop_stop == (5, 6, 7)
+    assert history.crop_stop == (5, 6, 7)
 
 
 def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> None:
@@ -271,11 +272,11 @@ def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> Non
     assert plan.slice_axis == 2
     assert plan.reasons["spacing_mm"] == "What the shape makes of the median case."
     grid = Grid.from_spacing((30, 6, 4), (1.0, 3.0, 1.0))
-    prepared, trace = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
+    prepared, history = prepare_image(Image(np.ones((1, 30, 6, 4), np.float32), grid), plan)
     assert prepared.shape == (1, 5, 6, 1)
-    assert trace.source == grid
-    assert trace.prepared == grid.resized((5, 6, 1))
-    assert trace.prepared.spacing_mm == (6, 3, 4)
+    assert history.source == grid
+    assert history.prepared == grid.resized((5, 6, 1))
+    assert history.prepared.spacing_mm == (6, 3, 4)
 
 
 def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:
@@ -317,24 +318,40 @@ class Plain:
     ],
 )
 def test_values_by_hand(value: object, expected: str) -> None:
-    assert identity(value) == expected
+    assert transform_text(value) == expected
 
 
 def test_arrays_are_named_by_type_shape_and_content() -> None:
     array = np.arange(6.0).reshape(2, 3)
-    assert identity(array) == identity(array.copy())
-    assert len({identity(x) for x in (array, array + 1, array.T.copy(), array.astype(np.float32))}) == 4
-    assert identity(torch.ones(3)) != identity(torch.zeros(3))
+    assert transform_text(array) == transform_text(array.copy())
+    assert len({transform_text(x) for x in (array, array + 1, array.T.copy(), array.astype(np.float32))}) == 4
+    assert transform_text(torch.ones(3)) != transform_text(torch.zeros(3))
 
 
 def test_an_object_that_holds_itself_has_a_name() -> None:
     loop = Plain()
     loop.__dict__["itself"] = loop
-    assert identity(loop).startswith("Plain{itself: Plain{")
+    assert transform_text(loop).startswith("Plain{itself: Plain{")
 
 
 def test_transforms_differ_by_their_parameters_alone() -> None:
-    assert identity(ScaleIntensityd(["image"], minv=0.0)) == identity(ScaleIntensityd(["image"], minv=0.0))
-    assert identity(ScaleIntensityd(["image"], minv=0.0)) != identity(ScaleIntensityd(["image"], minv=0.5))
-    assert identity(RandGaussianNoised(["image"], std=0.1)) == identity(RandGaussianNoised(["image"], std=0.1))
-    assert identity(RandGaussianNoised(["image"], std=0.1)) != identity(RandGaussianNoised(["image"], std=0.2))
+    assert transform_text(ScaleIntensityd(["image"], minv=0.0)) == transform_text(ScaleIntensityd(["image"], minv=0.0))
+    assert transform_text(ScaleIntensityd(["image"], minv=0.0)) != transform_text(ScaleIntensityd(["image"], minv=0.5))
+    assert transform_text(RandGaussianNoised(["image"], std=0.1)) == transform_text(
+        RandGaussianNoised(["image"], std=0.1)
+    )
+    assert transform_text(RandGaussianNoised(["image"], std=0.1)) != transform_text(
+        RandGaussianNoised(["image"], std=0.2)
+    )
+
+
+def test_monai_collates_prepared_cases(tmp_path: Path) -> None:
+    files = [case(tmp_path, name=name) for name in ("one", "two")]
+    chain = prepare_transforms(plan_of(tmp_path, files[0]), with_label=True)
+    prepared = [chain({"id": f.id, "image": list(f.images), "label": f.label_sources}) for f in files]
+    batch = list_data_collate(prepared)
+    assert batch["id"] == ["one", "two"]
+    assert batch["image"].shape == batch["label"].shape == (2, 1, 6, 8, 6)
+    assert torch.equal(batch["image"][1], prepared[1]["image"])
+    assert torch.equal(batch["source_affine"][0], torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
+    assert [part.tolist() for part in batch["crop_start"]] == [[2, 2], [3, 3], [1, 1]]

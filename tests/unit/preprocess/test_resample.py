@@ -7,7 +7,7 @@ from skimage.transform import resize
 
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, coarse_axis, resample, resample_labels
+from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, resample, resample_labels
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):
@@ -62,14 +62,6 @@ def test_a_real_volume_is_resampled_as_by_skimage(real_data, name, factor):
     shape = tuple(round(n * factor) for n in volume.shape)
     bound = 1e-5 * np.ptp(volume)
     np.testing.assert_allclose(resample(volume, shape, 3), _like_skimage(volume, shape, 3), rtol=0, atol=bound)
-
-
-def test_which_axis_is_coarse():
-    assert coarse_axis((1, 1, 3.1), (1, 1, 1)) == 2
-    assert coarse_axis((1, 1, 1), (0.5, 2, 0.5)) == 1
-    assert coarse_axis((1, 1, 3), (1, 1, 1)) is None
-    assert coarse_axis((0.24, 1.25, 1.25), (1, 1, 1)) is None
-    assert coarse_axis((4, 1, 1), (1, 1, 9)) == 0
 
 
 def test_labels_of_thick_slices_come_from_the_nearest_slice():
@@ -137,7 +129,7 @@ def test_boxes_are_the_same_without_scipy():
     label = torch.zeros((6, 7, 8), dtype=torch.int32)
     label[1:3, 2, 4:8], label[5, 0, 0], label[2, 2, 2] = 3, -1, 9
     assert list(_boxes_on_device(label)) == list(_boxes(label))
-    assert dict(_boxes(label))[3] == (slice(1, 3), slice(2, 3), slice(4, 8))
+    assert dict(_boxes(label))[3].slices == (slice(1, 3), slice(2, 3), slice(4, 8))
 
 
 def test_label_ties_go_to_the_lower_value():

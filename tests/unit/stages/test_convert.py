@@ -16,7 +16,8 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.layout_writers import TARGET_LAYOUTS, target_dataset
+from pipeline.data.layout_names import WRITTEN_LAYOUTS
+from pipeline.data.layout_writers import converted_dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import open_volume, read_image, write_image, write_label_map
@@ -79,7 +80,7 @@ def require_same_voxels(source: Dataset, found: Dataset, renumbered: dict[int, i
                 assert reference.grid == converted.grid
 
 
-@pytest.mark.parametrize("to", TARGET_LAYOUTS)
+@pytest.mark.parametrize("to", WRITTEN_LAYOUTS)
 @pytest.mark.parametrize("channels", [("CT",), ("T2", "FLAIR", "T1")], ids=["one", "three"])
 @pytest.mark.parametrize("labels", [LABELS, REGIONS, IGNORING], ids=["organs", "regions", "ignore"])
 def test_every_layout_reads_back_as_the_source(tmp_path, labels, channels, to) -> None:
@@ -92,7 +93,7 @@ def test_every_layout_reads_back_as_the_source(tmp_path, labels, channels, to) -
         return
     batch = convert(tmp_path / "source", out, to, jobs=1)
     assert (len(batch.done), batch.kept, batch.failed) == (6, (), ())
-    target = target_dataset(source, out, to)
+    target = converted_dataset(source, out, to)
     found = open_dataset(out)
     assert in_order(found) == in_order(target.dataset)
     assert (found.channels, [files.id for files in found.cases]) == (channels, [files.id for files in source.cases])

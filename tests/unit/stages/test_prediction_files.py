@@ -8,7 +8,7 @@ import pytest
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.label_files import label_table
+from pipeline.data.label_tables import label_table
 from pipeline.report.palette import organ_color
 from pipeline.stages.prediction_files import (
     Output,

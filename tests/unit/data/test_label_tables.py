@@ -9,7 +9,7 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.core.labels import LabelTable
 from pipeline.data.descriptions import described_labels, read_description
-from pipeline.data.label_files import label_table, read_remap, remapped
+from pipeline.data.label_tables import label_table, read_remap, remapped
 
 DISC = LabelTable({1: "rim", 2: "cup"}, None, {"disc": (1, 2), "cup": (2,)}, (1, 2))
 

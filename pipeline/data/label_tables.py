@@ -1,4 +1,4 @@
-"""Which label value means what: label tables as people and other tools write them, regions included."""
+"""Label tables and replacements of label values, as people and other tools write them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 
-# Tables that say which label values become which others, as a user gives them.
-
 _EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"
+_NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
+_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
 
 
 def read_remap(texts: Sequence[str], labels: LabelTable) -> dict[int, int]:
@@ -88,11 +88,9 @@ def _pairs(text: str) -> Iterable[tuple[str, str]]:
 def _value(text: str, labels: LabelTable, where: str) -> int:
     if re.fullmatch(r"-?\d+", text):
         return int(text)
-    if text.lower() == "background":
-        return 0
-    if text.lower() == "ignore" and labels.ignore_label is not None:
-        return labels.ignore_label
-    found = next((value for value, name in labels.names.items() if name == text), None)
+    found = {"background": 0, "ignore": labels.ignore_label}.get(text.lower())
+    if found is None:
+        found = {name: value for value, name in labels.names.items()}.get(text)
     if found is None:
         got, advice = repr(text), "Check the spelling, or give the number"
         raise DataError(sentence(f"--remap {where}", f"a number or a known name ({_known(labels)})", got, advice))
@@ -100,14 +98,9 @@ def _value(text: str, labels: LabelTable, where: str) -> int:
 
 
 def _known(labels: LabelTable) -> str:
-    names = [f"{value} {name}" for value, name in labels.names.items()]
-    shown = names if len(names) <= 12 else [*names[:10], "…", names[-1]]
-    ignored = [] if labels.ignore_label is None else [f"{labels.ignore_label} ignore"]
-    return ", ".join(["0 background", *shown, *ignored])
-
-
-_NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
-_REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
+    names = listed(f"{value} {name}" for value, name in labels.names.items())
+    ignored = "" if labels.ignore_label is None else f"{labels.ignore_label} ignore"
+    return ", ".join(part for part in ("0 background", names, ignored) if part)
 
 
 def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None = None) -> LabelTable:
@@ -128,9 +121,8 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
         DataError: If it is no such table, or the table contradicts itself (see :class:`~pipeline.core.LabelTable`).
     """
     if not isinstance(content, Mapping):
-        raise DataError(
-            sentence("labels", "an object of values and names", type(content).__name__, _NAMES_EXAMPLE, file=file)
-        )
+        got = type(content).__name__
+        raise DataError(sentence("labels", "an object of values and names", got, _NAMES_EXAMPLE, file=file))
     outer = {**(beside or {}), **content}
     inner = next((content[key] for key in ("names", "labels") if isinstance(content.get(key), Mapping)), content)
     names, ignored, listed = _entries(inner, file)
@@ -142,9 +134,11 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
         raise DataError(sentence("regions", "lists of values or an object of regions", "both", advice, file=file))
     regions = listed or {str(name): _members(values, str(name), file) for name, values in given.items()}
     order = outer.get("regions_class_order") if regions else None
+    # nnU-Net lists values of regions without naming them.
     if listed or not names:
         for value in sorted({value for members in regions.values() for value in members} - {0, ignored}):
             names.setdefault(value, f"label_{value}")
+    # Without an order, small regions are painted over large ones, as organs lie in bodies.
     if not order:
         regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
     painted = _members(order or [], "regions_class_order", file)
@@ -161,10 +155,15 @@ def _entries(
     names: dict[int, str] = {}
     ignored = None
     regions: dict[str, tuple[int, ...]] = {}
-    entries = {key: value for key, value in content.items() if not _is_about_regions(key, value)}
-    if entries.get("ignore_label", 0) is None:
-        del entries["ignore_label"]
+    entries = dict(content)
+    for key, value in content.items():
+        # Beside organs an organ may be called regions, so the kind of value decides what an entry is about.
+        about_regions = str(key).lower() == "regions" and isinstance(value, (Mapping, list))
+        order = key == "regions_class_order" and isinstance(value, list)
+        if about_regions or order or (key == "ignore_label" and value is None):
+            del entries[key]
     for key, value in entries.items():
+        # Both {"1": "liver"} and {"liver": 1} are in use; a key of digits is a value.
         number, name = (key, value) if str(key).strip().isdigit() else (value, key)
         if isinstance(number, list):
             members = _members(number, str(name), file)
@@ -195,12 +194,6 @@ def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[
     return {}
 
 
-def _is_about_regions(key: str, value: Any) -> bool:
-    return (str(key).lower() == "regions" and isinstance(value, (Mapping, list))) or (
-        key == "regions_class_order" and isinstance(value, list)
-    )
-
-
 def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
     """Values of a region, or of ``regions_class_order``."""
     found = values if isinstance(values, list) else [values]
@@ -212,7 +205,6 @@ def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
 
 def _named_value(number: Any, name: Any, file: Path | str) -> int:
     if isinstance(number, bool) or not str(number).strip().isdigit():
-        raise DataError(
-            sentence("labels", "one integer per label", f"{number!r} for {name!r}", _NAMES_EXAMPLE, file=file)
-        )
+        got = f"{number!r} for {name!r}"
+        raise DataError(sentence("labels", "one integer per label", got, _NAMES_EXAMPLE, file=file))
     return int(number)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.data.inputs import find_inputs
+from pipeline.data.prediction_inputs import find_inputs
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -1,4 +1,7 @@
-"""Finding the cases to predict: files, folders, patterns and lists."""
+"""Finding the cases to predict: files, folders, patterns, and lists of them.
+
+Lists are ``dataset.json`` and MONAI's datalists, CSV, and text files with a path per line.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,9 @@ from pipeline.core.files import read_json
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.descriptions import Description, folder_holds
-from pipeline.data.layouts import colour_channels, group_channels, list_volumes, read_entry
-from pipeline.data.volume_file import COLOURS, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
+from pipeline.data.layouts import group_channels, list_volumes, read_entry, rgb_channels
+from pipeline.data.volume_file import RGB, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
-
-# Lists of images to predict: dataset.json and MONAI's datalists, CSV, and text files with a path per line.
 
 LIST_SUFFIXES = (".json", ".csv", ".txt")
 """File name endings of lists."""
@@ -27,6 +28,7 @@ LIST_SUFFIXES = (".json", ".csv", ".txt")
 _HELD_OUT = ("test", "testing")
 _OTHERS = ("cases", "training", "validation")
 _IMAGE_COLUMN = re.compile(r"image(_\d+)?$")
+_SEGMENTATION = ".seg.nrrd"  # beside the images where 3D Slicer was at work; no image itself
 
 
 def read_list(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
@@ -52,7 +54,7 @@ def read_list(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     """
     if path.suffix.lower() == ".json":
         return [], _cases(_entries(read_json(path), path), path, channels)
-    rows = _lines(path) if path.suffix.lower() == ".txt" else _rows(path)
+    rows = _rows(path)
     if path.suffix.lower() == ".csv" and any(_IMAGE_COLUMN.match(name.strip().lower()) for name in rows[0]):
         return [], _cases(_chosen(read_csv(path)), path, channels)
     if path.suffix.lower() == ".csv" and not volume_suffix(rows[0][0]):
@@ -66,8 +68,11 @@ def read_list(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
 def _entries(content: Any, path: Path) -> list[Any]:
     """The entries of a JSON list that are to be predicted."""
     lists = content if isinstance(content, Mapping) else {"cases": content}
-    held_out = [entry for name in _HELD_OUT for entry in _listed(lists.get(name))]
-    found = held_out or _chosen([entry for name in _OTHERS for entry in _listed(lists.get(name))])
+    held_out, others = (
+        [entry for name in names if isinstance(lists.get(name), list) for entry in lists[name]]
+        for names in (_HELD_OUT, _OTHERS)
+    )
+    found = held_out or _chosen(others)
     if not found:
         rule = f"a list of images under {', '.join((*_HELD_OUT, *_OTHERS))}"
         got = f"the keys {', '.join(map(str, lists)) or 'none'}" if isinstance(content, Mapping) else "an empty list"
@@ -87,45 +92,26 @@ def _cases(entries: Sequence[Any], path: Path, channels: int) -> list[CaseFiles]
     return [CaseFiles(case.id, case.images) for case in found]  # the label map of a case is no input
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _lines(path: Path) -> list[list[str]]:
-    """Paths of every line that is neither empty nor a comment."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-    return _filled([line.split(";") for line in lines if line and not line.startswith("#")], path)
-
-
 def _rows(path: Path) -> list[list[str]]:
+    """The filled cells of every line of a CSV or text file that has some and is no comment."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            return _filled(list(csv.reader(stream)), path)
+            if path.suffix.lower() == ".csv":
+                lines = list(csv.reader(stream))
+            else:
+                lines = [line.split(";") for line in stream if not line.lstrip().startswith("#")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, error) from None
-
-
-def _filled(rows: Sequence[Sequence[str]], path: Path) -> list[list[str]]:
-    """The cells of each row that are not empty, and of the rows those that have some."""
-    found = [row for row in ([cell.strip() for cell in line if cell.strip()] for line in rows) if row]
-    if not found:
+        got, advice = f"an error ({error})", "Save it as plain text"
+        raise DataError(sentence("list", "UTF-8 text", got, advice, file=path)) from None
+    rows = [row for row in ([cell.strip() for cell in line if cell.strip()] for line in lines) if row]
+    if not rows:
         raise DataError(sentence("list", "a path in every line", "an empty file", "Add the images", file=path))
-    return found
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(sentence("list", "UTF-8 text", f"an error ({error})", "Save it as plain text", file=path))
+    return rows
 
 
 def _located(name: str, folder: Path) -> Path:
     beside = folder / name
     return Path(name).absolute() if not beside.exists() and Path(name).exists() else beside
-
-
-_SEGMENTATION = ".seg.nrrd"  # beside the images where 3D Slicer was at work; no image itself
 
 
 @dataclass(frozen=True)
@@ -150,7 +136,7 @@ def find_inputs(paths: Sequence[Path | str], channels: int) -> Inputs:
     many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
     file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off. A folder stands for the
     volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as ``scans/*.nii.gz`` or ``**/ct.nii.gz``
-    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.inputs.read_list`.
+    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.prediction_inputs.read_list`.
 
     Args:
         paths: Files, folders, patterns and lists.
@@ -178,6 +164,7 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
     failed: list[tuple[str, str]] = []
     notes: list[str] = []
     for name, images, problem in found:
+        # The same file may be named twice, by a pattern and by its path.
         if name in by_name and [path.absolute() for path in by_name[name]] != [path.absolute() for path in images]:
             got = f"{by_name[name][0]} and {images[0]}"
             advice = "Rename one, name the cases in a list (case,image), or predict them into different folders"
@@ -201,6 +188,7 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
 def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str, ...]:
     """Whether cases of one channel look like channels of a case."""
     numbered = [name for name in sorted(by_name) if name.endswith("_0000")]
+    # A model of one channel may have been given folders made for several.
     twins = [f"{name[:-1]}1" for name in numbered if f"{name[:-1]}1" in by_name]
     if channels != 1 or not twins:
         return ()
@@ -250,13 +238,14 @@ def _images(folder: Path) -> list[Path]:
 
 def _grouped(files: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path, ...], str]]:
     """Case id, sources of its channels, and why they cannot be used or an empty text."""
+    # Names such as case_0000 may be whole names: the number is left off only where every file has it.
     if channels == 1 and not all(volume_stem(file).endswith("_0000") for file in files):
         return [(volume_stem(file), (file,), "") for file in files]
     found: list[tuple[str, tuple[Path, ...], str]] = []
     for folder in dict.fromkeys(file.parent for file in files):
         members = [file for file in files if file.parent == folder]
-        if channels == len(COLOURS):
-            pictures = {file: colours for file in members if (colours := colour_channels(file))}
+        if channels == len(RGB):
+            pictures = {file: colours for file in members if (colours := rgb_channels(file))}
             found += [(volume_stem(file), colours, "") for file, colours in pictures.items()]
             members = [file for file in members if file not in pictures]
         for name, parts in group_channels(members).items():
@@ -278,6 +267,5 @@ def _channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[Path
     numbers = ", ".join(f"_{n:04d}" for n in wanted)
     got = ", ".join(path.name for path in found.values())
     advice = "Give one file per channel, in the order of the training data"
-    raise DataError(
-        sentence("channels", f"{channels} files ending in {numbers}", got, advice, case=name, file=file.parent)
-    )
+    rule = f"{channels} files ending in {numbers}"
+    raise DataError(sentence("channels", rule, got, advice, case=name, file=file.parent))
