@@ -319,7 +319,8 @@ def _model_hash(models: Sequence[ModelUnderTest], fold: int) -> str:
     for model in models:
         card = model.card
         weights = file_hash(fold_folder(model.folder, fold) / "model.safetensors")
-        parts += [weights, card.network.model_dump_json(), card.plan.content_hash, card.settings.infer.model_dump_json()]
+        settings = card.settings.infer.model_dump_json()
+        parts += [weights, card.network.model_dump_json(), card.plan.content_hash, settings]
     return text_hash(*parts)
 
 
