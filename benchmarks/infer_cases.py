@@ -30,12 +30,11 @@ from helpers.commands import run, spent
 
 from pipeline.config.settings import Settings
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import ModelCard, fold_folder, save_weights, write_card
 from pipeline.model.nnunet import nnunet_options, nnunet_weights
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import read_plan
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 
 NAME = "Dataset900_benchmark"
 VOLSEG = [sys.executable, "-m", "pipeline"]

@@ -222,13 +222,12 @@ def predict(
     """
     from pipeline.console.bars import progress_bars, say
     from pipeline.console.printing import print_batch
-    from pipeline.stages.predict import infer_settings
     from pipeline.stages.predict import predict as run
     from pipeline.stages.prediction_files import Output
 
     chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
     output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
-    settings = infer_settings(model, [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])])
+    settings = [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])]
     with progress_bars() as bars:
         batch = run(
             model,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,24 +12,33 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from pipeline.core.machine import keep_freed_memory
+from pipeline.core.progress import Progress, silent
 from pipeline.core.regions import PaintingStep
-from pipeline.infer.accumulate import Padding, Skip, Stream, WindowBatches
-from pipeline.infer.labelling import SlabLabels, SlabLogits, both
-from pipeline.infer.tta import Network, Passes, passes_of
+from pipeline.infer.accumulate import (
+    MANY_CLASSES,
+    Accumulator,
+    Padding,
+    PlaneBuffer,
+    Skip,
+    WindowBatches,
+    WindowLogits,
+    finished_planes,
+)
+from pipeline.infer.labelling import PlaneLabels, PlaneLogits, labels_and_logits
+from pipeline.infer.tta import Network, Passes
 from pipeline.infer.windows import Blend, Tiling, importance_map
 
-Progress = Callable[[int, int], None]
-"""Called with the windows of a volume done so far and their number."""
-
-_SUMS = {"float32": torch.float32, "float16": torch.float16}
+_SUM_TYPES = {"float32": torch.float32, "float16": torch.float16}
+_KEPT_BYTES = 64 << 20  # of a tensor, with many classes: their decision needs large ones, of other sizes every time
 
 
 class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
-    """Logits or labels of whole volumes from overlapping windows; a drop-in for MONAI's ``SlidingStreamingInferer``.
+    """Logits or labels of whole volumes from overlapping windows; a drop-in for MONAI's ``SlidingWindowInferer``.
 
-    Windows are visited along one axis. A plane that no later window touches is finished at once, so that only as many
-    planes as a window is thick are held with all their classes. Full logits equal MONAI's; labels are those of the full
-    logits, which never exist.
+    Windows are computed in their order along one axis. A plane that no later window touches is finished at once, so
+    that only as many planes as a window is thick are held with all their classes. Full logits equal MONAI's; labels are
+    those of the full logits, which never exist.
 
     Networks of valid convolutions, which give logits for less than they see, tile the volume by the overlap-tile
     strategy: windows see the image around their tile of logits as it is, mirrored at the border of the volume only.
@@ -43,7 +53,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         overlap: Fraction of the window (of its logits) that neighbours share, or one per axis, each in [0, 1).
         blend: Weight of a window's voxels where windows overlap: ``gaussian``, ``hann`` or ``constant``.
         batch: Windows per network call, at least 1.
-        axis: Along which windows are visited; ``auto`` for the one along which the planes held are the least.
+        axis: The streaming axis, along which planes are finished; ``auto`` for the one with the least planes held.
         skip: Windows to leave out, see :data:`~pipeline.infer.accumulate.Skip`. Where there is no other, logits
             are 0 and labels background.
         accumulate: Type of the sums: ``float32`` (float64 if the network returns that), or ``float16`` for half the
@@ -51,12 +61,12 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         margin: The network's margin along each axis: the voxels of a window on either side that get no logits. None
             for networks whose logits are as large as their input.
         step: The network's divisor along each axis: with a margin, tiles start at its multiples. None for 1.
-        spacing: Of the windows, see :class:`~pipeline.infer.windows.Tiling`.
+        placement: Of the windows, see :class:`~pipeline.infer.windows.Tiling`.
         padding: What a window sees where the volume is smaller. With a margin, always the mirror image.
         fill: The constant of padding.
         box: First voxel, and one past the last, along each axis of what is looked at; where no window is, logits are 0
             and labels background. None for everything.
-        progress: Told after every network call how many windows are done.
+        progress: Called after every batch of windows: how many of a volume are done, how many there are, "windows".
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -83,21 +93,23 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         *,
         margin: Sequence[int] | None = None,
         step: Sequence[int] | None = None,
-        spacing: Literal["interval", "even"] = "interval",
+        placement: Literal["interval", "even"] = "interval",
         padding: Padding = "constant",
         fill: float = 0.0,
         box: tuple[tuple[int, int], ...] | None = None,
-        progress: Progress = lambda done, number: None,
+        progress: Progress = silent,
     ) -> None:
-        self.tiling = replace(Tiling.of(window, overlap, margin, step, spacing), box=box)
+        self.tiling = replace(Tiling.of(window, overlap, margin, step, placement), box=box)
         axes = len(self.tiling.window)
         if batch < 1:
             raise ValueError(f"window batch: expected at least 1, got {batch}. Raise it.")
         if axis != "auto" and axis not in range(axes):
             raise ValueError(f"streaming axis: expected auto or one of 0 to {axes - 1}, got {axis!r}. Correct it.")
-        if accumulate not in _SUMS:
-            raise ValueError(f"accumulate: expected one of {', '.join(_SUMS)}, got {accumulate!r}. Choose one of them.")
-        self.batch, self.axis, self.skip, self.sums = batch, axis, skip, _SUMS[accumulate]
+        if accumulate not in _SUM_TYPES:
+            raise ValueError(
+                f"accumulate: expected one of {', '.join(_SUM_TYPES)}, got {accumulate!r}. Choose one of them."
+            )
+        self.batch, self.axis, self.skip, self.sum_type = batch, axis, skip, _SUM_TYPES[accumulate]
         self.padding, self.fill, self.progress = padding, fill, progress
         self.importance = importance_map(self.tiling.tile, blend)
 
@@ -122,15 +134,15 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
                 than the step for a volume that needs several.
         """
         volumes = self._checked(inputs)
-        shape, called = volumes.shape[2:], passes_of(network, args, kwargs)
+        shape, axis = volumes.shape[2:], self.streaming_axis(volumes.shape[2:])
+        called = network if isinstance(network, Passes) else Passes([lambda x: network(x, *args, **kwargs)], dtype=None)
         totals: list[Tensor] = []
         for number, volume in enumerate(volumes):
-            stream = self._stream(shape)
-            for first, heads in stream.planes(volume, called, self.progress):
-                totals = totals or [values.new_empty((len(volumes), values.shape[-1], *shape)) for values in heads]
-                for total, values in zip(totals, heads, strict=True):
-                    part = total[number].movedim(stream.axis + 1, 1)[:, first : first + len(values)]
-                    part.copy_(values.movedim(-1, 0).reshape(part.shape))
+            for first, outputs in self._planes(volume, called):
+                totals = totals or [planes.new_empty((len(volumes), planes.shape[-1], *shape)) for planes in outputs]
+                for total, planes in zip(totals, outputs, strict=True):
+                    part = total[number].movedim(axis + 1, 1)[:, first : first + len(planes)]
+                    part.copy_(planes.movedim(-1, 0).reshape(part.shape))
         return called.packed(totals)
 
     @torch.no_grad()
@@ -163,9 +175,9 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         target = shape if output_shape is None else tuple(int(n) for n in output_shape)
         if len(target) != len(shape) or min(target) < 1:
             raise ValueError(f"output_shape: expected {len(shape)} sizes of at least 1, got {target}. Correct it.")
-        axis, found = self._stream(shape).axis, None
+        axis, found = self.streaming_axis(shape), None
         for number, volume in enumerate(volumes):
-            for first, labels in self.labels(volume, network, target, painting=painting):
+            for first, labels in self.label_planes(volume, network, target, painting=painting):
                 if found is None:
                     found = labels.new_empty((len(volumes), *target))
                 part = found[number].movedim(axis, 0)[first : first + len(labels)]
@@ -174,7 +186,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         return found
 
     @torch.no_grad()
-    def labels(
+    def label_planes(
         self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
     ) -> Iterator[tuple[int, Tensor]]:
         """Labels of one volume as they are finished; see :meth:`label_map`.
@@ -186,30 +198,31 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             painting: As for :meth:`label_map`.
 
         Yields:
-            First row along :meth:`streaming_axis` of the volume, and rows of labels (n, a, b), b being 1 in images of
-            two axes.
+            First plane along :meth:`streaming_axis` of the volume, and planes of labels (n, a, b), b being 1 in images
+            of two axes.
         """
-        slabs = SlabLabels(*self._turned(volume, target), painting)
-        for planes in self._planes(volume, network, painting):
-            yield from slabs.add(planes)
+        labels = PlaneLabels(*self._shapes(volume, target), painting)
+        for planes in self._first_output(volume, network, relative=not painting):
+            yield from labels.add(planes)
 
     @torch.no_grad()
-    def labelled_rows(
+    def labelled_planes(
         self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Labels of one volume as they are finished, just those of :meth:`labels`, and the logits they come from.
+        """Labels of one volume as they are finished, and the logits they come from.
 
-        Args and order are those of :meth:`labels`, and of the logits those of :meth:`logit_rows`, up to a number that
+        The labels are just those of :meth:`label_planes`, the logits those of :meth:`logit_planes`, up to a number that
         is the same for all classes of a voxel.
 
         Yields:
-            First row, labels (n, a, b) and logits (n, a, b, L).
+            First plane, labels (n, a, b) and logits (n, a, b, L).
         """
-        shapes = self._turned(volume, target)
-        yield from both(self._planes(volume, network, painting), SlabLabels(*shapes, painting), SlabLogits(*shapes))
+        shapes = self._shapes(volume, target)
+        planes = self._first_output(volume, network, relative=not painting)
+        yield from labels_and_logits(planes, PlaneLabels(*shapes, painting), PlaneLogits(*shapes))
 
     @torch.no_grad()
-    def logit_rows(
+    def logit_planes(
         self, volume: Tensor, network: Network | Passes, target: Sequence[int]
     ) -> Iterator[tuple[int, Tensor]]:
         """Resampled logits of one volume as they are finished.
@@ -220,12 +233,12 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             target: Voxels of the result along each axis.
 
         Yields:
-            First row along :meth:`streaming_axis` of the volume, and logits (n, a, b, L), float32, b being 1 in images
-            of two axes; valid until the next ones are asked for.
+            First plane along :meth:`streaming_axis` of the volume, and logits (n, a, b, L), float32, b being 1 in
+            images of two axes; valid until the next ones are asked for.
         """
-        slabs = SlabLogits(*self._turned(volume, target))
-        for planes in self._planes(volume, network):
-            yield from slabs.add(planes)
+        logits = PlaneLogits(*self._shapes(volume, target))
+        for planes in self._first_output(volume, network, relative=False):
+            yield from logits.add(planes)
 
     def streaming_axis(self, shape: Sequence[int]) -> int:
         """The axis along which a volume of a shape is finished."""
@@ -233,29 +246,78 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     def planes_held(self, shape: Sequence[int], passes: int = 1) -> int:
         """Planes of a volume of a shape whose sums are held at one time, with so many passes over each window."""
-        return self._stream(shape).visits.thickness(shape, passes)
+        return self._batches(shape).thickness(shape, passes)
 
-    def _planes(
-        self, volume: Tensor, network: Network | Passes, painting: Sequence[PaintingStep] | None = None
-    ) -> Iterator[Tensor]:
+    def window_count(self, shape: Sequence[int]) -> int:
+        """How many windows a volume of a shape takes, without those that a mask leaves out."""
+        starts = self.tiling.starts(shape, self.streaming_axis(shape))
+        mask = self.skip if isinstance(self.skip, Tensor) else None
+        return sum(mask is None or self.tiling.reaches(start, mask) for start in starts)
+
+    def _planes(self, volume: Tensor, network: Passes, *, relative: bool = False) -> Iterator[tuple[int, list[Tensor]]]:
+        """Finished planes of a volume, in their order, a few at a time.
+
+        Args:
+            volume: (C, *spatial).
+            network: The logits of all its passes are averaged.
+            relative: Whether it is enough to know logits relative to the highest of a voxel of a window.
+
+        Yields:
+            First plane along the streaming axis and, for every output of the network, mean logits (n, a, b, L); b is 1
+            in images of two axes. Valid until the next ones are asked for.
+        """
+        shape, batches = volume.shape[1:], self._batches(volume.shape[1:])
+        passes = network.each(self.tiling.window, self.tiling.tile)
+        # How many outputs and channels there are is known once the first window went through the network.
+        accumulators: list[Accumulator] = []
+        with ExitStack() as stack:
+            for window in batches.each(volume, passes, self.progress):
+                if not accumulators:
+                    accumulators = [
+                        self._accumulator(volume, logits, batches, len(passes), relative) for logits in window.outputs
+                    ]
+                    stack.enter_context(keep_freed_memory(_not_kept(window.outputs)))
+                yield from finished_planes([each.buffer for each in accumulators], max(0, window.first))
+                _add(window, batches.axis, accumulators)
+                del window  # before the network makes the next logits: the name would hold these
+            yield from finished_planes([each.buffer for each in accumulators], shape[batches.axis])
+
+    def _first_output(self, volume: Tensor, network: Network | Passes, *, relative: bool) -> Iterator[Tensor]:
         """Finished planes (n, a, b, L) of the first output.
 
-        Where they are only compared (``painting`` is empty), float16 sums are of logits relative to the highest: a
-        difference has more of its few digits.
+        Args:
+            volume: (C, *spatial).
+            network: As for calling the inferer.
+            relative: Whether logits are only compared. Then float16 sums are of logits relative to the highest: a
+                difference has more of its few digits.
         """
-        stream = self._stream(volume.shape[1:])
-        relative = self.sums == torch.float16 and painting is not None and not painting
-        return (heads[0] for _, heads in stream.planes(volume, passes_of(network), self.progress, relative))
+        passes = network if isinstance(network, Passes) else Passes([network], dtype=None)
+        found = self._planes(volume, passes, relative=relative and self.sum_type == torch.float16)
+        return (outputs[0] for _, outputs in found)
 
-    def _turned(self, volume: Tensor, target: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Voxels of a volume and of its result, the streaming axis first."""
-        stream = self._stream(volume.shape[1:])
-        return stream.turned(volume.shape[1:], 1), stream.turned(target, 1)
+    def _accumulator(
+        self, volume: Tensor, logits: Tensor, batches: WindowBatches, passes: int, relative: bool
+    ) -> Accumulator:
+        """For a volume and an output (L, *tile) of so many passes."""
+        half = self.sum_type == torch.float16
+        dtype = self.sum_type if half else torch.promote_types(logits.dtype, self.sum_type)
+        shape = volume.shape[1:]
+        thickness, across = batches.thickness(shape, passes), _streaming_first(shape, batches.axis, 1)[1:]
+        buffer = PlaneBuffer(thickness, across, len(logits), dtype, volume.device, relative)
+        # The few digits of float16 would lose many small numbers added to a large one, and logits that a GPU computes
+        # for sums on the CPU had better go there once: then the mean over the passes of a window is made first.
+        apart = passes > 1 and (half or logits.device != volume.device)
+        importance = _planes_first(self.importance[None], batches.axis)[0]
+        return Accumulator(buffer, importance, passes, logits.device if apart else None)
 
-    def _stream(self, shape: Sequence[int]) -> Stream:
+    def _batches(self, shape: Sequence[int]) -> WindowBatches:
         axis = self.streaming_axis(shape)
-        visits = WindowBatches(self.tiling, self.batch, axis, self.skip, self.padding, self.fill)
-        return Stream(visits, self.importance, self.sums)
+        return WindowBatches(self.tiling, self.batch, axis, self.skip, self.padding, self.fill)
+
+    def _shapes(self, volume: Tensor, target: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Voxels of a volume and of its result, the streaming axis first."""
+        axis = self.streaming_axis(volume.shape[1:])
+        return _streaming_first(volume.shape[1:], axis, 1), _streaming_first(target, axis, 1)
 
     def _checked(self, inputs: Tensor) -> Tensor:
         axes = len(self.tiling.window)
@@ -266,3 +328,30 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             )
         plain: Tensor = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         return plain
+
+
+def _add(window: WindowLogits, axis: int, accumulators: Sequence[Accumulator]) -> None:
+    """Add what one pass over a window gives, one accumulator for each output; planes are counted along the axis."""
+    order, start = _streaming_first(range(len(window.start)), axis, 2), _streaming_first(window.start, axis, 0)
+    for accumulator, logits in zip(accumulators, window.outputs, strict=True):
+        back, reversed_axes = window.seen.view.back(logits[None])
+        flips = tuple(order.index(reversed_axis) for reversed_axis in reversed_axes)
+        accumulator.add(start, _planes_first(back[0], axis), flips, window.seen.swapped)
+
+
+def _streaming_first(numbers: Sequence[int], axis: int, last: int) -> tuple[int, ...]:
+    """Numbers per axis, that of the streaming axis first; ``last`` stands for a third axis that is not there."""
+    others = [n for other, n in enumerate(numbers) if other != axis]
+    return (numbers[axis], *others, *[last] * (2 - len(others)))
+
+
+def _planes_first(logits: Tensor, axis: int) -> Tensor:
+    """(L, *spatial) as (L, t, a, b), the streaming axis first."""
+    turned = logits.movedim(axis + 1, 1)
+    return turned if turned.ndim == 4 else turned[..., None]
+
+
+def _not_kept(outputs: Sequence[Tensor]) -> int | None:
+    """Bytes from which freed memory is not kept: with many classes those of a batch of logits, or less."""
+    large = [logits.untyped_storage().nbytes() for logits in outputs if len(logits) > MANY_CLASSES]
+    return min(_KEPT_BYTES, *large) if large else None

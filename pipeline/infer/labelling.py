@@ -18,7 +18,17 @@ from torch import Tensor
 from pipeline.core.regions import PaintingStep
 from pipeline.preprocess.interpolation import apply_operator, resize_operator, resize_operators
 
-# From logits to class indices: the winner of a softmax, or regions painted over each other.
+NOT_FINITE = "logits: expected finite numbers, got NaN or infinity. Predict in fp32, or train the network again."
+
+_FEW_CLASSES = 8  # up to so many all are interpolated where voxels disagree: finding the possible ones costs more
+_CANDIDATES = 8  # classes kept per cell; cells with more are interpolated in full
+_REGION_BITS = 62  # of an integer, one per region
+
+# Sizes of what is worked on at once, so that it stays in the cache or takes little memory.
+_CELLS = 8192  # whose candidates are found
+_POINTS = 65536  # interpolated
+_VOXELS = 2**22  # of labels, decided
+_LOGIT_BYTES = 32 * 2**20  # of full-size logits given out; at least one plane
 
 
 def decode(logits: Tensor, painting: Sequence[PaintingStep] = ()) -> Tensor:
@@ -53,8 +63,6 @@ def decode(logits: Tensor, painting: Sequence[PaintingStep] = ()) -> Tensor:
 
 
 # Linear interpolation between planes of logits: where it reads, and with which weights.
-
-_POINTS = 65536  # interpolated together: what is gathered for them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,9 @@ def corners(weights: Sequence[LinearWeights], shape: Sequence[int]) -> Iterator[
     """
     for steps in product((0, 1), repeat=3):
         index, weight = torch.zeros_like(weights[0].low), torch.ones_like(weights[0].share)
-        for one, step, size in zip(weights, steps, shape, strict=True):
-            index = index * size + (one.low + step).clamp(max=size - 1)
-            weight = weight * (one.share if step else 1.0 - one.share)
+        for along, step, size in zip(weights, steps, shape, strict=True):
+            index = index * size + (along.low + step).clamp(max=size - 1)
+            weight = weight * (along.share if step else 1.0 - along.share)
         yield index, weight
 
 
@@ -122,7 +130,7 @@ def interpolated(values: Tensor, weights: Sequence[LinearWeights]) -> Iterator[t
     for first in range(0, count, _POINTS):
         part = slice(first, min(first + _POINTS, count))
         total: Tensor | None = None
-        for index, weight in corners([one.part(part.start, part.stop) for one in weights], values.shape[:3]):
+        for index, weight in corners([along.part(part.start, part.stop) for along in weights], values.shape[:3]):
             found = flat.index_select(0, index)
             total = found.mul_(weight[:, None]) if total is None else total.addcmul_(found, weight[:, None])
         assert total is not None
@@ -130,10 +138,6 @@ def interpolated(values: Tensor, weights: Sequence[LinearWeights]) -> Iterator[t
 
 
 # The winner among many classes between voxels, from the few classes that can win there.
-
-_CANDIDATES = 8  # classes kept per cell; cells with more are interpolated in full
-_CELLS = 8192  # looked through together: their logits stay in the cache
-_BEST_POINTS = 65536
 
 
 def best_labels(planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
@@ -147,23 +151,24 @@ def best_labels(planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights])
     Returns:
         (P,) int16; of equal logits the lowest class.
     """
+    # Many points lie in one cell: its candidates are found once, and points know their cell by its number.
     cells = mixed.nonzero()
     rank = torch.zeros(mixed.shape, dtype=torch.int64, device=planes.device)
     rank[mixed] = torch.arange(len(cells), device=planes.device)
-    number = rank[tuple(one.low for one in weights)]
+    number = rank[tuple(along.low for along in weights)]
     classes, values, narrow = _candidates(planes, cells)
     found = torch.empty_like(number, dtype=torch.int16)
     sure = narrow[number]
     inside = sure.nonzero()[:, 0]
-    for first in range(0, len(inside), _BEST_POINTS):
-        part = inside[first : first + _BEST_POINTS]
+    for first in range(0, len(inside), _POINTS):
+        part = inside[first : first + _POINTS]
         own = number[part]
         total = torch.zeros((len(part), values.shape[-1]), device=planes.device)
-        for corner, (_, weight) in enumerate(corners([one.at(part) for one in weights], planes.shape[:3])):
+        for corner, (_, weight) in enumerate(corners([along.at(part) for along in weights], planes.shape[:3])):
             total.addcmul_(values[corner].index_select(0, own), weight[:, None])
         found[part] = classes[own].gather(1, total.argmax(dim=1, keepdim=True))[:, 0]
     others = (~sure).nonzero()[:, 0]
-    for some, logits in interpolated(planes, [one.at(others) for one in weights]):
+    for some, logits in interpolated(planes, [along.at(others) for along in weights]):
         found[others[some]] = logits.argmax(dim=1).to(torch.int16)
     return found
 
@@ -191,8 +196,11 @@ def _candidates(planes: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for corner in logits[1:]:
             torch.maximum(highest, corner, out=highest)
             torch.minimum(lowest, corner, out=lowest)
+        # Between the corners a class is at most its highest corner; one that stays below the lowest corner of another
+        # class loses to it everywhere in the cell.
         possible = highest >= lowest.amax(dim=1, keepdim=True)
         narrow[part] = possible.sum(dim=1) <= kept
+        # Ascending, so that argmax takes the lowest of equal classes, as it does among all.
         best = highest.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
         classes[part] = best.to(torch.int16)
         for number, corner in enumerate(logits):
@@ -200,20 +208,17 @@ def _candidates(planes: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return classes, values, narrow
 
 
-NOT_FINITE = "logits: expected finite numbers, got NaN or infinity. Predict in fp32, or train the network again."
-
-_FEW = 8  # up to so many classes all are interpolated where voxels disagree: finding the possible ones costs more
-_BITS = 62  # of an integer, one per region
-_VOXELS = 2**22  # of the output, decided together
+# Labels and logits on the grid of the output, as soon as the planes they need are there.
 
 
-def label_type(classes: int) -> torch.dtype:
-    """uint8 up to 256 classes, else uint16."""
+def label_type(channels: int, painting: Sequence[PaintingStep]) -> torch.dtype:
+    """Type of class indices from logits of so many channels: uint8 up to 256 classes, else uint16."""
+    classes = 1 + max(painted for _, painted in painting) if painting else channels
     return torch.uint8 if classes <= 256 else torch.uint16
 
 
-class SlabLabels:
-    """Takes planes of logits in their order, gives rows of labels as soon as the planes they need are there.
+class PlaneLabels:
+    """Takes planes of logits in their order, gives planes of labels.
 
     Args:
         shape: Voxels of the logits, the streaming axis first.
@@ -224,7 +229,7 @@ class SlabLabels:
     def __init__(self, shape: Sequence[int], target: Sequence[int], painting: Sequence[PaintingStep] = ()) -> None:
         self.shape, self.target, self.painting = tuple(shape), tuple(target), tuple(painting)
         self.weights: list[LinearWeights] = []
-        self.seen = self.row = 0
+        self.seen = self.given = 0
         self.last: Tensor | None = None
 
     def add(self, planes: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -234,47 +239,47 @@ class SlabLabels:
             planes: (n, a, b, L), finite, at least one.
 
         Yields:
-            First row and labels (rows, a', b'), uint8 or uint16.
+            First plane of labels, and labels (m, a', b'), uint8 or uint16.
 
         Raises:
             ValueError: If logits are not finite.
         """
+        # One sum is the cheapest test: any NaN or infinity makes it not finite.
         if not bool(torch.isfinite(planes.sum(dtype=torch.float32))):
             raise ValueError(NOT_FINITE)
         first, self.seen = self.seen, self.seen + len(planes)
         if self.shape == self.target:
-            yield first, self._typed(self._decided(planes), planes)
+            yield first, self._decided(planes).to(label_type(planes.shape[-1], self.painting))
             return
         if not self.weights:
             self.weights = [linear_weights(n, m, planes.device) for n, m in zip(self.shape, self.target, strict=True)]
         if self.last is not None:  # the cells between the planes of before and these
-            yield from self._rows(torch.stack([self.last, planes[0]]), first - 1)
+            yield from self._between_planes(torch.stack([self.last, planes[0]]), first - 1)
         if len(planes) > 1 or self.shape[0] == 1:
-            yield from self._rows(planes, first)
-        self.last = planes[-1].clone()
+            yield from self._between_planes(planes, first)
+        self.last = planes[-1].clone()  # the planes may be overwritten once the caller goes on
 
-    def _rows(self, planes: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
-        """Rows of labels that lie in the cells between some planes, of which the first has a number."""
+    def _between_planes(self, planes: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
+        """Planes of labels that lie in the cells between some planes of logits, of which the first has a number."""
         cells = max(1, len(planes) - 1)
         stop = int(torch.searchsorted(self.weights[0].low, first + cells))
-        if stop == self.row:
+        if stop == self.given:
             return
         classes, kind = self._decided(planes), self._kind(planes)
         mixed = _mixed(classes if kind is None else kind)
         most = max(1, _VOXELS // (self.target[1] * self.target[2]))
-        for row in range(self.row, stop, most):
-            end = min(row + most, stop)
-            weights = [self.weights[0].part(row, end, first), *self.weights[1:]]
+        for begin in range(self.given, stop, most):
+            weights = [self.weights[0].part(begin, min(begin + most, stop), first), *self.weights[1:]]
+            # Every voxel takes the class of its cell's lowest corner, which is right wherever the corners agree.
             labels, unsure = classes, mixed
-            for axis, one in enumerate(weights):
-                labels, unsure = labels.index_select(axis, one.low), unsure.index_select(axis, one.low)
+            for axis, along in enumerate(weights):
+                labels, unsure = labels.index_select(axis, along.low), unsure.index_select(axis, along.low)
             places = unsure.nonzero(as_tuple=True)
             if len(places[0]):
-                labels[places] = self._between(
-                    planes, mixed, [one.at(at) for one, at in zip(weights, places, strict=True)]
-                )
-            yield row, self._typed(labels, planes)
-        self.row = stop
+                points = [along.at(place) for along, place in zip(weights, places, strict=True)]
+                labels[places] = self._in_mixed_cells(planes, mixed, points)
+            yield begin, labels.to(label_type(planes.shape[-1], self.painting))
+        self.given = stop
 
     def _decided(self, planes: Tensor) -> Tensor:
         """Class (n, a, b) of every voxel, int16."""
@@ -285,27 +290,24 @@ class SlabLabels:
     def _kind(self, planes: Tensor) -> Tensor | None:
         """What must agree at all corners of a cell for its inside to be decided; None if that is the class.
 
-        Of regions it is which of them are found; of more than an integer has bits, nothing is decided.
+        Of regions it is which of them are found, a bit for each.
         """
         if not self.painting:
             return None
-        if planes.shape[-1] > _BITS:
+        # More regions than an integer has bits: all voxels count as different, and all cells are interpolated.
+        if planes.shape[-1] > _REGION_BITS:
             return torch.arange(planes[..., 0].numel(), device=planes.device).reshape(planes.shape[:3])
         bits = 2 ** torch.arange(planes.shape[-1], device=planes.device)
         return ((planes > 0) * bits).sum(dim=-1)
 
-    def _between(self, planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
+    def _in_mixed_cells(self, planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
         """Class (P,) of points in mixed cells."""
-        if not self.painting and planes.shape[-1] > _FEW:
+        if not self.painting and planes.shape[-1] > _FEW_CLASSES:
             return best_labels(planes, mixed, weights)
         found = torch.empty_like(weights[0].low, dtype=torch.int16)
         for part, logits in interpolated(planes, weights):
             found[part] = decode(logits.T, self.painting).to(torch.int16)
         return found
-
-    def _typed(self, labels: Tensor, planes: Tensor) -> Tensor:
-        classes = 1 + max(painted for _, painted in self.painting) if self.painting else planes.shape[-1]
-        return labels.to(label_type(classes))
 
 
 def _mixed(kind: Tensor) -> Tensor:
@@ -323,13 +325,10 @@ def _mixed(kind: Tensor) -> Tensor:
     return mixed
 
 
-# Logits on the grid of the output, row by row, for what needs more than the winner: averages, probabilities.
+class PlaneLogits:
+    """Takes planes of logits in their order, gives planes of linearly resampled logits.
 
-_BYTES = 32 * 2**20  # of full-size logits given out at once; at least one row
-
-
-class SlabLogits:
-    """Takes planes of logits in their order, gives rows of linearly resampled logits as soon as they can be.
+    It is for what needs more than the winner: averages over models, probabilities.
 
     Args:
         shape: Voxels of the logits, the streaming axis first.
@@ -340,7 +339,7 @@ class SlabLogits:
         self.shape, self.target = tuple(shape), tuple(target)
         self.across = resize_operators(self.shape[1:], self.target[1:], 1)
         self.weights: LinearWeights | None = None
-        self.seen = self.row = 0
+        self.seen = self.given = 0
         self.last: Tensor | None = None
 
     def add(self, planes: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -350,7 +349,7 @@ class SlabLogits:
             planes: (n, a, b, L), at least one.
 
         Yields:
-            First row and logits (rows, a', b', L), float32; valid until the next ones are asked for.
+            First plane of the result, and logits (m, a', b', L), float32; valid until the next ones are asked for.
         """
         if self.weights is None:
             self.weights = linear_weights(self.shape[0], self.target[0], planes.device)
@@ -360,21 +359,23 @@ class SlabLogits:
         if len(known) == 1 and self.shape[0] > 1:
             return
         stop = int(torch.searchsorted(self.weights.low, first + max(1, len(known) - 1)))
-        most = max(1, _BYTES // (4 * self.target[1] * self.target[2] * planes.shape[-1]))
-        while self.row < stop:
-            end = min(self.row + most, stop)
-            part = self.weights.part(self.row, end, first)
+        most = max(1, _LOGIT_BYTES // (4 * self.target[1] * self.target[2] * planes.shape[-1]))
+        while self.given < stop:
+            end = min(self.given + most, stop)
+            part = self.weights.part(self.given, end, first)
             high = (part.low + 1).clamp(max=len(known) - 1)
             share = part.share[:, None, None, None]
-            rows = known[part.low].float().mul_(1.0 - share).addcmul_(known[high].float(), share)
+            resampled = known[part.low].float().mul_(1.0 - share).addcmul_(known[high].float(), share)
             for axis, operator in enumerate(self.across, start=1):
-                rows = rows if operator is None else apply_operator(rows, operator, axis)
-            yield self.row, rows
-            self.row = end
+                resampled = resampled if operator is None else apply_operator(resampled, operator, axis)
+            yield self.given, resampled
+            self.given = end
 
 
-def both(planes: Iterable[Tensor], labels: SlabLabels, logits: SlabLogits) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Rows of labels and of the logits they come from, side by side.
+def labels_and_logits(
+    planes: Iterable[Tensor], labels: PlaneLabels, logits: PlaneLogits
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Planes of labels and of the logits they come from, side by side.
 
     Args:
         planes: (n, a, b, L), one after the other.
@@ -382,12 +383,13 @@ def both(planes: Iterable[Tensor], labels: SlabLabels, logits: SlabLogits) -> It
         logits: New.
 
     Yields:
-        First row, labels (rows, a', b') and logits (rows, a', b', L), valid until the next ones are asked for.
+        First plane, labels (m, a', b') and logits (m, a', b', L), valid until the next ones are asked for.
     """
     waiting: list[Tensor] = []
     for part in planes:
-        waiting += [rows for _, rows in labels.add(part)]
-        for first, rows in logits.add(part):
-            known = torch.cat(waiting)  # those of these rows are there: they need no later planes
-            yield first, known[: len(rows)], rows
-            waiting = [known[len(rows) :]]
+        waiting += [found for _, found in labels.add(part)]
+        for first, resampled in logits.add(part):
+            # The labels of these planes are there already: they need no later planes of logits than these do.
+            known = torch.cat(waiting)
+            yield first, known[: len(resampled)], resampled
+            waiting = [known[len(resampled) :]]

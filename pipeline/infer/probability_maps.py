@@ -1,4 +1,4 @@
-"""Probabilities, uncertainty and confidence, from rows of probabilities that are forgotten at once."""
+"""Probabilities, uncertainty and confidence, from planes of probabilities that are forgotten at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.core.machine import RowFile, RowMemory
 from pipeline.core.volume import LabelMap
 from pipeline.preprocess.grid_history import GridHistory
 
-_VALUES = 2**22  # probabilities looked at together: a few copies of them are all that is held beside the rows
+_VALUES = 2**22  # probabilities looked at together: a few copies of them are all that is held beside the planes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,45 +69,47 @@ class SoftWanted:
 
 
 class SoftMaps:
-    """Takes the rows of one image in any pieces, keeps what is wanted of them.
+    """Takes the planes of one image in any pieces, keeps what is wanted of them.
 
     Args:
         wanted: What is wanted.
         table: The network's labels.
-        trace: How the image was prepared.
-        axis: Axis of the turned grid along which rows come.
-        whole: Whether rows are those of the turned grid, not of the crop. What is outside the crop is background.
+        history: How the image was prepared.
+        axis: Axis of the turned grid across which the planes lie.
+        whole: Whether planes are those of the turned grid, not of the crop. What is outside the crop is background.
 
     Raises:
         DataError: If the network finds no such organ or region.
         VolsegError: If there is no room for temporary files.
     """
 
-    def __init__(self, wanted: SoftWanted, table: LabelTable, trace: GridHistory, axis: int, *, whole: bool) -> None:
-        self.table, self.trace, self.axis, self.wanted = table, trace, axis, wanted
+    def __init__(self, wanted: SoftWanted, table: LabelTable, history: GridHistory, axis: int, *, whole: bool) -> None:
+        self.table, self.history, self.axis, self.wanted = table, history, axis, wanted
         self.channels = list(wanted.channels(table))
-        shape, order = trace.reoriented.shape, (axis, *(other for other in range(3) if other != axis))
+        shape, order = history.reoriented.shape, (axis, *(other for other in range(3) if other != axis))
         self.shape = tuple(shape[n] for n in order)
-        self.start = (0, 0, 0) if whole else tuple(trace.crop_start[n] for n in order)
+        self.start = (0, 0, 0) if whole else tuple(history.crop_start[n] for n in order)
         count = len(self.channels) + wanted.entropy
         self.stores = [
             RowMemory(self.shape) if wanted.scratch is None else RowFile(self.shape, wanted.scratch)
             for _ in range(count)
         ]
+        # Which channels a class belongs to, as a matrix: sums over the voxels of every organ at once, on the device.
         held = table.region_classes() or [(n,) for n in range(table.classes)]
         self.inside = torch.zeros(table.classes, len(held))
         for channel, classes in enumerate(held):
             self.inside[list(classes), channel] = 1.0
-        self.sums, self.counts = torch.zeros(2, len(held), dtype=torch.float64)
+        self.totals, self.counts = torch.zeros(2, len(held), dtype=torch.float64)
 
     def add(self, first: int, found: Tensor, labels: Tensor) -> None:
-        """Take rows.
+        """Take planes.
 
         Args:
             first: Number of the first.
             found: Probabilities (n, a, b, L).
             labels: Class indices (n, a, b).
         """
+        # A few voxels at a time: softmax, entropy and masks are copies of all classes.
         maps = torch.empty((len(self.stores), *labels.shape), device=found.device)
         flat, classes, parts = found.flatten(0, 2), labels.flatten().int(), maps.flatten(1)
         self.inside = self.inside.to(found.device)
@@ -116,21 +118,21 @@ class SoftMaps:
             part = slice(begin, begin + step)
             some, own = flat[part], self.inside.index_select(0, classes[part])
             self.counts += own.sum(dim=0).cpu()  # exact: fewer than 2**24
-            self.sums += own.mul_(some).sum(dim=0).cpu()
+            self.totals += own.mul_(some).sum(dim=0).cpu()
             if self.channels:
                 parts[: len(self.channels), part] = some[:, self.channels].T
             if self.wanted.entropy:
                 parts[-1, part] = entropy(some, shared=not self.table.regions)
         self._store(first, maps.cpu().numpy())
 
-    def watched(self, rows: Iterable[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-        """Take rows of labels and logits, and hand the labels on: first row, (n, a, b), (n, a, b, L)."""
-        for first, labels, logits in rows:
+    def watched(self, planes: Iterable[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+        """Take planes of labels and logits, and hand the labels on: first plane, (n, a, b), (n, a, b, L)."""
+        for first, labels, logits in planes:
             self.add(first, probabilities(logits, shared=not self.table.regions), labels)
             yield first, labels
 
     def finished(self, label_map: LabelMap) -> SoftPrediction:
-        """All there is once the last row was taken.
+        """All there is once the last plane was taken.
 
         Args:
             label_map: What the labels became.
@@ -140,7 +142,7 @@ class SoftMaps:
         """
         maps = [self._turned_back(store.array()) for store in self.stores]
         known = dict(zip(self.wanted.organs, maps, strict=False))
-        pairs = list(zip(self.sums.tolist(), self.counts.tolist(), strict=True))[-len(self.table.targets) :]
+        pairs = list(zip(self.totals.tolist(), self.counts.tolist(), strict=True))[-len(self.table.targets) :]
         confidence = {
             name: total / count if count else None
             for name, (total, count) in zip(self.table.targets, pairs, strict=True)
@@ -148,18 +150,20 @@ class SoftMaps:
         return SoftPrediction(label_map, known, maps[-1] if self.wanted.entropy else None, confidence)
 
     def _store(self, first: int, maps: NDArray[np.float32]) -> None:
-        """Put rows (M, n, a, b) where they belong on the turned grid."""
-        place = [slice(begin, begin + size) for begin, size in zip(self.start[1:], maps.shape[2:], strict=True)]
+        """Put planes (M, n, a, b) where they belong on the turned grid."""
+        inside = [slice(begin, begin + size) for begin, size in zip(self.start[1:], maps.shape[2:], strict=True)]
         for store, values in zip(self.stores, maps, strict=True):
-            rows = values
+            # A file takes whole planes: what was cropped away is written as 0.
+            planes = values
             if values.shape[1:] != self.shape[1:]:
-                rows = np.zeros((len(values), *self.shape[1:]), np.float32)
-                rows[:, place[0], place[1]] = values
-            store.write(first + self.start[0], rows)
+                planes = np.zeros((len(values), *self.shape[1:]), np.float32)
+                planes[:, inside[0], inside[1]] = values
+            store.write(first + self.start[0], planes)
 
-    def _turned_back(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows of the turned grid as an array on the source's; of a temporary file a view, so that it is not read."""
-        array = reorient_array(np.moveaxis(rows, 0, self.axis), self.trace.orientation, self.trace.source.orientation)
+    def _turned_back(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Planes of the turned grid as an array on the source's; of a temporary file a view, so that it is not read."""
+        turned = np.moveaxis(planes, 0, self.axis)
+        array = reorient_array(turned, self.history.orientation, self.history.source.orientation)
         return array if self.wanted.scratch is not None else np.ascontiguousarray(array)
 
 

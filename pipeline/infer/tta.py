@@ -1,20 +1,22 @@
-"""All passes over a window: several networks, each on its device, that see the window mirrored and rotated.
+"""Test-time augmentation: several networks, each on its device, that see a window mirrored and rotated.
 
-The logits of a pass go into the sums of the volume as they are, not turned back and not averaged before, so that more
-passes take no more memory.
+A pass is one network that sees windows in one way. Its logits go into the accumulator of the volume as they are, not
+turned back and not averaged before, so that more passes take no more memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.settings import AugmentSettings, InferSettings, Settings
+from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.errors import sentence
 from pipeline.model.device import autocast
 from pipeline.model.spec import NetworkSpec
@@ -22,7 +24,8 @@ from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
 from pipeline.sample.spatial import coarse_axis
 
-# Test-time augmentation by mirroring and by rotations of right angles, aware of left and right.
+_SAME_SPACING = 0.01  # spacings that differ by less are taken for equal: a quarter turn stretches no more
+_ADVICE = "Set it to false"
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,7 @@ class Rotation:
     quarter: bool = True
 
     def within(self, *sizes: Sequence[int]) -> Rotation:
-        """The rotations that leave sizes as they are.
-
-        Args:
-            sizes: Voxels along each axis, of all that is rotated.
-        """
+        """The rotations that leave all of some sizes (voxels along each axis) as they are."""
         one, other = self.axes
         return replace(self, quarter=self.quarter and all(size[one] == size[other] for size in sizes))
 
@@ -101,30 +100,16 @@ def views(axes: Sequence[int], rotation: Rotation | None = None) -> tuple[View, 
 
 # What a model may be shown at test time: mirrored and rotated windows of the kinds that it was trained with.
 
-_ALIKE = 0.01  # spacings that differ by less are taken for equal: a quarter turn stretches no more
-_ADVICE = "Set it to false"
-
 
 def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:
-    """Volume axes that training mirrors: the network knows no other mirror images.
-
-    Args:
-        plan: The dataset's plan.
-        dims: Spatial axes of the network.
-        settings: Section ``augment``.
-    """
+    """Volume axes that training mirrors: the network knows no other mirror images."""
     flips = settings.augment.flip_axes if settings.augment.enabled else ()
     named = directions(plan.orientation)
     return tuple(axis for axis in plan.axes(dims) if named[axis] in flips)
 
 
 def rotation_of(plan: Plan, spec: NetworkSpec) -> Rotation:
-    """The plane in which windows are rotated: that of a 2D network, in 3D across the coarse axis, else across slices.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-    """
+    """The plane in which windows are rotated: that of a 2D network, in 3D across the coarse axis or across slices."""
     axes = plan.axes(spec.dims)
     if spec.dims == 3:
         coarse = coarse_axis(spec.patch_size, plan.spacing_mm)
@@ -132,24 +117,18 @@ def rotation_of(plan: Plan, spec: NetworkSpec) -> Rotation:
         axes = tuple(axis for axis in axes if axis != across)
     one, other = axes
     low, high = sorted((plan.spacing_mm[one], plan.spacing_mm[other]))
-    return Rotation((one, other), quarter=high <= low * (1 + _ALIKE))
+    return Rotation((one, other), quarter=high <= low * (1 + _SAME_SPACING))
 
 
 def augmentation_problems(plan: Plan, spec: NetworkSpec, settings: Settings, infer: InferSettings) -> list[str]:
-    """Why a model cannot be shown what is asked for, a sentence for each reason.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-        settings: What the model is trained with.
-        infer: What is asked for.
-    """
+    """Why a model trained with some settings cannot be shown what ``infer`` asks for, a sentence for each reason."""
     problems = []
     if infer.mirror and not mirror_axes(plan, spec.dims, settings):
         problems.append(sentence("infer.mirror", "a model trained with flips", "one without", _ADVICE))
     if not infer.rotate:
         return problems
-    largest = _largest_rotation(settings.augment)
+    augment = settings.augment
+    largest = augment.rotate_degrees if augment.enabled and augment.rotate_p > 0 else 0.0
     if largest < 180:
         got = f"one with up to {largest:g}" if largest else "one without"
         rule = "a model trained with rotations of up to 180 degrees (augment.rotate_degrees)"
@@ -162,9 +141,7 @@ def augmentation_problems(plan: Plan, spec: NetworkSpec, settings: Settings, inf
     return problems
 
 
-def _largest_rotation(augment: AugmentSettings) -> float:
-    return augment.rotate_degrees if augment.enabled and augment.rotate_p > 0 else 0.0
-
+# Networks and views together: the passes over every window.
 
 Network = Callable[..., Any]
 """Takes (B, C, *window), returns logits (B, L, *window), smaller by the margin on either side if there is one, or
@@ -177,7 +154,7 @@ class Pass:
 
     Args:
         run: Takes windows (n, C, *window), turned already, and returns all outputs of the network.
-        view: How they are turned.
+        view: How windows are turned.
         swapped: Pairs of channels of the logits that have changed places.
         device: Where the network is; None for that of the windows.
     """
@@ -192,35 +169,6 @@ class Pass:
         return self.run(self.view.of(windows))
 
 
-class Outputs:
-    """A network as it is: one pass, whose outputs are a list, whatever the network returns them in.
-
-    Args:
-        network: Any.
-        args: Handed to the network.
-        kwargs: Handed to the network.
-    """
-
-    def __init__(self, network: Network, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
-        self.network, self.args, self.kwargs = network, args, kwargs or {}
-        self.packed: Callable[[list[Tensor]], Any] = tuple
-
-    def each(self, window: Sequence[int], tile: Sequence[int]) -> list[Pass]:
-        """The one pass there is."""
-        return [Pass(self._run)]
-
-    def _run(self, windows: Tensor) -> list[Tensor]:
-        found = self.network(windows, *self.args, **self.kwargs)
-        if isinstance(found, Mapping):
-            names = list(found)
-            self.packed = lambda totals: dict(zip(names, totals, strict=True))
-            return list(found.values())
-        if isinstance(found, tuple | list):
-            return list(found)
-        self.packed = lambda totals: totals[0]
-        return [found]
-
-
 class Passes:
     """Networks, and how each of them sees a window: the inferer averages the logits of all passes.
 
@@ -228,13 +176,17 @@ class Passes:
     swapped back; a rotation leaves them.
 
     Args:
-        networks: At least one; take (n, C, *window) and return one tensor of logits.
-        dtype: Type of their arithmetic.
+        networks: At least one; each takes (n, C, *window) and returns logits, or several of them in a sequence or
+            mapping.
+        dtype: Type of their arithmetic; None for that of the caller.
         axes: Spatial axes to mirror, 0 for the first: 2, 4 or 8 passes of each network.
         sides: Spatial axis that runs from left to right, or None.
         side_pairs: (left, right) channels of the logits.
         rotation: In which plane to rotate. Windows that are not as long along both of its axes are rotated by 180
             degrees only.
+
+    Attributes:
+        packed: Puts the outputs of all passes together, from a list into what the networks return them in.
 
     Reference: Isensee et al., nnU-Net, Nature Methods 2021 (mirroring at test time); Ronneberger et al. 2015
     (arXiv 1505.04597), section 4 (the mean over rotated versions of the input).
@@ -243,7 +195,7 @@ class Passes:
     def __init__(
         self,
         networks: Sequence[Network],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         axes: Sequence[int] = (),
         sides: int | None = None,
         side_pairs: Sequence[tuple[int, int]] = (),
@@ -252,45 +204,44 @@ class Passes:
         self.networks, self.dtype, self.axes = list(networks), dtype, tuple(axes)
         self.sides, self.side_pairs, self.rotation = sides, tuple(side_pairs), rotation
         self.devices = [_device_of(network) for network in self.networks]
-        self.packed: Callable[[list[Tensor]], Any] = lambda totals: totals[0]
+        self.packed: Callable[[list[Tensor]], Any] = lambda outputs: outputs[0]
 
     def each(self, window: Sequence[int], tile: Sequence[int]) -> list[Pass]:
-        """All passes; those that follow each other are on different devices, as far as there are several.
+        """All passes.
 
         Args:
             window: Voxels that networks see along each axis.
             tile: Voxels of their logits.
         """
         rotation = self.rotation and self.rotation.within(window, tile)
-        return [
-            Pass(self._runner(network, device), view, self.side_pairs if self.sides in view.mirrored else (), device)
-            for view in views(self.axes, rotation)
-            for network, device in zip(self.networks, self.devices, strict=True)
-        ]
+        # Networks change faster than views: passes that follow each other are on different devices, as far as there
+        # are several, so that these compute at the same time.
+        passes = []
+        for view in views(self.axes, rotation):
+            swapped = self.side_pairs if self.sides in view.mirrored else ()
+            for network, device in zip(self.networks, self.devices, strict=True):
+                passes.append(Pass(partial(self._outputs, network, device), view, swapped, device))
+        return passes
 
-    def _runner(self, network: Network, device: torch.device | None) -> Callable[[Tensor], list[Tensor]]:
-        def run(windows: Tensor) -> list[Tensor]:
-            place = device or windows.device
-            with autocast(place, self.dtype):
-                return [network(windows.to(place))]
-
-        return run
-
-
-def passes_of(network: Network | Passes, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-    """What gives the passes of anything that counts as a network.
-
-    Args:
-        network: Any, or several passes.
-        args: Handed to a network.
-        kwargs: Handed to a network.
-    """
-    return network if isinstance(network, Passes) else Outputs(network, args, kwargs)
+    def _outputs(self, network: Network, device: torch.device | None, windows: Tensor) -> list[Tensor]:
+        """All outputs of a network, whatever it returns them in."""
+        place = device or windows.device
+        with nullcontext() if self.dtype is None else autocast(place, self.dtype):
+            found = network(windows.to(place))
+        if isinstance(found, Mapping):
+            names = list(found)
+            self.packed = lambda outputs: dict(zip(names, outputs, strict=True))
+            return list(found.values())
+        if isinstance(found, tuple | list):
+            self.packed = tuple
+            return list(found)
+        return [found]
 
 
-def spread(count: int, devices: Sequence[torch.device]) -> list[torch.device]:
+def spread(count: int, devices: torch.device | Sequence[torch.device]) -> list[torch.device]:
     """The device of each of some networks: one after the other, and again from the first."""
-    return [devices[number % len(devices)] for number in range(count)]
+    places = [devices] if isinstance(devices, torch.device) else devices
+    return [places[number % len(places)] for number in range(count)]
 
 
 def _device_of(network: Network) -> torch.device | None:

@@ -1,4 +1,4 @@
-"""Where windows lie and how much each of their voxels counts."""
+"""Where windows lie: how large they are, which of them cover a volume, and how much each of their voxels counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,42 +18,39 @@ from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
-# How large the windows are that networks see: the training patch, or what suits a volume.
+Blend = Literal["gaussian", "hann", "constant"]
 
+WindowStart = tuple[int, ...]
+"""First voxel of the logits of a window along each axis; negative where the volume is smaller than the window."""
+
+MIN_IMPORTANCE = 1e-3
+"""No voxel of a window weighs less than this (the centre of the Gaussian weighs 1), so that no sum of weights is 0."""
+
+_SIGMA = 0.125  # SD of the Gaussian as a share of the window
+_ROUNDING = 1e-9  # keeps 10 · (1 - 0.9) from counting as less than 1
 _MOST = 1.25  # of the patch, along an axis; in 3D at most twice its voxels
 
 
-class Sized(Protocol):
-    """What the choice of a window needs to know of a network; all numbers per axis."""
-
-    @property
-    def margin(self) -> tuple[int, ...]:
-        """Voxels on either side of a window that get no logits."""
-
-    @property
-    def divisor(self) -> tuple[int, ...]:
-        """Distance of legal sizes."""
-
-    def legal_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The smallest legal size that is at least ``size``."""
+# How large the windows are that networks see: the training patch, or what suits a volume.
 
 
-def prediction_window(network: Sized, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+def prediction_window(network: Any, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """The window that a network with a margin predicts a volume with, all sizes along the same axes.
 
-    Small windows would spend most work on margins that neighbours see once more. So it is at least the training patch,
-    its logits are at least as long as the margins on both sides together, and it is no larger than the volume needs.
+    It is at least the training patch, its logits are at least as long as the margins on both sides together, and it is
+    no larger than the volume needs.
 
     Args:
-        network: With a margin along some axis.
+        network: With a margin along some axis: ``margin``, ``divisor`` and ``legal_size``.
         patch: Training patch.
         shape: Voxels of the volume.
     """
     margin, step = network.margin, network.divisor
+    # Small windows would spend most work on margins that neighbours see once more.
     ample = [max(n, 4 * lost, one + 2 * lost) for n, lost, one in zip(patch, margin, step, strict=True)]
     enough = [n + 2 * lost for n, lost in zip(shape, margin, strict=True)]
     sizes = zip(network.legal_size(ample), network.legal_size(enough), strict=True)
-    return network.legal_size([min(pair) for pair in sizes])
+    return tuple(network.legal_size([min(pair) for pair in sizes]))
 
 
 def fitting_window(network: Any, patch: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -76,10 +73,6 @@ def fitting_window(network: Any, patch: Sequence[int], shape: Sequence[int]) -> 
 def check_window(spec: NetworkSpec, settings: InferSettings) -> None:
     """Refuse a window that the network cannot take, or whose logits are too few to tile a volume.
 
-    Args:
-        spec: The network's description.
-        settings: Section ``infer``.
-
     Raises:
         ConfigError: Naming the next legal size.
     """
@@ -98,24 +91,12 @@ def check_window(spec: NetworkSpec, settings: InferSettings) -> None:
 
 
 def in_volume(size: Sequence[int], plan: Plan, spec: NetworkSpec) -> tuple[int, ...]:
-    """A size along i, j, k, of one voxel across slices.
-
-    Args:
-        size: Along the axes that the network sees.
-        plan: The dataset's plan.
-        spec: The network's description.
-    """
+    """A size along the axes that the network sees as one along i, j, k: 1 across the slices of a 2D network."""
     sizes = dict(zip(plan.axes(spec.dims), size, strict=True))
     return tuple(sizes.get(axis, 1) for axis in range(3))
 
 
-Blend = Literal["gaussian", "hann", "constant"]
-
-MIN_IMPORTANCE = 1e-3
-"""No voxel of a window weighs less than this (the centre of the Gaussian weighs 1), so that no sum of weights is 0."""
-
-_SIGMA = 0.125  # SD of the Gaussian as a share of the window
-_ROUNDING = 1e-9  # keeps 10 · (1 - 0.9) from counting as less than 1
+# Where windows lie along one axis, and what their voxels weigh.
 
 
 def axis_overlaps(overlap: float | Sequence[float], axes: int) -> tuple[float, ...]:
@@ -128,9 +109,7 @@ def axis_overlaps(overlap: float | Sequence[float], axes: int) -> tuple[float, .
     Raises:
         ValueError: If an overlap is outside [0, 1) or their number is not that of the axes.
     """
-    overlaps = (
-        (float(overlap),) * axes if isinstance(overlap, int | float) else tuple(float(share) for share in overlap)
-    )
+    overlaps = (float(overlap),) * axes if isinstance(overlap, int | float) else tuple(map(float, overlap))
     if len(overlaps) != axes or not all(0.0 <= share < 1.0 for share in overlaps):
         raise ValueError(
             f"window overlap: expected a number in [0, 1) or {axes} of them, got {overlap}. Write for example 0.5."
@@ -241,25 +220,14 @@ def _gaussian(size: int) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * (distance / (_SIGMA * size)) ** 2), dtype=np.float64)
 
 
-def _hann(size: int) -> NDArray[np.float64]:
-    return np.asarray(np.sin(np.pi * (np.arange(size) + 1) / (size + 1)) ** 2, dtype=np.float64)
-
-
-def _constant(size: int) -> NDArray[np.float64]:
-    return np.ones(size)
-
-
 _PROFILES: dict[str, Callable[[int], NDArray[np.float64]]] = {
     "gaussian": _gaussian,
-    "hann": _hann,
-    "constant": _constant,
+    "hann": lambda size: np.sin(np.pi * (np.arange(size) + 1) / (size + 1)) ** 2,
+    "constant": np.ones,
 }
 
 
-# Which windows cover a volume, in the order in which they are visited.
-
-Place = tuple[int, ...]
-"""First voxel of the logits of a window along each axis; negative where the volume is smaller than the window."""
+# Which windows cover a volume, in the order in which they are computed.
 
 
 @dataclass(frozen=True)
@@ -271,7 +239,7 @@ class Tiling:
         overlap: Fraction of the window (of its logits) that neighbours share, one per axis, each in [0, 1).
         margin: The network's margin: the voxels of a window on either side that get no logits.
         step: The network's divisor: with a margin, tiles start at its multiples.
-        spacing: ``interval``: a fixed distance, the last window moved back into the volume, as MONAI does; ``even``:
+        placement: ``interval``: a fixed distance, the last window moved back into the volume, as MONAI does; ``even``:
             evenly spread, as nnU-Net does. Networks with a margin have tiles at multiples of their step instead.
         box: First voxel, and one past the last, along each axis of what is covered; None for the whole volume. Windows
             see what is around it.
@@ -281,7 +249,7 @@ class Tiling:
     overlap: tuple[float, ...]
     margin: tuple[int, ...]
     step: tuple[int, ...]
-    spacing: Literal["interval", "even"] = "interval"
+    placement: Literal["interval", "even"] = "interval"
     box: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
@@ -291,7 +259,7 @@ class Tiling:
         overlap: float | Sequence[float],
         margin: Sequence[int] | None,
         step: Sequence[int] | None,
-        spacing: Literal["interval", "even"],
+        placement: Literal["interval", "even"],
     ) -> Tiling:
         """Check the numbers; None stands for no margin and for steps of 1.
 
@@ -302,14 +270,14 @@ class Tiling:
         axes = len(sizes)
         if axes not in (2, 3) or min(sizes) < 1:
             raise ValueError(f"window: expected 2 or 3 sizes of at least 1 voxel, got {tuple(window)}. Correct it.")
-        if spacing not in ("interval", "even"):
-            raise ValueError(f"spacing: expected interval or even, got {spacing!r}. Choose one of them.")
+        if placement not in ("interval", "even"):
+            raise ValueError(f"placement: expected interval or even, got {placement!r}. Choose one of them.")
         made = cls(
             sizes,
             axis_overlaps(overlap, axes),
             _per_axis("margin", margin, axes, 0),
             _per_axis("step", step, axes, 1),
-            spacing,
+            placement,
         )
         if min(made.tile) < 1:
             rule = f"more than twice the margin {made.margin}"
@@ -321,38 +289,29 @@ class Tiling:
         """Voxels of a window that get logits."""
         return tuple(size - 2 * lost for size, lost in zip(self.window, self.margin, strict=True))
 
-    def places(self, shape: Sequence[int], axis: int) -> list[Place]:
-        """All windows of a volume, those that begin first along an axis first.
-
-        Args:
-            shape: Voxels of the volume.
-            axis: Along which the volume is finished, plane by plane.
-        """
+    def starts(self, shape: Sequence[int], axis: int) -> list[WindowStart]:
+        """All windows of a volume of a shape, those that begin first along the streaming axis first."""
         starts = [self._within(number, size) for number, size in enumerate(shape)]
-        return sorted(product(*starts), key=lambda place: (place[axis], place))
+        return sorted(product(*starts), key=lambda start: (start[axis], start))
 
-    def reaches(self, place: Place, mask: Tensor) -> bool:
+    def reaches(self, start: WindowStart, mask: Tensor) -> bool:
         """Whether the logits of a window lie in a mask (*spatial) of the volume, somewhere."""
-        tile = zip(place, self.tile, strict=True)
-        return bool(mask[tuple(slice(max(0, start), start + size) for start, size in tile)].any())
+        tile = zip(start, self.tile, strict=True)
+        return bool(mask[tuple(slice(max(0, voxel), voxel + size) for voxel, size in tile)].any())
 
     def thinnest(self, shape: Sequence[int]) -> int:
         """The axis along which the planes that are not finished yet are the fewest voxels."""
-
-        def voxels(axis: int) -> float:
-            return min(self.tile[axis], shape[axis]) / shape[axis]
-
-        return min(range(len(shape)), key=voxels)
+        return min(range(len(shape)), key=lambda axis: min(self.tile[axis], shape[axis]) / shape[axis])
 
     def _within(self, axis: int, size: int) -> list[int]:
         """First voxels, along one axis of a volume, of the logits of all windows."""
         tile, margin = self.tile[axis], any(self.margin)
         first, stop = (0, size) if self.box is None else self.box[axis]
-        if margin:
+        if margin:  # tiles of a box are those of the whole volume, whose poolings fall on multiples of the step
             first -= first % self.step[axis]
         if stop - first >= size or (size <= tile and not margin):
             return self._starts(axis, size)
-        if stop - first <= tile and not margin:
+        if stop - first <= tile and not margin:  # one window, the box in its middle as far as the volume allows
             return [min(max(0, first - (tile - stop + first) // 2), size - tile)]
         return [first + start for start in self._starts(axis, stop - first)]
 
@@ -363,7 +322,7 @@ class Tiling:
             return tile_starts(size, tile, self.step[axis], overlap)
         if size <= tile:
             return [-((tile - size) // 2)]
-        return (window_starts if self.spacing == "even" else interval_starts)(size, tile, overlap)
+        return (window_starts if self.placement == "even" else interval_starts)(size, tile, overlap)
 
 
 def _per_axis(name: str, values: Sequence[int] | None, axes: int, least: int) -> tuple[int, ...]:

@@ -7,13 +7,8 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-
-_ORGANS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
-"""Okabe and Ito, Color Universal Design, 2008, without black; light ones first, since they lie on grey images."""
 
 FALSE_POSITIVE = "#b6ff00"
 FALSE_NEGATIVE = "#ff2d7e"
@@ -40,13 +35,6 @@ class Theme:
 
 LIGHT = Theme(text="#3d4653", grid="#dfe4ea", mark="#0072b2", accent="#d55e00")
 DARK = Theme(text="#c3ccd8", grid="#323b48", mark="#56b4e9", accent="#e69f00")
-
-
-def organ_color(index: int) -> str:
-    """Colour of the ``index``-th organ of a label table, as ``#rrggbb``; all are different up to 107 organs."""
-    if index < len(_ORGANS):
-        return _ORGANS[index]
-    return to_hex(colormaps["turbo"](0.05 + 0.9 * (((index - len(_ORGANS)) * 0.61803) % 1.0)))
 
 
 def figure_png(figure: Figure, dpi: int, *, transparent: bool = True) -> bytes:

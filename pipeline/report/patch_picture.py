@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pipeline.core.labels import IGNORE_INDEX
+from pipeline.data.legend import organ_color
 from pipeline.report.overlay import Plane, display_range, draw_outline, frame_panel, plane_slice, shown_planes, write_on
-from pipeline.report.palette import DARK, figure_png, organ_color
+from pipeline.report.palette import DARK, figure_png
 from pipeline.report.plots import plain_text
 
 _DPI = 110

@@ -294,7 +294,9 @@ def predict_out_of_fold(
             try:
                 if not _is_done(case, entries):
                     # The networks are loaded for the first case that needs them: often all are up to date.
-                    members = members or [TrainedModel.load(model.folder, device, [fold]) for model in models]
+                    members = members or [
+                        TrainedModel.load(model.folder, model.card, device, [fold]) for model in models
+                    ]
                     _predict(case, models, members, entries)
                     done.append(case.files.id)
                 else:
@@ -371,7 +373,7 @@ def _predict(
     if case.own_grid:
         index, grid = segment(members, prepared), history.source
     elif len(members) == 1:
-        axis, rows = members[0].labels(prepared[0][0], history.prepared.shape)
+        axis, rows = members[0].label_planes(prepared[0][0], history.prepared.shape)
         index, grid = torch.cat([part for _, part in rows]).movedim(0, axis).cpu().numpy(), history.prepared
     else:
         rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"

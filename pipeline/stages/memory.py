@@ -25,23 +25,17 @@ _CHECK, _FINGERPRINT, _PREPARE, _REWRITE = 8, 12, 16, 24
 
 
 def check_bytes(files: CaseFiles) -> int:
-    """Memory to check a case.
-
-    Args:
-        files: The case; the header of its first channel is read.
-
-    Returns:
-        Bytes at the peak, rather too many than too few.
+    """Memory to check a case: bytes at the peak, rather too many than too few.
 
     Raises:
         VolumeError: If that file cannot be used.
     """
-    return _CHECK * _volumes(files) * read_grid(files.images[0]).voxels
+    return _CHECK * _voxels(files)
 
 
 def fingerprint_bytes(files: CaseFiles) -> int:
     """Memory to take a case's fingerprint; as :func:`check_bytes`."""
-    return _FINGERPRINT * _volumes(files) * read_grid(files.images[0]).voxels
+    return _FINGERPRINT * _voxels(files)
 
 
 def prepare_bytes(files: CaseFiles, plan: Plan, known: CaseFingerprint | None = None) -> int:
@@ -57,13 +51,14 @@ def prepare_bytes(files: CaseFiles, plan: Plan, known: CaseFingerprint | None = 
         n * mm / target for n, mm, target in zip(grid.shape, grid.spacing_mm, plan.spacing_mm, strict=True)
     )
     resampled = prod(plan.shape) if plan.shape else int(stretched)
-    return _PREPARE * _volumes(files) * max(prod(grid.shape), resampled)
+    return _PREPARE * (len(files.images) + 1) * max(prod(grid.shape), resampled)
 
 
 def rewrite_bytes(files: CaseFiles) -> int:
     """Memory to convert or repair a case; as :func:`check_bytes`."""
-    return _REWRITE * _volumes(files) * read_grid(files.images[0]).voxels
+    return _REWRITE * _voxels(files)
 
 
-def _volumes(files: CaseFiles) -> int:
-    return len(files.images) + 1
+def _voxels(files: CaseFiles) -> int:
+    """Of all channels and the reference; the header of the first channel is read."""
+    return (len(files.images) + 1) * read_grid(files.images[0]).voxels

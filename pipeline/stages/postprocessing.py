@@ -157,7 +157,7 @@ def _component_sizes(
     reference: NDArray[np.signedinteger[Any]], piece: Piece, values: Sequence[int]
 ) -> NDArray[np.int64]:
     """(3, components): voxels, those that are not ignored, and those that the reference has as well."""
-    there, size = reference[piece.box], len(piece.sizes) + 1
+    there, size = reference[piece.box.slices], len(piece.sizes) + 1
     found = [np.bincount(piece.components[mask], minlength=size)[1:] for mask in (there >= 0, np.isin(there, values))]
     return np.stack([piece.sizes, *found])
 

@@ -1,4 +1,4 @@
-"""What a prediction writes and where: masks, their names and colours, a file per organ."""
+"""What a prediction writes, where, and which files are its own: masks, names and colours, entries, statistics."""
 
 from __future__ import annotations
 
@@ -15,100 +15,26 @@ from pipeline.core.output_folder import read_record
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.legend import LegendEntry, snap_labels
+from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
 from pipeline.model.device import out_of_memory
-from pipeline.report.palette import organ_color
 
-# Which soft outputs a prediction writes and where: a file per organ of probabilities, and one of the entropy.
+FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
+"""Formats that masks can be written in, whatever their inputs are."""
 
 PROBABILITIES, ENTROPY = "probabilities", "entropy"
 """Folders beside the masks; the first is one that ``volseg evaluate --probabilities`` takes."""
 
-_SUFFIX = ".nii.gz"
-_ALL = ("all",)
-
-
-@dataclass(frozen=True)
-class SoftPlace:
-    """Where the soft outputs of a case go.
-
-    Args:
-        probabilities: Organ or region → file.
-        entropy: Its file; None without.
-    """
-
-    probabilities: Mapping[str, Path] = field(default_factory=dict)
-    entropy: Path | None = None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All of them."""
-        return (*self.probabilities.values(), *(() if self.entropy is None else (self.entropy,)))
-
-
-def soft_organs(known: LabelTable, kept: LabelTable, names: Sequence[str]) -> tuple[str, ...]:
-    """The organs whose probabilities are written.
-
-    Args:
-        known: All labels of the model.
-        kept: Those that masks keep.
-        names: What was asked for; ``all`` for all organs (or regions) that masks keep.
-
-    Raises:
-        DataError: If the network finds no such organ or region.
-    """
-    if tuple(names) == _ALL and "all" not in known.targets:
-        return tuple(name for name in known.targets if name in kept.targets)
-    unknown = [name for name in names if name not in known.targets]
-    if unknown:
-        rule, got = f"all, or some of {', '.join(known.targets)}", ", ".join(unknown)
-        raise DataError(sentence("probabilities", rule, got, "Correct the names"))
-    return tuple(dict.fromkeys(names))
-
-
-def soft_place(out: Path, case: str, known: LabelTable, organs: Sequence[str], *, entropy: bool) -> SoftPlace:
-    """Where the soft outputs of a case go; an organ's file has the same name whichever others are chosen.
-
-    Args:
-        out: Folder of the masks.
-        case: Case id.
-        known: All labels of the model.
-        organs: Whose probabilities are written.
-        entropy: Whether the entropy is.
-    """
-    names = organ_file_names(known, _SUFFIX)
-    files = {name: out / PROBABILITIES / case / names[name] for name in organs}
-    return SoftPlace(files, out / ENTROPY / f"{case}{_SUFFIX}" if entropy else None)
-
-
-def write_soft(soft: SoftPrediction, place: SoftPlace, *, like: Path | None = None) -> None:
-    """Write the soft outputs of a case, each file atomically.
-
-    Args:
-        soft: What the predictor gave.
-        place: Where to.
-        like: As in :func:`~pipeline.data.volumes.write_label_map`.
-
-    Raises:
-        VolsegError: If a file cannot be written.
-    """
-    grid = soft.label_map.grid
-    for name, path in place.probabilities.items():
-        write_probabilities(soft.probabilities[name], grid, path, like=like)
-    if place.entropy is not None and soft.entropy is not None:
-        write_probabilities(soft.entropy, grid, place.entropy, like=like)
-
-
-# ``statistics.json`` and ``statistics.csv`` beside the masks: volume, intensities and edges of every organ.
-
 STATISTICS_FILES = ("statistics.json", "statistics.csv")
 """Names of what :func:`write_statistics` writes."""
 
+_ENTRIES_FILE = "predictions.json"
+_SOFT_SUFFIX = ".nii.gz"
+_ALL = ("all",)
 _CONVENTIONS = (
     "volume_ml: number of voxels times the volume of a voxel",
     "mean, sd: intensities of the image's own voxels in its own units (HU of a CT); sd divides by their number",
@@ -117,99 +43,6 @@ _CONVENTIONS = (
     "confidence: mean probability of the organ over the voxels that the network gave to it, before cleaning; empty "
     "where it was not asked for (--confidence, --probabilities, --entropy) or no voxel was given",
 )
-
-
-def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
-    """What is known of every mask, by file name."""
-    return _by_mask(out / STATISTICS_FILES[0])
-
-
-def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
-    """Statistics of a case: organ or region → its numbers."""
-    found = organ_statistics(label_map, table, image)
-    return {organ.name: statistics_entry(organ, channels) for organ in found}
-
-
-def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels: Sequence[str]) -> None:
-    """Write both files.
-
-    Args:
-        out: Folder of the masks.
-        cases: File name of a mask → ``case``, ``prediction``, ``hash`` and ``organs``, as :func:`measure` gave them,
-            with ``confidence`` where it is known.
-        channels: Name of every channel of the images.
-
-    Raises:
-        VolsegError: If they cannot be written.
-    """
-    entries = [cases[name] for name in sorted(cases)]
-    rows = [
-        (*statistics_row(entry["case"], name, organ, channels), organ.get("confidence"))
-        for entry in entries
-        for name, organ in entry["organs"].items()
-    ]
-    content = {"channels": list(channels), "cases": entries, "conventions": list(_CONVENTIONS)}
-    write_json(out / STATISTICS_FILES[0], content)
-    write_csv(out / STATISTICS_FILES[1], [(*statistics_columns(channels), "confidence"), *rows], digits=6)
-
-
-# ``predictions.json`` beside the masks: which image each came from, how it was cleaned, and whether it is finished.
-
-_FILE = "predictions.json"
-
-
-def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``predictions.json`` by file name."""
-    return _by_mask(out / _FILE)
-
-
-def _by_mask(record: Path) -> dict[str, dict[str, Any]]:
-    """Entries of a record by the file name of their mask; none if it is missing or damaged."""
-    try:
-        return {entry["prediction"]: entry for entry in read_record(record).get("cases", ())}
-    except (KeyError, TypeError):
-        return {}
-
-
-def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The entry of a mask that is not done yet, which an empty hash says.
-
-    Args:
-        files: The case.
-        name: File name of the mask.
-        cleaning: How it is cleaned, as :meth:`~pipeline.infer.cleaning.Cleaning.to_json` has it; None if it is not.
-    """
-    images = [str(path.resolve()) for path in files.images]
-    return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
-
-
-def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
-    """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
-    entries[entry["prediction"]] = entry
-    write_entries(out, entries)
-
-
-def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``predictions.json``, a line per case: it is written often, and this is many times faster.
-
-    Raises:
-        VolsegError: If it cannot be written.
-    """
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
-    write_text(out / _FILE, f'{{"cases": [\n{lines}\n]}}\n')
-
-
-def why_failed(case: str, error: BaseException) -> str:
-    """One sentence on why a case could not be predicted."""
-    if isinstance(error, VolsegError):
-        return str(error)
-    if out_of_memory(error):
-        return f"case {case}: memory: expected enough, got too little. Lower infer.batch_size, or use --device cpu."
-    return f"case {case}: expected a prediction, got {type(error).__name__}: {error}. Check the file and the device."
-
-
-FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
-"""Formats that masks can be written in, whatever their inputs are."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +80,25 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Place:
+class SoftPaths:
+    """Where the soft outputs of a case go.
+
+    Args:
+        probabilities: Organ or region → file.
+        entropy: Its file; None without.
+    """
+
+    probabilities: Mapping[str, Path] = field(default_factory=dict)
+    entropy: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.probabilities.values(), *(() if self.entropy is None else (self.entropy,)))
+
+
+@dataclass(frozen=True)
+class CasePaths:
     """Where the files of a case go.
 
     Args:
@@ -260,7 +111,70 @@ class Place:
     mask: Path
     folder: Path
     organ_files: Mapping[str, str]
-    soft: SoftPlace = field(default_factory=SoftPlace)
+    soft: SoftPaths = field(default_factory=SoftPaths)
+
+
+def case_paths(
+    cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
+) -> dict[str, CasePaths]:
+    """Case id → where its files go: the mask has the input's own name, or the case's where that is another.
+
+    Args:
+        cases: All cases.
+        out: Folder of the masks.
+        output: What to write; its probabilities are names of organs.
+        table: The organs that masks keep.
+        known: All labels of the model.
+
+    Raises:
+        VolsegError: If two masks would be one file, or a mask its own input.
+    """
+    found: dict[str, CasePaths] = {}
+    taken: dict[Path, str] = {}
+    for files in cases:
+        first, stem = files.images[0], volume_stem(files.images[0])
+        suffix = f".{output.format}" if output.format else volume_suffix(first)
+        alone = len(files.images) == 1 and split_source(first)[0] == first
+        own = alone and files.id in (stem, stem.removesuffix("_0000"))
+        mask = out / (first.name if own and not output.format else f"{stem if own else files.id}{suffix}")
+        if mask in taken or mask.resolve() == split_source(first)[0].resolve():
+            culprit = f"case {taken[mask]}" if mask in taken else "the input itself"
+            raise VolsegError(sentence(str(mask), "one mask per file", f"{culprit} there too", "Use another folder"))
+        taken[mask] = files.id
+        names = organ_file_names(table, suffix) if output.split else {}
+        soft = soft_paths(out, files.id, known, output.probabilities, entropy=output.entropy)
+        found[files.id] = CasePaths(mask, out / volume_stem(mask), names, soft)
+    return found
+
+
+def soft_paths(out: Path, case: str, known: LabelTable, organs: Sequence[str], *, entropy: bool) -> SoftPaths:
+    """Where the soft outputs of a case go; an organ's file has the same name whichever others are chosen."""
+    names = organ_file_names(known, _SOFT_SUFFIX)
+    files = {name: out / PROBABILITIES / case / names[name] for name in organs}
+    return SoftPaths(files, out / ENTROPY / f"{case}{_SOFT_SUFFIX}" if entropy else None)
+
+
+def soft_organs(known: LabelTable, kept: LabelTable, names: Sequence[str]) -> tuple[str, ...]:
+    """The organs whose probabilities are written.
+
+    Args:
+        known: All labels of the model.
+        kept: Those that masks keep.
+        names: What was asked for; ``all`` for all organs (or regions) that masks keep.
+
+    Raises:
+        DataError: If the network finds no such organ or region.
+    """
+    if tuple(names) == _ALL and "all" not in known.targets:
+        return tuple(name for name in known.targets if name in kept.targets)
+    unknown = [name for name in names if name not in known.targets]
+    if unknown:
+        rule, got = f"all, or some of {', '.join(known.targets)}", ", ".join(unknown)
+        raise DataError(sentence("probabilities", rule, got, "Correct the names"))
+    return tuple(dict.fromkeys(names))
+
+
+# Names and colours of label values: ``labels.json`` and ``labels.txt``.
 
 
 @dataclass(frozen=True)
@@ -281,11 +195,7 @@ class Labels:
 
 
 def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
-    """The labels of a model, or some of them; an organ's colour does not depend on the others that are chosen.
-
-    Args:
-        known: All labels of the model.
-        organs: Names of those to keep; empty for all.
+    """The labels of a model, or the named ones; an organ's colour does not depend on the others that are chosen.
 
     Raises:
         DataError: If a name is not known.
@@ -296,81 +206,6 @@ def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
     drawn = dict(zip(table.regions, table.painted, strict=True)) or {name: value for value, name in table.names.items()}
     shown = {name: colors[value] for name, value in drawn.items()}
     return Labels(table, legend, shown, known if organs else None)
-
-
-def places(
-    cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
-) -> dict[str, Place]:
-    """Case id → its place: the mask has the input's own name, or the case's where that is another.
-
-    Args:
-        cases: All cases.
-        out: Folder of the masks.
-        output: What to write; its probabilities are names of organs.
-        table: The organs that masks keep.
-        known: All labels of the model.
-
-    Raises:
-        VolsegError: If two masks would be one file, or a mask its own input.
-    """
-    found: dict[str, Place] = {}
-    taken: dict[Path, str] = {}
-    for files in cases:
-        first, stem = files.images[0], volume_stem(files.images[0])
-        suffix = f".{output.format}" if output.format else volume_suffix(first)
-        alone = len(files.images) == 1 and split_source(first)[0] == first
-        own = alone and files.id in (stem, stem.removesuffix("_0000"))
-        mask = out / (first.name if own and not output.format else f"{stem if own else files.id}{suffix}")
-        if mask in taken or mask.resolve() == split_source(first)[0].resolve():
-            culprit = f"case {taken[mask]}" if mask in taken else "the input itself"
-            raise VolsegError(f"{mask}: expected one mask per file, got {culprit} there too. Use another folder.")
-        taken[mask] = files.id
-        names = organ_file_names(table, suffix) if output.split else {}
-        soft = soft_place(out, files.id, known, output.probabilities, entropy=output.entropy)
-        found[files.id] = Place(mask, out / volume_stem(mask), names, soft)
-    return found
-
-
-def require_own_files(
-    out: Path,
-    wanted: Iterable[Place],
-    beside: Sequence[str],
-    entries: Mapping[str, Mapping[str, Any]],
-    table: LabelTable,
-) -> None:
-    """Refuse to overwrite what no earlier prediction wrote, and to mix masks whose values mean different organs.
-
-    Args:
-        out: Folder of the masks.
-        wanted: Places of the cases.
-        beside: Names of the files that are written beside the masks.
-        entries: Entries of ``predictions.json`` by file name.
-        table: What the values will mean.
-
-    Raises:
-        VolsegError: If there is such a file.
-    """
-    masks = {place.mask.name: place for place in wanted}
-    soft = {name for entry in entries.values() for name in entry.get("soft_files", ())}
-    strangers = [place.mask for name, place in masks.items() if name not in entries and place.mask.exists()]
-    for name, place in masks.items():
-        ours = entries.get(name, {}).get("organ_files") or ()
-        files = (place.folder / file for file in place.organ_files.values() if file not in ours)
-        soft_files = (file for file in place.soft.files if file.relative_to(out).as_posix() not in soft)
-        strangers += [file for file in (*files, *soft_files) if file.exists()]
-    if not (out / "predictions.json").exists():
-        strangers += [out / name for name in beside if (out / name).exists()]
-    if strangers:
-        raise VolsegError(
-            f"{strangers[0]}: expected a free place or the mask of an earlier prediction, got another file. "
-            "Use another output folder."
-        )
-    others = [name for name in entries if name not in masks and (out / name).is_file()]
-    if others and (out / "labels.json").is_file() and not _same_labels(out / "labels.json", table):
-        raise VolsegError(
-            f"{out / 'labels.json'}: expected the organs of the masks that stay there, e.g. {others[0]}, got others. "
-            "Use another output folder."
-        )
 
 
 def write_labels(out: Path, labels: Labels) -> None:
@@ -388,9 +223,153 @@ def write_labels(out: Path, labels: Labels) -> None:
     write_text(out / "labels.txt", snap_labels(labels.legend))
 
 
+# Which files in the folder are those of an earlier prediction.
+
+
+def require_own_files(
+    out: Path,
+    wanted: Iterable[CasePaths],
+    beside: Sequence[str],
+    entries: Mapping[str, Mapping[str, Any]],
+    table: LabelTable,
+) -> None:
+    """Refuse to overwrite what no earlier prediction wrote, and to mix masks whose values mean different organs.
+
+    Args:
+        out: Folder of the masks.
+        wanted: Where the files of the cases go.
+        beside: Names of the files that are written beside the masks.
+        entries: Entries of ``predictions.json`` by file name.
+        table: What the values will mean.
+
+    Raises:
+        VolsegError: If there is such a file.
+    """
+    masks = {paths.mask.name: paths for paths in wanted}
+    soft = {name for entry in entries.values() for name in entry.get("soft_files", ())}
+    strangers = [paths.mask for name, paths in masks.items() if name not in entries and paths.mask.exists()]
+    for name, paths in masks.items():
+        ours = entries.get(name, {}).get("organ_files") or ()
+        files = (paths.folder / file for file in paths.organ_files.values() if file not in ours)
+        soft_files = (file for file in paths.soft.files if file.relative_to(out).as_posix() not in soft)
+        strangers += [file for file in (*files, *soft_files) if file.exists()]
+    if not (out / _ENTRIES_FILE).exists():
+        strangers += [out / name for name in beside if (out / name).exists()]
+    if strangers:
+        rule = "a free place or the mask of an earlier prediction"
+        raise VolsegError(sentence(str(strangers[0]), rule, "another file", "Use another output folder"))
+    others = [name for name in entries if name not in masks and (out / name).is_file()]
+    legend = out / "labels.json"
+    if others and legend.is_file() and not _same_labels(legend, table):
+        rule = f"the organs of the masks that stay there, e.g. {others[0]}"
+        raise VolsegError(sentence(str(legend), rule, "others", "Use another output folder"))
+
+
 def _same_labels(file: Path, table: LabelTable) -> bool:
     try:
         there = LabelTable.from_json(read_json(file))
     except (VolsegError, KeyError, TypeError, ValueError, AttributeError):
         return False
     return (there.names, there.regions) == (table.names, table.regions)
+
+
+# ``predictions.json``: which image each mask came from, how it was cleaned, and whether it is finished.
+
+
+def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
+    """Entries of ``predictions.json`` by file name."""
+    return _earlier(out / _ENTRIES_FILE)
+
+
+def _earlier(file: Path) -> dict[str, dict[str, Any]]:
+    """Entries by file name of the mask; a damaged file counts as none, and is written anew."""
+    try:
+        return {entry["prediction"]: entry for entry in read_record(file).get("cases", ())}
+    except (KeyError, TypeError):
+        return {}
+
+
+def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entry of a mask that is not done yet, which an empty hash says; ``name`` is the mask's."""
+    images = [str(path.resolve()) for path in files.images]
+    return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
+
+
+def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
+    """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
+    entries[entry["prediction"]] = entry
+    write_entries(out, entries)
+
+
+def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write ``predictions.json``.
+
+    Raises:
+        VolsegError: If it cannot be written.
+    """
+    # A line per case: the file is written twice per case, and this is many times faster than indented JSON.
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
+    write_text(out / _ENTRIES_FILE, f'{{"cases": [\n{lines}\n]}}\n')
+
+
+def why_failed(case: str, error: BaseException) -> str:
+    """One sentence on why a case could not be predicted."""
+    if isinstance(error, VolsegError):
+        return str(error)
+    if out_of_memory(error):
+        return sentence("memory", "enough", "too little", "Lower infer.batch_size, or use --device cpu", case=case)
+    got = f"{type(error).__name__}: {error}"
+    return sentence(f"case {case}", "a prediction", got, "Check the file and the device")
+
+
+# Soft outputs: a file per organ of probabilities, and one of the entropy.
+
+
+def write_soft(soft: SoftPrediction, paths: SoftPaths, *, like: Path | None = None) -> None:
+    """Write the soft outputs of a case; ``like`` as in :func:`~pipeline.data.volumes.write_label_map`.
+
+    Raises:
+        VolsegError: If a file cannot be written.
+    """
+    grid = soft.label_map.grid
+    for name, path in paths.probabilities.items():
+        write_probabilities(soft.probabilities[name], grid, path, like=like)
+    if paths.entropy is not None and soft.entropy is not None:
+        write_probabilities(soft.entropy, grid, paths.entropy, like=like)
+
+
+# ``statistics.json`` and ``statistics.csv``: volume, intensities and edges of every organ.
+
+
+def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
+    """What is known of every mask, by file name."""
+    return _earlier(out / STATISTICS_FILES[0])
+
+
+def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
+    """Statistics of a case: organ or region → its numbers."""
+    found = organ_statistics(label_map, table, image)
+    return {organ.name: statistics_entry(organ, channels) for organ in found}
+
+
+def write_statistics(out: Path, cases: Mapping[str, Mapping[str, Any]], channels: Sequence[str]) -> None:
+    """Write both files.
+
+    Args:
+        out: Folder of the masks.
+        cases: File name of a mask → ``case``, ``prediction``, ``hash`` and ``organs``, as :func:`measure` gave them,
+            with ``confidence`` where it is known.
+        channels: Name of every channel of the images.
+
+    Raises:
+        VolsegError: If they cannot be written.
+    """
+    entries = [cases[name] for name in sorted(cases)]
+    rows = [
+        (*statistics_row(entry["case"], name, organ, channels), organ.get("confidence"))
+        for entry in entries
+        for name, organ in entry["organs"].items()
+    ]
+    content = {"channels": list(channels), "cases": entries, "conventions": list(_CONVENTIONS)}
+    write_json(out / STATISTICS_FILES[0], content)
+    write_csv(out / STATISTICS_FILES[1], [(*statistics_columns(channels), "confidence"), *rows], digits=6)

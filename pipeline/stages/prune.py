@@ -109,7 +109,7 @@ def _measure(
         with torch.no_grad(), autocast(device, choose_dtype(device, card.settings.train.precision)):
             network(patch)  # what libraries do once should not count for the first case
         for case in task.splits[fold]:
-            validation = make_validation(task.prepared, [case], card.network, card.plan, card.settings, device)
+            validation = make_validation(task.prepared, [case], card, device)
             began = time.perf_counter()
             scores = validation.score(network, False)  # not mirrored
             found[case] = scores.cases[case], time.perf_counter() - began

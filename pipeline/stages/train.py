@@ -126,7 +126,7 @@ def _train(
     """Say what is trained, train it, and write what became of it."""
     spec, plan, settings = planned.card.network, planned.card.plan, run.settings
     place, processes, log = source.device, run.processes, callbacks.log
-    validation = make_validation(planned.prepared, planned.split.validation, spec, plan, settings, place, processes)
+    validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes)
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
     for line in (_description(spec, source, network), *_notes(plan, planned.card.settings), *transferred):
         log(line)

@@ -12,14 +12,16 @@ from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.grid import Grid, reorient_array
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image
-from pipeline.infer.predictor import Predictor
 from pipeline.infer.trained_model import TrainedModel
+from pipeline.model.device import to_device
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.preprocess.resample import resample
+from pipeline.stages.predict import Predictor
 
+CPU = torch.device("cpu")
 ORGANS = LabelTable({1: "liver", 2: "kidney_left", 3: "kidney_right", 7: "aorta"})
 REGIONS = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
 
@@ -75,9 +77,9 @@ def member(
             "patch_size": size,
         }
     )
-    networks = [_sharp(spec.build(seed + fold)) for fold in range(folds)]
+    networks = [to_device(_sharp(spec.build(seed + fold)), CPU).eval() for fold in range(folds)]
     card = ModelCard(network=spec, plan=plan(table, **changes), settings=own, provenance={})
-    return TrainedModel(card, networks, torch.device("cpu"))
+    return TrainedModel(card, networks, CPU)
 
 
 def image(orientation: str = "RAS", spacing: tuple[float, float, float] = (1.5, 2.5, 1.0), seed: int = 0) -> Image:
@@ -88,12 +90,18 @@ def image(orientation: str = "RAS", spacing: tuple[float, float, float] = (1.5, 
     return Image(array, grid).reoriented(orientation)
 
 
+def logits_of(model: TrainedModel, volume: Tensor) -> Tensor:
+    """Logits (L, I, J, K) of a prepared volume (C, I, J, K)."""
+    logits: Tensor = model.inferer(volume.shape[1:])(volume[None], model.passes)[0]
+    return logits
+
+
 def whole_probabilities(predictor: Predictor, given: Image) -> Tensor:
     """Mean probabilities (L, I, J, K) of an image on its own grid, from logits at full size that all exist at once."""
     total: Tensor | None = None
-    for one in predictor.members:
+    for one in predictor.models:
         array, trace = prepare_image(given, one.card.plan)
-        logits = one.inference.logits(torch.from_numpy(array))
+        logits = logits_of(one, torch.from_numpy(array))
         sized = torch.as_tensor(resample(logits.numpy(), trace.cropped.shape, 1))
         regions = bool(one.card.plan.label_table.regions)
         whole = torch.zeros((len(sized), *trace.reoriented.shape))
@@ -102,7 +110,7 @@ def whole_probabilities(predictor: Predictor, given: Image) -> Tensor:
         whole[(slice(None), *box)] = torch.sigmoid(sized) if regions else torch.softmax(sized, 0)
         total = whole if total is None else total + whole
     assert total is not None
-    turned = reorient_array(total.numpy() / len(predictor.members), "RAS", given.grid.orientation)
+    turned = reorient_array(total.numpy() / len(predictor.models), "RAS", given.grid.orientation)
     return torch.from_numpy(np.ascontiguousarray(turned))
 
 
@@ -125,7 +133,7 @@ def member_of(network: nn.Module, classes: int, plan: Plan | None = None, **infe
     spec = NetworkSpec(name="unet", dims=3, in_channels=1, out_channels=classes, options=options, patch_size=(8, 8, 8))
     settings = Settings.model_validate({"train": {"precision": "fp32"}})
     card = ModelCard(network=spec, plan=plan or plan_of(classes), settings=settings, provenance={})
-    return TrainedModel(card, [network], torch.device("cpu"), InferSettings(**infer))
+    return TrainedModel(card, [to_device(network, CPU).eval()], CPU, InferSettings(**infer))
 
 
 def smooth_scan(orientation: str = "RAS", blobs: int = 6) -> Image:

@@ -16,13 +16,13 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.predictor import Predictor
 from pipeline.infer.restore import segment
 from pipeline.infer.trained_model import TrainedModel
-from pipeline.model.folder import ensemble_members, member_folders
+from pipeline.model.folder import ensemble_members, member_folders, read_card
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.stages.choose import choose
 from pipeline.stages.cross_validate import cross_validate
+from pipeline.stages.predict import Predictor
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 from pipeline.stages.train_folds import train_folds
@@ -88,7 +88,7 @@ def test_a_pair_predicts_a_case_by_the_two_folds_that_did_not_train_on_it(here: 
     pair = tmp_path / "best" / "cross_validation" / "fine+coarse"
     splits = json.loads((here / "fine_data" / "splits.json").read_text())
     for fold, split in enumerate(splits):
-        members = [TrainedModel.load(here / name, CPU, [fold]) for name in ("fine", "coarse")]
+        members = [TrainedModel.load(here / name, read_card(here / name), CPU, [fold]) for name in ("fine", "coarse")]
         for case in split["validation"]:
             prepared = []
             for name in ("fine_data", "coarse_data"):
@@ -108,7 +108,7 @@ def test_an_ensemble_of_a_pair_averages_probabilities_and_takes_settings_for_all
         shutil.copytree(here / name, out / name)
     (out / "ensemble.json").write_text('{"members": ["fine", "coarse"]}')
     predictor = Predictor.load(out, device="cpu")
-    assert [member.card.network.dims for member in predictor.members] == [3, 2]
+    assert [member.card.network.dims for member in predictor.models] == [3, 2]
     assert len(predictor.networks) == 4
     image = read_image(here / "toy" / "images" / "toy_1.nii.gz")
     found = predictor.predict(image)
@@ -122,7 +122,7 @@ def test_an_ensemble_of_a_pair_averages_probabilities_and_takes_settings_for_all
     assert (same != Predictor.load(here / "fine", device="cpu").predict(image).array).mean() < 1e-3
     settings = predictor.settings.model_copy(update={"overlap": 0.25})
     changed = Predictor.load(out, device="cpu", settings=settings)
-    assert [member.settings.overlap for member in changed.members] == [0.25, 0.25]
+    assert [member.settings.overlap for member in changed.models] == [0.25, 0.25]
 
 
 def test_choosing_again_does_only_what_is_missing(here: Path, tmp_path: Path) -> None:

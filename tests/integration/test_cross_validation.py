@@ -20,11 +20,11 @@ from pipeline.data.store import open_prepared
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card, write_card
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.convert import convert
 from pipeline.stages.cross_validate import cross_validate
+from pipeline.stages.predict import Predictor
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.report import report
 from pipeline.stages.train_folds import train_folds

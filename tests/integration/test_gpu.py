@@ -9,9 +9,9 @@ import pytest
 import torch
 from toy import toy_case, toy_settings
 
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import load_weights
 from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.stages.predict import Predictor
 from pipeline.stages.train import train
 
 pytestmark = pytest.mark.gpu

@@ -20,14 +20,13 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.grid import ORIENTATIONS
 from pipeline.data.store import prepared_ids
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.report.report import write_report
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.model_files import LOCK_FILE
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 

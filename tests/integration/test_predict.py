@@ -10,7 +10,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +21,12 @@ from toy import write_toy
 from pipeline.core import files as core_files
 from pipeline.core.errors import VolsegError
 from pipeline.core.volume import Image, LabelMap
+from pipeline.data.legend import organ_color
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.predictor import Predictor
+from pipeline.infer.coarse_to_fine import SearchRegion
 from pipeline.infer.tta import Pass
-from pipeline.report.palette import organ_color
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prediction_files import Output
 
 
@@ -49,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", refuse)
+        patch.setattr(Predictor, "predict_with_region", refuse)
         yield
 
 
@@ -267,15 +266,15 @@ def test_a_signal_ends_a_prediction_in_order(
     images, out, whole, one = (
         write_toy(tmp_path / "six", 6) / "images",
         tmp_path / "out",
-        Predictor.predict,
+        Predictor.predict_with_region,
         Pass.__call__,
     )
     seen: list[str] = []
 
-    def predicting(self: Predictor, image: Image, case: str = "image", *more: Any) -> LabelMap:
+    def predicting(self: Predictor, image: Image, case: str) -> tuple[LabelMap, SearchRegion | None]:
         seen.append(case)
         stop()
-        return whole(self, image, case, *more)
+        return whole(self, image, case)
 
     def looking(self: Pass, windows: Tensor) -> list[Tensor]:
         seen.append("window")
@@ -288,7 +287,7 @@ def test_a_signal_ends_a_prediction_in_order(
 
     words = ("predict", model, images, "-o", out, "--device", "cpu", "--statistics", "--set", "infer.batch_size=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", predicting)
+        patch.setattr(Predictor, "predict_with_region", predicting)
         patch.setattr(Pass, "__call__", looking)
         code, text, err = run(capfd, *words)
     assert code == 128 + number

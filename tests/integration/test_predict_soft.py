@@ -25,9 +25,8 @@ from pipeline.core.errors import VolsegError
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.calibration import calibration, dilated_box
 from pipeline.evaluate.measures import Measures
-from pipeline.infer.predictor import Predictor
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prediction_files import Output
 
 ORGANS = ("box_left", "box_small")
@@ -53,7 +52,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", refuse)
+        patch.setattr(Predictor, "predict_with_region", refuse)
         patch.setattr(Predictor, "predict_soft", refuse)
         yield
 
@@ -149,7 +148,7 @@ def test_running_again_does_only_what_is_missing(
     assert (out / "toy_0" / "box_left.nii.gz").is_file()
     stamps = {name: (out / name).stat().st_mtime_ns for name in written(out) if name.endswith(".nii.gz")}
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", None)
+        patch.setattr(Predictor, "predict_with_region", None)
         patch.setattr(Predictor, "predict_soft", None)
         for output in (EVERYTHING, Output(split=True), Output(confidence=True), Output(probabilities=("box_left",))):
             assert predict(model, [scans], out, device="cpu", output=output).kept == ("toy_0", "toy_1")

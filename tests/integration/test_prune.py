@@ -15,9 +15,9 @@ from pipeline.__main__ import main
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.predictor import Predictor
 from pipeline.model.cost import count_parameters
 from pipeline.model.folder import fold_folder, load_network, load_weights, read_card, trained_folds, write_card
+from pipeline.stages.predict import Predictor
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
 

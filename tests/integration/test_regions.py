@@ -16,10 +16,9 @@ from pipeline.data.check import check_dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_label_map
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import read_card
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.report import report
 from pipeline.stages.train import train

@@ -14,14 +14,13 @@ from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.predictor import Predictor
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network
 from pipeline.phantom.torso import write_phantom
 from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.stages.model_files import alone_in
 from pipeline.stages.plan import plan as plan_dataset
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 from pipeline.train.state import Callbacks
@@ -205,7 +204,7 @@ def test_mirroring_keeps_to_the_axes_training_mirrored(prepared: Path, model: Pa
     settings = changed(toy_settings(), augment={"flip_axes": ["SI"]}, train={"epochs": 1, "iterations_per_epoch": 1})
     train(prepared, tmp_path / "m", settings, device="cpu")
     predictor = Predictor.load(tmp_path / "m", device="cpu", settings=InferSettings(mirror=True))
-    assert predictor.members[0].mirror_axes == (2,)
+    assert predictor.models[0].mirror_axes == (2,)
 
 
 def test_an_unknown_organ_to_clean_is_named_before_any_work(model: Path) -> None:
@@ -314,7 +313,7 @@ def test_a_prediction_interrupted_at_its_first_case_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", interrupted)
+        patch.setattr(Predictor, "predict_with_region", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict(model, [dataset / "images"], tmp_path / "masks", device="cpu")
     assert predict(model, [dataset / "images"], tmp_path / "masks", device="cpu").done == ("toy_0",)

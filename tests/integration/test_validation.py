@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from members import logits_of
 from toy import toy_settings
 
 from pipeline.data.store import open_prepared, prepared_ids
@@ -29,10 +30,12 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
         torch.device("cpu"),
     )
     network = spec.build(3).eval()
-    member = TrainedModel(ModelCard(network=spec, plan=plan, settings=mirroring, provenance={}), [network], cpu)
+    card = ModelCard(network=spec, plan=plan, settings=mirroring, provenance={})
+    member = TrainedModel(card, [network], cpu)
     turning = mirroring.model_copy(update={"infer": mirroring.infer.model_copy(update={"rotate": True})})
-    assert make_validation(prepared, cases, spec, plan, turning, cpu).passes == 16  # 8 of a plane, mirrored across it
-    asked, without = (make_validation(prepared, cases, spec, plan, each, cpu) for each in (mirroring, plain))
+    turned, *both = (card.model_copy(update={"settings": each}) for each in (turning, mirroring, plain))
+    assert make_validation(prepared, cases, turned, cpu).passes == 16  # 8 of a plane, mirrored across it
+    asked, without = (make_validation(prepared, cases, each, cpu) for each in both)
     assert (asked.passes, asked.complete, asked.longer) == (4, False, 4.0)
     assert (without.passes, without.complete, without.longer) == (1, True, 1.0)
     assert asked.score(network, False) == without.score(network, True)
@@ -40,6 +43,6 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
     assert found != asked.score(network, False).cases
     for case in cases:
         image, label = open_prepared(prepared, case)
-        index = member.inference.logits(torch.from_numpy(image[...]).float()).argmax(0).numpy()
+        index = logits_of(member, torch.from_numpy(image[...]).float()).argmax(0).numpy()
         expected = {row.name: row.dice for row in overlaps(label[...], index, plan.label_table.indexed(), case=case)}
         assert found[case] == pytest.approx(expected)

@@ -52,7 +52,7 @@ def test_files_are_predicted_by_a_loaded_model_in_any_thread(dataset: Path, mode
 
 def test_a_predictor_without_a_folder_takes_images_only(dataset: Path, model: Path, tmp_path: Path) -> None:
     loaded = Predictor.load(model, device="cpu")
-    made = Predictor(loaded.members)
+    made = Predictor(loaded.models)
     with pytest.raises(VolsegError, match=r"predictor: expected one that was loaded from a model folder"):
         made.predict_files([dataset / "images"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.labelling import SlabLabels, decode
+from pipeline.infer.labelling import PlaneLabels, decode
 from pipeline.preprocess.resample import resample
 
 
@@ -71,7 +71,7 @@ def test_labels_are_those_of_resampled_logits(shape, target, classes, regions, p
             np.indices(shape).sum(0) // 3 == torch.arange(classes).reshape(-1, 1, 1, 1)
         )
     values = logits.movedim(0, -1).contiguous()
-    slabs = SlabLabels(shape, target, painting)
+    slabs = PlaneLabels(shape, target, painting)
     rows = [row for first in range(0, shape[0], planes) for row in slabs.add(values[first : first + planes])]
     assert [first for first, _ in rows] == list(np.cumsum([0, *(len(part) for _, part in rows[:-1])]))
     found = torch.cat([part for _, part in rows]).long()

@@ -39,13 +39,13 @@ def _geometry(draw):
     blend=st.sampled_from(["gaussian", "constant", "hann"]),
     batch=st.integers(1, 50),
     axis=st.sampled_from(["auto", 0, 1]),
-    spacing=st.sampled_from(["interval", "even"]),
+    placement=st.sampled_from(["interval", "even"]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     volumes=st.integers(1, 2),
     seed=st.integers(0, 2**31),
 )
 def test_identity_network_returns_its_input_and_nothing_of_the_callers_is_written(
-    geometry, blend, batch, axis, spacing, dtype, volumes, seed
+    geometry, blend, batch, axis, placement, dtype, volumes, seed
 ):
     shape, window, overlap = geometry
     inputs = torch.randn(volumes, 2, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -55,7 +55,7 @@ def test_identity_network_returns_its_input_and_nothing_of_the_callers_is_writte
         returned.append((windows, windows.clone()))
         return windows
 
-    result = StreamingInferer(window, overlap, blend, batch, axis, spacing=spacing)(inputs, network)
+    result = StreamingInferer(window, overlap, blend, batch, axis, placement=placement)(inputs, network)
     torch.testing.assert_close(result, before.float(), atol=1e-5, rtol=0)
     assert torch.equal(inputs, before)
     assert all(torch.equal(logits, copy) for logits, copy in returned)
@@ -64,24 +64,24 @@ def test_identity_network_returns_its_input_and_nothing_of_the_callers_is_writte
 @settings(deadline=None, max_examples=100)
 @given(
     geometry=_geometry(),
-    spacing=st.sampled_from(["interval", "even"]),
+    placement=st.sampled_from(["interval", "even"]),
     margin=st.integers(0, 3),
     step=st.integers(1, 4),
 )
-def test_windows_give_logits_for_every_voxel(geometry, spacing, margin, step):
+def test_windows_give_logits_for_every_voxel(geometry, placement, margin, step):
     shape, window, overlap = geometry
     axes = len(shape)
     if margin:
         window = [max(size, step) + 2 * margin for size in window]
-    tiling = Tiling.of(window, overlap, [margin] * axes, [step] * axes, spacing)
+    tiling = Tiling.of(window, overlap, [margin] * axes, [step] * axes, placement)
     seen = np.zeros(shape, bool)
-    for place in tiling.places(shape, 0):
+    for place in tiling.starts(shape, 0):
         seen[tuple(slice(max(0, start), start + size) for start, size in zip(place, tiling.tile, strict=True))] = True
     assert seen.all()
 
 
-@pytest.mark.parametrize("spacing", ["interval", "even"])
-def test_twice_the_length_is_twice_the_windows(spacing):
-    tiling = Tiling.of((96, 96, 96), 0.5, None, None, spacing)
-    counts = [len(tiling.places((273, 273, length), 2)) for length in (480, 960, 1920)]
+@pytest.mark.parametrize("placement", ["interval", "even"])
+def test_twice_the_length_is_twice_the_windows(placement):
+    tiling = Tiling.of((96, 96, 96), 0.5, None, None, placement)
+    counts = [len(tiling.starts((273, 273, length), 2)) for length in (480, 960, 1920)]
     assert counts == [25 * 9, 25 * 19, 25 * 39]  # a window of 96 and one more per 48 planes

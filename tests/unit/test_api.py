@@ -26,7 +26,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_the_examples_run() -> None:
-    for module in ("pipeline", "pipeline.infer.predictor", "pipeline.stages.predict", "pipeline.infer.inferer"):
+    for module in ("pipeline", "pipeline.stages.predict", "pipeline.infer.inferer"):
         failed, _ = doctest.testmod(importlib.import_module(module))
         assert failed == 0
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from pipeline.config.settings import InferSettings
+from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.infer.cleaning import (
@@ -15,6 +16,7 @@ from pipeline.infer.cleaning import (
     connected_pieces,
     fill_holes,
     keep_largest,
+    label_boxes,
     read_cleaning,
     remove_small,
 )
@@ -299,3 +301,23 @@ def test_of_equal_components_in_different_pieces_the_first_stays(monkeypatch):
     label[3, 50, 5] = label[2, 55, 50] = label[5, 5, 5] = 1  # blocks are numbered otherwise than voxels
     kept = keep_largest(label, [CLEANED_TABLE.without("a")])
     assert np.argwhere(kept).tolist() == [[2, 55, 50]]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_lines_of_voxels_are_cleaned_like_any_organ(axis):
+    generator = np.random.default_rng(axis)
+    for length in range(1, 12):  # cc3d refuses some of these with 26 neighbours
+        line = generator.random(length) < 0.7
+        label = np.moveaxis(line.astype(np.uint8).reshape(-1, 1, 1), 0, axis)
+        runs = "".join("x" if voxel else " " for voxel in line).split()
+        kept = keep_largest(label, [CLEANED_TABLE.without("a")])
+        assert kept.sum() == max(map(len, runs), default=0)
+        assert sum(len(piece.sizes) for piece in connected_pieces(label == 1)) == len(runs)
+
+
+def test_boxes_of_labels():
+    label = np.zeros((3, 1, 2), np.uint16)
+    label[0, 0, 1] = label[2, 0, 0] = 300
+    label[1, 0, 1] = 2
+    assert label_boxes(label) == {2: Box((1, 0, 1), (2, 1, 2)), 300: Box((0, 0, 0), (3, 1, 2))}
+    assert label_boxes(np.zeros((2, 2, 2), np.uint8)) == {}

@@ -9,7 +9,8 @@ from torch import nn
 from pipeline.core.box import Box
 from pipeline.core.grid import Grid, reorient_array
 from pipeline.core.volume import Image
-from pipeline.infer.predictor import Predictor
+from pipeline.infer.coarse_to_fine import SearchRegion, body_mask, coarse_shape, organ_box
+from pipeline.stages.predict import Predictor
 
 
 class _Bright(nn.Module):
@@ -37,16 +38,15 @@ ORGAN = (slice(12, 28), slice(6, 14), slice(8, 16))
 
 
 def _predicted(image, network=None, **infer):
-    regions = []
-    member = member_of(network or _Bright(), 2, batch_size=1, **infer)
-    return Predictor([member]).predict(image, "case", regions.append), regions
+    model = member_of(network or _Bright(), 2, batch_size=1, **infer)
+    return Predictor([model]).predict_with_region(image, "case")
 
 
 def test_windows_cover_the_box_and_what_is_around_it_is_background():
     image, calls = _scan(ORGAN), _Bright(width=1)  # each voxel by itself: where its windows lie makes no difference
     whole, none = _predicted(image, _Bright(width=1))
-    found, (region,) = _predicted(image, calls, roi="organs", roi_margin_mm=8.0)
-    assert none == []
+    found, region = _predicted(image, calls, roi="organs", roi_margin_mm=8.0)
+    assert none is None
     assert region.kind == "organs"
     assert region.why is None
     # 24 x 40 x 44 voxels of 2 mm; the organ is at 6 to 14 in all axes, as coarse voxels 3 to 7, the margin is 4 voxels.
@@ -63,7 +63,7 @@ def test_outside_the_box_is_background():
     image = _scan(ORGAN, (slice(36, 40), slice(30, 32), slice(36, 38)))
     network = _Bright(threshold=0.3)
     whole, _ = _predicted(image, network)
-    found, (region,) = _predicted(image, network, roi="organs", roi_margin_mm=8.0)
+    found, region = _predicted(image, network, roi="organs", roi_margin_mm=8.0)
     assert region.kind == "organs"
     both = [reorient_array(mask.array, "LPI", "RAS") for mask in (whole, found)]
     assert both[0][34:, 28:, 34:].any()
@@ -83,7 +83,7 @@ def test_where_the_coarse_pass_may_be_wrong_everything_is_looked_at(bright, why,
             "pipeline.infer.coarse_to_fine.organ_box", lambda labels, shape: Box((6, 8, 8), (12, 14, 12))
         )
     whole, _ = _predicted(image)
-    found, (region,) = _predicted(image, roi="organs", roi_margin_mm=2.0)
+    found, region = _predicted(image, roi="organs", roi_margin_mm=2.0)
     assert region.kind == "none"
     assert why in region.why
     assert region.skipped == 0
@@ -96,7 +96,7 @@ def test_windows_of_background_alone_are_left_out():
     turned[30:], turned[:, 22:] = -5.0, -5.0  # air
     network = _Bright()
     whole, _ = _predicted(image, network)
-    found, (region,) = _predicted(image, network, roi="body")
+    found, region = _predicted(image, network, roi="body")
     assert (region.kind, region.box, region.why) == ("body", None, None)
     # Body voxels end at 15 of 24 and 22 of 40 (and one more by interpolation).
     assert region.skipped == 450 - 4 * 6 * 10
@@ -107,13 +107,80 @@ def test_windows_of_background_alone_are_left_out():
 @pytest.mark.parametrize(("shape", "kind"), [((48, 40, 44), "organs"), ((20, 10, 10), "body")])
 def test_auto_looks_for_organs_where_that_costs_little(shape, kind):
     place = tuple(slice(n // 3, 2 * n // 3) for n in shape)
-    _, (region,) = _predicted(_scan(place, shape=shape), roi="auto", roi_margin_mm=12.0)
+    _, region = _predicted(_scan(place, shape=shape), roi="auto", roi_margin_mm=12.0)
     assert region.kind == kind
 
 
 def test_an_ensemble_looks_at_everything():
-    image, regions = _scan(ORGAN), []
+    image = _scan(ORGAN)
     members = [member_of(_Bright(), 2, plan_of(2), roi="organs") for _ in range(2)]
-    found = Predictor(members).predict(image, "case", regions.append)
-    assert regions == []
+    found, region = Predictor(members).predict_with_region(image, "case")
+    assert region is None
     assert found.array.any()
+
+
+# Where it is worth looking: boxes and masks computed by hand.
+
+
+def test_what_differs_from_the_background_in_some_channel_is_body():
+    image = torch.zeros(2, 4, 4, 4)
+    image[0] = -1.5
+    image[0, 1, 2, 3] = -1.4
+    image[1, 0, 0, 0] = 7.0
+    assert body_mask(image).nonzero().tolist() == [[0, 0, 0], [1, 2, 3]]
+    assert not body_mask(torch.full((1, 3, 3, 3), 9.0)).any()
+
+
+def test_the_box_of_coarse_organs_holds_all_of_their_voxels():
+    labels = torch.zeros(5, 4, 3, dtype=torch.uint8)
+    labels[1:3, 2:4, 1:3] = 2
+    # Half the voxels: 1 to 3 are 2 to 6; of 7 fine voxels along the second axis 2 to 4 are 3.5 to 7.
+    assert organ_box(labels, (10, 7, 6)) == Box((2, 3, 2), (6, 7, 6))
+    assert organ_box(torch.zeros(5, 4, 3), (10, 7, 6)) is None
+    labels[...] = 0
+    labels[0, 0, 0] = 1
+    assert organ_box(labels, (10, 7, 6)) is None  # a voxel alone is noise
+
+
+def test_coarse_grids_have_half_the_voxels():
+    assert coarse_shape((100, 33, 1)) == (50, 16, 1)
+
+
+def test_margins_end_where_the_image_does():
+    assert Box((5, 1, 0), (8, 9, 3)).grown((2, 2, 4), (10, 10, 10)) == Box((3, 0, 0), (10, 10, 7))
+
+
+@pytest.mark.parametrize(
+    ("box", "shape", "target", "expected"),
+    [
+        (((2,), (6,)), (10,), (10,), ((2,), (6,))),
+        (((2,), (6,)), (10,), (20,), ((5,), (11,))),  # centres 2.25 to 4.75: those of 4 and 11 lie at 1.75 and 5.25
+        (((0,), (10,)), (10,), (20,), ((0,), (20,))),
+        (((2,), (6,)), (10,), (5,), ((1,), (3,))),  # centres 2.5 and 4.5
+    ],
+)
+def test_on_another_grid_interpolation_stays_inside_the_box(box, shape, target, expected):
+    assert Box(*box).resized(shape, target) == Box(*expected)
+
+
+def test_faces_count_where_the_image_goes_on():
+    labels = np.zeros((6, 6, 6), np.uint8)
+    box = Box((0, 2, 2), (4, 6, 5))
+    labels[0, 5, 3] = 1  # on faces where the image ends
+    labels[5, 1, 1] = 1  # outside
+    assert not box.touches(labels)
+    for place in ((3, 4, 3), (1, 2, 3), (1, 3, 2), (1, 3, 4)):
+        labels[place] = 1
+        assert box.touches(labels)
+        labels[place] = 0
+
+
+def test_a_region_as_json():
+    box = Box((1, 2, 3), (4, 5, 6))
+    assert SearchRegion("organs", 8, 6, box).to_json() == {
+        "looked_at": "organs",
+        "windows": 8,
+        "skipped": 0.75,
+        "box": [[1, 2, 3], [4, 5, 6]],
+        "why": None,
+    }

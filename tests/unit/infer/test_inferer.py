@@ -100,11 +100,11 @@ def test_batch_progress_and_further_arguments():
         sizes.append(len(window))
         return factor * window + offset
 
-    inferer = StreamingInferer((4, 4), 0.0, batch=3, progress=lambda done, count: steps.append((done, count)))
+    inferer = StreamingInferer((4, 4), 0.0, batch=3, progress=lambda *seen: steps.append(seen))
     inputs = _random(2, 1, 8, 8)  # four windows in each of two volumes
     torch.testing.assert_close(inferer(inputs, network, 2.0, offset=1.0), 2 * inputs + 1)
     assert sizes == [3, 1, 3, 1]
-    assert steps == [(3, 4), (4, 4)] * 2
+    assert steps == [(3, 4, "windows"), (4, 4, "windows")] * 2
 
 
 def test_one_overlap_per_axis():
@@ -130,7 +130,7 @@ def test_windows_cover_a_box_and_see_what_is_around_it(box, starts, axis):
         seen.extend(windows[:, 1, 0, 0].tolist())
         return windows[:, :1]
 
-    inferer = StreamingInferer((4, 4), 0.5, box=box, axis=axis, batch=2, spacing="even")
+    inferer = StreamingInferer((4, 4), 0.5, box=box, axis=axis, batch=2, placement="even")
     found = inferer(torch.cat([inputs, places], 1), network)
     if starts is not None:
         assert sorted(seen) == sorted(10.0 * a + b for a, b in starts)

@@ -2,23 +2,26 @@
 
 import pytest
 import torch
+from members import logits_of
 from networks import tiny
 from torch import nn
 
-from pipeline.config.settings import InferSettings
+from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.errors import ConfigError
 from pipeline.core.grid import mirrored_index
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.trained_model import CaseInference, SliceNetwork
+from pipeline.infer.trained_model import SliceNetwork, TrainedModel
 from pipeline.infer.tta import Passes
 from pipeline.infer.windows import check_window, prediction_window
+from pipeline.model.folder import ModelCard
 from pipeline.model.registry import build_network
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
 
 def predict_logits(network, volume, spec, plan, settings):
-    return CaseInference([network], spec, plan, settings).logits(volume)
+    card = ModelCard(network=spec, plan=plan, settings=Settings(train={"precision": "fp32"}), provenance={})
+    return logits_of(TrainedModel(card, [network], torch.device("cpu"), settings), volume)
 
 
 def _random(*shape):

@@ -19,9 +19,9 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.machine import RowFile, RowMemory
 from pipeline.core.volume import Image, LabelMap
-from pipeline.infer.predictor import Predictor
 from pipeline.infer.probability_maps import SoftMaps, SoftWanted, entropy, probabilities
 from pipeline.preprocess.grid_history import GridHistory
+from pipeline.stages.predict import Predictor
 
 TWO = LabelTable({1: "liver", 5: "spleen"})
 DISC = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
@@ -149,7 +149,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-rows = StreamingInferer((32, 32, 32)).labelled_rows(image, network, source.shape)
+rows = StreamingInferer((32, 32, 32)).labelled_planes(image, network, source.shape)
 maps = SoftMaps(wanted, table, trace, 2, whole=False)
 found = restore_labels(maps.watched(rows), 2, trace)
 stop.set()

@@ -4,7 +4,7 @@ import torch
 from restoring import restore_labels
 
 from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
-from pipeline.infer.labelling import SlabLogits, decode
+from pipeline.infer.labelling import PlaneLogits, decode
 from pipeline.infer.restore import restore_average as put_average_back
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.resample import resample
@@ -27,7 +27,7 @@ def restore_average(parts, planes=2, axis=0, painting=()):
     def rows(logits, trace):
         values = logits.movedim(0, -1).movedim(axis, 0)
         order = [axis, *(other for other in range(3) if other != axis)]
-        slabs = SlabLogits(*([shape[n] for n in order] for shape in (logits.shape[1:], trace.cropped.shape)))
+        slabs = PlaneLogits(*([shape[n] for n in order] for shape in (logits.shape[1:], trace.cropped.shape)))
         for first in range(0, len(values), planes):
             yield from slabs.add(values[first : first + planes])
 

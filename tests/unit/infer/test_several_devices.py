@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from members import image, member
 
-from pipeline.core.errors import VolsegError
-from pipeline.infer.predictor import Predictor
+from pipeline.core.errors import ConfigError, VolsegError
+from pipeline.core.labels import LabelTable
+from pipeline.infer.inferer import StreamingInferer
+from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_devices
-from pipeline.model.folder import fold_folder, save_weights, write_card
+from pipeline.model.folder import ModelCard, fold_folder, read_card, save_weights, write_card
+from pipeline.preprocess.plan_file import Plan
+from pipeline.stages.predict import Predictor
 
 CPU = torch.device("cpu")
 
@@ -41,10 +46,10 @@ def test_folds_on_two_devices_give_what_one_gives(ensemble: Path, name: str) -> 
 
 def test_networks_go_to_the_devices_in_turn(ensemble: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = tuple(torch.device("cuda", n) for n in range(2))
-    monkeypatch.setattr("pipeline.infer.predictor.choose_devices", lambda names: places)
+    monkeypatch.setattr("pipeline.stages.predict.choose_devices", lambda names: places)
     monkeypatch.setattr("pipeline.infer.trained_model.to_device", lambda network, device: network)
     monkeypatch.setattr("pipeline.infer.trained_model.choose_dtype", lambda device, precision: torch.float32)
-    members = Predictor.load(ensemble, device="cuda:all").members
+    members = Predictor.load(ensemble, device="cuda:all").models
     assert [[device.index for device in one.devices] for one in members] == [[0, 1, 0], [1, 0]]
     assert [one.device.index for one in members] == [0, 1]  # sums of a model are where its first fold is
 
@@ -68,3 +73,39 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_gpus_of_a_machine_without_any_are_refused() -> None:
     with pytest.raises(VolsegError, match=r"device: expected one of cpu, got 'cuda'"):
         choose_devices("cuda:all")
+
+
+def test_each_model_is_described_once_and_overrides_change_all(ensemble: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def read(folder: Path) -> ModelCard:
+        seen.append(folder.name)
+        return read_card(folder)
+
+    monkeypatch.setattr("pipeline.stages.predict.read_card", read)
+    predictor = Predictor.load(ensemble, device="cpu", settings=["infer.overlap=0.25"])
+    assert seen == ["one", "two"]
+    assert [model.settings.overlap for model in predictor.models] == [0.25, 0.25]
+    with pytest.raises(ConfigError, match=r"--set train.epochs=3: expected infer.key=value, got another section\."):
+        Predictor.load(ensemble, device="cpu", settings=["train.epochs=3"])
+
+
+def test_a_case_takes_one_inferer_and_no_more_parsing(ensemble: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, calls = Predictor.load(ensemble / "one", device="cpu"), []
+    whole, parse = TrainedModel.inferer, LabelTable.from_json
+
+    def inferer(self: TrainedModel, *args: Any) -> StreamingInferer:
+        calls.append("inferer")
+        return whole(self, *args)
+
+    def from_json(content: Any) -> LabelTable:
+        calls.append("labels")
+        return parse(content)
+
+    monkeypatch.setattr(TrainedModel, "inferer", inferer)
+    monkeypatch.setattr(LabelTable, "from_json", from_json)
+    monkeypatch.setattr(Plan, "recipe", property(lambda self: calls.append("recipe")))
+    predictor.predict(image())
+    assert calls == ["inferer"]
+    predictor.predict_soft(image(), ("liver",))
+    assert calls == ["inferer"] * 2

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from members import ORGANS, image, member, plan
+from members import ORGANS, image, logits_of, member, plan
 from torch import nn
 
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
 from pipeline.core.labels import LabelTable
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.predictor import Predictor
 from pipeline.infer.tta import Passes, Rotation, View, augmentation_problems, mirror_axes, rotation_of, spread, views
+from pipeline.stages.predict import Predictor
 
 
 def _random(*shape):
@@ -227,11 +227,11 @@ def test_a_model_that_rotates_predicts_a_rotated_image_alike(dims: int) -> None:
     plain = member(dims, table=SINGLE, settings={"augment": TURNED}, spacing_mm=(1.0, 1.0, 1.0), crop="none")
     volume = torch.randn(1, 8, 8, 8 if dims == 3 else 3, generator=torch.Generator().manual_seed(0))
     turned = torch.rot90(volume, 1, (1, 2))
-    found, other = (turning.inference.logits(one) for one in (volume, turned))
+    found, other = (logits_of(turning, one) for one in (volume, turned))
     torch.testing.assert_close(torch.rot90(found, 1, (1, 2)), other, atol=1e-4, rtol=1e-4)
-    first, second = (plain.inference.logits(one) for one in (volume, turned))
+    first, second = (logits_of(plain, one) for one in (volume, turned))
     assert (torch.rot90(first, 1, (1, 2)) - second).abs().max() > 0.01
-    mean = sum(torch.rot90(plain.inference.logits(torch.rot90(volume, n, (1, 2))), -n, (1, 2)) for n in range(4)) / 4
+    mean = sum(torch.rot90(logits_of(plain, torch.rot90(volume, n, (1, 2))), -n, (1, 2)) for n in range(4)) / 4
     torch.testing.assert_close(found, mean, atol=1e-4, rtol=1e-4)
 
 
@@ -326,7 +326,7 @@ def test_too_little_memory_on_the_way_goes_on_from_there_with_half_the_windows(f
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 2 * x
 
-    inferer = StreamingInferer((4, 4), 0.0, batch=4, axis=0, progress=lambda *told: done.append(told))
+    inferer = StreamingInferer((4, 4), 0.0, batch=4, axis=0, progress=lambda *seen: done.append(seen[:2]))
     found = inferer(inputs, Passes([network], axes=(0, 1)))  # two groups of four windows, four passes
     torch.testing.assert_close(found, 2 * inputs)
     sizes = calls[: fails_at - 1] + calls[fails_at:]

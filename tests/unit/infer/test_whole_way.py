@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from members import member_of, smooth_scan
+from members import logits_of, member_of, smooth_scan
 from torch import nn
 
 from pipeline.core.grid import reorient_array
-from pipeline.infer.predictor import Predictor
 from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.preprocess.resample import resample
+from pipeline.stages.predict import Predictor
 
 
 def _network(classes):
@@ -20,7 +20,7 @@ def _network(classes):
 def _at_once(member, image):
     """The mask by way of all logits on the image's own voxels, and where no rounding can change it."""
     array, trace = prepare_image(image, member.card.plan)
-    logits = resample(member.inference.logits(torch.from_numpy(array)), trace.cropped.shape, 1)
+    logits = resample(logits_of(member, torch.from_numpy(array)), trace.cropped.shape, 1)
     best, second = logits.topk(2, dim=0).values
     mask, sure = np.zeros(trace.reoriented.shape, np.uint8), np.ones(trace.reoriented.shape, bool)
     box = tuple(slice(a, b) for a, b in zip(trace.crop_start, trace.crop_stop, strict=True))

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from members import member
+from members import logits_of, member
 from monai.data.utils import compute_importance_map
 from torch import nn
 
-from pipeline.config.settings import InferSettings, Settings
-from pipeline.infer.trained_model import CaseInference, SliceNetwork
+from pipeline.config.settings import Settings
+from pipeline.infer.trained_model import SliceNetwork, TrainedModel
 from pipeline.infer.tta import Rotation
 from pipeline.infer.windows import (
     MIN_IMPORTANCE,
@@ -18,6 +18,7 @@ from pipeline.infer.windows import (
     tile_starts,
     window_starts,
 )
+from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec
 
 
@@ -133,25 +134,30 @@ def test_a_window_of_slices_stays_one_slice_thick():
 def _inference(size, rotation=None, patch=(8, 8, 8)):
     plan, network = member().card.plan, _legal((2, 2, 2))
     spec = NetworkSpec(name="unet", dims=3, in_channels=1, out_channels=2, options={}, patch_size=patch)
-    settings = Settings(infer=InferSettings(window_size=size, batch_size=2)).infer
+    augment = {"rotate_degrees": 180.0, "flip_axes": []} if rotation else {}
+    infer = {"window_size": size, "batch_size": 2, "rotate": rotation is not None}
+    settings = Settings.model_validate({"infer": infer, "augment": augment, "train": {"precision": "fp32"}})
+    card = ModelCard(network=spec, plan=plan, settings=settings, provenance={})
     seen = []
     network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
-    return CaseInference([network.eval()], spec, plan, settings, rotation=rotation), seen, network
+    model = TrainedModel(card, [network.eval()], torch.device("cpu"))
+    assert model.passes.rotation == rotation
+    return model, seen, network
 
 
 def test_fit_sees_the_volume_at_once_and_the_default_in_windows():
     image = torch.randn(1, 10, 9, 6, generator=torch.Generator().manual_seed(0))
     found = {}
     for size, expected in ((None, {(2, 1, 8, 8, 8)}), ("fit", {(1, 1, 10, 10, 6)})):
-        inference, seen, network = _inference(size)
+        model, seen, network = _inference(size)
         network.weight.data.fill_(2)
         network.bias.data.fill_(1)
-        found[size] = inference.logits(image)
+        found[size] = logits_of(model, image)
         assert set(seen) == expected if size == "fit" else expected <= set(seen)
     torch.testing.assert_close(found["fit"], found[None])  # a network of single voxels has nothing to gain
 
 
 def test_rotated_windows_stay_square():
-    inference, seen, _ = _inference("fit", Rotation((0, 1)))
-    inference.logits(torch.zeros(1, 10, 7, 6))
+    model, seen, _ = _inference("fit", Rotation((0, 1)))
+    logits_of(model, torch.zeros(1, 10, 7, 6))
     assert {shape[2:] for shape in seen} == {(8, 8, 8)}

@@ -9,7 +9,7 @@ from matplotlib import image as pictures
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from pipeline.report.palette import organ_color
+from pipeline.data.legend import organ_color
 from pipeline.report.patch_picture import PatchRow, PatchScene, PatchView, draw_patches, patch_figure, telling_slices
 
 SHAPE = (20, 16, 8)

@@ -4,8 +4,9 @@ import matplotlib.image
 import numpy as np
 from matplotlib import image as pictures
 
+from pipeline.data.legend import organ_color
 from pipeline.evaluate.metrics import Row
-from pipeline.report.palette import DARK, LIGHT, organ_color
+from pipeline.report.palette import DARK, LIGHT
 from pipeline.report.plots import MOST_PANELS, agreement_panels, dice_against_volume, metric_boxplots, volume_agreement
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from pipeline.core.errors import Stopped
-from pipeline.core.signals import StopRequest, stoppable
 from pipeline.stages.predict import overlapped
 
 WAIT_S = 30.0
@@ -29,8 +30,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed() -> None:
         return item
 
     overlapped(
-        [0, 1, 2], read, work, lambda item: written[item].set(), failed=no_failure, worked=lambda: None,
-        stop=StopRequest(),
+        [0, 1, 2], read, work, lambda item: written[item].set(), failed=no_failure, done=lambda: None
     )  # fmt: skip
     assert met == [(0, True, True), (1, True, True), (2, True, True)]
     assert written[2].is_set()
@@ -59,7 +59,7 @@ def test_no_more_than_one_is_read_ahead_and_one_waits_to_be_written() -> None:
         time.sleep(0.01)
         counts["written"] += 1
 
-    overlapped(range(12), read, work, write, failed=no_failure, worked=lambda: None, stop=StopRequest())
+    overlapped(range(12), read, work, write, failed=no_failure, done=lambda: None)
     assert counts == {"read": 12, "worked": 12, "written": 12}
     assert most["ahead"] <= 3  # the one that is computed, the next, and one whose turn to be counted has not come
     assert most["behind"] <= 2  # the one that is written, and the one that waits for it
@@ -88,8 +88,7 @@ def test_an_item_that_fails_in_any_step_does_not_end_the_others() -> None:
         failing(1),
         write,
         failed=lambda item, error: failed.append((item, str(error))),
-        worked=lambda: seen.append(None),
-        stop=StopRequest(),
+        done=lambda: seen.append(None),
     )
     assert written == [3, 4]
     assert sorted(failed) == [(0, "step 0"), (1, "step 1"), (2, "step 2")]
@@ -97,7 +96,7 @@ def test_an_item_that_fails_in_any_step_does_not_end_the_others() -> None:
 
 
 def test_nothing_is_nothing() -> None:
-    overlapped([], abs, abs, print, failed=no_failure, worked=lambda: None, stop=StopRequest())
+    overlapped([], abs, abs, print, failed=no_failure, done=lambda: None)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -116,8 +115,15 @@ def test_a_signal_waits_for_the_write_and_for_nothing_else(number: signal.Signal
         written.append(item)
 
     began = time.monotonic()
-    with pytest.raises((KeyboardInterrupt, Stopped)) as caught, stoppable() as stop:
-        overlapped(range(5), abs, work, write, failed=no_failure, worked=lambda: None, stop=stop)
+    with pytest.raises((KeyboardInterrupt, Stopped)) as caught:
+        overlapped(range(5), abs, work, write, failed=no_failure, done=lambda: None)
     assert isinstance(caught.value, KeyboardInterrupt) == (number == signal.SIGINT)
     assert written == [0, 1]
     assert time.monotonic() - began < WAIT_S
+
+
+def test_predicting_waits_for_nothing_that_draws_reports() -> None:
+    heavy = "[m for m in sys.modules if m.startswith(('pipeline.report', 'jinja2'))]"
+    code = f"import sys, pipeline.stages.predict; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"  # matplotlib is imported by MONAI itself

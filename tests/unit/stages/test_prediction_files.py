@@ -9,15 +9,15 @@ from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.label_tables import label_table
-from pipeline.report.palette import organ_color
+from pipeline.data.legend import organ_color
 from pipeline.stages.prediction_files import (
+    CasePaths,
     Output,
-    Place,
+    case_paths,
     chosen_labels,
     earlier_entries,
     earlier_statistics,
     note_prediction,
-    places,
     prediction_entry,
     require_own_files,
     why_failed,
@@ -30,7 +30,7 @@ EYE = LabelTable({1: "rim", 2: "cup_value"}, regions={"disc": (1, 2), "cup": (2,
 
 
 def masks(cases: list[CaseFiles], out: Path, **output: object) -> list[str]:
-    found = places(cases, out, Output(**output), TABLE, TABLE)  # type: ignore[arg-type]
+    found = case_paths(cases, out, Output(**output), TABLE, TABLE)  # type: ignore[arg-type]
     return [found[files.id].mask.name for files in cases]
 
 
@@ -46,8 +46,8 @@ def test_masks_are_named_as_their_images(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert masks(cases, out) == ["a.nii.gz", "b_0000.nrrd", "c.nii", "d.mha", "patient_7.nii.gz"]
     assert masks(cases[:3], out, format="seg.nrrd") == ["a.seg.nrrd", "b_0000.seg.nrrd", "c.seg.nrrd"]
-    found = places(cases[:1], out, Output(split=True, format="nrrd"), TABLE, TABLE)["a"]
-    assert found == Place(
+    found = case_paths(cases[:1], out, Output(split=True, format="nrrd"), TABLE, TABLE)["a"]
+    assert found == CasePaths(
         out / "a.nrrd", out / "a", {"liver": "liver.nrrd", "spleen": "spleen.nrrd", "aorta": "aorta.nrrd"}
     )
 
@@ -88,7 +88,7 @@ def test_label_files_can_be_read_back(tmp_path: Path) -> None:
     assert '"cup_value"' in (tmp_path / "labels.txt").read_text()
 
 
-def refused(out: Path, place: Place, entries: dict[str, dict[str, object]], table: LabelTable = TABLE) -> str:
+def refused(out: Path, place: CasePaths, entries: dict[str, dict[str, object]], table: LabelTable = TABLE) -> str:
     """Name of the file that is in the way."""
     with pytest.raises(VolsegError, match="Use another output folder") as caught:
         require_own_files(out, [place], ("labels.json", "labels.txt"), entries, table)
@@ -96,7 +96,7 @@ def refused(out: Path, place: Place, entries: dict[str, dict[str, object]], tabl
 
 
 def test_what_no_prediction_wrote_is_in_the_way(tmp_path: Path) -> None:
-    place = Place(tmp_path / "a.nii", tmp_path / "a", {"liver": "liver.nii"})
+    place = CasePaths(tmp_path / "a.nii", tmp_path / "a", {"liver": "liver.nii"})
     require_own_files(tmp_path, [place], ("labels.json",), {}, TABLE)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "liver.nii").touch()
@@ -112,7 +112,7 @@ def test_what_no_prediction_wrote_is_in_the_way(tmp_path: Path) -> None:
 
 
 def test_masks_of_other_organs_are_not_mixed(tmp_path: Path) -> None:
-    place, entries = Place(tmp_path / "a.nii", tmp_path / "a", {}), {"a.nii": {}, "b.nii": {}}
+    place, entries = CasePaths(tmp_path / "a.nii", tmp_path / "a", {}), {"a.nii": {}, "b.nii": {}}
     (tmp_path / "predictions.json").write_text("{}")
     write_labels(tmp_path, chosen_labels(TABLE, ()))
     (tmp_path / "b.nii").touch()

@@ -1,0 +1,204 @@
+"""A folder of masks while a model predicts into it: what is there, what a case still needs, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.files import remove_leftovers, text_hash
+from pipeline.core.volume import Image, LabelMap
+from pipeline.data.dataset import CaseFiles, content_hashes
+from pipeline.data.organ_masks import write_organs
+from pipeline.data.volume_file import split_source
+from pipeline.data.volumes import read_image, read_label_map, write_label_map
+from pipeline.infer.probability_maps import SoftPrediction
+from pipeline.stages.prediction_files import (
+    ENTROPY,
+    PROBABILITIES,
+    CasePaths,
+    Labels,
+    Output,
+    measure,
+    note_prediction,
+    write_entries,
+    write_labels,
+    write_soft,
+    write_statistics,
+)
+
+
+@dataclass(frozen=True)
+class CaseRead:
+    """A case before it is segmented.
+
+    Args:
+        files: Its files.
+        hashes: Of their content.
+        mask_hash: Hash of all that its mask depends on.
+        image: None if nothing is to be done with it.
+        label_map: Its mask, if there is one already but not all that is to be made of it.
+        kept: Whether its mask is there already, and what else only the network gives.
+        same: Whether what is there is of the same image and model.
+    """
+
+    files: CaseFiles
+    hashes: tuple[str, ...]
+    mask_hash: str
+    image: Image | None
+    label_map: LabelMap | None
+    kept: bool
+    same: bool
+
+
+@dataclass(frozen=True)
+class CaseSegmented:
+    """A case to be written.
+
+    Args:
+        read: What was read, without what is no longer needed.
+        entry: Its entry of ``predictions.json``.
+        soft: Probabilities and entropy, where they are wanted.
+    """
+
+    read: CaseRead
+    entry: dict[str, Any]
+    soft: SoftPrediction | None = None
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """The folder that a prediction writes into, and what its cases share.
+
+    Args:
+        out: Folder of the masks.
+        model: Folder of the model.
+        model_hash: Hash of all that a mask depends on beside its image.
+        output: What to write.
+        labels: Names and colours of it.
+        channels: Name of every channel of the images.
+        paths: Case id → where its files go.
+        entries: Entries of ``predictions.json`` by file name; kept up to date.
+        statistics: Entries of ``statistics.json`` by file name; kept up to date.
+    """
+
+    out: Path
+    model: Path
+    model_hash: str
+    output: Output
+    labels: Labels
+    channels: Sequence[str]
+    paths: Mapping[str, CasePaths]
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def open(self) -> None:
+        """Mark the folder as ours and remove what a run that was killed left half written.
+
+        Raises:
+            VolsegError: If it cannot be written to.
+        """
+        # What a killed run was writing lies beside the masks under temporary names.
+        remove_leftovers(self.out)
+        for name in (PROBABILITIES, ENTROPY):
+            remove_leftovers(self.out / name, deep=True)
+        write_entries(self.out, self.entries)
+        write_labels(self.out, self.labels)
+
+    def read_case(self, files: CaseFiles) -> CaseRead:
+        """Read a case, as far as something is to be done.
+
+        Raises:
+            VolsegError: If a file cannot be used.
+        """
+        paths, hashes = self.paths[files.id], tuple(content_hashes(files))
+        mask_hash, entry = text_hash(self.model_hash, *hashes), self.entries.get(paths.mask.name, {})
+        # Three questions: is the mask that of this image and model, is all there that only the network gives, and is
+        # all there that is made of the mask? The image is read only where the answer to one of them is no.
+        same = paths.mask.is_file() and entry.get("hash") == mask_hash
+        kept = same and self._soft_there(paths, entry)
+        there = all((paths.folder / name).is_file() for name in paths.organ_files.values())
+        split = not paths.organ_files or (entry.get("organ_files") == list(paths.organ_files.values()) and there)
+        measured = self.statistics.get(paths.mask.name, {}).get("hash") == mask_hash or not self.output.statistics
+        wanted = not (kept and measured)
+        image = read_image(files.images, case=files.id) if wanted else None
+        label_map = read_label_map(paths.mask, case=files.id) if kept and not (split and measured) else None
+        return CaseRead(files, hashes, mask_hash, image, label_map, kept, same)
+
+    def write_case(self, made: CaseSegmented) -> None:
+        """Write what a case gave: its mask, a file per organ, its statistics and its entry.
+
+        Raises:
+            VolsegError: If something cannot be written.
+        """
+        read, paths = made.read, self.paths[made.read.files.id]
+        if read.label_map is None:
+            return
+        like, organ_files = split_source(read.files.images[0])[0], list(paths.organ_files.values())
+        entry = made.entry | ({"organ_files": organ_files} if organ_files else {})
+        if made.soft is not None:
+            files = {file.relative_to(self.out).as_posix() for file in paths.soft.files}
+            entry["soft_files"] = sorted(files.union(entry.get("soft_files", ())))
+            self._take_over(paths.mask.name, files)
+        if not read.same:
+            self._remove_earlier(paths)
+        # First without its hash, so that a run that was killed knows its own file; with it once all is written.
+        note_prediction(self.out, self.entries, entry)
+        if not read.kept:
+            write_label_map(read.label_map, paths.mask, like=like, legend=self.labels.legend)
+        if paths.organ_files:
+            write_organs(
+                read.label_map, self.labels.table, paths.folder, paths.organ_files, self.labels.colors, like=like
+            )
+        if made.soft is not None:
+            write_soft(made.soft, paths.soft, like=like)
+        if self.output.statistics and read.image is not None:
+            organs = measure(read.label_map, self.labels.table, read.image, self.channels)
+            about = {"case": read.files.id, "prediction": paths.mask.name, "hash": read.mask_hash}
+            self.statistics[paths.mask.name] = {**about, "organs": organs}
+        note_prediction(self.out, self.entries, {**entry, "hash": read.mask_hash})
+
+    def finish_statistics(self) -> None:
+        """Write the statistics of all masks in the folder; those of masks that were replaced since are dropped."""
+        current = {
+            name: _with_confidence(entry, self.entries[name].get("confidence", {}))
+            for name, entry in self.statistics.items()
+            if entry.get("hash") and self.entries.get(name, {}).get("hash") == entry["hash"]
+        }
+        if self.output.statistics or current != self.statistics:
+            write_statistics(self.out, current, self.channels)
+
+    def _soft_there(self, paths: CasePaths, entry: Mapping[str, Any]) -> bool:
+        """Whether an earlier run wrote all that is wanted beside the winner of every voxel."""
+        if not self.output.soft:
+            return True
+        known = set(entry.get("soft_files", ()))
+        there = all(file.is_file() and file.relative_to(self.out).as_posix() in known for file in paths.soft.files)
+        return there and "confidence" in entry
+
+    def _remove_earlier(self, paths: CasePaths) -> None:
+        """Remove what was made of a mask of another image or model."""
+        entry = self.entries.get(paths.mask.name, {})
+        for name in entry.get("organ_files") or ():
+            (paths.folder / Path(name).name).unlink(missing_ok=True)
+        for name in entry.get("soft_files") or ():
+            path = self.out / name
+            # The file can be edited by hand, and must not make us delete anything outside the folder.
+            if path.resolve().is_relative_to(self.out.resolve()):
+                path.unlink(missing_ok=True)
+
+    def _take_over(self, mask: str, files: set[str]) -> None:
+        """No other entry may say that these are its soft outputs, as that of a mask in another format would."""
+        for name, entry in self.entries.items():
+            if name != mask and files.intersection(entry.get("soft_files", ())):
+                self.entries[name] = {**entry, "soft_files": sorted(set(entry["soft_files"]) - files)}
+
+
+def _with_confidence(entry: Mapping[str, Any], known: Mapping[str, float | None]) -> dict[str, Any]:
+    """The statistics of a mask, and how sure the networks were of its organs."""
+    organs = {
+        name: dict(organ) | ({"confidence": known[name]} if name in known else {})
+        for name, organ in entry["organs"].items()
+    }
+    return {**entry, "organs": organs}
