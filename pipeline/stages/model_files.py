@@ -58,7 +58,7 @@ class PreparedFolds:
         if not infos:
             advice = "Give the folder that `volseg preprocess` wrote as --prepared"
             raise VolsegError(sentence("prepared dataset", "prepared cases", "none", advice, file=prepared))
-        groups = {case: info["group"] for case, info in infos.items()}
+        groups = {case: info.get("group") for case, info in infos.items()}
         folds = read_splits(prepared / "splits.json", infos, groups=groups)
         return cls(prepared, folds, {case: info.get("recipe") for case, info in infos.items()})
 
