@@ -140,13 +140,24 @@ def overlaps(
         there = np.isin(reference, values[: organs + 1])
         found = set(np.unique(prediction[there]).tolist()) - set(values[: organs + 1])
         raise _unknown("prediction", sorted(found), labels, case)
-    in_reference, in_prediction = kept.sum(axis=1), kept.sum(axis=0)
-    rows = []
+    return overlaps_of_counts(kept, values, labels)
+
+
+def overlaps_of_counts(counts: NDArray[np.int64], values: Sequence[int], labels: LabelTable) -> tuple[Overlap, ...]:
+    """Overlap of every target of a table.
+
+    Args:
+        counts: Voxels of each pair of values, rows the reference's, ignored voxels left out.
+        values: What value a row and a column stand for.
+        labels: The organs or regions.
+    """
+    in_reference, in_prediction = counts.sum(axis=1), counts.sum(axis=0)
+    found = []
     for name, label in labels.target_values.items():
         at = [values.index(value) for value in label]
-        shared = kept[np.ix_(at, at)].sum()
-        rows.append(Overlap(name, label, int(in_reference[at].sum()), int(in_prediction[at].sum()), int(shared)))
-    return tuple(rows)
+        shared = counts[np.ix_(at, at)].sum()
+        found.append(Overlap(name, label, int(in_reference[at].sum()), int(in_prediction[at].sum()), int(shared)))
+    return tuple(found)
 
 
 def _codes(

@@ -22,7 +22,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.tables import score_cell, text_table
 from pipeline.data.volumes import read_label_map
 from pipeline.engine.local import Run, map_cases
-from pipeline.evaluate.overlap import joint_histogram
+from pipeline.evaluate.overlap import joint_histogram, overlaps_of_counts
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.summary import mean_there, organ_means
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
@@ -111,7 +111,8 @@ def size_effects(task: EffectTask) -> tuple[str, Dice, dict[str, tuple[float | N
             total, volume_ml = int(counts[list(values)].sum()), voxels * voxel_ml
             # The components are found once; every size that is tried only sums other ones.
             stays = [volume_ml >= size * (1 - _SLACK) for size in SIZES_ML]
-            found[name] = tuple(_dice(total, int(kept[s].sum()), int(shared[s].sum())) for s in stays)
+            sums = [(int(kept[s].sum()), int(shared[s].sum())) for s in stays]
+            found[name] = tuple(2 * both / (total + n) if total + n else None for n, both in sums)
     return task.pair.case, before, found
 
 
@@ -181,17 +182,8 @@ def _counts(
 
 
 def _scores(counts: NDArray[np.int64], labels: LabelTable) -> dict[str, float | None]:
-    kept = counts[:-1]
-    scores = {}
-    for name, values in labels.indexed().target_values.items():
-        at = list(values)
-        shared = kept[np.ix_(at, at)].sum()
-        scores[name] = _dice(int(kept[at].sum()), int(kept[:, at].sum()), int(shared))
-    return scores
-
-
-def _dice(reference: int, prediction: int, shared: int) -> float | None:
-    return 2 * shared / (reference + prediction) if reference + prediction else None
+    found = overlaps_of_counts(counts[:-1], range(labels.classes), labels.indexed())
+    return {overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found}
 
 
 def _label_boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, Box]:
