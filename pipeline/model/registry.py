@@ -224,7 +224,6 @@ class NetworkInfo:
         dims: Numbers of spatial axes it can be built for.
         summary: What it is, in one line.
         source: Paper it comes from.
-        planned: Whether stages left open in the settings follow from the plan, not from the paper.
         defaults: Options and their default values.
     """
 
@@ -232,7 +231,6 @@ class NetworkInfo:
     dims: tuple[int, ...]
     summary: str
     source: str
-    planned: bool
     defaults: dict[str, Any]
 
 
@@ -283,7 +281,7 @@ def build_network(
 def list_networks() -> tuple[NetworkInfo, ...]:
     """All networks, in the order of the registry."""
     return tuple(
-        NetworkInfo(name, e.dims, e.summary, e.source, e.planned, e.options(**e.defaults).model_dump())
+        NetworkInfo(name, e.dims, e.summary, e.source, e.options(**e.defaults).model_dump())
         for name, e in NETWORKS.items()
     )
 
