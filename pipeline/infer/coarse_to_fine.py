@@ -121,7 +121,7 @@ def _segmented(
 
 def _background_outside(index: NDArray[np.unsignedinteger[Any]], history: GridHistory, box: Box) -> bool:
     """Make everything outside the box background; whether no organ lies on a face of it."""
-    crop = Box(history.crop_start, history.crop_stop)
+    crop = history.crop
     labels = reorient_array(index, history.source.orientation, history.orientation)[crop.slices]  # a view
     inside = box.resized(history.prepared.shape, history.cropped.shape)
     if inside.touches(labels):

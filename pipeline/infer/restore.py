@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.box import Box
 from pipeline.core.grid import reorient_array
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.inferer import StreamingInferer
@@ -108,7 +107,7 @@ def restore_labels(
         Class index on ``history.source``, of the type of the planes. 0 outside the crop.
     """
     labels: NDArray[np.unsignedinteger[Any]] | None = None
-    box = Box(history.crop_start, history.crop_stop)
+    box = history.crop
     for first, found in planes:
         part = found.cpu().numpy()
         if labels is None:
