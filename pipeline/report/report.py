@@ -58,7 +58,7 @@ def write_report(
     date: str = "",
     log: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the report of an evaluation.
+    """Write the report of an evaluation; without scores, one that says so. Returns ``out``.
 
     Volumes are read one case at a time. A file that cannot be read, or that is not what was evaluated, becomes a note
     in the report.
@@ -66,22 +66,15 @@ def write_report(
     Args:
         evaluation_folder: Folder that ``volseg evaluate`` wrote.
         out: HTML file to write.
-        overlays: Number of worst cases to draw, and at most as many of the best; 0 for none.
+        overlays: Number of worst cases to draw, and at most as many of the best.
         viewer_cases: Number of cases in the viewer, half of them the worst, half the best; 0 leaves the viewer out.
         viewer_mb: Megabytes that their volumes may take; they are shown with fewer voxels where that is not enough.
-        show_names: Show case ids and paths. Otherwise cases are named by a hash, and sentences that may hold a name
-            are left out.
-        title: Heading; by default ``Segmentation report``.
+        show_names: Show case ids and paths; otherwise hashes, and no sentence that may hold a name.
+        title: Heading.
         curves: PNG files of training curves to include.
         version: Version of volseg, for the foot of the page.
         date: Date of the report, likewise.
         log: Called with one sentence if cases that were to be shown are not.
-
-    Returns:
-        ``out``. For an evaluation without scores, a report that says so.
-
-    Raises:
-        VolsegError: If the evaluation cannot be read, or the report not be written.
     """
     evaluation, summary = read_evaluation(evaluation_folder), read_summary(evaluation_folder)
     # Ids may stand in a table beside those of the cases: no reference of a failed case may have been made.
