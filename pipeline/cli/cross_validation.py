@@ -46,12 +46,12 @@ def choose(
 
     Exit code 2: some cases could not be predicted or scored by one of them.
     """
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_choice
     from pipeline.stages.choose import choose as run
 
     with progress_bars() as bars:
-        result = run(models, out, device=device, jobs=jobs, progress=bars.update, log=say)
+        result = run(models, out, device=device, jobs=jobs, progress=bars.update, log=print_line)
     print_choice(result, out)
     raise typer.Exit(result.exit_code)
 
@@ -60,8 +60,8 @@ def train_all(
     prepared: Path, out: Path, settings: Settings, device: str | None, restart: bool, start: Path | None, tune: bool
 ) -> int:
     """What ``volseg train --fold all`` does: train, and cross-validate if no fold failed; gives the exit code."""
-    from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_cross_validation, print_folds, say_validation
+    from pipeline.console.bars import print_line, progress_bars
+    from pipeline.console.printing import print_cross_validation, print_folds, print_validation
     from pipeline.stages.cross_validate import cross_validate as run
     from pipeline.stages.train_folds import default_devices, train_folds
 
@@ -74,14 +74,14 @@ def train_all(
         restart=restart,
         start=start,
         tune=tune,
-        on_epoch=say_validation,
-        log=say,
+        on_epoch=print_validation,
+        log=print_line,
     )
     print_folds(result)
     if result.exit_code:
         return result.exit_code
     with progress_bars() as bars:
         validated = run(out, prepared, device=devices[0], progress=bars.update)
-    say("")
+    print_line("")
     print_cross_validation(validated, out)
     return validated.exit_code

@@ -30,8 +30,8 @@ def check(
     With --fix, repair what can be repaired in a copy, list every change in its fixes.csv, leave out the other cases
     and check the copy. Exit code 2: some cases were left out, 3: none with a label map is left.
     """
-    from pipeline.console.bars import progress_bars, say
-    from pipeline.console.printing import print_check, repair_lines
+    from pipeline.console.bars import print_line, progress_bars
+    from pipeline.console.printing import print_check, print_repair
     from pipeline.core.files import write_json
     from pipeline.data.repair_volumes import REPAIRABLE
     from pipeline.stages import prepare
@@ -47,14 +47,13 @@ def check(
                 dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
             )
     if fix is not None:
-        for line in repair_lines(fixed):
-            say(line)
+        print_repair(fixed)
         if fixed.report is None:
             raise typer.Exit(fixed.exit_code)
         found = fixed.report
     print_check(found)
     if fix is None and any(problem.code in REPAIRABLE for problem in found.problems):
-        say(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
+        print_line(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
     if json_file is not None:
         write_json(json_file, found.to_json())
     raise typer.Exit(found.exit_code if fix is None else fixed.exit_code)
@@ -75,7 +74,7 @@ def plan(
 ) -> None:
     """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
     from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_batch, print_fingerprint, print_plan
     from pipeline.stages.plan import PAGE_FILE
     from pipeline.stages.plan import plan as run
@@ -90,7 +89,7 @@ def plan(
         from pipeline.stages.tune import trial as measure
 
         print_trial(measure(out, settings, device))
-    say(f"Look at {out / PAGE_FILE}")
+    print_line(f"Look at {out / PAGE_FILE}")
     print_batch(batch, "measured", out)
     raise typer.Exit(batch.exit_code)
 
@@ -150,7 +149,7 @@ def train(
         raise typer.BadParameter(f"--fold: expected a number or all, got {fold!r}.")
     # What can be refused without torch is refused above: importing it takes seconds.
     from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_training
     from pipeline.stages.train import train as run
     from pipeline.train.state import Callbacks
@@ -169,7 +168,7 @@ def train(
             restart=restart,
             start=start,
             tune=autotune,
-            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, print_line),
         )
     if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
         print_training(result, out, number)
@@ -220,7 +219,7 @@ def predict(
 
     Exit code 2: some cases could not be predicted, 3: none could.
     """
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_batch
     from pipeline.stages.predict import predict as run
     from pipeline.stages.prediction_files import Output
@@ -243,7 +242,7 @@ def predict(
         )
     print_batch(batch, "predicted", out)
     if statistics:
-        say(f"Statistics: {out / 'statistics.csv'}")
+        print_line(f"Statistics: {out / 'statistics.csv'}")
     raise typer.Exit(batch.exit_code)
 
 
@@ -271,7 +270,7 @@ def report(
     curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to include.")] = None,
 ) -> None:
     """One offline HTML file: tables, plots, pictures of the worst and best cases, and a 3D viewer."""
-    from pipeline.console.bars import say
+    from pipeline.console.bars import print_line
     from pipeline.stages.report import report as run
 
     written = run(
@@ -283,8 +282,8 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
-        log=say,
+        log=print_line,
     )
-    say(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    print_line(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
     if not show_names:
-        say("Cases are named by hashes and paths are left out; --show-names shows both.")
+        print_line("Cases are named by hashes and paths are left out; --show-names shows both.")

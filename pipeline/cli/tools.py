@@ -42,7 +42,7 @@ def phantom(
     size: Annotated[str, typer.Option(help="Of torso: small or full.")] = "small",
 ) -> None:
     """Write a synthetic dataset: torsos in nnU-Net's layout, or fundus photographs in that of Drishti-GS1."""
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.core.errors import ConfigError
     from pipeline.phantom.fundus import write_fundus
     from pipeline.phantom.torso import write_phantom
@@ -59,7 +59,7 @@ def phantom(
         else:  # contrast and size are checked there
             named = {"contrast": contrast, "size": size}
             write_phantom(out, cases=cases, tests=tests, seed=seed, progress=bars.update, **named)  # type: ignore[arg-type]
-    say(f"{cases} cases and {tests} held-out cases: {out}")
+    print_line(f"{cases} cases and {tests} held-out cases: {out}")
 
 
 def preview(
@@ -74,14 +74,14 @@ def preview(
 ) -> None:
     """Draw the patches that training would see, augmented, and every augmentation alone at its strongest."""
     from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import say
+    from pipeline.console.bars import print_line
     from pipeline.stages.preview import preview as run
 
     settings = load_settings(config, overrides or ())
     drawn = run(prepared, out, settings, fold=fold, patches=patches, seed=seed, channel=channel)
     for text in drawn.texts:
-        say(text)
-    say(f"Look at {drawn.path}")
+        print_line(text)
+    print_line(f"Look at {drawn.path}")
 
 
 def demo(
@@ -92,7 +92,7 @@ def demo(
 ) -> None:
     """Run everything on phantoms: a few minutes on two processor cores."""
     from pipeline.config.yaml_file import load_settings
-    from pipeline.console.bars import progress_bars, say
+    from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_demo
     from pipeline.stages.demo import DEMO_SETTINGS, run_demo
     from pipeline.train.state import Callbacks
@@ -104,7 +104,7 @@ def demo(
             settings,
             device=device,
             progress=bars.update,
-            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, say),
+            callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, print_line),
         )
     print_demo(summary, out)
 

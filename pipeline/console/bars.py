@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line."""
     CONSOLE.print(text)
 
@@ -280,7 +280,7 @@ def progress_bars() -> Iterator[Bars]:
     def on_epoch(record: EpochRecord, epochs: int) -> None:
         view.on_epoch(record, epochs)
         if record.mean_dice is not None or not CONSOLE.is_terminal:
-            say(view.line())
+            print_line(view.line())
 
     def drawn() -> RenderableType:
         return Group(*([bars] if tasks else []), *([view] if view.begun else []))

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.console.bars import CONSOLE, epoch_line, say
+from pipeline.console.bars import CONSOLE, epoch_line, print_line
 from pipeline.core.files import read_json
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
@@ -60,8 +60,8 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> None:
     missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
     if missing:
         count = f"{len(missing)} of {len(summary['cases'])}"
-        say(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
-    say(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
+        print_line(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
+    print_line(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -120,10 +120,10 @@ def print_comparison(comparison: Comparison) -> None:
     _print_wide(columns, "Differences on the same cases", rows)
     for ranking in comparison.ranks:
         order = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(ranking.models, ranking.means, strict=True))
-        say(f"{ranking.metric}: {order} (the same order in {ranking.same_order:.0%} of the resamples)")
+        print_line(f"{ranking.metric}: {order} (the same order in {ranking.same_order:.0%} of the resamples)")
     _print_failures(comparison.failures)
     _print_notes(comparison.notes)
-    say(f"All metrics: {comparison.out / 'comparison.csv'}, comparison.json, difference_*.png, ranks.png")
+    print_line(f"All metrics: {comparison.out / 'comparison.csv'}, comparison.json, difference_*.png, ranks.png")
 
 
 def print_stats(rows: Sequence[OrganStatistics]) -> None:
@@ -160,10 +160,10 @@ def _print_wide(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]
 # Everything else.
 
 
-def say_validation(record: EpochRecord, epochs: int, fold: str) -> None:
+def print_validation(record: EpochRecord, epochs: int, fold: str) -> None:
     """Print a line for an epoch of a fold that ended with a validation."""
     if record.mean_dice is not None:
-        say(f"{fold}  {epoch_line(record, epochs)}")
+        print_line(f"{fold}  {epoch_line(record, epochs)}")
 
 
 def print_check(report: CheckReport) -> None:
@@ -179,7 +179,15 @@ def print_check(report: CheckReport) -> None:
     count = {
         kind: sum(problem.severity == kind for problem in report.problems) for kind in ("error", "warning", "note")
     }
-    say(f"{len(report.cases)} cases: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+    print_line(
+        f"{len(report.cases)} cases: {count['error']} errors, {count['warning']} warnings, {count['note']} notes"
+    )
+
+
+def print_repair(result: Repair) -> None:
+    """Print what became of a dataset that was repaired."""
+    for line in repair_lines(result):
+        print_line(line)
 
 
 def repair_lines(result: Repair) -> tuple[str, ...]:
@@ -206,9 +214,9 @@ def print_batch(batch: Batch, verb: str, out: Path) -> None:
     failed = batch.failed[:_LISTED]
     _print_failures(error if error.startswith(f"case {case}") else f"case {case}: {error}" for case, error in failed)
     if len(batch.failed) > _LISTED:
-        say(f"… and {len(batch.failed) - _LISTED} more")
+        print_line(f"… and {len(batch.failed) - _LISTED} more")
     _print_notes(batch.notes)
-    say(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
+    print_line(f"{len(batch.done)} {verb}, {len(batch.kept)} up to date, {len(batch.failed)} failed: {out}")
 
 
 def print_fingerprint(path: Path) -> None:
@@ -216,7 +224,7 @@ def print_fingerprint(path: Path) -> None:
     found = read_json(path)
     for name in ("spacing_mm", "shape"):
         low, high = (" x ".join(f"{value:.3g}" for value in found[name][key]) for key in ("smallest", "largest"))
-        say(f"{name.removesuffix('_mm')}  {low} to {high}{' mm' if name == 'spacing_mm' else ' voxels'}")
+        print_line(f"{name.removesuffix('_mm')}  {low} to {high}{' mm' if name == 'spacing_mm' else ' voxels'}")
     table = _table("organ", "cases", "median ml", "smallest", "largest", title=f"Organs of {found['dataset']}")
     for organ, entry in found["organs"].items():
         volumes = (entry["volume_ml"][key] for key in ("median", "smallest", "largest"))
@@ -230,7 +238,7 @@ def print_plan(prepared: Path) -> None:
     from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 
     for line in (*plan_lines(read_plan(prepared / PLAN_FILE)), f"the reasons: {prepared / PLAN_FILE}"):
-        say(f"plan  {line}")
+        print_line(f"plan  {line}")
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -256,19 +264,19 @@ def print_training(result: TrainResult, out: Path, fold: int) -> None:
         table.add_row(organ, score_cell(value))
     table.add_row("mean", score_cell(result.scores.mean_dice), style="bold")
     CONSOLE.print(table)
-    say(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
+    print_line(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
 
 def print_folds(result: FoldsResult) -> None:
     """Print a line per fold, and the mean over those that were scored."""
     from pipeline.stages.train_folds import outcome_line
 
-    say("")
+    print_line("")
     for outcome in result.folds:
-        say(outcome_line(outcome))
+        print_line(outcome_line(outcome))
     dice = [outcome.mean_dice for outcome in result.folds if outcome.mean_dice is not None]
     if dice:
-        say(f"mean of {len(dice)} folds: validation Dice {fmean(dice):.3f}")
+        print_line(f"mean of {len(dice)} folds: validation Dice {fmean(dice):.3f}")
 
 
 def print_cross_validation(result: CrossValidation, model: Path) -> None:
@@ -278,9 +286,9 @@ def print_cross_validation(result: CrossValidation, model: Path) -> None:
     print_batch(result.batch, "predicted", result.out / "predictions")
     summary, folds = result.summary, result.summary["cross_validation"]["folds"]
     for failure in summary["failures"]:
-        say(f"failed  {failure['message']}")
+        print_line(f"failed  {failure['message']}")
     for note in summary["notes"]:
-        say(f"note  {note}")
+        print_line(f"note  {note}")
     rows = []
     for organ, entry in summary["organs"].items():
         spread = (score_cell(entry["dice"]["mean"]), score_cell(entry["dice"]["sd"]))
@@ -290,9 +298,9 @@ def print_cross_validation(result: CrossValidation, model: Path) -> None:
     rows.append(("all organs", str(summary["overall"]["n_cases"]), *means))
     header = ("organ", "cases", "Dice", "SD", *(f"fold {entry['fold']}" for entry in folds))
     for line in ("", *text_table(header, rows), "", *postprocessing_lines(result.postprocessing)):
-        say(line)
+        print_line(line)
     files = f"{result.out / 'scores.csv'}, {result.out / 'summary.json'}"
-    say(f"Scores: {files}; every step: {model / 'postprocessing.md'}")
+    print_line(f"Scores: {files}; every step: {model / 'postprocessing.md'}")
 
 
 def print_choice(choice: Choice, out: Path) -> None:
@@ -300,8 +308,8 @@ def print_choice(choice: Choice, out: Path) -> None:
     from pipeline.stages.choose import choice_lines
 
     for line in ("", *choice_lines(choice)):
-        say(line)
-    say(f"Its model: {out}, the comparison: {out / 'choice.md'}")
+        print_line(line)
+    print_line(f"Its model: {out}, the comparison: {out / 'choice.md'}")
 
 
 def print_trial(trial: Trial) -> None:
@@ -309,9 +317,9 @@ def print_trial(trial: Trial) -> None:
     size = " x ".join(map(str, trial.patch_size))
     memory = "" if trial.peak_bytes is None else f", {trial.peak_bytes / 2**30:.2f} GiB"
     what = f"{trial.network}: {trial.parameters:,} parameters, {trial.batch_size} patches of {size}"
-    say(f"trial  {what} on {trial.device}: {trial.step_s:.2f} s per step{memory}")
+    print_line(f"trial  {what} on {trial.device}: {trial.step_s:.2f} s per step{memory}")
     if trial.budget_s is not None:
-        say(f"trial  {trial.budget_s:.0f} s hold about {int(trial.budget_s / trial.step_s)} steps")
+        print_line(f"trial  {trial.budget_s:.0f} s hold about {int(trial.budget_s / trial.step_s)} steps")
 
 
 def print_demo(scores: Mapping[str, Any], out: Path) -> None:
@@ -321,7 +329,7 @@ def print_demo(scores: Mapping[str, Any], out: Path) -> None:
         table.add_row(organ, score_cell(entry["dice"]), score_cell(entry["iou"]))
     table.add_row("mean", score_cell(scores["mean_dice"]), "", style="bold")
     CONSOLE.print(table)
-    say(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
+    print_line(f"Look at {out / 'report.html'}; numbers in {out / 'scores.json'}, masks in {out / 'predictions'}.")
 
 
 def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
@@ -338,7 +346,7 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
         table.add_row(f"{row.name} {row.dims}D", f"{row.parameters:,}", adds, sizes)
     CONSOLE.print(table)
     for name, source in {row.name: row.source for row in rows}.items():  # whole lines: a column would break them
-        say(f"  {name:<22}{source}")
+        print_line(f"  {name:<22}{source}")
 
 
 def print_pruning(result: PruningResult, out: Path) -> None:
@@ -349,7 +357,7 @@ def print_pruning(result: PruningResult, out: Path) -> None:
     for row in result.rows:
         table.add_row(*level_cells(row), style="bold" if row is result.chosen else None)
     CONSOLE.print(table)
-    say(f"{verdict(result)} Its model: {out}, the comparison: {out / 'pruning.md'}")
+    print_line(f"{verdict(result)} Its model: {out}, the comparison: {out / 'pruning.md'}")
 
 
 def _print_failures(messages: Iterable[str]) -> None:
@@ -359,7 +367,7 @@ def _print_failures(messages: Iterable[str]) -> None:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        say(f"note  {note}")
+        print_line(f"note  {note}")
 
 
 def _table(*columns: str, title: str, unbroken: Sequence[str] = _UNBROKEN) -> Table:

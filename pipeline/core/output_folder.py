@@ -87,6 +87,22 @@ class OutputFolder:
         if others:
             self.refuse(rule, f"{len(others)} other files such as {others[0]}")
 
+    def require_free(self, files: Iterable[Path], own: Collection[Path], earlier_run: str) -> None:
+        """Refuse to overwrite files other than those that an earlier run wrote.
+
+        Args:
+            files: What this run writes.
+            own: What an earlier run wrote, by its record.
+            earlier_run: As for :meth:`require_own`.
+
+        Raises:
+            VolsegError: If another file is in the way.
+        """
+        taken = next((file for file in files if file not in own and file.exists()), None)
+        if taken is not None:
+            rule = f"a free place or {earlier_run}"
+            raise VolsegError(sentence(str(taken), rule, "another file", "Use another output folder"))
+
     def refuse(self, rule: str, got: str) -> NoReturn:
         """Raise the sentence that says why this folder cannot be taken."""
         raise VolsegError(

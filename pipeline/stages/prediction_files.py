@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
-from pipeline.core.output_folder import read_record
+from pipeline.core.output_folder import OutputFolder, read_record
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -246,18 +246,16 @@ def require_own_files(
         VolsegError: If there is such a file.
     """
     masks = {paths.mask.name: paths for paths in wanted}
-    soft = {name for entry in entries.values() for name in entry.get("soft_files", ())}
-    strangers = [paths.mask for name, paths in masks.items() if name not in entries and paths.mask.exists()]
+    # An organ's file belongs to the mask whose entry names it, a soft output to any mask of its case.
+    own = {out / name for name in entries}
+    own |= {out / name for entry in entries.values() for name in entry.get("soft_files", ())}
+    files = [paths.mask for paths in masks.values()]
     for name, paths in masks.items():
-        ours = entries.get(name, {}).get("organ_files") or ()
-        files = (paths.folder / file for file in paths.organ_files.values() if file not in ours)
-        soft_files = (file for file in paths.soft.files if file.relative_to(out).as_posix() not in soft)
-        strangers += [file for file in (*files, *soft_files) if file.exists()]
+        own |= {paths.folder / file for file in entries.get(name, {}).get("organ_files") or ()}
+        files += [*(paths.folder / file for file in paths.organ_files.values()), *paths.soft.files]
     if not (out / _ENTRIES_FILE).exists():
-        strangers += [out / name for name in beside if (out / name).exists()]
-    if strangers:
-        rule = "a free place or the mask of an earlier prediction"
-        raise VolsegError(sentence(str(strangers[0]), rule, "another file", "Use another output folder"))
+        files += [out / name for name in beside]
+    OutputFolder(out).require_free(files, own, "the mask of an earlier prediction")
     others = [name for name in entries if name not in masks and (out / name).is_file()]
     legend = out / "labels.json"
     if others and legend.is_file() and not _same_labels(legend, table):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.files import remove_leftovers, text_hash
+from pipeline.core.output_folder import OutputFolder
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.organ_masks import write_organs
@@ -180,13 +181,9 @@ class PredictionFolder:
     def _remove_earlier(self, paths: CasePaths) -> None:
         """Remove what was made of a mask of another image or model."""
         entry = self.entries.get(paths.mask.name, {})
-        for name in entry.get("organ_files") or ():
-            (paths.folder / Path(name).name).unlink(missing_ok=True)
-        for name in entry.get("soft_files") or ():
-            path = self.out / name
-            # The file can be edited by hand, and must not make us delete anything outside the folder.
-            if path.resolve().is_relative_to(self.out.resolve()):
-                path.unlink(missing_ok=True)
+        home = paths.folder.relative_to(self.out)
+        organ_files = ((home / Path(name).name).as_posix() for name in entry.get("organ_files") or ())
+        OutputFolder(self.out).remove((*organ_files, *(entry.get("soft_files") or ())))
 
     def _take_over(self, mask: str, files: set[str]) -> None:
         """No other entry may say that these are its soft outputs, as that of a mask in another format would."""

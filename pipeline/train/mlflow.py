@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import ConfigError, Stopped, VolsegError, sentence
-from pipeline.core.files import read_json, write_json
+from pipeline.core.errors import ConfigError, Stopped, sentence
+from pipeline.core.files import write_json
+from pipeline.core.output_folder import read_record
 from pipeline.train.log import EpochRecord, scalars
 from pipeline.train.state import Callbacks, ValidationScores
 
@@ -109,11 +110,8 @@ class Tracker:
 
     def _earlier_run(self) -> str | None:
         """The run of this fold on the same server, if there is one."""
-        try:
-            known = read_json(self.folder / RUN_FILE)
-            return str(known["run"]) if known["uri"] == self.uri else None
-        except (VolsegError, KeyError, TypeError):
-            return None
+        known = read_record(self.folder / RUN_FILE)
+        return str(known["run"]) if "run" in known and known.get("uri") == self.uri else None
 
     def _send_epoch(self, record: EpochRecord) -> None:
         self._send_metrics([(record.epoch, scalars(record))])

@@ -74,3 +74,18 @@ def test_nothing_outside_is_removed(tmp_path: Path) -> None:
         "home/full/d",
         "outside",
     ]
+
+
+def test_only_own_files_are_overwritten(tmp_path: Path) -> None:
+    own, other, new = (tmp_path / name for name in ("own", "other", "new"))
+    own.touch()
+    other.touch()
+    OutputFolder(tmp_path).require_free([own, new], {own}, "an earlier mask")
+    with pytest.raises(VolsegError, match=r"other: expected a free place or an earlier mask, got another file\."):
+        OutputFolder(tmp_path).require_free([own, other, new], {own}, "an earlier mask")
+
+
+def test_names_that_a_record_lists(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"source": "a", "files": ["x", 1, "y", null], "other": "x"}')
+    assert folder(tmp_path).listed("files") == {"x", "y"}
+    assert folder(tmp_path).listed("other") == folder(tmp_path).listed("missing") == set()
