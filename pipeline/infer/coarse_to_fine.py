@@ -121,8 +121,7 @@ def _segmented(
 
 def _background_outside(index: NDArray[np.unsignedinteger[Any]], history: GridHistory, box: Box) -> bool:
     """Make everything outside the box background; whether no organ lies on a face of it."""
-    crop = history.crop
-    labels = reorient_array(index, history.source.orientation, history.orientation)[crop.slices]  # a view
+    labels = reorient_array(index, history.source.orientation, history.orientation)[history.crop.slices]  # a view
     inside = box.resized(history.prepared.shape, history.cropped.shape)
     if inside.touches(labels):
         return False

@@ -21,6 +21,7 @@ from command_line import run
 
 from pipeline.core import files as core_files
 from pipeline.core import machine as scratch
+from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.calibration import calibration, dilated_box
@@ -123,7 +124,7 @@ def test_scores_take_the_folder_of_probabilities(
         value = 1 + ORGANS.index(name)
         either = np.argwhere((reference.array == value) | (mask.array == value))
         box = [slice(low, high + 1) for low, high in zip(either.min(0), either.max(0), strict=True)]
-        box = list(dilated_box(box, reference.grid.shape, reference.grid.spacing_mm))
+        box = list(dilated_box(Box.of(box), reference.grid.shape, reference.grid.spacing_mm).slices)
         soft = Predictor.load(model, device="cpu").predict_soft(read_image(scans / f"{case}.nii.gz"), (name,))
         expected = calibration(soft.probabilities[name][tuple(box)], reference.array[tuple(box)] == value)
         found = {column: float(row[column]) for column in expected}
