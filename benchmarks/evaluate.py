@@ -40,7 +40,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.evaluate.case import score_case
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures
 
 SMALL, LARGE = (200, 256, 256), (400, 512, 512)
 SPACING_MM = (1.25, 0.8, 0.8)

@@ -18,7 +18,7 @@ from .data.volumes import write_image as write_image
 from .data.volumes import write_label_map as write_label_map
 
 # parts
-from .evaluate.measures import Measures as Measures
+from .evaluate.metrics import Measures as Measures
 from .infer.inferer import StreamingInferer as StreamingInferer
 from .model.registry import build_network as build_network
 from .preprocess.resample import resample as resample

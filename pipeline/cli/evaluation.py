@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.options import Jobs, OutFolder
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.measures import Measures
+    from pipeline.evaluate.metrics import Measures
 
 
 Tolerance = Annotated[
@@ -98,8 +98,7 @@ def evaluate(
 
 def _measures(tolerance: list[str] | None, surface: str, compat: list[str] | None) -> Measures:
     """What to measure, as options say."""
-    from pipeline.evaluate.measures import Measures
-    from pipeline.evaluate.metrics import COMPAT_TOOLS
+    from pipeline.evaluate.metrics import COMPAT_TOOLS, Measures
 
     _one_of("--surface", surface, ("exact", "voxel", "none"))
     tools = tuple(dict.fromkeys(_one_of("--compat", tool, COMPAT_TOOLS) for tool in compat or ()))

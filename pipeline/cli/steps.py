@@ -76,8 +76,8 @@ def plan(
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_batch, print_fingerprint, print_plan
-    from pipeline.stages.plan import PAGE_FILE
-    from pipeline.stages.plan import plan as run
+    from pipeline.stages.prepare import PAGE_FILE
+    from pipeline.stages.prepare import plan as run
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
     with progress_bars() as bars:

@@ -10,8 +10,7 @@ import SimpleITK as sitk  # noqa: N813  # its usual name
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from pipeline.core.box import Box
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.core.volume import LabelMap
 from pipeline.data.itk import itk_array, itk_image
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
-from pipeline.core.files import copy_file, file_hash, text_hash, write_json
-from pipeline.core.output_folder import read_record
+from pipeline.core.files import copy_file, file_hash, read_record, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset

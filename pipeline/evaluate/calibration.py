@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
-from pipeline.evaluate.metrics import CALIBRATION_COLUMNS
-
-CALIBRATION_BINS = 15
-CALIBRATION_MARGIN_MM = 10.0
+from pipeline.core.grid import Box
+from pipeline.evaluate.metrics import CALIBRATION_BINS, CALIBRATION_COLUMNS, CALIBRATION_MARGIN_MM
 
 
 def calibration(

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
+from pipeline.core.grid import GRID_TOLERANCE_MM, Box, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.evaluate.calibration import calibration, dilated_box
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
-from pipeline.evaluate.metrics import CALIBRATION_COLUMNS, METRICS, Row, Status
+from pipeline.evaluate.metrics import CALIBRATION_COLUMNS, METRICS, OVERLAP_ONLY, Measures, Row, Status
 from pipeline.evaluate.overlap import Overlap, overlaps
 from pipeline.evaluate.surface import LabelFaces, label_faces, surface_scores
 

@@ -13,13 +13,14 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
 from pipeline.evaluate.metrics import (
     CALIBRATION_COLUMNS,
     COMPAT_TOOLS,
     LESION_COLUMNS,
+    OVERLAP_ONLY,
     STATUSES,
     SURFACE_COLUMNS,
+    Measures,
     Row,
     compat_columns,
     label_entry,

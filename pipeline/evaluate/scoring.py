@@ -14,8 +14,7 @@ from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
-from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures, Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
 from pipeline.evaluate.results import Evaluation, ScoredFiles
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.tables import read_csv
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
-from pipeline.evaluate.metrics import METRICS, STATUSES, Metric, Row, label_entry
+from pipeline.evaluate.metrics import METRICS, OVERLAP_ONLY, STATUSES, Measures, Metric, Row, label_entry
 
 BOOTSTRAP_SAMPLES = 10_000
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
+from pipeline.core.grid import Box
 
 _PIECE_VOXELS = 1 << 23  # compared at a time, so that the temporary arrays stay small
 _THICK = 2.0  # voxels are cut where they are thicker than this many times the smallest spacing

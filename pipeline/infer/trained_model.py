@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config.settings import InferSettings
-from pipeline.core.box import Box
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import file_hash
+from pipeline.core.grid import Box
 from pipeline.core.machine import available_bytes, bytes_in_words
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.inferer import StreamingInferer

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from pipeline.core.box import Box
 from pipeline.core.errors import require_arguments
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder
+from pipeline.core.grid import Box
 from pipeline.core.progress import Progress, silent
 from pipeline.data.itk import read_picture, write_picture
 from pipeline.phantom.fundus_eye import (

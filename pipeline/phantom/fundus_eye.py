@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
+from pipeline.core.grid import Box
 
 Plane = NDArray[np.float32]
 """(H, W): one number per pixel."""

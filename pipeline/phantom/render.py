@@ -14,8 +14,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.phantom.anatomy import ORGANS, TRUNK
 from pipeline.phantom.body import Body, from_world, to_world
 from pipeline.phantom.shapes import Part, Points, Waves, bounds_mm, distance_mm, wave_sum

@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.core.errors import require_arguments
-from pipeline.core.files import write_json
+from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.core.volume import Case, Image, LabelMap
 from pipeline.data.nifti import write_nifti

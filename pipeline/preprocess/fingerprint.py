@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
 from pipeline.core.errors import DataError, sentence
+from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
 from pipeline.core.laterality import paired_names
 from pipeline.core.volume import Image, LabelMap, require_same_grid

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.box import Box
 from pipeline.core.errors import sentence
-from pipeline.core.grid import Grid, check_orientation
+from pipeline.core.grid import Box, Grid, check_orientation
 
 
 @dataclass(frozen=True)

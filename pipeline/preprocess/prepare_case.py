@@ -14,10 +14,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import text_hash
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.core.volume import Image
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared

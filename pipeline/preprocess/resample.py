@@ -12,8 +12,7 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from pipeline.core.box import Box
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.preprocess.interpolation import Order, apply_operators, band, resize_operator, resize_operators
 from pipeline.preprocess.spacing import coarse_axis
 

@@ -16,9 +16,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Identityd, LoadImaged, MapTransform
 from scipy.ndimage import binary_fill_holes
 
-from pipeline.core.box import Box
 from pipeline.core.errors import DataError
-from pipeline.core.grid import Grid, orientation_change
+from pipeline.core.grid import Box, Grid, orientation_change
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.monai_reader import VolumeReader

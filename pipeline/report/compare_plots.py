@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.evaluate.metrics import METRICS
 from pipeline.evaluate.significance import PairedTest, Ranking
-from pipeline.report.palette import LIGHT, figure_png
-from pipeline.report.plots import WIDTH_INCHES, panel_grid, plain_text, style_axes
+from pipeline.report.plots import LIGHT, WIDTH_INCHES, figure_png, panel_grid, plain_text, style_axes
 
 _DPI = 150
 _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.report.palette import Theme, figure_png
 from pipeline.report.plots import (
     WIDTH_INCHES,
+    Theme,
     box,
     even_spread,
+    figure_png,
     log_ticks,
     name_rows,
     panel_grid,

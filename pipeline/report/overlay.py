@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from pipeline.core.box import Box
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.legend import organ_color
-from pipeline.report.palette import ERROR_COLORS, figure_png
+from pipeline.report.plots import ERROR_COLORS, figure_png
 
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue: level 40, width 400
 SEEN = "LAS"

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.core.files import write_text
 from pipeline.core.tables import compact_cell, interval_cell, number_cell
-from pipeline.report.palette import DARK, LIGHT, Theme, png_uri
+from pipeline.report.plots import DARK, LIGHT, Theme, png_uri
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:

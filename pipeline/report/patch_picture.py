@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.data.legend import organ_color
 from pipeline.report.overlay import Plane, display_range, draw_outline, frame_panel, plane_slice, shown_planes, write_on
-from pipeline.report.palette import DARK, figure_png
-from pipeline.report.plots import plain_text
+from pipeline.report.plots import DARK, figure_png, plain_text
 
 _DPI = 110
 _PAPER = "#14181d"

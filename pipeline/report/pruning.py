@@ -12,8 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from pipeline.core.tables import score_cell, text_table
-from pipeline.report.palette import LIGHT, figure_png
-from pipeline.report.plots import style_axes
+from pipeline.report.plots import LIGHT, figure_png, style_axes
 
 LEVEL_COLUMNS = ("level", "Dice", "parameters", "multiply-adds", "s per case", "memory")
 """Columns of the table of levels, see :func:`level_cells`."""

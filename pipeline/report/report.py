@@ -18,14 +18,19 @@ from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.case import aligned, replaced_values, score_case, without_values
-from pipeline.evaluate.measures import OVERLAP_ONLY
-from pipeline.evaluate.metrics import METRICS, Row
+from pipeline.evaluate.metrics import METRICS, OVERLAP_ONLY, Row
 from pipeline.evaluate.results import Evaluation, ScoredFiles, read_evaluation, read_summary
 from pipeline.report.deidentify import Names, names_of
 from pipeline.report.overlay import build_scene, case_overlay
 from pipeline.report.page import both_themes, render_page
-from pipeline.report.palette import ERROR_COLORS, png_uri
-from pipeline.report.plots import MOST_PANELS, dice_against_volume, metric_boxplots, volume_agreement
+from pipeline.report.plots import (
+    ERROR_COLORS,
+    MOST_PANELS,
+    dice_against_volume,
+    metric_boxplots,
+    png_uri,
+    volume_agreement,
+)
 from pipeline.report.viewer import SizeBudget, ViewerEntry, chosen_cases, viewer_context, viewer_entry
 
 STATUS_TITLES: Mapping[str, str] = {

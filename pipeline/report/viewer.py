@@ -21,7 +21,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.data.legend import organ_color
 from pipeline.report.overlay import CT_WINDOW_HU, Scene, error_masks
-from pipeline.report.palette import ERROR_COLORS
+from pipeline.report.plots import ERROR_COLORS
 
 ERROR_VALUES: Mapping[str, int] = {"false negative": 1, "false positive": 2, "taken for another organ": 3}
 """Voxel values of the layer of errors."""

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import copy_file, own_version, write_json, write_text
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, copy_file, own_version, write_json, write_text
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import score_cell, text_table
 from pipeline.evaluate.results import read_summary

@@ -11,8 +11,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.metrics import METRICS, Measures
 from pipeline.evaluate.results import Evaluation, read_evaluation
 from pipeline.evaluate.significance import PairedTest, Ranking, paired_tests, rankings
 from pipeline.report.compare_plots import difference_plot, rank_plot

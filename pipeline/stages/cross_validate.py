@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.files import file_hash, text_hash, write_json
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
 from pipeline.core.progress import Progress, silent
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -29,7 +28,7 @@ from pipeline.evaluate.results import read_summary, write_evaluation
 from pipeline.evaluate.scoring import evaluate_pairs
 from pipeline.evaluate.summary import organ_means
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.restore import segment
+from pipeline.infer.segment import segment
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, wanted_folds

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import write_json
+from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.output_folder import OutputFolder
 from pipeline.core.progress import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layout_names import LAYOUTS
@@ -20,7 +19,7 @@ from pipeline.data.volume_file import volume_stem, volume_suffix
 from pipeline.data.volumes import read_grid, write_label_map
 from pipeline.engine.local import collect, default_jobs, map_cases, open_engine
 from pipeline.evaluate.label_choice import MatchLabels, choose_labels
-from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import Measures
 from pipeline.evaluate.pairing import FilePair, pair_files
 from pipeline.evaluate.results import write_evaluation
 from pipeline.evaluate.scoring import evaluate as score

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
 from pipeline.core.progress import Progress
 from pipeline.core.tables import score_cell, text_table

@@ -29,9 +29,8 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_inputs import Inputs, find_inputs
 from pipeline.engine.local import Batch
 from pipeline.infer.cleaning import Cleaning, read_cleaning
-from pipeline.infer.coarse_to_fine import SearchRegion, segment_region
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
-from pipeline.infer.restore import Prepared, segment, segment_softly
+from pipeline.infer.segment import Prepared, SearchRegion, segment, segment_region, segment_softly
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders, read_card

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import OutputFolder, read_json, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
-from pipeline.core.output_folder import OutputFolder, read_record
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.files import remove_leftovers, text_hash
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, remove_leftovers, text_hash
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.organ_masks import write_organs

@@ -16,15 +16,14 @@ from typing import Any
 
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import remove_leftovers
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, remove_leftovers, signature, write_json
 from pipeline.core.progress import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
-from pipeline.preprocess.fingerprint import CaseFingerprint, fingerprint_case, samples_per_case
+from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import make_plan
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
@@ -35,6 +34,9 @@ from pipeline.stages.memory import (
     fingerprint_bytes,
     prepare_bytes,
 )
+
+PAGE_FILE = "fingerprint.html"
+"""The page that shows what was measured."""
 
 # Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start.
 _CASE_S, _VOXEL_S, _START_S = 2e-3, 2e-8, 1.0
@@ -150,6 +152,56 @@ def check(
     opened = open_dataset(dataset, layout)
     with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
         return check_dataset(opened, map_cases=map_cases(run, progress, "check", check_bytes, lost_case))
+
+
+def plan(
+    dataset: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    layout: str | None = None,
+    jobs: int | None = None,
+    progress: Progress = silent,
+) -> Batch:
+    """Look at a dataset and plan, without preparing anything.
+
+    Writes what was measured as ``fingerprint.json`` and as a page, ``fingerprint.html``, and the plan as ``plan.yaml``.
+
+    Args:
+        dataset: Dataset folder or datalist.
+        out: Folder for the three files; those that are there are replaced.
+        settings: Section ``preprocess``.
+        layout: Name of the dataset's layout; by default recognised.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Returns:
+        Which cases could be used.
+
+    Raises:
+        VolsegError: If there is no dataset, or no usable case.
+    """
+    # Matplotlib and Jinja take most of a second: only this command draws.
+    from pipeline.report.fingerprint_page import write_fingerprint_page
+
+    opened = open_dataset(dataset, layout)
+    require_fitting(opened, out)
+    workers = reading_jobs(opened, jobs or default_jobs(len(opened.cases)))
+    with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
+        prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
+        planned = fresh_plan(opened, prints, settings.preprocess, run)
+    found = dataset_fingerprint(opened, prints, orientation=planned.orientation)
+    write_json(out / "fingerprint.json", found)
+    write_plan(planned, out / PLAN_FILE)
+    write_fingerprint_page(
+        found,
+        out / PAGE_FILE,
+        failures=sorted(failed),
+        class_weights=planned.class_weights,
+        why=planned.reasons["class_weights"],
+        **signature(),
+    )
+    return Batch(tuple(found.id for found in prints), (), tuple(sorted(failed)))
 
 
 def preprocess(

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import text_hash, write_bytes, write_json, write_text
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, text_hash, write_bytes, write_json, write_text
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.summary import organ_means

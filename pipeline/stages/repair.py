@@ -7,8 +7,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.files import remove_leftovers, write_json
-from pipeline.core.output_folder import OutputFolder
+from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.progress import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case

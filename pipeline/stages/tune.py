@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import text_hash, write_json
-from pipeline.core.output_folder import read_record
+from pipeline.core.files import read_record, text_hash, write_json
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 from scipy.ndimage import label as connected_components
 from torch import Tensor
 
-from pipeline.core.box import Box
+from pipeline.core.grid import Box
 from pipeline.core.regions import Regions
 
 _BLOCK = 2**17  # voxels a CPU works on at a time: they stay in its cache

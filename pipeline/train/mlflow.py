@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError, Stopped, sentence
-from pipeline.core.files import write_json
-from pipeline.core.output_folder import read_record
+from pipeline.core.files import read_record, write_json
 from pipeline.train.log import EpochRecord, scalars
 from pipeline.train.state import Callbacks, ValidationScores
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.regions import PaintingStep
 from pipeline.infer.labelling import PlaneLabels
-from pipeline.infer.restore import restore_labels as put_back
+from pipeline.infer.segment import restore_labels as put_back
 from pipeline.preprocess.grid_history import GridHistory
 
 

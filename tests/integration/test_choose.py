@@ -16,7 +16,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.restore import segment
+from pipeline.infer.segment import segment
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ensemble_members, member_folders, read_card
 from pipeline.preprocess.grid_history import GridHistory

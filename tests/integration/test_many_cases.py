@@ -17,8 +17,7 @@ import pytest
 from pipeline.config.settings import Settings
 from pipeline.engine.local import Outcome, Run
 from pipeline.stages import prepare
-from pipeline.stages.plan import plan
-from pipeline.stages.prepare import check
+from pipeline.stages.prepare import check, plan
 
 FEW, MANY = 50, 250
 MOST_BYTES = 4_500  # for each further case, at the peak: 90 MB of 20,000

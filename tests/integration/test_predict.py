@@ -23,7 +23,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.legend import organ_color
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.infer.coarse_to_fine import SearchRegion
+from pipeline.infer.segment import SearchRegion
 from pipeline.infer.tta import Pass
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import Predictor, predict

@@ -21,11 +21,11 @@ from command_line import run
 
 from pipeline.core import files as core_files
 from pipeline.core import machine as scratch
-from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
+from pipeline.core.grid import Box
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.evaluate.calibration import calibration, dilated_box
-from pipeline.evaluate.measures import Measures
+from pipeline.evaluate.metrics import Measures
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prediction_files import Output

@@ -19,8 +19,8 @@ from pipeline.model.spec import design_network
 from pipeline.phantom.torso import write_phantom
 from pipeline.preprocess.plan_file import read_plan, write_plan
 from pipeline.stages.model_files import alone_in
-from pipeline.stages.plan import plan as plan_dataset
 from pipeline.stages.predict import Predictor, predict
+from pipeline.stages.prepare import plan as plan_dataset
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
 from pipeline.train.state import Callbacks

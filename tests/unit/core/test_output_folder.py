@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.output_folder import OutputFolder, read_record
+from pipeline.core.files import OutputFolder, read_record
 
 
 def folder(path: Path, source: str = "a") -> OutputFolder:

@@ -6,7 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from pipeline.core.box import Box
+from pipeline.core.grid import Box
 from pipeline.evaluate.calibration import calibration, dilated_box
 from pipeline.evaluate.lesions import lesion_scores
 

@@ -11,8 +11,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map, write_voxels
 from pipeline.evaluate.case import diagonal_mm, score_case, score_without_prediction
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.metrics import METRICS, Measures
 from pipeline.evaluate.probability_files import read_probabilities
 from pipeline.evaluate.scoring import evaluate, evaluate_pairs
 from pipeline.evaluate.summary import summarize

@@ -13,8 +13,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.evaluate.case import score_case, score_without_prediction
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import ENTRIES, METRICS, STATUSES, Entry, Row, Status
+from pipeline.evaluate.metrics import ENTRIES, METRICS, STATUSES, Entry, Measures, Row, Status
 from pipeline.evaluate.summary import summarize
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})

@@ -7,8 +7,7 @@ import pytest
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.metrics import Measures, Row
 from pipeline.evaluate.results import Evaluation, ScoredFiles, read_evaluation, read_summary, write_evaluation
 
 NAN = float("nan")

@@ -15,7 +15,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import read_label_map, write_label_map
 from pipeline.evaluate.case import score_case
-from pipeline.evaluate.measures import OVERLAP_ONLY, Measures
+from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures
 from pipeline.evaluate.overlap import overlaps
 from pipeline.evaluate.scoring import _score_pair, evaluate
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from solids import ball, box, compared, faces_of
 
-from pipeline.core.box import Box
+from pipeline.core.grid import Box
 from pipeline.evaluate.surface import distance_distributions, label_faces, surface_scores
 
 CUBE = box((48, 44, 44), (2, 2, 2), (40, 40, 40))

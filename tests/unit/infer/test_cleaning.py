@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from pipeline.config.settings import InferSettings
-from pipeline.core.box import Box
 from pipeline.core.errors import VolsegError
+from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
 from pipeline.infer.cleaning import (
     Cleaning,

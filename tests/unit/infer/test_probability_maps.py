@@ -119,7 +119,7 @@ import pipeline.infer.accumulate
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.restore import restore_labels
+from pipeline.infer.segment import restore_labels
 from pipeline.infer.probability_maps import SoftMaps, SoftWanted
 from pipeline.preprocess.grid_history import GridHistory
 pipeline.infer.accumulate.keep_freed_memory = nullcontext  # what is held counts, not what is kept for the next use

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass, label
 
-from pipeline.core.box import Box
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import file_hash
+from pipeline.core.grid import Box
 from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volumes import read_image

@@ -13,9 +13,8 @@ from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
 from prepared import read_prepared
 
 from pipeline.config.settings import PreprocessSettings
-from pipeline.core.box import Box
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.grid import Grid
+from pipeline.core.grid import Box, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset

@@ -24,7 +24,7 @@ from pipeline.report.fingerprint_page import (
     volumes_ml,
     write_fingerprint_page,
 )
-from pipeline.report.palette import DARK, LIGHT
+from pipeline.report.plots import DARK, LIGHT
 
 TABLE = LabelTable({1: "liver", 2: "lung_left", 3: "lung_right", 4: "rare $x$ <b>"})
 USUAL = (1500, 800, 1000, 0)

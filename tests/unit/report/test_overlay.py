@@ -14,7 +14,7 @@ from pipeline.data.legend import organ_color
 from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_label_map
 from pipeline.report.overlay import build_scene, case_overlay, display_range, error_masks, error_position
-from pipeline.report.palette import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN
+from pipeline.report.plots import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN
 
 TABLE = LabelTable({1: "liver", 2: "spleen"}, ignore_label=9)
 GRID = Grid.from_spacing((24, 20, 12), (2.0, 2.0, 5.0))

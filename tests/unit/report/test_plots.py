@@ -6,8 +6,15 @@ from matplotlib import image as pictures
 
 from pipeline.data.legend import organ_color
 from pipeline.evaluate.metrics import Row
-from pipeline.report.palette import DARK, LIGHT
-from pipeline.report.plots import MOST_PANELS, agreement_panels, dice_against_volume, metric_boxplots, volume_agreement
+from pipeline.report.plots import (
+    DARK,
+    LIGHT,
+    MOST_PANELS,
+    agreement_panels,
+    dice_against_volume,
+    metric_boxplots,
+    volume_agreement,
+)
 
 
 def rows(*scores, status="scored"):

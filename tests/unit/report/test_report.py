@@ -14,8 +14,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import read_label_map, write_image, write_label_map
-from pipeline.evaluate.measures import Measures
-from pipeline.evaluate.metrics import Row
+from pipeline.evaluate.metrics import Measures, Row
 from pipeline.evaluate.results import Evaluation, write_evaluation
 from pipeline.evaluate.scoring import evaluate
 from pipeline.report.report import case_status, worst_rows, write_report

@@ -13,7 +13,7 @@ from pipeline.model.device import PLAIN, Execution
 from pipeline.model.registry import build_network
 from pipeline.stages import tune as module
 from pipeline.stages import tune as tuning
-from pipeline.stages.plan import plan
+from pipeline.stages.prepare import plan
 from pipeline.stages.tune import MeasuredWay, Trial, fastest, measured_ways, remember, remembered, trial, way_line
 
 
