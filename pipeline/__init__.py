@@ -11,6 +11,9 @@ Example:
     (30, 32, 32)
 """
 
+import sys
+from types import ModuleType
+
 import lazy_loader
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -21,3 +24,16 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}; the public names are {', '.join(__all__)}")
     return _load(name)
+
+
+class _Package(ModuleType):
+    """Keeps the public steps ``preprocess``, ``train``, ``evaluate`` and ``report``, which are packages here, too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Python makes a package an attribute of its parent when it is imported. `from pipeline import train` would then
+        # give the step or the package, depending on what was imported before.
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -23,3 +23,12 @@ from .infer.inferer import StreamingInferer as StreamingInferer
 from .model.registry import build_network as build_network
 from .preprocess.resample import resample as resample
 from .stages.predict import Predictor as Predictor
+from .stages.prediction_files import Output as Output
+from .train.loss import SegmentationLoss as SegmentationLoss
+
+# steps
+from .stages.evaluate import evaluate as evaluate
+from .stages.evaluate import report as report
+from .stages.predict import predict as predict
+from .stages.prepare import preprocess as preprocess
+from .stages.train import train as train

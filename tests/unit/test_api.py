@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,24 @@ def test_about_25_names_and_each_is_documented() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'build_net'; the public names are Dataset, Grid"):
         pipeline.build_net  # noqa: B018
+
+
+def test_a_step_is_a_function_whatever_was_imported_before() -> None:
+    code = (
+        "import pipeline.train.loss, pipeline.report.page, pipeline.evaluate.overlap\n"
+        "from pipeline import evaluate, preprocess, report, train\n"
+        "import pipeline.preprocess.plan_file\n"
+        "from pipeline.evaluate import overlap\n"
+        "assert overlap.__name__ == 'pipeline.evaluate.overlap'\n"
+        "steps = (pipeline.preprocess, pipeline.train, pipeline.evaluate, pipeline.report)\n"
+        "print(*(step.__module__ for step in steps))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "pipeline.stages.prepare",
+        "pipeline.stages.train",
+        *["pipeline.stages.evaluate"] * 2,
+    ]
 
 
 def test_the_examples_run() -> None:
