@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.ciresan import scan
 from pipeline.model.cost import multiply_adds
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 
 def timed(predict: Callable[[], Tensor], device: torch.device) -> tuple[float, float, Tensor]:

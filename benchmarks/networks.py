@@ -25,7 +25,8 @@ import torch
 
 from pipeline.model.cost import count_parameters
 from pipeline.model.folder import read_card
-from pipeline.model.registry import build_network, list_networks
+from pipeline.model.registry import list_networks
+from pipeline.model.spec import build_network
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

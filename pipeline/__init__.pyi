@@ -19,16 +19,20 @@ from .data.volumes import write_label_map as write_label_map
 
 # parts
 from .evaluate.metrics import Measures as Measures
+from .evaluate.scoring import evaluate_pairs as evaluate_pairs
 from .infer.inferer import StreamingInferer as StreamingInferer
-from .model.registry import build_network as build_network
+from .infer.segment import predict_image as predict_image
+from .model.spec import build_network as build_network
 from .preprocess.resample import resample as resample
+from .preprocess.transforms import transforms as transforms
 from .stages.predict import Predictor as Predictor
 from .stages.prediction_files import Output as Output
+from .stages.prepare import make_plan as make_plan
 from .train.loss import SegmentationLoss as SegmentationLoss
 
 # steps
 from .stages.evaluate import evaluate as evaluate
-from .stages.evaluate import report as report
+from .stages.report import report as report
 from .stages.predict import predict as predict
 from .stages.prepare import preprocess as preprocess
 from .stages.train import train as train

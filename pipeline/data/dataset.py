@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
@@ -86,6 +86,14 @@ class Dataset:
     labels: LabelTable
     cases: tuple[CaseFiles, ...]
     tests: tuple[CaseFiles, ...] = ()
+
+    def as_monai(self) -> list[dict[str, Any]]:
+        """The labelled cases as MONAI's datasets take them: ``id``, ``image`` (a file per channel) and ``label``."""
+        return [
+            {"id": files.id, "image": list(files.images), "label": files.label_sources}
+            for files in self.cases
+            if files.labelled
+        ]
 
     @property
     def is_ct(self) -> bool:

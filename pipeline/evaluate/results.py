@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
@@ -57,6 +57,25 @@ class Evaluation:
     failures: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     measures: Measures = OVERLAP_ONLY
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of ``scores.csv`` that were measured, in their order."""
+        measured = _ALWAYS.union(*(row.more for row in self.rows))
+        return [column for column in COLUMNS if column in measured]
+
+    def to_dataframe(self) -> Any:
+        """The rows as a pandas ``DataFrame`` with the columns of ``scores.csv``.
+
+        Raises:
+            VolsegError: If pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # here: nothing else needs it
+        except ImportError:
+            got, advice = "none", "Run: pip install pandas"
+            raise VolsegError(sentence("to_dataframe", "pandas to be installed", got, advice)) from None
+        return DataFrame([[_cell(row, column) for column in self.columns] for row in self.rows], columns=self.columns)
 
 
 COLUMNS: tuple[str, ...] = (
@@ -109,8 +128,7 @@ def write_evaluation(
         "failures": [{"case": case, "message": message} for case, message in evaluation.failures],
         "notes": list(evaluation.notes),
     }
-    measured = _ALWAYS.union(*(row.more for row in evaluation.rows))
-    columns = [column for column in COLUMNS if column in measured]
+    columns = evaluation.columns
     write_csv(out / _SCORES, [columns, *([_cell(row, column) for column in columns] for row in evaluation.rows)])
     # Last: a folder with a summary counts as scored.
     write_json(out / _SUMMARY, summary)

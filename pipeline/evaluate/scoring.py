@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
+from pipeline.data.volume_file import volume_stem
 from pipeline.data.volumes import read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
@@ -93,10 +94,10 @@ def evaluate(
     images, image_notes = find_images(predictions, pairs)
     measures = measures.for_organs(labels.targets)
     every = (*notes, *found, *image_notes)
-    return evaluate_pairs(pairs, labels, map_cases, images=images, notes=every, measures=measures)
+    return score_pairs(pairs, labels, map_cases, images=images, notes=every, measures=measures)
 
 
-def evaluate_pairs(
+def score_pairs(
     pairs: Sequence[FilePair],
     labels: LabelTable,
     map_cases: MapCases = map,
@@ -119,36 +120,85 @@ def evaluate_pairs(
     # Results come in any order, and those of a worker that was killed not at all.
     results = {pair.case: results.get(pair.case) or CaseScores(pair.case, (), _LOST) for pair in pairs}
     known = images or {}
-    found = _notes(list(results.values()), measures)
+    files = [ScoredFiles(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs]
+    return _evaluation(list(results.values()), files, labels, measures, notes)
+
+
+def evaluate_pairs(
+    pairs: Iterable[tuple[LabelMap | Path | str | None, LabelMap | Path | str]],
+    labels: LabelTable,
+    *,
+    measures: Measures = OVERLAP_ONLY,
+) -> Evaluation:
+    """Score pairs of prediction and reference, as label maps or as files.
+
+    Args:
+        pairs: Prediction and reference of every case; None for a prediction that is missing, which is a miss. A case is
+            called after the file of its reference, else ``case_0``, ``case_1``, … by its place.
+        labels: The organs or regions.
+        measures: What to measure beside overlap and volumes.
+
+    Returns:
+        One row per case and organ or region. A case whose prediction cannot be used is among the failures, and its
+        organs are scored as missed.
+    """
+    found: dict[str, CaseScores] = {}
+    files = []
+    for number, (prediction, reference) in enumerate(pairs):
+        case = f"case_{number}" if isinstance(reference, LabelMap) else volume_stem(reference)
+        case = f"{case}_{number}" if case in found else case
+        found[case] = _score(labels, measures, case, prediction, reference)
+        if not isinstance(reference, LabelMap):
+            path = None if prediction is None or isinstance(prediction, LabelMap) else Path(prediction)
+            files.append(ScoredFiles(case, Path(reference), path))
+    return _evaluation(list(found.values()), files, labels, measures)
+
+
+def _evaluation(
+    found: Sequence[CaseScores],
+    files: Sequence[ScoredFiles],
+    labels: LabelTable,
+    measures: Measures,
+    notes: Sequence[str] = (),
+) -> Evaluation:
     return Evaluation(
         labels=labels,
-        rows=tuple(row for pair in pairs for row in results[pair.case].rows),
-        cases=tuple(ScoredFiles(p.case, p.reference, p.prediction, known.get(p.case, ())) for p in pairs),
-        failures=tuple((scores.case, scores.failure) for scores in results.values() if scores.failure),
-        notes=(*notes, *found),
+        rows=tuple(row for scores in found for row in scores.rows),
+        cases=tuple(files),
+        failures=tuple((scores.case, scores.failure) for scores in found if scores.failure),
+        notes=(*notes, *_notes(found, measures)),
         measures=measures,
     )
 
 
 def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseScores:
     """Read and score one case; what goes wrong becomes a message."""
-    case = pair.case
+    return _score(labels, measures, pair.case, pair.prediction, pair.reference)
+
+
+def _score(
+    labels: LabelTable,
+    measures: Measures,
+    case: str,
+    prediction_source: LabelMap | Path | str | None,
+    reference_source: LabelMap | Path | str,
+) -> CaseScores:
     try:
-        reference = read_label_map(pair.reference, case=case)
+        reference = _opened(reference_source, case)
     except VolsegError as error:
         return CaseScores(case, (), str(error))
     spacing = max(reference.grid.spacing_mm)
     try:
-        if pair.prediction is None:
+        if prediction_source is None:
             rows = score_without_prediction(reference, labels, case, measures=measures)
             return CaseScores(case, tuple(rows), spacing_mm=spacing)
-        prediction = read_label_map(pair.prediction, case=case)
+        prediction = _opened(prediction_source, case)
         moved = not reference.grid.matches(prediction.grid)
         probabilities = None
         if measures.probabilities is not None:
             from pipeline.evaluate.probability_files import read_probabilities  # here: they are seldom there
 
-            names = prediction_names(pair.prediction)
+            names = () if isinstance(prediction_source, LabelMap) else prediction_names(Path(prediction_source))
             probabilities = read_probabilities(measures.probabilities, case, reference.grid, labels, names)
         rows = score_case(prediction, reference, labels, case, measures, probabilities)
         lacking = any(row.counts and row.name not in (probabilities or ()) for row in rows)
@@ -156,6 +206,10 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
         return CaseScores(case, tuple(rows), None, spacing, moved, uncalibrated)
     except VolsegError as error:
         return CaseScores(case, _failed_rows(reference, labels, case, measures), str(error), spacing)
+
+
+def _opened(source: LabelMap | Path | str, case: str) -> LabelMap:
+    return source if isinstance(source, LabelMap) else read_label_map(source, case=case)
 
 
 def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:

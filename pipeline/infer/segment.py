@@ -10,15 +10,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.core.grid import Box, reorient_array
 from pipeline.core.regions import PaintingStep
+from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.labelling import NOT_FINITE, decode, label_type
 from pipeline.infer.probability_maps import SoftMaps, SoftWanted, probabilities
-from pipeline.infer.trained_model import TrainedModel
+from pipeline.infer.trained_model import SliceNetwork, TrainedModel
 from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.plan_file import Plan
+from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.preprocess.resample import resample
 
 Prepared = tuple[NDArray[np.floating[Any]], GridHistory]
@@ -93,6 +96,46 @@ def _logit_planes(
 ) -> Iterator[tuple[int, Tensor]]:
     # A generator from its first line on: a model asks for memory once the models before it have taken theirs.
     yield from inferer.logit_planes(model.placed(array, inferer), model.passes, history.cropped.shape)
+
+
+def predict_image(
+    image: Image, network: nn.Module, plan: Plan, inferer: StreamingInferer | None = None, *, case: str = "image"
+) -> LabelMap:
+    """Segment an image with a network of your own, prepared as a plan says.
+
+    Args:
+        image: (C, I, J, K) on any grid, channels in the order of the plan.
+        network: Takes (B, C, *window), returns logits (B, L, *window) for the classes or regions of the plan; a 2D
+            network of ``build_network`` sees every slice. Its mode is put back.
+        plan: How images are prepared, and what the outputs stand for.
+        inferer: Windows along i, j, k of the prepared image, 1 across slices; by default those of the plan's patch.
+        case: Name used in error messages.
+
+    Returns:
+        Label values on exactly the image's grid.
+
+    Raises:
+        DataError: If the number of channels is wrong or intensities are not finite.
+    """
+    array, history = prepare_image(image, plan, case=case)
+    dims: Literal[2, 3] = 2 if getattr(network, "dims", 3) == 2 else 3
+    runner: Any = SliceNetwork(network, plan.slice_axis) if dims == 2 else network
+    if inferer is None:
+        patch = (plan.patch_3d if dims == 3 else plan.patch_2d).patch_size
+        sizes, margin = dict(zip(plan.axes(dims), patch, strict=True)), getattr(runner, "margin", (0, 0, 0))
+        # Windows of networks without padding see the margin around the logits as well.
+        seen = [sizes.get(axis, 1) + 2 * margin[axis] for axis in range(3)]
+        window = getattr(runner, "legal_size", tuple)(seen)
+        inferer = StreamingInferer(window, margin=margin, step=getattr(runner, "divisor", (1, 1, 1)))
+    weights = next(network.parameters(), torch.empty(0))
+    volume, training = torch.from_numpy(np.ascontiguousarray(array)).to(weights.device), network.training
+    network.eval()
+    try:
+        planes = inferer.label_planes(volume, runner, history.cropped.shape, painting=plan.label_table.painting())
+        index = restore_labels(planes, inferer.streaming_axis(volume.shape[1:]), history)
+    finally:
+        network.train(training)
+    return LabelMap(plan.label_table.from_index(index), image.grid)
 
 
 def restore_labels(

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.machine import release_freed_memory
-from pipeline.model.registry import build_network, list_networks
+from pipeline.model.registry import list_networks, new_network
 
 MEMORY_MEANS = {
     "cuda": "what PyTorch allocated on the GPU",
@@ -210,7 +210,7 @@ def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> t
     for info in list_networks():
         for dims in info.dims:
             with torch.device("meta"):
-                network = build_network(info.name, dims, in_channels, out_channels)
+                network = new_network(info.name, dims, in_channels, out_channels)
             patch = network.legal_size((edge,) * dims)
             sizes = count_parameters(network), patch, network.output_size(patch)
             rows.append(NetworkCost(info.name, dims, *sizes, multiply_adds(network, patch, in_channels), info.source))

@@ -168,7 +168,7 @@ def nnunet_options(architecture: Mapping[str, Any]) -> tuple[str, int, dict[str,
             ``arch_kwargs``, whose layers are given by their full class names.
 
     Returns:
-        Name, dims and options for :func:`~pipeline.model.registry.build_network`, with deep supervision, without which
+        Name, dims and options for :func:`~pipeline.model.spec.build_network`, with deep supervision, without which
         nnU-Net's weights include heads that the network has not.
 
     Raises:

@@ -220,7 +220,7 @@ class NetworkInfo:
     """One row of the list of networks.
 
     Args:
-        name: Name for :func:`build_network`.
+        name: Name for :func:`new_network`.
         dims: Numbers of spatial axes it can be built for.
         summary: What it is, in one line.
         source: Paper it comes from.
@@ -234,7 +234,7 @@ class NetworkInfo:
     defaults: dict[str, Any]
 
 
-def build_network(
+def new_network(
     name: str,
     dims: int,
     in_channels: int,
@@ -244,30 +244,7 @@ def build_network(
     initialization: Literal["he", "pytorch"] = "he",
     **options: Any,
 ) -> SegmentationNetwork:
-    """Build and initialize a network.
-
-    Args:
-        name: One of those that :func:`list_networks` lists.
-        dims: Number of spatial axes, 2 or 3.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits: the classes, background included.
-        seed: Makes the initial weights reproducible and leaves torch's global RNG alone; None draws them from the
-            global RNG (on the CPU).
-        initialization: ``he``: :func:`pipeline.model.base.initialize`. ``pytorch``: what PyTorch's layers begin with.
-        options: Options of the network, such as ``features=(16, 32, 64)``.
-
-    Returns:
-        The network in training mode, on the current default device. See :class:`SegmentationNetwork` for what it takes
-        and returns.
-
-    Raises:
-        ConfigError: If a name, number, option or value is wrong; all problems of the arguments or of the options.
-
-    Example:
-        >>> network = build_network("unet", 3, 1, 4, features=(16, 32, 64), norm="instance")
-        >>> network.divisor
-        (4, 4, 4)
-    """
+    """Build and initialize a network; arguments and errors as for :func:`~pipeline.model.spec.build_network`."""
     entry = _checked_entry(name, dims, in_channels, out_channels)
     # What the caller gives goes over the defaults of the preset.
     parsed = parse_options(entry.options, {**entry.defaults, **options}, network=name)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config.settings import ModelSettings, SampleSettings
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
-from pipeline.model.registry import NETWORKS, build_network
+from pipeline.model.registry import NETWORKS, new_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan_file import Plan
 
@@ -41,13 +41,63 @@ class NetworkSpec(BaseModel):
     def build(self, seed: int | None = None, initialization: Literal["he", "pytorch"] = "he") -> SegmentationNetwork:
         """The network with freshly drawn weights; arguments as for :func:`build_network`."""
         shape = (self.name, self.dims, self.in_channels, self.out_channels)
-        return build_network(*shape, seed=seed, initialization=initialization, **self.options)
+        return new_network(*shape, seed=seed, initialization=initialization, **self.options)
 
     def sizes(self) -> SizeRule:
         """Spatial sizes the network takes and its margin; takes no memory for weights."""
         # Sizes follow from the structure alone.
         with torch.device("meta"):
             return self.build().sizes
+
+
+def build_network(
+    name: str,
+    dims: Literal[2, 3] = 3,
+    in_channels: int | None = None,
+    out_channels: int | None = None,
+    *,
+    plan: Plan | None = None,
+    seed: int | None = None,
+    initialization: Literal["he", "pytorch"] = "he",
+    **options: Any,
+) -> SegmentationNetwork:
+    """Build and initialize a network, as ``volseg train`` does for a plan, or of given size.
+
+    Args:
+        name: One of those that ``volseg networks`` lists.
+        dims: Number of spatial axes, 2 or 3.
+        in_channels: Channels of the image; with a plan they are its channels.
+        out_channels: Channels of the logits: the classes, background included, or the regions; with a plan its own.
+        plan: Plan of a dataset. Options that are not given follow from it: stages, strides, kernels, features.
+        seed: Makes the initial weights reproducible and leaves torch's global RNG alone; None draws them from the
+            global RNG (on the CPU).
+        initialization: ``he``: :func:`pipeline.model.base.initialize`. ``pytorch``: what PyTorch's layers begin with.
+        options: Options of the network, such as ``features=(16, 32, 64)``.
+
+    Returns:
+        The network in training mode, on the current default device. See :class:`SegmentationNetwork` for what it takes
+        and returns.
+
+    Raises:
+        ConfigError: If a name, number, option or value is wrong; all problems of the arguments or of the options.
+
+    Example:
+        >>> build_network("unet", 3, 1, 4, features=(16, 32, 64), norm="instance").divisor
+        (4, 4, 4)
+    """
+    if plan is None:
+        if in_channels is None or out_channels is None:
+            rule, advice = "in_channels and out_channels, or a plan", "Give them, or plan=make_plan(dataset)"
+            raise ConfigError([sentence("network", rule, "neither", advice)])
+        return new_network(name, dims, in_channels, out_channels, seed=seed, initialization=initialization, **options)
+    own = (len(plan.channels), plan.label_table.outputs)
+    given = (in_channels or own[0], out_channels or own[1])
+    if given != own:
+        rule, advice = f"{own[0]} and {own[1]} channels as in the plan", "Leave in_channels and out_channels out"
+        raise ConfigError([sentence("network", rule, f"{given[0]} and {given[1]}", advice)])
+    deep_supervision = options.pop("deep_supervision", ModelSettings().deep_supervision)
+    model = ModelSettings(name=name, dims=dims, deep_supervision=deep_supervision, options=options)
+    return design_network(plan, model, SampleSettings()).build(seed, initialization)
 
 
 def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> NetworkSpec:

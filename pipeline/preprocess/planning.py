@@ -68,7 +68,7 @@ def propose_class_weights(
     return {names[n]: float(weights[n]) for n in rarest}, why
 
 
-def make_plan(
+def plan_from_fingerprints(
     dataset: Dataset, fingerprints: Sequence[CaseFingerprint], settings: PreprocessSettings, memory_gb: float
 ) -> Plan:
     """Plan from fingerprints; what the settings fix is taken from them.

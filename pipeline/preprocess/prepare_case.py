@@ -22,7 +22,7 @@ from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
-from pipeline.preprocess.transforms import grid_of, prepare_transforms
+from pipeline.preprocess.transforms import grid_of, transforms
 
 _VOXELS_PER_CLASS = 4096
 """Stored positions per class: enough for any number of draws to look uniform."""
@@ -158,7 +158,7 @@ def run_transforms(
     """
     with_label = "label" in data
     if extra:
-        chain = prepare_transforms(plan, with_label=with_label, load=load, extra=extra)
+        chain = transforms(plan, with_label=with_label, load=load, extra=extra)
     else:
         chain = _chain(plan.model_dump_json(), with_label, load)
     try:
@@ -179,7 +179,7 @@ def run_transforms(
 def _chain(plan: str, with_label: bool, load: bool) -> Compose:
     """The chain of a plan, kept because making MONAI's readers takes a fifth of the time of a small case."""
     # The plan comes as JSON, because a worker is given another copy of it with every case.
-    return prepare_transforms(Plan.model_validate_json(plan), with_label=with_label, load=load)
+    return transforms(Plan.model_validate_json(plan), with_label=with_label, load=load)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -1,6 +1,6 @@
 """The MONAI transforms that turn a case's files into arrays on the prepared grid.
 
-:func:`prepare_transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
+:func:`transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
 ``Turned`` → ``CropNonzerod`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
 appended.
 """
@@ -168,7 +168,7 @@ def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | N
     return scaled if mask is None else scaled.mul_(mask)
 
 
-def prepare_transforms(plan: Plan, *, with_label: bool, load: bool = True, extra: Sequence[Any] = ()) -> Compose:
+def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra: Sequence[Any] = ()) -> Compose:
     """The chain from ``{"id", "image", "label"}`` to arrays on the prepared grid.
 
     Args:

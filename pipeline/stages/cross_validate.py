@@ -25,7 +25,7 @@ from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
 from pipeline.evaluate.metrics import Row
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.results import read_summary, write_evaluation
-from pipeline.evaluate.scoring import evaluate_pairs
+from pipeline.evaluate.scoring import score_pairs
 from pipeline.evaluate.summary import organ_means
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.segment import segment
@@ -174,7 +174,7 @@ def cross_validate_models(
     # The masks are scored as they are; only then is it known which cleaning of them would help.
     with open_engine(jobs or default_jobs(len(found.pairs))) as run:
         score = map_cases(run, progress, "evaluate")
-        result = evaluate_pairs(found.pairs, labels, score, images=found.images, notes=_notes(found))
+        result = score_pairs(found.pairs, labels, score, images=found.images, notes=_notes(found))
         summary = write_evaluation(result, out)
         unusable = {case for case, _ in result.failures}
         usable = [pair for pair in found.pairs if pair.prediction is not None and pair.case not in unusable]

@@ -108,9 +108,9 @@ class Meaning:
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
-    out: Path,
+    predictions: Path | str,
+    references: Path | str,
+    out: Path | str,
     *,
     labels: LabelTable | None = None,
     measures: Measures | None = None,
@@ -142,6 +142,7 @@ def evaluate(
     Raises:
         VolsegError: If there is nothing to score, or label tables contradict each other.
     """
+    predictions, references, out = Path(predictions), Path(references), Path(out)
     known = None if metadata is None else read_metadata(metadata)  # first: a wrong path costs no scoring
     measures = measures or Measures()
     if measures.probabilities is not None and not measures.probabilities.is_dir():

@@ -298,9 +298,9 @@ def _overridden(own: InferSettings, overrides: Sequence[str], folder: Path) -> I
 
 
 def predict(
-    model: Path,
+    model: Path | str,
     inputs: Sequence[Path | str],
-    out: Path,
+    out: Path | str,
     *,
     folds: Sequence[int] | None = None,
     device: str | None = None,

@@ -25,7 +25,7 @@ from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
-from pipeline.preprocess.planning import make_plan
+from pipeline.preprocess.planning import plan_from_fingerprints
 from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
 from pipeline.stages.memory import (
     READING_WORKER_BYTES,
@@ -74,7 +74,28 @@ def take_fingerprints(
 
 def fresh_plan(dataset: Dataset, prints: Sequence[CaseFingerprint], section: PreprocessSettings, run: Run) -> Plan:
     """A plan from fingerprints, for this machine's memory unless the settings name another."""
-    return make_plan(dataset, prints, section, section.memory_gb or _memory_gb(run))
+    return plan_from_fingerprints(dataset, prints, section, section.memory_gb or _memory_gb(run))
+
+
+def make_plan(
+    dataset: Dataset, settings: Settings | None = None, *, jobs: int | None = None, progress: Progress = silent
+) -> Plan:
+    """Measure every labelled case of a dataset and plan, without writing anything.
+
+    Args:
+        dataset: What ``open_dataset`` gave.
+        settings: Section ``preprocess``; by default all defaults.
+        jobs: Worker processes; by default as many as pay.
+        progress: Told after every case.
+
+    Raises:
+        VolsegError: If no case is usable. Cases that are not usable are left out.
+    """
+    section = (settings or Settings()).preprocess
+    workers = reading_jobs(dataset, jobs or default_jobs(len(dataset.cases)))
+    with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
+        prints, _ = take_fingerprints(dataset, section, run, progress)
+        return fresh_plan(dataset, prints, section, run)
 
 
 def _memory_gb(run: Run) -> float:
@@ -205,9 +226,9 @@ def plan(
 
 
 def preprocess(
-    dataset: Path,
-    out: Path,
-    settings: Settings,
+    dataset: Path | str,
+    out: Path | str,
+    settings: Settings | None = None,
     *,
     layout: str | None = None,
     jobs: int | None = None,
@@ -222,7 +243,7 @@ def preprocess(
     Args:
         dataset: Dataset folder or datalist.
         out: Folder of the prepared dataset.
-        settings: Sections ``preprocess`` and ``sample``.
+        settings: Sections ``preprocess`` and ``sample``; by default all defaults.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
@@ -232,6 +253,7 @@ def preprocess(
     Raises:
         VolsegError: If there is no dataset, or no usable case, or the plan is that of another dataset.
     """
+    settings, out = settings or Settings(), Path(out)
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
     names = tuple(type(transform).__name__ for transform in extra)

@@ -17,8 +17,8 @@ _HTML = (".html", ".htm")
 
 
 def report(
-    evaluation: Path,
-    out: Path,
+    evaluation: Path | str,
+    out: Path | str,
     *,
     overlays: int = 3,
     viewer_cases: int = 20,
@@ -48,6 +48,7 @@ def report(
         VolsegError: If ``out`` has another ending, the evaluation cannot be read, ``curves`` is no PNG file, or the
             report cannot be written.
     """
+    evaluation, out = Path(evaluation), Path(out)
     if out.suffix.lower() not in _HTML:
         rule, advice = "a file that ends in .html", f"Name it for example {out.stem or 'report'}.html"
         raise VolsegError(sentence("out", rule, str(out), advice))

@@ -56,9 +56,9 @@ _RESHAPED_NAMED = 3
 
 
 def train(
-    prepared: Path,
-    out: Path,
-    settings: Settings,
+    prepared: Path | str,
+    out: Path | str,
+    settings: Settings | None = None,
     *,
     fold: int = 0,
     device: str | None = None,
@@ -74,7 +74,7 @@ def train(
     Args:
         prepared: Folder that ``preprocess`` wrote.
         out: Model folder.
-        settings: Sections ``sample``, ``augment``, ``model``, ``loss``, ``train`` and ``infer``.
+        settings: Sections ``sample``, ``augment``, ``model``, ``loss``, ``train``, ``infer``; by default all defaults.
         fold: Which fold validates.
         device: Name of the device; by default the best there is.
         restart: Throw away what an earlier run of this fold left.
@@ -90,6 +90,7 @@ def train(
             weights the organs, the model folder holds another model or is being trained in, the memory is too small, or
             the training diverges.
     """
+    prepared, out, settings = Path(prepared), Path(out), settings or Settings()
     with keep_freed_memory(), joined() as processes:
         place = _own_device(device, processes)
         began = time.monotonic()

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.registry import build_network, list_networks
+from pipeline.model.registry import list_networks
+from pipeline.model.spec import build_network
 
 FEATURES = {"features": (4, 8)}
 TINY: dict[str, dict[str, Any]] = {

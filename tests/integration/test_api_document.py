@@ -26,5 +26,6 @@ def test_every_example_runs(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_public_name_has_an_example() -> None:
-    imported = set(re.findall(r"\w+", " ".join(re.findall(r"from pipeline import (.*)", DOCUMENT))))
+    lines = re.findall(r"from pipeline import (\([^)]*\)|.*)", DOCUMENT)
+    imported = set(re.findall(r"\w+", " ".join(lines)))
     assert imported == set(pipeline.__all__)

@@ -19,7 +19,7 @@ from pipeline.data.volumes import read_grid
 from pipeline.phantom.torso import write_phantom
 from pipeline.preprocess.fingerprint import CaseFingerprint, channel_statistics, fingerprint_case
 from pipeline.preprocess.plan_file import Plan
-from pipeline.preprocess.planning import make_plan
+from pipeline.preprocess.planning import plan_from_fingerprints
 from pipeline.preprocess.prepare_case import run_transforms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,7 +45,7 @@ def both(
 
 
 def plan_of(dataset: Dataset, prints: list[CaseFingerprint]) -> Plan:
-    return make_plan(dataset, prints, PreprocessSettings(), 8.0)
+    return plan_from_fingerprints(dataset, prints, PreprocessSettings(), 8.0)
 
 
 def test_fingerprints_agree(both: tuple[Dataset, list[CaseFingerprint], dict[str, Any], str]) -> None:

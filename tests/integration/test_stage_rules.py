@@ -23,6 +23,7 @@ from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prepare import plan as plan_dataset
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train
+from pipeline.train import loader
 from pipeline.train.state import Callbacks
 
 
@@ -291,7 +292,7 @@ def test_too_little_memory_is_a_sentence(prepared: Path, tmp_path: Path, monkeyp
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("pipeline.train.loader.augment", refuse)
+    monkeypatch.setattr(loader, "augment", refuse)
     with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower sample.batch_size"):
         train(prepared, tmp_path / "m", toy_settings(), device="cpu")
 

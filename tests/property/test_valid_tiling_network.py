@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 OPTIONS = {"unet2015": {"features": (3, 4, 5)}, "unet3d_cicek": {"features": (2, 2, 3)}}
 

@@ -13,7 +13,7 @@ from pipeline.data.volumes import write_label_map, write_voxels
 from pipeline.evaluate.case import diagonal_mm, score_case, score_without_prediction
 from pipeline.evaluate.metrics import METRICS, Measures
 from pipeline.evaluate.probability_files import read_probabilities
-from pipeline.evaluate.scoring import evaluate, evaluate_pairs
+from pipeline.evaluate.scoring import evaluate, score_pairs
 from pipeline.evaluate.summary import summarize
 
 TABLE = LabelTable({1: "liver", 2: "lesion"})
@@ -153,7 +153,7 @@ def test_notes_and_unknown_organs(tmp_path):
         evaluate(tmp_path / "pred", tmp_path / "ref", TABLE, measures=Measures(tolerances_mm={"lever": 1.0}))
     every = evaluate(tmp_path / "pred", tmp_path / "ref", TABLE, measures=Measures(lesions=("all",)))
     assert every.measures.lesions == ("liver", "lesion")
-    assert evaluate_pairs([], TABLE).rows == ()
+    assert score_pairs([], TABLE).rows == ()
 
 
 def aggregates(entry, path=()):

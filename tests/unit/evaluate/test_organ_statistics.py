@@ -11,6 +11,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.volumes import read_image, read_label_map
+from pipeline.evaluate import organ_statistics as module
 from pipeline.evaluate.organ_statistics import (
     organ_statistics,
     statistics_columns,
@@ -95,7 +96,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
     whole = organ_statistics(found, TABLE, scan)
     assert whole[0].means[1] == pytest.approx(scan.array[1][found.array == 1].mean())
     assert whole[0].sds[1] == pytest.approx(scan.array[1][found.array == 1].std())
-    monkeypatch.setattr("pipeline.evaluate.organ_statistics._PIECE_VOXELS", 1)
+    monkeypatch.setattr(module, "_PIECE_VOXELS", 1)
     for one, other in zip(whole, organ_statistics(found, TABLE, scan), strict=True):
         assert (one.voxels, one.edges) == (other.voxels, other.edges)
         for first, second in zip((*one.means, *one.sds), (*other.means, *other.sds), strict=True):

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.core.errors import DataError
 from pipeline.core.labels import LabelTable
+from pipeline.evaluate import overlap
 from pipeline.evaluate.overlap import joint_histogram, overlaps
 
 TABLE = LabelTable({1: "liver", 2: "spleen"})
@@ -31,7 +32,7 @@ def test_joint_histogram_works_in_pieces(monkeypatch):
     generator = np.random.default_rng(0)
     reference, prediction = generator.integers(0, 3, (2, 7, 5, 4))
     whole = joint_histogram(reference, prediction, [0, 1, 2])
-    monkeypatch.setattr("pipeline.evaluate.overlap._PIECE_VOXELS", 30)
+    monkeypatch.setattr(overlap, "_PIECE_VOXELS", 30)
     assert joint_histogram(reference, prediction, [0, 1, 2]).tolist() == whole.tolist()
 
 

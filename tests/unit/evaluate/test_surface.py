@@ -8,6 +8,7 @@ import pytest
 from solids import ball, box, compared, faces_of
 
 from pipeline.core.grid import Box
+from pipeline.evaluate import surface
 from pipeline.evaluate.surface import distance_distributions, label_faces, surface_scores
 
 CUBE = box((48, 44, 44), (2, 2, 2), (40, 40, 40))
@@ -116,7 +117,7 @@ def test_a_region_has_no_surface_between_its_organs():
 
 def test_large_volumes_are_read_in_pieces(monkeypatch):
     expected = asdict(compared(SPHERE, SPHERE | ROD))
-    monkeypatch.setattr("pipeline.evaluate.surface._PIECE_VOXELS", 10_000)
+    monkeypatch.setattr(surface, "_PIECE_VOXELS", 10_000)
     assert asdict(compared(SPHERE, SPHERE | ROD)) == expected
 
 

@@ -14,8 +14,7 @@ from pipeline.infer.trained_model import SliceNetwork, TrainedModel
 from pipeline.infer.tta import Passes
 from pipeline.infer.windows import check_window, prediction_window
 from pipeline.model.folder import ModelCard
-from pipeline.model.registry import build_network
-from pipeline.model.spec import NetworkSpec
+from pipeline.model.spec import NetworkSpec, build_network
 from pipeline.preprocess.plan_file import Plan
 
 

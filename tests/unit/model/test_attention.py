@@ -7,7 +7,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.attention import aligned_gate, grid_gate
 from pipeline.model.blocks import Style
 from pipeline.model.cost import count_parameters
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 OKTAY, ALIGNED = "attention_unet_oktay", "attention_unet"
 NARROW = {"features": (4, 6, 8, 10)}

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.core.errors import DataError
 from pipeline.model.base import SizeRule, initialize, size_rule
 from pipeline.model.blocks import Style, conv_unit
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 SMALL = {"features": (4, 8, 16)}
 

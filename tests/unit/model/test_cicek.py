@@ -4,7 +4,7 @@ from networks import silent_parameters
 from torch import nn
 
 from pipeline.model.cost import count_parameters
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 NARROW = {"features": (2, 2, 4), "activation": "prelu"}
 

@@ -5,7 +5,7 @@ from padding import forward_any_size
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.ciresan import scan
 from pipeline.model.cost import count_parameters, multiply_adds
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 NARROW = {"features": (3, 4, 3, 2), "hidden": 5}
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.cost import count_parameters
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 VALID = {"features": (3, 4, 5), "padding": "valid", "norm": "none", "bias": True}
 

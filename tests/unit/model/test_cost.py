@@ -9,7 +9,8 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.cost import count_parameters, kept_bytes, multiply_adds, survey_networks, watch_memory
-from pipeline.model.registry import build_network, list_networks
+from pipeline.model.registry import list_networks
+from pipeline.model.spec import build_network
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from networks import silent_parameters
 from pipeline.core.errors import ConfigError
 from pipeline.model.cost import count_parameters
 from pipeline.model.dense import DenseBlock, Scale
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "dense_unet_parameters.json").read_text())
 NARROW = {"stem_features": 6, "growth": 2, "blocks": (1, 2, 3), "bottleneck": 2, "last_features": (5, 4)}

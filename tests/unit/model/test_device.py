@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.model import device
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import PLAIN, Execution, execute, recompute_activations
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 
 def test_free_memory_counts_what_pytorch_holds_but_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:

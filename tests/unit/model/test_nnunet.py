@@ -11,7 +11,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.model.blocks import Style
 from pipeline.model.cost import count_parameters
 from pipeline.model.nnunet import BasicBlock, nnunet_options, nnunet_weights
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 # Shapes as dynamic-network-architectures builds them from plans of nnU-Net; the file names the version.
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nnunet_state_dicts.json").read_text())["networks"]

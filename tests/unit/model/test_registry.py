@@ -4,7 +4,8 @@ from networks import TINY, batch, tiny
 from safetensors.torch import load_file, save_file
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.registry import build_network, list_networks
+from pipeline.model.registry import list_networks
+from pipeline.model.spec import build_network
 
 NAMES = [info.name for info in list_networks()]
 DIMS = {info.name: info.dims[-1] for info in list_networks()}

@@ -7,7 +7,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.blocks import ResidualBlock, Style, preactivated_block, preactivated_unit
 from pipeline.model.cost import count_parameters
 from pipeline.model.network_options import Stage
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 
 NARROW = {"features": (4, 6, 8)}
 

@@ -7,7 +7,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.model.base import SizeRule
 from pipeline.model.cost import count_parameters
 from pipeline.model.network_options import Stage
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 from pipeline.model.unet import head_margins, valid_size_rule
 
 PAPER = {"norm": "none", "bias": True}

@@ -5,8 +5,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError
 from pipeline.model.cost import count_parameters, multiply_adds
-from pipeline.model.registry import build_network
-from pipeline.model.spec import NetworkSpec
+from pipeline.model.spec import NetworkSpec, build_network
 from pipeline.model.unetpp import average_heads
 
 SMALL = {"features": (4, 6, 8, 10), "dropout": 0.0}

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.cost import count_parameters
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 from pipeline.model.vnet import Repeated, VNet, VNetOptions
 
 NARROW = {"features": (4, 6, 8), "convs_per_stage": 2, "decoder_convs": (1, 2), "kernel_sizes": 3}

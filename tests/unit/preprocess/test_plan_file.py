@@ -16,7 +16,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
-from pipeline.preprocess.planning import make_plan
+from pipeline.preprocess.planning import plan_from_fingerprints
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "nnunet_plans.json").read_text())
 
@@ -35,7 +35,7 @@ def test_plans_are_those_of_nnunet(case: dict[str, Any]) -> None:
     labels = LabelTable({n: f"organ {n}" for n in range(1, case["labels"])})
     files = tuple(CaseFiles(found.id, (Path("image.nii.gz"),), Path("label.nii.gz")) for found in prints)
     dataset = Dataset("made up", Path(), "pairs", tuple(case["channels"]), labels, files)
-    plan = make_plan(dataset, prints, PreprocessSettings(), case["memory_gb"])
+    plan = plan_from_fingerprints(dataset, prints, PreprocessSettings(), case["memory_gb"])
     require_same_plan(plan, case["transpose_forward"], case["configurations"])
 
 
@@ -50,8 +50,8 @@ def made_up(shape: tuple[int, int, int], cases: int = 20) -> tuple[Dataset, list
 
 def test_the_low_resolution_can_be_prepared_instead() -> None:
     dataset, prints = made_up((400, 400, 400))
-    full = make_plan(dataset, prints, PreprocessSettings(), 8.0)
-    low = make_plan(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
+    full = plan_from_fingerprints(dataset, prints, PreprocessSettings(), 8.0)
+    low = plan_from_fingerprints(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
     assert full.low_resolution is not None
     assert low.low_resolution is None
     assert (low.spacing_mm, low.median_shape) == (full.low_resolution.spacing_mm, full.low_resolution.median_shape)
@@ -65,14 +65,14 @@ def test_the_low_resolution_can_be_prepared_instead() -> None:
 
 def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
     dataset, prints = made_up((60, 60, 60))
-    assert make_plan(dataset, prints, PreprocessSettings(), 8.0).low_resolution is None
+    assert plan_from_fingerprints(dataset, prints, PreprocessSettings(), 8.0).low_resolution is None
     with pytest.raises(VolsegError, match=r"preprocess\.resolution: expected full, .* got low"):
-        make_plan(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
+        plan_from_fingerprints(dataset, prints, PreprocessSettings(resolution="low"), 8.0)
 
 
 def test_a_plan_in_lines() -> None:
     dataset, prints = made_up((1300, 1200, 400))
-    lines = plan_lines(make_plan(dataset, prints, PreprocessSettings(), 8.0))
+    lines = plan_lines(plan_from_fingerprints(dataset, prints, PreprocessSettings(), 8.0))
     assert lines[0] == "spacing 1 x 1 x 1 mm, normalization zscore"
     assert lines[1] == "3D patch 192 x 192 x 64, batch 2"  # in the proportions of the median case
     assert lines[2].startswith("2D patch ")

@@ -13,7 +13,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.preprocess.fingerprint import CaseFingerprint
 from pipeline.preprocess.plan_file import Plan, read_plan, write_plan
-from pipeline.preprocess.planning import make_plan, propose_class_weights
+from pipeline.preprocess.planning import plan_from_fingerprints, propose_class_weights
 from pipeline.preprocess.prepare_case import case_hash
 
 NAMES = ("liver", "left-vein", "tumour", "nowhere")
@@ -32,7 +32,9 @@ def plan(tmp_path: Path, cases: list[CaseFingerprint]) -> tuple[Plan, CaseFiles]
     image.write_bytes(b"hashed, never read")
     files = CaseFiles("a", (image,), image)
     table = LabelTable(dict(enumerate(NAMES, start=1)))
-    return make_plan(Dataset("toy", tmp_path, "pairs", ("CT",), table, (files,)), cases, PreprocessSettings(), 8), files
+    return plan_from_fingerprints(
+        Dataset("toy", tmp_path, "pairs", ("CT",), table, (files,)), cases, PreprocessSettings(), 8
+    ), files
 
 
 def test_weights_are_square_roots_of_the_median_share() -> None:

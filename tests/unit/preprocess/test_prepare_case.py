@@ -22,9 +22,9 @@ from pipeline.data.volumes import write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
-from pipeline.preprocess.planning import make_plan
+from pipeline.preprocess.planning import plan_from_fingerprints
 from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, transform_text
-from pipeline.preprocess.transforms import Normalized, prepare_transforms
+from pipeline.preprocess.transforms import Normalized, transforms
 
 LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
 
@@ -51,7 +51,7 @@ def dataset(folder: Path, *cases: CaseFiles, channel: str = "MR") -> Dataset:
 def plan_of(folder: Path, files: CaseFiles, channel: str = "MR") -> Plan:
     section = PreprocessSettings()
     found = fingerprint_case(files, LABELS, section.orientation, section.crop)
-    return make_plan(dataset(folder, files, channel=channel), [found], section, 8)
+    return plan_from_fingerprints(dataset(folder, files, channel=channel), [found], section, 8)
 
 
 def test_foreground_box() -> None:
@@ -265,7 +265,7 @@ def test_a_target_shape_holds_whatever_the_size_of_a_case(tmp_path: Path) -> Non
     files, other = case(tmp_path), case(tmp_path, name="two")
     section = PreprocessSettings(shape=(5, 6, 1), crop="none")
     prints = [fingerprint_case(each, LABELS, section.orientation, section.crop) for each in (files, other)]
-    plan = make_plan(dataset(tmp_path, files, other), prints, section, 8)
+    plan = plan_from_fingerprints(dataset(tmp_path, files, other), prints, section, 8)
     assert plan.shape == plan.median_shape == (5, 6, 1)
     assert plan.spacing_mm == (2, 2, 16)  # 10 x 12 x 8 voxels of 1 x 1 x 2 mm
     assert plan.slice_axis == 2
@@ -283,7 +283,7 @@ def test_slices_of_pictures_lie_across_their_only_slice(tmp_path: Path) -> None:
         fingerprint_case(case(tmp_path), LABELS, "RAS", "none"), cropped_shape=(512, 384, 1), spacing_mm=(1.0, 1.0, 1.0)
     )
     files = case(tmp_path)
-    plan = make_plan(dataset(tmp_path, files), [found], PreprocessSettings(shape=(224, 224, 1)), 8)
+    plan = plan_from_fingerprints(dataset(tmp_path, files), [found], PreprocessSettings(shape=(224, 224, 1)), 8)
     assert plan.spacing_mm == (2.285714, 1.714286, 1.0)  # the first axis is the coarsest
     assert plan.slice_axis == 2
     assert plan.patch_2d.patch_size == (224, 224)
@@ -346,7 +346,7 @@ def test_transforms_differ_by_their_parameters_alone() -> None:
 
 def test_monai_collates_prepared_cases(tmp_path: Path) -> None:
     files = [case(tmp_path, name=name) for name in ("one", "two")]
-    chain = prepare_transforms(plan_of(tmp_path, files[0]), with_label=True)
+    chain = transforms(plan_of(tmp_path, files[0]), with_label=True)
     prepared = [chain({"id": f.id, "image": list(f.images), "label": f.label_sources}) for f in files]
     batch = list_data_collate(prepared)
     assert batch["id"] == ["one", "two"]

@@ -13,6 +13,7 @@ from pipeline.data.itk import write_picture
 from pipeline.data.legend import organ_color
 from pipeline.data.volume_file import is_picture
 from pipeline.data.volumes import read_label_map
+from pipeline.report import overlay
 from pipeline.report.overlay import build_scene, case_overlay, display_range, error_masks, error_position
 from pipeline.report.plots import FALSE_NEGATIVE, FALSE_POSITIVE, OTHER_ORGAN
 
@@ -22,7 +23,7 @@ GRID = Grid.from_spacing((24, 20, 12), (2.0, 2.0, 5.0))
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr("pipeline.report.overlay._DPI", 50)
+    monkeypatch.setattr(overlay, "_DPI", 50)
 
 
 def label_map(box, value=1, shape=GRID.shape):

@@ -17,6 +17,7 @@ from pipeline.data.volumes import read_label_map, write_image, write_label_map
 from pipeline.evaluate.metrics import Measures, Row
 from pipeline.evaluate.results import Evaluation, write_evaluation
 from pipeline.evaluate.scoring import evaluate
+from pipeline.report import overlay, plots
 from pipeline.report.report import case_status, worst_rows, write_report
 
 TABLE = LabelTable({1: "liver <left>", 2: "spleen"})
@@ -26,9 +27,8 @@ _VOID = {"meta", "img", "source", "link", "br", "hr", "input"}
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr("pipeline.report.overlay._DPI", 30)
-    monkeypatch.setattr("pipeline.report.plots._DPI", 30)
-    monkeypatch.setattr("pipeline.report.plots._DPI", 30)
+    monkeypatch.setattr(overlay, "_DPI", 30)
+    monkeypatch.setattr(plots, "_DPI", 30)
 
 
 class Page(HTMLParser):

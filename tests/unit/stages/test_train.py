@@ -12,7 +12,7 @@ from toy import toy_settings, write_toy
 
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.train import train, transfer_lines, transfer_weights
 from pipeline.train import mlflow as tracking

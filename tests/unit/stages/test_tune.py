@@ -10,7 +10,7 @@ from pipeline.config.settings import Settings, TrainSettings
 from pipeline.console.printing import print_trial
 from pipeline.core.errors import VolsegError
 from pipeline.model.device import PLAIN, Execution
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 from pipeline.stages import tune as module
 from pipeline.stages import tune as tuning
 from pipeline.stages.prepare import plan

@@ -21,7 +21,7 @@ from pipeline.core.errors import ConfigError, Stopped, VolsegError
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.cost import kept_bytes, multiply_adds
 from pipeline.model.folder import load_weights
-from pipeline.model.registry import build_network
+from pipeline.model.spec import build_network
 from pipeline.sample.augment import PatchGeometry
 from pipeline.train import resources, trainer
 from pipeline.train.loader import PatchSource
@@ -193,7 +193,7 @@ def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path:
 
 def test_the_budget_ends_the_training_on_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(step=0.1)  # a clock that moves 0.1 s whenever it is looked at
-    monkeypatch.setattr("pipeline.train.trainer.time.monotonic", lambda: next(ticks))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(ticks))
     result = run(prepared, tmp_path / "m", settings(budget="20s", validate_every=1000))
     assert 20 <= result.progress.elapsed_s < 23
     assert result.progress.records[-1].progress == 1.0
