@@ -141,6 +141,9 @@ def evaluate_pairs(
     Returns:
         One row per case and organ or region. A case whose prediction cannot be used is among the failures, and its
         organs are scored as missed.
+
+    Raises:
+        VolsegError: If every case failed.
     """
     found: dict[str, CaseScores] = {}
     files = []
@@ -151,6 +154,9 @@ def evaluate_pairs(
         if not isinstance(reference, LabelMap):
             path = None if prediction is None or isinstance(prediction, LabelMap) else Path(prediction)
             files.append(ScoredFiles(case, Path(reference), path))
+    failures = [scores.failure for scores in found.values() if scores.failure]
+    if failures and len(failures) == len(found):
+        raise VolsegError(f"All {len(found)} cases failed. The first: {failures[0]}")
     return _evaluation(list(found.values()), files, labels, measures)
 
 

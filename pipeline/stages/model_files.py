@@ -22,8 +22,8 @@ from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
-from pipeline.train.class_weights import planned_weights, sampling_weights
 from pipeline.train.distributed import SINGLE, Processes
+from pipeline.train.loss import planned_weights, sampling_weights
 from pipeline.train.mlflow import RUN_FILE
 
 PAGE = "training.html"

@@ -40,10 +40,10 @@ from pipeline.stages.model_files import (
 )
 from pipeline.stages.tune import autotune
 from pipeline.train.checkpoint import require_same_training
-from pipeline.train.class_weights import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.distributed import Processes, joined
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
+from pipeline.train.loss import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.mlflow import require_mlflow, tracking
 from pipeline.train.resources import require_memory
 from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun

@@ -19,11 +19,10 @@ from pipeline.model.device import choose_dtype, execute, out_of_memory, recomput
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
 from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.train.class_weights import class_weights
 from pipeline.train.distributed import Commands
 from pipeline.train.loader import PatchSource, TrainingBatches
 from pipeline.train.log import EpochRecord, log_epoch, plot_history, write_history
-from pipeline.train.loss import supervised_loss
+from pipeline.train.loss import class_weights, supervised_loss
 from pipeline.train.resources import Resources
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (

@@ -25,7 +25,7 @@ from pipeline import (
     read_label_map,
     transforms,
 )
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 
 
@@ -120,9 +120,11 @@ def test_a_prediction_on_another_grid_is_a_failure_of_its_case(dataset: Path) ->
     data = open_dataset(dataset)
     reference = read_label_map(data.cases[0].label or "")
     other = LabelMap(reference.array[1:], reference.grid.cropped((1, 0, 0), reference.grid.shape))
-    found = evaluate_pairs([(other, reference)], data.labels)
+    found = evaluate_pairs([(other, reference), (reference, reference)], data.labels)
     assert [case for case, _ in found.failures] == ["case_0"]
-    assert {row.dice for row in found.rows} == {0.0}
+    assert [row.dice for row in found.rows] == [0.0, 0.0, 1.0, 1.0]
+    with pytest.raises(VolsegError, match=r"All 1 cases failed\. The first: case case_0: "):
+        evaluate_pairs([(other, reference)], data.labels)
 
 
 def test_an_image_with_too_many_channels_is_refused(dataset: Path) -> None:
