@@ -1,4 +1,8 @@
-"""Random changes of intensity, each a function of a batch and its drawn strengths (one per sample and channel)."""
+"""Random changes of intensity, each a function of a batch and its drawn strengths (one per sample and channel).
+
+Blur and loss of resolution are separable: one small dense matrix per axis, a batch of them, so that every sample may
+have its own strength. They need no padding: borders are part of the matrix.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.sample.line_operators import along_axis, blur_operator, low_resolution_operator
 from pipeline.sample.randomness import BatchRandom
+from pipeline.sample.spatial import along_axis
 
 _TINY = 1e-7  # a constant channel has range and SD 0, by which nothing can be divided
 
@@ -71,6 +75,40 @@ def low_resolution(images: Tensor, zoom: Tensor, axes: Sequence[int] | None = No
     for axis in range(lines.ndim - 1) if axes is None else axes:
         lines = along_axis(lines, low_resolution_operator(lines.shape[axis + 1], zoom.flatten()), axis)
     return lines.reshape(images.shape)
+
+
+def blur_operator(length: int, sigma: Tensor) -> Tensor:
+    """Gaussian smoothing with an SD (N,) in voxels, (N, n, n): beyond the border is nothing, and rows sum to 1."""
+    places = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
+    distance = (places[:, None] - places[None, :]) / sigma.clamp(min=1e-3)[:, None, None]
+    # Beyond 6 SD weights vanish in float32; as denormal numbers they would make the product many times slower.
+    weights = torch.exp(-0.5 * distance.square()).masked_fill(distance.abs() > 6, 0.0)
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def low_resolution_operator(length: int, zoom: Tensor) -> Tensor:
+    """Keep the nearest of every few voxels, then interpolate linearly back to the old length.
+
+    Equals ``interpolate(mode="nearest-exact")`` to ``round(n * zoom)`` voxels, then ``interpolate(mode="linear")``.
+
+    Args:
+        length: Voxels n along the axis.
+        zoom: (N,) in (0, 1]; 1 is the identity.
+
+    Returns:
+        (N, n, n).
+    """
+    kept = (length * zoom).round().clamp(min=1, max=length)[:, None]
+    places = torch.arange(length, device=zoom.device, dtype=zoom.dtype)
+    coarse = ((places + 0.5) * kept / length - 0.5).clamp(min=0)
+    lower = torch.minimum(coarse.floor(), kept - 1)
+    upper = torch.minimum(lower + 1, kept - 1)
+    fraction = (coarse - lower).clamp(max=1)
+    operator = zoom.new_zeros((len(zoom), length, length))
+    for place, weight in ((lower, 1 - fraction), (upper, fraction)):
+        source = ((place + 0.5) * length / kept).floor().clamp(max=length - 1).long()
+        operator.scatter_add_(2, source[..., None], weight[..., None])
+    return operator
 
 
 def _space(images: Tensor) -> tuple[int, ...]:

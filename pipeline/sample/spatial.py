@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pipeline.core.labels import IGNORE_INDEX
-from pipeline.sample.line_operators import along_axis, spline_operator
 from pipeline.sample.randomness import BatchRandom
 
 ANISOTROPY = 3.0
@@ -107,6 +106,45 @@ def elastic_displacement(
     for axis, operator in enumerate(operators):
         field = along_axis(field, operator, axis)
     return field.reshape(len(sigma_voxels), len(size), *size)
+
+
+def spline_operator(length: int, distance: float, device: torch.device) -> Tensor:
+    """Cubic B-spline through control points that lie ``distance`` voxels apart, one more beyond each border.
+
+    Args:
+        length: Voxels n along the axis.
+        distance: Distance of the control points in voxels, above 0.
+        device: Where to build it.
+
+    Returns:
+        (1, n, m): weights of the m control points, each row sums to 1.
+
+    Reference: Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999, eq. 3.
+    """
+    places = torch.arange(length, device=device, dtype=torch.float32) / distance
+    points = torch.arange(-1, int((length - 1) / distance) + 3, device=device)
+    away = (places[:, None] - points[None, :]).abs()
+    near = 2 / 3 - away.square() * (1 - away / 2)
+    far = (2 - away).clamp(min=0) ** 3 / 6
+    return torch.where(away < 1, near, far)[None]
+
+
+def along_axis(arrays: Tensor, operator: Tensor, axis: int) -> Tensor:
+    """Multiply every line along one axis by a matrix.
+
+    Args:
+        arrays: (N, *S).
+        operator: (N, m, n) with n = S[axis], or (1, m, n) for all alike.
+        axis: Axis of S, from 0.
+
+    Returns:
+        (N, *S) with m instead of n along the axis.
+    """
+    # All lines of a sample in one matrix product, which is what processors and GPUs do fastest.
+    last = arrays.movedim(axis + 1, -1)
+    lines = last.reshape(len(arrays), -1, last.shape[-1])
+    product = torch.matmul(lines, operator.transpose(1, 2))
+    return product.reshape(*last.shape[:-1], operator.shape[1]).movedim(-1, axis + 1)
 
 
 def sampling_grid(matrices: Tensor, size: Sequence[int], displacement: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,8 @@ from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.loss import planned_weights, require_class_weights, sampling_weights
 from pipeline.train.mlflow import require_mlflow, tracking
-from pipeline.train.resources import require_memory
 from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun
-from pipeline.train.trainer import TrainResult, train_fold
+from pipeline.train.trainer import TrainResult, require_memory, train_fold
 from pipeline.validation import make_validation
 
 _WEIGHTS = "model.safetensors"
@@ -96,7 +96,8 @@ def train(
         began = time.monotonic()
         if not processes.first:  # of several processes only the first one talks
             callbacks = NO_CALLBACKS
-        require_mlflow(settings.train.mlflow)
+        if settings.train.mlflow:
+            require_mlflow(settings.train.mlflow)
         planned = PlannedTraining.of(prepared, out, settings, fold, start)
         earlier = earlier_card(out)
         require_same_model(out, planned.card, fold, earlier)
@@ -137,9 +138,10 @@ def _train(
     described = {"run": f"{planned.out.resolve().name} fold {planned.fold}", "fold": planned.fold}
     described |= planned.card.settings.model_dump(mode="json", exclude={"train": {"mlflow"}})
     uri = settings.train.mlflow if processes.first else None
-    with tracking(uri, run.folder, callbacks, plan.dataset, described) as tracker:
-        result = train_fold(run, network, source, validation, tracker.callbacks)
-        tracker.finish(result.scores)
+    with tracking(uri, run.folder, callbacks, plan.dataset, described) if uri else nullcontext() as tracker:
+        result = train_fold(run, network, source, validation, tracker.callbacks if tracker else callbacks)
+        if tracker:
+            tracker.finish(result.scores)
     if processes.first:
         write_outcome(planned, result)
     return result

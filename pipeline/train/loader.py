@@ -142,6 +142,11 @@ class PatchSource:
         return label.cpu().numpy() if isinstance(label, Tensor) else label[...]
 
 
+def network_size(source: PatchSource) -> list[int]:
+    """Voxels of a patch along the axes that the network sees."""
+    return [length for axis, length in enumerate(source.patch_size) if axis != source.squeeze_axis]
+
+
 class TrainingBatches:
     """Augmented batches by number; that of a number is the same in every run.
 

@@ -1,22 +1,34 @@
-"""What happened epoch by epoch: as a table, as TensorBoard events, and as a picture of curves."""
+"""What happened epoch by epoch: a table, TensorBoard events, a picture of curves, and what was made of the device."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.core.files import atomic_path
 from pipeline.core.tables import write_csv
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.cost import multiply_adds
+from pipeline.model.device import autocast
+from pipeline.train.loader import PatchSource, network_size
+
+_PASSES = 3  # forward, and backward to the inputs and to the weights
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -223,3 +235,58 @@ def _tell_time(axes: Axes, records: Sequence[EpochRecord]) -> None:
 
 def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+class Resources:
+    """Completes the records of a training by what it makes of the device.
+
+    Args:
+        network: Before it is moved or wrapped.
+        source: Where its patches come from.
+        dtype: Type of the network's arithmetic.
+    """
+
+    def __init__(self, network: SegmentationNetwork, source: PatchSource, dtype: torch.dtype) -> None:
+        self.operations = 2 * _PASSES * multiply_adds(network, network_size(source), network.in_channels)
+        self.device = source.device
+        self.ceiling = convolution_ceiling(source.device, dtype, network.dims)
+
+    def complete(self, record: EpochRecord) -> EpochRecord:
+        """The record with memory, and billions of operations per second, made and possible."""
+        made = self.operations * record.patches_per_s / 1e9
+        return replace(record, peak_memory_mb=self._peak_mb(), gflops=made, ceiling_gflops=self.ceiling / 1e9)
+
+    def _peak_mb(self) -> float | None:
+        """Most that was in use: on a GPU since the last epoch, by PyTorch; else of the process since its start."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return peak / 2**20
+        with suppress(ImportError):
+            import resource  # not on Windows
+
+            # in bytes on macOS, in KiB elsewhere
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return None
+
+
+@torch.no_grad()
+def convolution_ceiling(device: torch.device, dtype: torch.dtype, dims: int) -> float:
+    """Operations per second of one large convolution (2 or 3 axes, kernels of 3); takes a tenth of a second."""
+    large = device.type == "cuda"
+    channels, edge = 128 if large else 64, {(True, 3): 96, (True, 2): 1024, (False, 3): 24, (False, 2): 96}[large, dims]
+    kind, order = ((nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d))[dims - 2]
+    layer = kind(channels, channels, 3, padding=1, bias=False, device=device)
+    layer.to(memory_format=order)  # type: ignore[call-overload]
+    images = torch.ones((1, channels, *(edge,) * dims), device=device).contiguous(memory_format=order)
+    # The best of a few: the first call chooses an algorithm and reserves memory.
+    seconds = []
+    with autocast(device, dtype):
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            layer(images)
+            if large:
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    operations = 2 * edge**dims * channels**2 * 3**dims
+    return float(operations / min(seconds))

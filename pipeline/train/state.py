@@ -105,7 +105,7 @@ class TrainRun:
     geometry: PatchGeometry
     processes: Processes = SINGLE
     how: Execution = PLAIN
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())  # looked up when called: tests replace the clock
 
 
 @dataclass(frozen=True)

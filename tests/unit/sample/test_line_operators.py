@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.sample.line_operators import along_axis, blur_operator, low_resolution_operator, spline_operator
+from pipeline.sample.intensity import blur_operator, low_resolution_operator
+from pipeline.sample.spatial import along_axis, spline_operator
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import image as pictures
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.train.log import EpochRecord, history_figure, plot_history
+from pipeline.train.log import EpochRecord, convolution_ceiling, history_figure, plot_history
 
 NAN = float("nan")
 
@@ -121,3 +122,9 @@ def test_any_training_can_be_drawn(records: list[EpochRecord], tmp_path: Path) -
 def test_without_a_validation_the_panel_says_so() -> None:
     dice = panels(history_figure([record(1)]))["Dice"]
     assert [text.get_text() for text in dice.texts] == ["no validation yet"]
+
+
+def test_the_ceiling_is_the_speed_of_a_convolution() -> None:
+    cpu = torch.device("cpu")
+    found = convolution_ceiling(cpu, torch.float32, 3), convolution_ceiling(cpu, torch.float32, 2)
+    assert all(1e8 < speed < 1e14 for speed in found)
