@@ -28,7 +28,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.core.progress import Progress
+from pipeline.core.signals import Progress
 from pipeline.core.tables import score_cell
 
 if TYPE_CHECKING:

@@ -10,8 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.laterality import one_sided_classes, one_sided_names, paired_names, swapped_classes
-from pipeline.core.regions import PaintingStep, check_regions, left_without, painted_values, painting_steps
+from pipeline.core.regions import (
+    PaintingStep,
+    check_regions,
+    left_without,
+    one_sided_classes,
+    one_sided_names,
+    painted_values,
+    painting_steps,
+    paired_names,
+    swapped_classes,
+)
 
 IGNORE_INDEX = -1
 """Class index of voxels that carry the ignore label: neither loss nor score sees them."""

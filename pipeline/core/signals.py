@@ -1,15 +1,26 @@
-"""Ctrl-C and SIGTERM while something must be finished first: a training step and its checkpoint, a mask on its way."""
+"""What a long step and the one who waits for it tell each other: progress, and requests to stop (Ctrl-C, SIGTERM).
+
+A stop waits where something must be finished first: a training step and its checkpoint, a mask on its way.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from pipeline.core.errors import Stopped
+
+Progress = Callable[[int, int, str], None]
+"""Called with how many items are done, how many there are, and what is being done."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Report progress to nobody."""
+
 
 STOPS = (KeyboardInterrupt, Stopped)
 """What :meth:`StopRequest.stop` raises."""

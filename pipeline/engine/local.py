@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.machine import available_bytes, processors
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.engine.workers import starting_workers, worker_pool
 
 T = TypeVar("T")

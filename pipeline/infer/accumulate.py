@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pipeline.core.machine import release_freed_memory
-from pipeline.core.progress import Progress
+from pipeline.core.signals import Progress
 from pipeline.infer.tta import Pass
 from pipeline.infer.windows import Tiling, WindowStart
 from pipeline.model.device import out_of_memory

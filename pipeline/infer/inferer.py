@@ -13,8 +13,8 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from pipeline.core.machine import keep_freed_memory
-from pipeline.core.progress import Progress, silent
 from pipeline.core.regions import PaintingStep
+from pipeline.core.signals import Progress, silent
 from pipeline.infer.accumulate import (
     MANY_CLASSES,
     Accumulator,

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from pipeline.core.errors import require_arguments
 from pipeline.core.files import OutputFolder
 from pipeline.core.grid import Box
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.data.itk import read_picture, write_picture
 from pipeline.phantom.fundus_eye import (
     Eye,

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.core.errors import require_arguments
 from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.volume import Case, Image, LabelMap
 from pipeline.data.nifti import write_nifti
 from pipeline.data.volumes import write_label_map

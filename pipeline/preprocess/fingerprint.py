@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
-from pipeline.core.laterality import paired_names
+from pipeline.core.regions import paired_names
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import read_reference

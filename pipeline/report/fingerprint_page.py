@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.files import write_text
-from pipeline.core.laterality import paired_names
+from pipeline.core.regions import paired_names
 from pipeline.core.tables import compact_cell
 from pipeline.preprocess.spacing import ANISOTROPIC
 from pipeline.report.fingerprint_plots import (

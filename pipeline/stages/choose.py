@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, copy_file, own_version, write_json, write_text
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import score_cell, text_table
 from pipeline.evaluate.results import read_summary
 from pipeline.evaluate.significance import PairedDifference, paired_difference

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.metrics import METRICS, Measures
 from pipeline.evaluate.results import Evaluation, read_evaluation

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, read_json, remove_leftovers, write_json
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.data.convert_case import ConversionOutcome, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layout_writers import ConvertedDataset, converted_dataset, description_file, write_description

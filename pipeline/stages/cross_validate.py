@@ -15,7 +15,7 @@ import torch
 
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.store import open_prepared, read_info

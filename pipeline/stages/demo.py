@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.settings import Settings
 from pipeline.core.files import write_json
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.model.folder import fold_folder
 from pipeline.phantom.torso import write_phantom
 from pipeline.stages.evaluate import evaluate

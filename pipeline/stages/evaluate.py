@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.layouts import list_volumes, open_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.data.label_tables import label_table
 from pipeline.data.layouts import group_channels, list_volumes

@@ -18,7 +18,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
-from pipeline.core.progress import Progress
+from pipeline.core.signals import Progress
 from pipeline.core.tables import score_cell, text_table
 from pipeline.data.volumes import read_label_map
 from pipeline.engine.local import Run, map_cases

@@ -22,8 +22,7 @@ from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable, keep_values
 from pipeline.core.machine import keep_freed_memory
-from pipeline.core.progress import Progress, silent
-from pipeline.core.signals import STOPS, stoppable
+from pipeline.core.signals import STOPS, Progress, silent, stoppable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_inputs import Inputs, find_inputs

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, text_hash, write_bytes, write_json, write_text
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.summary import organ_means
 from pipeline.model.cost import MEMORY_MEANS, count_parameters, multiply_adds, watch_memory

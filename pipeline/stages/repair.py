@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.files import OutputFolder, remove_leftovers, write_json
-from pipeline.core.progress import Progress, silent
+from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles

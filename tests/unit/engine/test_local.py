@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.core.progress import silent
+from pipeline.core.signals import silent
 from pipeline.engine import local
 from pipeline.engine.local import Outcome, collect, default_jobs, map_cases, open_engine
 
