@@ -1,7 +1,7 @@
 """Regions: organs that overlap, each a union of label values, and how they are painted into one label map.
 
-As in nnU-Net's region-based training (Isensee et al., nnU-Net for Brain Tumor Segmentation, BrainLes 2020). Also left and right:
-which organs are twins, and which classes change places in a mirror image.
+As in nnU-Net's region-based training (Isensee et al., nnU-Net for Brain Tumor Segmentation, BrainLes 2020).
+Also left and right: which organs are twins, and which classes change places in a mirror image.
 """
 
 from __future__ import annotations
