@@ -36,3 +36,4 @@ from .stages.report import report as report
 from .stages.predict import predict as predict
 from .stages.prepare import preprocess as preprocess
 from .stages.train import train as train
+from .train.state import Callbacks as Callbacks
