@@ -1,4 +1,4 @@
-"""Random changes of geometry: rotation, zoom and elastic deformation in one interpolation, and mirroring.
+"""Changes of geometry: rotation, zoom and elastic deformation in one interpolation; sides that a mirror swaps.
 
 Rotations are rotations in mm: voxel offsets from the patch centre are scaled by the spacing, rotated, and scaled back.
 In strongly anisotropic patches nothing moves along the coarse axis (see :func:`coarse_axis`), because a few thick
