@@ -27,7 +27,10 @@ def __getattr__(name: str) -> object:
 
 
 class _Package(ModuleType):
-    """Keeps the public steps ``preprocess``, ``train``, ``evaluate`` and ``report``, which are packages here, too."""
+    """Keeps the public steps ``preprocess``, ``train``, ``evaluate`` and ``report``, which are packages here, too.
+
+    Inner modules of these four are reached by ``from pipeline.train.loss import …``, not as attributes of ``pipeline``.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         # Python makes a package an attribute of its parent when it is imported. `from pipeline import train` would then

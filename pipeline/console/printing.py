@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
     from pipeline.preprocess.plan_file import Plan
-    from pipeline.report.pruning import PruningResult
     from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
     from pipeline.stages.cross_validate import CrossValidation
+    from pipeline.stages.prune import PruningResult
     from pipeline.stages.repair import Repair
     from pipeline.stages.train_folds import FoldsResult
     from pipeline.stages.tune import Trial
@@ -351,7 +351,7 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
 
 def print_pruning(result: PruningResult, out: Path) -> None:
     """Print what every level costs and gains, and which one was written."""
-    from pipeline.report.pruning import LEVEL_COLUMNS, level_cells, verdict
+    from pipeline.stages.prune import LEVEL_COLUMNS, level_cells, verdict
 
     table = _table(*LEVEL_COLUMNS, title=f"Levels of {result.source}, {result.cases} validation cases")
     for row in result.rows:

@@ -278,7 +278,7 @@ class OutputFolder:
         # Compared after links are resolved: a record can be edited, and a link can lead anywhere.
         home = self.path.resolve()
         for path in (self.path / name for name in names):
-            if path.resolve().is_relative_to(home):
+            if path.resolve().is_relative_to(home) and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def remove_empty_folders(self) -> None:

@@ -88,11 +88,15 @@ class Dataset:
     tests: tuple[CaseFiles, ...] = ()
 
     def as_monai(self) -> list[dict[str, Any]]:
-        """The labelled cases as MONAI's datasets take them: ``id``, ``image`` (a file per channel) and ``label``."""
+        """The labelled cases as MONAI's datasets take them, to be read by ``transforms(plan)``.
+
+        Returns:
+            ``id``, ``image`` (a source per channel, which may be one of a 4D file), ``label`` (the label map, or a
+            source per organ), and ``group`` and ``split``, which a split of one's own must not tear apart.
+        """
         return [
-            {"id": files.id, "image": list(files.images), "label": files.label_sources}
-            for files in self.cases
-            if files.labelled
+            {"id": f.id, "image": [*f.images], "label": f.label_sources, "group": f.group or "", "split": f.split or ""}
+            for f in self.cases
         ]
 
     @property

@@ -118,7 +118,8 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
         beside: The rest of the description, where ``regions`` and ``regions_class_order`` may stand as well.
 
     Raises:
-        DataError: If it is no such table, or the table contradicts itself (see :class:`~pipeline.core.LabelTable`).
+        DataError: If it is no such table, or the table contradicts itself (see
+            :class:`~pipeline.core.labels.LabelTable`).
     """
     if not isinstance(content, Mapping):
         got = type(content).__name__

@@ -145,7 +145,7 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
 def refuse(
     code: str, what: str, expected: str, got: object, advice: str, *, case: str | None = None, file: Path | str
 ) -> VolumeError:
-    """Compose a VolumeError; arguments as :func:`pipeline.core.sentence`."""
+    """Compose a VolumeError; arguments as :func:`pipeline.core.errors.sentence`."""
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
 
 

@@ -215,7 +215,7 @@ def label_entry(label: tuple[int, ...]) -> int | str:
     return label[0] if len(label) == 1 else "+".join(str(value) for value in label)
 
 
-# What to measure of every organ (:class:`Measures`), and the conventions that follows, in words.
+# What to measure of every organ (:class:`Measures`), and the conventions that follow from it, in words.
 
 _ALL = "all"
 _SHOWN = 8  # names quoted in a message

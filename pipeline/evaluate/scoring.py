@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volume_file import volume_stem
@@ -143,13 +143,18 @@ def evaluate_pairs(
         organs are scored as missed.
 
     Raises:
-        VolsegError: If every case failed.
+        VolsegError: If every case failed, something else than label maps and files is given, or the measures name an
+            organ that there is not.
     """
+    measures = measures.for_organs(labels.targets)
     found: dict[str, CaseScores] = {}
     files = []
     for number, (prediction, reference) in enumerate(pairs):
+        _require_source(reference)
+        _require_source(reference if prediction is None else prediction)
         case = f"case_{number}" if isinstance(reference, LabelMap) else volume_stem(reference)
-        case = f"{case}_{number}" if case in found else case
+        while case in found:
+            case = f"{case}_{number}"
         found[case] = _score(labels, measures, case, prediction, reference)
         if not isinstance(reference, LabelMap):
             path = None if prediction is None or isinstance(prediction, LabelMap) else Path(prediction)
@@ -175,6 +180,12 @@ def _evaluation(
         notes=(*notes, *_notes(found, measures)),
         measures=measures,
     )
+
+
+def _require_source(source: object) -> None:
+    if not isinstance(source, LabelMap | Path | str):
+        rule, got = "a LabelMap or a file", f"an object of type {type(source).__name__}"
+        raise VolsegError(sentence("pair", rule, got, "Give pairs of (prediction, reference)"))
 
 
 def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseScores:

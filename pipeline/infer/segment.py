@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.grid import Box, reorient_array
 from pipeline.core.regions import PaintingStep
 from pipeline.core.volume import Image, LabelMap
@@ -19,6 +20,7 @@ from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.labelling import NOT_FINITE, decode, label_type
 from pipeline.infer.probability_maps import SoftMaps, SoftWanted, probabilities
 from pipeline.infer.trained_model import SliceNetwork, TrainedModel
+from pipeline.model.device import in_mode
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.prepare_case import prepare_image
@@ -116,7 +118,9 @@ def predict_image(
 
     Raises:
         DataError: If the number of channels is wrong or intensities are not finite.
+        VolsegError: If the network, the windows or the plan do not suit.
     """
+    _require_own_parts(image, plan)
     array, history = prepare_image(image, plan, case=case)
     dims: Literal[2, 3] = 2 if getattr(network, "dims", 3) == 2 else 3
     runner: Any = SliceNetwork(network, plan.slice_axis) if dims == 2 else network
@@ -124,18 +128,34 @@ def predict_image(
         patch = (plan.patch_3d if dims == 3 else plan.patch_2d).patch_size
         sizes, margin = dict(zip(plan.axes(dims), patch, strict=True)), getattr(runner, "margin", (0, 0, 0))
         # Windows of networks without padding see the margin around the logits as well.
-        seen = [sizes.get(axis, 1) + 2 * margin[axis] for axis in range(3)]
-        window = getattr(runner, "legal_size", tuple)(seen)
+        window = getattr(runner, "legal_size", tuple)([sizes.get(axis, 1) + 2 * margin[axis] for axis in range(3)])
         inferer = StreamingInferer(window, margin=margin, step=getattr(runner, "divisor", (1, 1, 1)))
+    if len(inferer.tiling.window) != 3:
+        got, advice = f"windows of {len(inferer.tiling.window)} axes", "For a 2D network give 1 across slices"
+        raise VolsegError(sentence("inferer", "windows along i, j, k", got, advice))
+
+    def checked(window: Tensor) -> Tensor:
+        logits: Tensor = runner(window)
+        if logits.shape[1] != (outputs := plan.label_table.outputs):
+            rule = f"{outputs} output channels"
+            raise VolsegError(sentence("network", rule, logits.shape[1], "Build the network for this plan"))
+        return logits
+
     weights = next(network.parameters(), torch.empty(0))
-    volume, training = torch.from_numpy(np.ascontiguousarray(array)).to(weights.device), network.training
-    network.eval()
-    try:
-        planes = inferer.label_planes(volume, runner, history.cropped.shape, painting=plan.label_table.painting())
+    volume = torch.from_numpy(np.ascontiguousarray(array)).to(weights.device)
+    with in_mode(network, training=False):
+        planes = inferer.label_planes(volume, checked, history.cropped.shape, painting=plan.label_table.painting())
         index = restore_labels(planes, inferer.streaming_axis(volume.shape[1:]), history)
-    finally:
-        network.train(training)
     return LabelMap(plan.label_table.from_index(index), image.grid)
+
+
+def _require_own_parts(image: object, plan: Plan) -> None:
+    if not isinstance(image, Image):
+        got, advice = f"an object of type {type(image).__name__}", "Read it with read_image, or give Image(array, grid)"
+        raise VolsegError(sentence("image", "an Image", got, advice))
+    if plan.extra:
+        got, advice = ", ".join(plan.extra), "Use Predictor.load with extra=[…]"
+        raise VolsegError(sentence("plan", "no further transforms of training", got, advice))
 
 
 def restore_labels(

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.machine import release_freed_memory
+from pipeline.model.device import in_mode
 from pipeline.model.registry import list_networks, new_network
 
 MEMORY_MEANS = {
@@ -101,18 +102,6 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-@contextmanager
-def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in training or evaluation mode for the block; then each in its own again."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.train(training)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def multiply_adds(network: nn.Module, patch_size: Sequence[int], in_channels: int) -> int:
     """Multiply-adds of the convolutions and linear layers in predicting one patch; biases and the rest are not counted.
 
@@ -129,7 +118,7 @@ def multiply_adds(network: nn.Module, patch_size: Sequence[int], in_channels: in
     # On the meta device shapes alone are propagated: that takes milliseconds and no memory, whatever the patch.
     state = {name: value.to("meta") for name, value in network.state_dict().items()}
     patch = torch.empty(1, in_channels, *patch_size, device="meta")
-    with _in_mode(network, training=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with in_mode(network, training=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(network, state, patch)
     return int(counter.get_total_flops()) // 2  # a multiply-add counts as two operations
 
@@ -160,7 +149,7 @@ def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = to
         own = dtype if value.is_floating_point() else value.dtype
         # Only tensors that need gradients make PyTorch keep what their gradients need.
         state[name] = torch.empty_like(value, dtype=own, device="meta").requires_grad_(name in trained)
-    with _in_mode(network, training=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with in_mode(network, training=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -173,7 +162,7 @@ class NetworkCost:
     """One network with its default options in one number of dimensions.
 
     Args:
-        name: Name in the factory.
+        name: Name in the registry.
         dims: Number of spatial axes.
         parameters: Trainable parameters.
         patch_size: Smallest legal size that covers the patch asked for.

@@ -199,3 +199,15 @@ def _recomputed(stage: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
         return forward(*inputs)
 
     return call
+
+
+@contextmanager
+def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in training or evaluation mode for the block; then each in its own again."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.train(training)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -21,7 +21,7 @@ class NetworkSpec(BaseModel):
     """Name, shape and options of a network and the patch it was designed for.
 
     Args:
-        name: Name in the factory.
+        name: Name in the registry.
         dims: 2 or 3.
         in_channels: Image channels.
         out_channels: Classes, background included, or regions.
@@ -88,13 +88,16 @@ def build_network(
     if plan is None:
         if in_channels is None or out_channels is None:
             rule, advice = "in_channels and out_channels, or a plan", "Give them, or plan=make_plan(dataset)"
-            raise ConfigError([sentence("network", rule, "neither", advice)])
+            got = "neither" if in_channels is out_channels else "one of the two numbers"
+            raise ConfigError([sentence("network", rule, got, advice)], "build_network")
         return new_network(name, dims, in_channels, out_channels, seed=seed, initialization=initialization, **options)
     own = (len(plan.channels), plan.label_table.outputs)
-    given = (in_channels or own[0], out_channels or own[1])
+    given = (own[0] if in_channels is None else in_channels, own[1] if out_channels is None else out_channels)
     if given != own:
         rule, advice = f"{own[0]} and {own[1]} channels as in the plan", "Leave in_channels and out_channels out"
-        raise ConfigError([sentence("network", rule, f"{given[0]} and {given[1]}", advice)])
+        raise ConfigError([sentence("network", rule, f"{given[0]} and {given[1]}", advice)], "build_network")
+    if dims not in (2, 3):
+        raise ConfigError([sentence("dims", "2 or 3", dims, "Correct it")], "build_network")
     deep_supervision = options.pop("deep_supervision", ModelSettings().deep_supervision)
     model = ModelSettings(name=name, dims=dims, deep_supervision=deep_supervision, options=options)
     return design_network(plan, model, SampleSettings()).build(seed, initialization)

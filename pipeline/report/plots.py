@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -151,10 +152,10 @@ def plain_text(name: str, longest: int = 36) -> str:
     return (words if len(words) <= longest else words[: longest - 1] + "…").replace("$", r"\$")
 
 
-def style_axes(axes: Axes, theme: Theme, grid: str) -> None:
+def style_axes(axes: Axes, theme: Theme, grid: Literal["x", "y", "both"]) -> None:
     """Grid lines along ``x``, ``y`` or ``both``, quiet ticks, no frame."""
     axes.set_axisbelow(True)
-    axes.grid(axis="both" if grid == "both" else "y" if grid == "y" else "x", color=theme.grid, linewidth=0.8)
+    axes.grid(axis=grid, color=theme.grid, linewidth=0.8)
     axes.tick_params(colors=theme.text, length=0, labelsize=9)
     axes.xaxis.label.set_color(theme.text)
     axes.yaxis.label.set_color(theme.text)

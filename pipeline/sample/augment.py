@@ -64,7 +64,8 @@ def augment(
 
     Order: rotation, zoom and elastic deformation (one interpolation), noise, blur, brightness, contrast, low
     resolution, inverted gamma, gamma, mirroring. Strengths of intensity changes are drawn per channel. In strongly
-    anisotropic patches geometry and low resolution leave the coarse axis alone (:func:`spatial.coarse_axis`).
+    anisotropic patches geometry and low resolution leave the coarse axis alone
+    (:func:`~pipeline.sample.spatial.coarse_axis`).
 
     Args:
         images: (B, C, *S), float32, S of 2 or 3 axes. Not modified.

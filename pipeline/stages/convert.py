@@ -107,7 +107,9 @@ def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
     place, root = out.resolve(), opened.root.resolve()
     homes = {file.resolve().parent for case in (*opened.cases, *opened.tests) for file in case.files}
     around = place == root or any(place in (home, *home.parents) for home in homes)
-    if around or (dataset.is_dir() and root in place.parents):
+    # A datalist may lie in any folder, also in the one where results go; other descriptions lie in their dataset.
+    listed = opened.layout == "datalist" and dataset.is_file()
+    if around or (root in place.parents and not listed):
         rule, got = "a folder outside the dataset", f"one of the dataset {opened.root}"
         raise VolsegError(sentence("output folder", rule, got, "Choose another folder", file=out))
 
@@ -116,7 +118,7 @@ def _earlier_cases(folder: OutputFolder) -> dict[str, dict[str, Any]]:
     """Case id → ``files`` and ``hash``, as an earlier conversion recorded them."""
     folder.require_own(_EARLIER)
     try:
-        entries = folder.earlier.get("cases", {}).items()
+        entries = folder.earlier["cases"].items() if folder.earlier else ()
         return {case: {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in entries}
     except (KeyError, TypeError, AttributeError):
         # Files that no record names would stay, and other tools would take them for cases.

@@ -115,7 +115,7 @@ def evaluate(
     labels: LabelTable | None = None,
     measures: Measures | None = None,
     meaning: Meaning | None = None,
-    metadata: Path | None = None,
+    metadata: Path | str | None = None,
     by: Sequence[str] = (),
     jobs: int | None = None,
     progress: Progress = silent,
@@ -143,7 +143,7 @@ def evaluate(
         VolsegError: If there is nothing to score, or label tables contradict each other.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
-    known = None if metadata is None else read_metadata(metadata)  # first: a wrong path costs no scoring
+    known = None if metadata is None else read_metadata(Path(metadata))  # first: a wrong path costs no scoring
     measures = measures or Measures()
     if measures.probabilities is not None and not measures.probabilities.is_dir():
         got, advice = "nothing there", "Check the path"

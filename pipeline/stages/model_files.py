@@ -207,8 +207,10 @@ def require_same_model(out: Path, card: ModelCard, fold: int, earlier: ModelCard
         )
 
 
-def keep_card(out: Path, card: ModelCard, earlier: ModelCard | None) -> None:
+def keep_card(out: Path, card: ModelCard) -> None:
     """Write ``model.json``, unless it says the same already, whenever and wherever that was written."""
+    # Read again: another fold may have begun meanwhile. Its card is kept, because masks depend on the file's hash.
+    earlier = earlier_card(out)
     if earlier is not None:
         there, here = (value.model_dump(mode="json", exclude={"provenance"}) for value in (earlier, card))
         if there == here:

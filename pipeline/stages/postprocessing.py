@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import read_json, write_json, write_text
@@ -25,7 +24,7 @@ from pipeline.engine.local import Run, map_cases
 from pipeline.evaluate.overlap import joint_histogram, overlaps_of_counts
 from pipeline.evaluate.pairing import FilePair
 from pipeline.evaluate.summary import mean_there, organ_means
-from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces
+from pipeline.infer.cleaning import POSTPROCESSING_FILE, Cleaning, Piece, connected_pieces, label_boxes
 
 StepKind = Literal["keep_largest", "remove_small", "fill_holes"]
 
@@ -101,7 +100,7 @@ def size_effects(task: EffectTask) -> tuple[str, Dice, dict[str, tuple[float | N
     table = task.labels.indexed()
     counts = _counts(reference, index, task.labels)
     before = _scores(counts, task.labels)
-    boxes, found = _label_boxes(index), {}
+    boxes, found = label_boxes(index), {}
     for name, values in table.target_values.items():
         box = _around(boxes, values, index.shape)
         if box is not None:
@@ -125,7 +124,7 @@ def measure_effects(task: EffectTask) -> CaseEffects:
     labels, size = task.labels, task.labels.classes + 1
     counts = _counts(reference, index, labels)
     first = before = _scores(counts, labels)
-    boxes = _label_boxes(index)
+    boxes = label_boxes(index)
     after: list[Dice] = []
     for step in task.steps:
         held = [n for n, left in enumerate(labels.without(step.organ)) if left != n]
@@ -184,11 +183,6 @@ def _counts(
 def _scores(counts: NDArray[np.int64], labels: LabelTable) -> dict[str, float | None]:
     found = overlaps_of_counts(counts[:-1], range(labels.classes), labels.indexed())
     return {overlap.name: None if overlap.status == "true_negative" else overlap.dice for overlap in found}
-
-
-def _label_boxes(index: NDArray[np.signedinteger[Any]]) -> dict[int, Box]:
-    found = find_objects(index.astype(np.int32, copy=False))
-    return {n: Box.of(slices) for n, slices in enumerate(found, start=1) if slices is not None}
 
 
 def _around(boxes: Mapping[int, Box], values: Sequence[int], shape: Sequence[int]) -> Box | None:

@@ -89,12 +89,15 @@ def make_plan(
         progress: Told after every case.
 
     Raises:
-        VolsegError: If no case is usable. Cases that are not usable are left out.
+        VolsegError: If a case is not usable, with the reason of the first.
     """
     section = (settings or Settings()).preprocess
     workers = reading_jobs(dataset, jobs or default_jobs(len(dataset.cases)))
     with open_engine(workers, READING_WORKER_BYTES, light=True) as run:
-        prints, _ = take_fingerprints(dataset, section, run, progress)
+        prints, failed = take_fingerprints(dataset, section, run, progress)
+        if failed:  # as_monai would list them, and a loader would fail hours later
+            got, advice = f"{len(failed)} that are not", f"Repair or remove them. The first says: {failed[0][1]}"
+            raise VolsegError(sentence("dataset", "usable cases only", got, advice, file=dataset.root))
         return fresh_plan(dataset, prints, section, run)
 
 
@@ -233,7 +236,7 @@ def preprocess(
     layout: str | None = None,
     jobs: int | None = None,
     progress: Progress = silent,
-    plan: Path | None = None,
+    plan: Path | str | None = None,
     extra: Sequence[Any] = (),
 ) -> Batch:
     """Prepare every labelled case of a dataset: fingerprint, plan, transforms, store, folds.
@@ -257,7 +260,7 @@ def preprocess(
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
     names = tuple(type(transform).__name__ for transform in extra)
-    given = None if plan is None else given_plan(plan, opened)
+    given = None if plan is None else given_plan(Path(plan), opened)
     workers = jobs or default_jobs(len(opened.cases))
     prints: list[CaseFingerprint] = []
     failed: list[tuple[str, str]] = []

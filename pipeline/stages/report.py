@@ -25,7 +25,7 @@ def report(
     viewer_mb: float = 6.0,
     show_names: bool = False,
     title: str | None = None,
-    curves: Path | None = None,
+    curves: Path | str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of an evaluation, signed with version and date.
@@ -53,6 +53,7 @@ def report(
         rule, advice = "a file that ends in .html", f"Name it for example {out.stem or 'report'}.html"
         raise VolsegError(sentence("out", rule, str(out), advice))
     if curves is not None:
+        curves = Path(curves)
         _require_png(curves)
     return write_report(
         evaluation,

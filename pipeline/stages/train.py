@@ -63,7 +63,7 @@ def train(
     fold: int = 0,
     device: str | None = None,
     restart: bool = False,
-    start: Path | None = None,
+    start: Path | str | None = None,
     tune: bool = False,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> TrainResult:
@@ -98,9 +98,8 @@ def train(
             callbacks = NO_CALLBACKS
         if settings.train.mlflow:
             require_mlflow(settings.train.mlflow)
-        planned = PlannedTraining.of(prepared, out, settings, fold, start)
-        earlier = earlier_card(out)
-        require_same_model(out, planned.card, fold, earlier)
+        planned = PlannedTraining.of(prepared, out, settings, fold, None if start is None else Path(start))
+        require_same_model(out, planned.card, fold, earlier_card(out))
         network = planned.first_network()
         # Cases are loaded before the memory is asked for: what they take is no longer free.
         source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count)
@@ -112,7 +111,7 @@ def train(
             processes.wait()
             require_same_training(planned.folder, planned.training_hash)
             if processes.first:
-                keep_card(out, planned.card_of(place), earlier)
+                keep_card(out, planned.card_of(place))
             run = planned.run(processes, began)
             return _train(planned, run, network, source, tune, callbacks)
 

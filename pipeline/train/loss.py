@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, log_softmax, logsigmoid, pad
 
 from pipeline.config.settings import LossSettings, SampleSettings
-from pipeline.core.errors import ConfigError, sentence
+from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.core.regions import Regions
 from pipeline.preprocess.plan_file import Plan
@@ -146,7 +146,7 @@ _TINY = 1e-12  # keeps 0 / 0 and the slope of 0 ** gamma finite, and is lost in 
 
 
 class SegmentationLoss(nn.Module):
-    """The loss of ``volseg train``, for a training loop of your own.
+    """The loss of ``volseg train``, for a training loop of your own. Move it to the device of the logits.
 
     Args:
         plan: The plan of the dataset. Its labels decide: organs share a softmax, regions have a sigmoid each.
@@ -163,26 +163,33 @@ class SegmentationLoss(nn.Module):
         if self.settings.class_weights == "balanced":
             rule, advice = "numbers, plan or none outside volseg train", "Give one number per class"
             raise ConfigError([sentence("loss.class_weights", rule, "balanced", advice)])
-        self.regions = plan.label_table.region_classes()
-        weights = class_weights(self.settings, plan.label_table.outputs, (), regions=self.regions)
+        self.regions, self.outputs = plan.label_table.region_classes(), plan.label_table.outputs
+        weights = class_weights(self.settings, self.outputs, (), regions=self.regions)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, outputs: Tensor | Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], labels: Tensor) -> Tensor:
         """Compare the outputs of a network with labels.
 
         Args:
-            outputs: Logits (B, L, *S), or several by name with deep supervision, that of the prediction first.
+            outputs: Logits (B, L, *S), or several by name or in a list with deep supervision, the prediction first.
             labels: (B, *S) or (B, 1, *S) class indices, -1 where a voxel is ignored. They may be larger than the
                 logits by a margin, which is left out.
 
         Returns:
             Scalar float32.
+
+        Raises:
+            VolsegError: If the shapes do not fit.
         """
         # MONAI's tensors with metadata take four times as long for every operation.
-        named = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
-        heads = {name: _plain(logits) for name, logits in named.items()}
-        first, index = next(iter(heads.values())), _plain(labels)
-        index = index[:, 0] if index.ndim == first.ndim else index
+        heads = [_plain(logits) for logits in _heads(outputs)]
+        first, index = heads[0], _plain(labels)
+        index = index[:, 0] if index.ndim == first.ndim and index.shape[1] == 1 else index
+        sizes = [*zip(first.shape[2:], index.shape[1:], strict=False)]
+        if first.shape[1] != self.outputs or first.ndim != index.ndim + 1 or any(a > b for a, b in sizes):
+            rule = f"logits (B, {self.outputs}, *S) and labels (B, *S) or (B, 1, *S)"
+            got, advice = f"{tuple(first.shape)} and {tuple(labels.shape)}", "Check the network and the loader"
+            raise VolsegError(sentence("loss", rule, got, advice))
         for axis, size in enumerate(first.shape[2:], start=1):
             index = index.narrow(axis, (index.shape[axis] - size) // 2, size)
         weights = self.get_buffer("class_weights")
@@ -193,8 +200,13 @@ def _plain(values: Tensor) -> Tensor:
     return values.as_tensor() if isinstance(values, MetaTensor) else values
 
 
+def _heads(outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
+    several = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [several] if isinstance(several, Tensor) else list(several)
+
+
 def supervised_loss(
-    heads: Tensor | Mapping[str, Tensor],
+    heads: Tensor | Mapping[str, Tensor] | Sequence[Tensor],
     labels: Tensor,
     settings: LossSettings,
     *,
@@ -226,7 +238,7 @@ def supervised_loss(
     border = None
     if settings.border_weight > 0 and settings.ce_weight > 0:
         border = border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
-    outputs = [heads] if isinstance(heads, Tensor) else list(heads.values())
+    outputs = _heads(heads)
     total = labels.new_zeros((), dtype=torch.float32)
     for logits, share in zip(outputs, head_weights(len(outputs), settings.head_weights), strict=True):
         size = logits.shape[2:]

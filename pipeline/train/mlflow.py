@@ -22,6 +22,8 @@ from pipeline.train.state import Callbacks, ValidationScores
 RUN_FILE = "mlflow.json"
 """In the fold's folder: server and run, so that a training that is continued continues its run."""
 
+_PARAMS_PER_BATCH = 100  # MLflow takes no more
+_METRICS_PER_BATCH = 1000
 _LONGEST_VALUE = 500  # of a parameter in its older versions
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """By default MLflow tries for many minutes, while a training would stand still. It reads these from nowhere else."""
@@ -102,7 +104,9 @@ class Tracker:
         experiment_id = known.experiment_id if known is not None else client.create_experiment(experiment)
         self.run_id = client.create_run(experiment_id, tags={"mlflow.runName": str(parameters["run"])}).info.run_id
         make = import_module("mlflow.entities").Param
-        client.log_batch(self.run_id, params=[make(key, text[:_LONGEST_VALUE]) for key, text in _flat(parameters)])
+        params = [make(key, text[:_LONGEST_VALUE]) for key, text in _flat(parameters)]
+        for first in range(0, len(params), _PARAMS_PER_BATCH):
+            client.log_batch(self.run_id, params=params[first : first + _PARAMS_PER_BATCH])
         # Last: a run whose settings did not arrive is not continued.
         write_json(self.folder / RUN_FILE, {"uri": uri, "run": self.run_id})
         self.client = client
@@ -126,7 +130,8 @@ class Tracker:
             for name, value in values.items()
             if value is not None
         ]
-        self.client.log_batch(self.run_id, metrics=metrics)  # which divides what is too long for one request
+        for first in range(0, len(metrics), _METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_PER_BATCH])
 
     def _try(self, action: Callable[[], object]) -> None:
         try:

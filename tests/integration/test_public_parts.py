@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import list_data_collate
 from torch import nn
-from toy import toy_settings
+from toy import toy_settings, write_toy
 
 from pipeline import (
     Image,
@@ -33,7 +33,7 @@ class Threshold(nn.Module):
     """Class 1 where the normalized intensity is above 0."""
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.zeros_like(window), window], dim=1)
+        return torch.cat([torch.zeros_like(window), window, window - 1], dim=1)
 
 
 def test_a_plan_is_that_of_preprocess(dataset: Path, prepared: Path) -> None:
@@ -134,3 +134,43 @@ def test_an_image_with_too_many_channels_is_refused(dataset: Path) -> None:
     two = Image(np.concatenate([image.array, image.array]), image.grid)
     with pytest.raises(Exception, match=r"scan: .*channel"):
         predict_image(two, Threshold(), plan, case="scan")
+
+
+def test_measures_of_all_organs_and_wrong_names(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    pair = (data.cases[0].label or "", data.cases[0].label or "")
+    rows = evaluate_pairs([pair], data.labels, measures=Measures(lesions=("all",))).rows
+    assert {row.value("lesion_f1") for row in rows} == {1.0}
+    with pytest.raises(VolsegError, match=r"--lesions: expected organs of the label table .*, got liver"):
+        evaluate_pairs([pair], data.labels, measures=Measures(lesions=("liver",)))
+    with pytest.raises(VolsegError, match=r"pair: expected a LabelMap or a file, got an object of type ndarray"):
+        evaluate_pairs([(np.zeros(3), pair[1])], data.labels)  # type: ignore[list-item]
+
+
+def test_what_does_not_suit_a_plan_is_refused(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    plan, image = make_plan(data, jobs=1), read_image(data.cases[0].images[0])
+    with pytest.raises(VolsegError, match=r"network: expected 3 output channels, got 1"):
+        predict_image(image, nn.Identity(), plan, StreamingInferer((8, 8, 8)))
+    with pytest.raises(VolsegError, match=r"inferer: expected windows along i, j, k, got windows of 2 axes"):
+        predict_image(image, Threshold(), plan, StreamingInferer((8, 8)))
+    with pytest.raises(VolsegError, match=r"image: expected an Image, got an object of type ndarray"):
+        predict_image(image.array, Threshold(), plan)  # type: ignore[arg-type]
+    with pytest.raises(VolsegError, match=r"plan: expected no further transforms of training, got Own"):
+        predict_image(image, Threshold(), plan.model_copy(update={"extra": ("Own",)}))
+
+
+def test_frozen_layers_stay_in_their_mode(dataset: Path) -> None:
+    data = open_dataset(dataset)
+    plan, image = make_plan(data, jobs=1), read_image(data.cases[0].images[0])
+    network = build_network("unet", plan=plan, norm="batch", seed=0)
+    frozen = next(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm3d)).eval()
+    predict_image(image, network, plan)
+    assert (network.training, frozen.training) == (True, False)
+
+
+def test_a_plan_is_refused_where_a_case_cannot_be_used(tmp_path: Path) -> None:
+    folder = write_toy(tmp_path / "data", 3)
+    (folder / "images" / "toy_1.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(VolsegError, match=r"dataset: expected usable cases only, got 1 that are not.*toy_1"):
+        make_plan(open_dataset(folder), jobs=1)

@@ -318,3 +318,10 @@ def test_hippocampus(tmp_path, real_data) -> None:
     labels = [(source / f"labelsTr/{case}.nii.gz", out / f"labelsTr/{case}.nii.gz") for case in batch.done]
     assert sum(old.read_bytes() == new.read_bytes() for old, new in labels) == 206
     assert open_dataset(out).labels == open_dataset(source).labels
+
+
+def test_the_description_of_a_dataset_is_no_way_into_it(tmp_path) -> None:
+    root, out = write_source(tmp_path / "source", LABELS, ("CT",)), tmp_path / "Dataset001_Toy"
+    convert(root, out, "nnunet", jobs=1)
+    with pytest.raises(VolsegError, match="expected a folder outside the dataset"):
+        convert(out / "dataset.json", out / "converted", "pairs", jobs=1)

@@ -15,15 +15,15 @@ from matplotlib.image import imread
 from pipeline.core.errors import VolsegError
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.summary import organ_means
-from pipeline.report.pruning import (
+from pipeline.stages.prune import (
     LevelRow,
     PruningResult,
     pruning_markdown,
     pruning_plot,
     pruning_rows,
+    smallest_level,
     verdict,
 )
-from pipeline.stages.prune import smallest_level
 
 
 def row(level: int | None, mean: float | None, peak: int | None = 3 * 2**20) -> LevelRow:

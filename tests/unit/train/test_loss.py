@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from pipeline.config.settings import LossSettings, SampleSettings
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.store import PreparedCase, open_prepared, write_prepared
 from pipeline.preprocess.plan_file import Plan
@@ -419,3 +419,12 @@ def test_a_plan_without_a_proposal_weighs_all_the_same() -> None:
     assert sampling_weights(SampleSettings(class_weights="plan"), balanced) is None
     with pytest.raises(ValueError, match=r"class_weights: expected numbers, got 'plan'. Call planned_weights first"):
         class_weights(PLANNED, 2, [])
+
+
+def test_shapes_that_do_not_fit_and_heads_in_a_list() -> None:
+    logits, labels = torch.randn(1, 3, 4, 4, 4), torch.randint(0, 3, (1, 4, 4, 4))
+    loss = SegmentationLoss(plan_of(3))
+    assert torch.equal(loss([logits], labels), loss(logits, labels))
+    for wrong in (logits[:, :2], torch.randn(1, 3, 8, 4, 4), logits[..., 0]):
+        with pytest.raises(VolsegError, match=r"loss: expected logits \(B, 3, \*S\) and labels"):
+            loss(wrong, labels)
