@@ -19,8 +19,7 @@ from pipeline.model.ciresan import WINDOW, Ciresan, CiresanOptions
 from pipeline.model.dense import DenseUNet, DenseUNet167, DenseUNet167Options, DenseUNetOptions
 from pipeline.model.network_options import NetworkOptions, parse_options, suggestion
 from pipeline.model.nnunet import PlainOptions, PlainUNet, ResidualOptions, ResidualUNet
-from pipeline.model.resunet import ResUNet, ResUNetOptions
-from pipeline.model.unet import UNet, UNetOptions
+from pipeline.model.unet import ResUNet, ResUNetOptions, UNet, UNetOptions
 from pipeline.model.unetpp import UNetPlusPlus, UNetPlusPlusOptions
 from pipeline.model.vnet import VNet, VNetOptions
 

@@ -24,7 +24,7 @@ from pipeline.core import machine as scratch
 from pipeline.core.errors import VolsegError
 from pipeline.core.grid import Box
 from pipeline.data.volumes import read_image, read_label_map
-from pipeline.evaluate.calibration import calibration, dilated_box
+from pipeline.evaluate.case import calibration, dilated_box
 from pipeline.evaluate.metrics import Measures
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import Predictor, predict

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.grid import Box
-from pipeline.evaluate.calibration import calibration, dilated_box
+from pipeline.evaluate.case import calibration, dilated_box
 from pipeline.evaluate.lesions import lesion_scores
 
 
