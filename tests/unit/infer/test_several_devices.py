@@ -104,7 +104,7 @@ def test_a_case_takes_one_inferer_and_no_more_parsing(ensemble: Path, monkeypatc
 
     monkeypatch.setattr(TrainedModel, "inferer", inferer)
     monkeypatch.setattr(LabelTable, "from_json", from_json)
-    monkeypatch.setattr(Plan, "recipe", property(lambda self: calls.append("recipe")))
+    monkeypatch.setattr(Plan, "content_hash", property(lambda self: calls.append("content_hash")))
     predictor.predict(image())
     assert calls == ["inferer"]
     predictor.predict_soft(image(), ("liver",))
