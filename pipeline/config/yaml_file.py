@@ -18,23 +18,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config.settings import Settings
+from pipeline.core.documents import rule_of
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
 
-# Kinds of pydantic's errors whose own words do not fit behind "expected".
-_RULES = {
-    "dict_type": "keys with values",
-    "invalid_key": "a key made of letters",
-    "missing": "one more value",
-    "model_type": "a section with keys",
-}
-# What is cut off pydantic's words, or said shorter, so that they fit there.
-_SHORTENED = (
-    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
-    (r"^greater than or equal to ", "at least "),
-    (r"^less than or equal to ", "at most "),
-    (r"^greater than ", "more than "),
-)
 # What pydantic adds to the path of a value that may be a word or a list.
 _FORMS = ("literal[", "tuple[")
 
@@ -176,14 +163,6 @@ def _problem(details: ErrorDetails) -> str:
     rule = rule_of(details)
     hint = _closest(str(given), re.findall(r"'(.*?)'", rule)) if kind == "literal_error" else ""
     return f"{path}: expected {rule}, got {given!r}. {hint or 'Correct the value.'}"
-
-
-def rule_of(details: ErrorDetails) -> str:
-    """What pydantic expected, in words that fit behind "expected"."""
-    rule = _RULES.get(details["type"], details["msg"])
-    for pattern, words in _SHORTENED:
-        rule = re.sub(pattern, words, rule)
-    return rule
 
 
 def _elsewhere(key: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, epoch_line, print_line
-from pipeline.core.files import read_json
+from pipeline.core.documents import read_json
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
 if TYPE_CHECKING:

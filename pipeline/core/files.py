@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
@@ -118,24 +119,6 @@ def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> Non
         else:
             json.dump(content, stream, indent=indent, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
-
-
-def read_json(path: Path | str, missing: str = "Check the path.") -> Any:
-    """Read JSON; ``missing`` is the advice if the file is not there, a full sentence.
-
-    Raises:
-        VolsegError: If the file is missing, cannot be read or is not JSON.
-    """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VolsegError(f"{path}: expected a JSON file, got nothing there. {missing}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VolsegError(f"{path}: expected JSON, got {error}. Repair or write the file again.") from None
-    except OSError as error:
-        detail = error.strerror or str(error)
-        raise VolsegError(f"{path}: expected a readable file, got {detail!r}. Check path and permissions.") from None
 
 
 def text_hash(*parts: str) -> str:

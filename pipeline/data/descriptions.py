@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import read_json
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.descriptions import Description, folder_holds

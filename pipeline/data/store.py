@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import read_json, remove_leftovers, write_bytes, write_json
+from pipeline.core.files import remove_leftovers, write_bytes, write_json
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the

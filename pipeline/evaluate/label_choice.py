@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable, select_values
 from pipeline.data.descriptions import described_labels, read_description
 from pipeline.data.label_tables import label_table, read_remap

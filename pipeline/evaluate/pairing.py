@@ -8,8 +8,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.files import read_json
 from pipeline.data.descriptions import read_description
 from pipeline.data.layouts import list_volumes, rgb_channels
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.metrics import (

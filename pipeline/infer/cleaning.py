@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from pipeline.config.settings import InferSettings
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
 from pipeline.core.regions import joined_with

@@ -17,8 +17,9 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.config.settings import Settings
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json, write_bytes, write_json
+from pipeline.core.files import write_bytes, write_json
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 

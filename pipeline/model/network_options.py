@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from pipeline.config.yaml_file import rule_of
+from pipeline.core.documents import rule_of
 from pipeline.core.errors import ConfigError, sentence
 
 Norm = Literal["batch", "instance", "group", "none"]

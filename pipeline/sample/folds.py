@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import read_json, text_hash, write_json
+from pipeline.core.files import text_hash, write_json
 
 _LONGEST_LIST = 8
 _PARTS = ("train", "validation")

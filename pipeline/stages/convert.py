@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Settings
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import OutputFolder, read_json, remove_leftovers, write_json
+from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.data.convert_case import ConversionOutcome, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import read_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv

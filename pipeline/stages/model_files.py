@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import file_hash, own_version, read_json, read_record, text_hash
+from pipeline.core.files import file_hash, own_version, read_record, text_hash
 from pipeline.data.store import prepared_ids, read_info
 from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import read_json, write_json, write_text
+from pipeline.core.files import write_json, write_text
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress

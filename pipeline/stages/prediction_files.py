@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.files import OutputFolder, read_json, read_record, write_json, write_text
+from pipeline.core.files import OutputFolder, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import (
     atomic_path,
     copy_file,
     file_hash,
-    read_json,
     remove_leftovers,
     text_hash,
     write_bytes,
@@ -127,7 +127,7 @@ def test_reading_json_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(VolsegError, match=r"half\.json: expected JSON, got Expecting value.*Repair or write the file"):
         read_json(tmp_path / "half.json")
     (tmp_path / "latin.json").write_bytes(b'"\xe9"')
-    with pytest.raises(VolsegError, match=r"latin\.json: expected JSON, got 'utf-8'"):
+    with pytest.raises(VolsegError, match=r"latin\.json: expected a JSON file in UTF-8, got 'utf-8'"):
         read_json(tmp_path / "latin.json")
     with pytest.raises(VolsegError, match="expected a readable file"):
         read_json(tmp_path)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.core.files import file_hash, read_json
+from pipeline.core.files import file_hash
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.phantom.anatomy import ATLAS, ORGANS

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import read_json
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap

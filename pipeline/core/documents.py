@@ -1,0 +1,168 @@
+"""Texts, JSON and tables from elsewhere: read within bounds, and checked by a model at the door.
+
+Whatever such a file holds, the reader gets a value of the type it asked for, or one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import VolsegError, sentence
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+_MOST_BYTES = 256 << 20  # 20,000 cases with all their entries take some 30 MB
+_SHOWN = 60  # characters of a wrong value that a message quotes
+
+# Kinds of pydantic's errors whose own words do not fit behind "expected".
+_RULES = {
+    "dict_type": "keys with values",
+    "invalid_key": "a key made of letters",
+    "missing": "one more value",
+    "model_type": "a section with keys",
+}
+# What is cut off pydantic's words, or said shorter, so that they fit there.
+_SHORTENED = (
+    (r"^(Input should be|Tuple should have) |, (unable|got|not) .*$| after validation", ""),
+    (r"^greater than or equal to ", "at least "),
+    (r"^less than or equal to ", "at most "),
+    (r"^greater than ", "more than "),
+)
+
+
+def require_regular(path: Path) -> None:
+    """Refuse pipes, devices and sockets: reading one may never end. A path that does not exist passes.
+
+    Raises:
+        VolsegError: If something else than a file or a folder is there.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # opening it says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise VolsegError(
+            sentence("file", "a regular file", "a pipe or a device", "Copy its content into a file", file=path)
+        )
+
+
+def read_text(path: Path | str, kind: str = "a text file", missing: str = "Check the path.") -> str:
+    """Read UTF-8 text of at most 256 MB.
+
+    Args:
+        path: The file.
+        kind: What is expected there, for messages.
+        missing: The advice if nothing is there, a full sentence.
+
+    Raises:
+        VolsegError: If the file is missing, cannot be read, is not UTF-8, larger, or a pipe or device.
+    """
+    path = Path(path)
+    require_regular(path)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise VolsegError(f"{path}: expected {kind} of at most 256 MB, got more. Check the path.")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise VolsegError(f"{path}: expected {kind}, got nothing there. {missing}") from None
+    except UnicodeDecodeError as error:
+        raise VolsegError(f"{path}: expected {kind} in UTF-8, got {error}. Repair or write the file again.") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        detail = getattr(error, "strerror", None) or str(error)
+        raise VolsegError(f"{path}: expected a readable file, got {detail!r}. Check path and permissions.") from None
+
+
+def read_json(path: Path | str, missing: str = "Check the path.", *, kind: Any = None) -> Any:
+    """Read JSON; ``missing`` is the advice if the file is not there, a full sentence.
+
+    Args:
+        path: The file.
+        missing: The advice.
+        kind: The type that the content must have: a pydantic model, or anything that pydantic can check, such as
+            ``dict[str, int]``. None returns the content as JSON has it.
+
+    Raises:
+        VolsegError: If the file is missing, cannot be read, is not JSON, holds a key twice, or is of another type.
+    """
+    path = Path(path)
+    text = read_text(path, "a JSON file", missing)
+    try:
+        content = json.loads(text, object_pairs_hook=_unrepeated)
+        if "\\u" in text:  # half a character, which no file can be written with
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise VolsegError(f"{path}: expected JSON, got too many levels. Write the file again.") from None
+    except ValueError as error:  # also of numbers with thousands of digits
+        raise VolsegError(f"{path}: expected JSON, got {error}. Repair or write the file again.") from None
+    return content if kind is None else conform(content, kind, path)
+
+
+def conform(content: Any, kind: Any, path: Path | str, advice: str = "Correct or write the file again") -> Any:
+    """Content of a file as a value of a type.
+
+    Args:
+        content: What JSON, YAML or a table gave.
+        kind: A pydantic model, or any type that pydantic can check.
+        path: The file, for the message.
+        advice: What to do, for the message.
+
+    Raises:
+        VolsegError: If it is of another type; the first wrong key is named.
+    """
+    from pydantic import ValidationError  # here: a tenth of the start of commands that read no such file
+
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        if first["type"] == "value_error":
+            raise VolsegError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        got = short(first["input"]) if first["type"] != "missing" else "nothing"
+        raise VolsegError(sentence(where, rule_of(first), got, advice, file=path)) from None
+    except RecursionError:
+        raise VolsegError(sentence("content", "a few levels", "too many", advice, file=path)) from None
+
+
+def rule_of(details: ErrorDetails) -> str:
+    """What pydantic expected, in words that fit behind "expected"."""
+    rule = _RULES.get(details["type"], details["msg"])
+    for pattern, words in _SHORTENED:
+        rule = re.sub(pattern, words, rule)
+    return rule
+
+
+def short(value: object) -> str:
+    """A value for a message: its ``repr`` on one line, cut to 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that is given twice JSON keeps the last value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} twice")
+    return found
