@@ -12,16 +12,19 @@ STAMP := $(VENV)/.installed
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test install lint format bench clean
+.PHONY: help demo test test-long install lint format bench clean
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 demo: install  ## Run the whole pipeline on a generated dataset; results in demo/
 	@$(BIN)/volseg demo -o demo
 
 test: lint  ## Run every check that CI runs: lint, types, layers, tests
 	@$(BIN)/python -m pytest
+
+test-long: install  ## Run the tests that have a long form in it: fuzzing and kills, some hours
+	@VOLSEG_LONG=1 $(BIN)/python -m pytest -m long --timeout 36000
 
 install: $(STAMP)  ## Create .venv and install the pinned environment
 
