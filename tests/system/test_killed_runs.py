@@ -1,4 +1,4 @@
-"""``volseg preprocess`` killed with SIGKILL and run again: the store of a run that was left alone, byte for byte."""
+"""Commands killed with SIGKILL or SIGTERM and run again: what a run makes that was left alone, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+from effort import tries
 from toy import write_toy
 
 from pipeline.phantom.torso import write_phantom
 
+COMMANDS = (
+    *("check", "fix", "plan", "preprocess", "train", "cross-validate", "predict", "split", "evaluate", "report"),
+    *("compare", "stats", "convert", "organs", "phantom", "preview", "choose", "prune"),
+)
+SEED = 20261121
 HELPER = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and process groups")
@@ -26,26 +32,34 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
 
-def killed_runs(*words: object) -> int:
+def killed_runs(*words: object) -> list[str]:
+    """How many runs were killed, and in what they differ from a whole one."""
     command = [sys.executable, str(HELPER), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return int(done.stdout.split("killed")[-1])
+    return done.stdout.split("killed\n")[-1].splitlines()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    trials = tries(1, 20)
+    killed, *differences = killed_runs("moments", tmp_path, trials, SEED, *COMMANDS)
+    assert not differences, "\n".join(differences)
+    # A machine that speeds up lets the last runs end before they are killed.
+    assert int(killed) >= 0.7 * trials * len(COMMANDS)
 
 
 def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
-    write_phantom(tmp_path / "data", cases=3, tests=0, seed=0)
-    # a machine that speeds up lets the last ones end before they are killed
-    assert killed_runs("moments", tmp_path / "data", tmp_path, 10, 20261121) >= 7
-    whole = tree(tmp_path / "whole")
-    assert sum(name.endswith("case.json") for name in whole) == 3
-    assert all(tree(tmp_path / f"killed_{trial}") == whole for trial in range(10))
+    killed, *differences = killed_runs("moments", tmp_path, 10, SEED, "preprocess")  # byte for byte
+    assert not differences, "\n".join(differences)
+    assert int(killed) >= 7
 
 
 def test_killed_before_every_rename(tmp_path: Path) -> None:
     write_toy(tmp_path / "data", 2)
     # plan.yaml, four files of each of two cases, splits.json
-    assert killed_runs("renames", tmp_path / "data", tmp_path) == 10
+    assert killed_runs("renames", tmp_path / "data", tmp_path) == ["10"]
     whole = tree(tmp_path / "whole")
     assert all(tree(tmp_path / f"killed_{trial}") == whole for trial in range(11))
 
