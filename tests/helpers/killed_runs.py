@@ -80,12 +80,14 @@ MOMENTS = re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.+Z]+( UTC)?|\d+ (min|s)\b")
 DRAWN = re.compile(r"events/events|training\.html$|curves\.png$|pruning\.(md|png)$")
 
 
-def inputs(folder: Path) -> None:
+def inputs(folder: Path, commands: Sequence[str]) -> None:
     """What the commands read: datasets whole and broken, a prepared one, two models, masks and scores."""
     folder.mkdir(parents=True)
     os.chdir(folder)
-    write_toy(folder / "data", 4)
     write_phantom(folder / "phantom", cases=3, tests=0, seed=0)
+    if set(commands) == {"preprocess"}:
+        return
+    write_toy(folder / "data", 4)
     write_toy(folder / "broken", 4)
     for index in range(4):  # another orientation, which a repair turns back
         labels = toy_case(index)[1].reoriented("PSL")
@@ -243,7 +245,7 @@ if __name__ == "__main__":
         lines: list[object] = [at_renames(Path(sys.argv[2]), Path(sys.argv[3]))]
     else:
         home = Path(sys.argv[2]).resolve()
-        inputs(home / "inputs")
+        inputs(home / "inputs", sys.argv[5:])
         total, differences = 0, list[str]()
         for name in sys.argv[5:]:
             some, more = at_moments(name, home, int(sys.argv[3]), int(sys.argv[4]))
