@@ -74,7 +74,9 @@ def lesion_scores(
 
 def _parts(mask: NDArray[np.bool_], voxel_ml: float, minimum_ml: float) -> tuple[NDArray[np.integer[Any]], int]:
     """Connected parts numbered from 1, those below the minimum left out, and how many there are."""
-    parts: NDArray[np.integer[Any]] = cc3d.connected_components(mask, connectivity=26, return_N=False)
+    # cc3d 4.1 fails with 26 neighbours on some masks that are a single line, where faces are all that can touch.
+    line = sum(size > 1 for size in mask.shape) < 2
+    parts: NDArray[np.integer[Any]] = cc3d.connected_components(mask, connectivity=6 if line else 26)
     # Volumes are products of spacings, so that a part of exactly the minimum may be a rounding error below it.
     large = np.bincount(parts.ravel()) * voxel_ml >= minimum_ml * (1 - 1e-9)
     large[0] = False

@@ -69,3 +69,11 @@ def test_calibration_by_hand():
 def test_the_box_reaches_10_mm_further_within_the_volume():
     box = dilated_box(Box((1, 20, 4), (3, 30, 5)), (5, 40, 100), (2.5, 1.0, 4.0))
     assert box == Box((0, 10, 1), (5, 40, 8))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (5, 1, 1)])
+def test_lesions_of_a_single_line_of_voxels(shape: tuple[int, int, int]) -> None:
+    reference = np.array([True, False, True, False, True]).reshape(shape)
+    prediction = np.array([True, False, True, False, False]).reshape(shape)
+    scores = lesion_scores(reference, prediction, 1.0)
+    assert (scores.reference, scores.prediction, scores.rq) == (3, 2, 0.8)
