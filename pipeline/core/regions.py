@@ -116,12 +116,15 @@ PaintingStep = tuple[tuple[int, ...], int]
 _Regions = Mapping[str, tuple[int, ...]]
 
 
-def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def check_regions(
+    regions: Mapping[str, Iterable[int]], values: Sequence[int], *, ordered: bool
+) -> dict[str, tuple[int, ...]]:
     """Sort the values of every region and refuse regions that mean nothing.
 
     Args:
         regions: Region name → label values.
         values: Foreground values of the label table, ascending.
+        ordered: Whether the value that paints each is given: then two may have the same values, as in nnU-Net.
 
     Raises:
         ValueError: If a name is empty or used twice, a region is empty, equals another or has an unknown value, or a
@@ -139,9 +142,10 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
             got = listed(value for value in held if value not in values)
             raise ValueError(f"region {name!r}: expected values of the label table ({known}), got {got}. Correct it.")
         twin = next((other for other, same in found.items() if same == held), None)
-        if twin is not None:
+        if twin is not None and not ordered:
             rule, got = f"other values than those of {twin!r}", f"the same ({listed(held)})"
-            raise ValueError(sentence(f"region {name!r}", rule, got, "Drop one of the two"))
+            advice = "Drop one of the two, or say in regions_class_order which value paints each"
+            raise ValueError(sentence(f"region {name!r}", rule, got, advice))
         found[name] = held
     lost = [value for value in values if found and all(value not in held for held in found.values())]
     if lost:
@@ -155,15 +159,21 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
     Args:
         regions: Checked regions, in painting order.
         given: One value per region, or nothing: then the one value that no later region holds; of several the one
-            that the fewest regions share.
+            that the fewest regions share. A region that others make up has no such value, and shares one of theirs.
+
+    Raises:
+        ValueError: If the values do not fit, or none are given and a region leaves a choice.
     """
     if not given:
         return tuple(_own_value(name, regions) for name in regions)
     painted = tuple(int(value) for value in given)
-    fits = len(painted) == len(regions) == len(set(painted))
-    if not fits or any(value not in held for value, held in zip(painted, regions.values(), strict=True)):
+    fits = len(painted) == len(regions) and all(
+        value in held for value, held in zip(painted, regions.values(), strict=True)
+    )
+    # A value may paint two regions only where that hides none.
+    if not fits or (len(set(painted)) < len(painted) and _hidden(regions, _steps(regions, painted))):
         rule = f"one value of each region, all different ({', '.join(regions)})"
-        advice = "Name the value to paint each region with"
+        advice = "Name the value to paint each region with; only regions that others make up may share theirs"
         raise ValueError(sentence("regions_class_order", rule, listed(painted), advice))
     return painted
 
@@ -181,6 +191,20 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
     Raises:
         ValueError: If a value would come out as one of other regions, because a later region hides it.
     """
+    steps = _steps(regions, painted)
+    hidden = _hidden(regions, steps)
+    if hidden:
+        value, result = hidden
+        names = ", ".join(name for name, held in regions.items() if value in held)
+        raise ValueError(
+            f"regions: expected later regions to leave earlier ones visible, got {value} ({names}) "
+            f"painted as {result}. List regions from large to small, and regions_class_order with them."
+        )
+    return steps
+
+
+def _steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingStep, ...]:
+    """The steps of :func:`painting_steps`, whatever they hide."""
     homes = _homes(regions)
     # Values that regions are painted with need no crossing.
     own = {homes[value] for value in painted}
@@ -192,16 +216,15 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
         # After its last region, smaller sets first: a larger set of regions is painted over them.
         ending = (home for home in crossings if home[-1] == n)
         steps.extend((home, crossings[home]) for home in sorted(ending, key=lambda home: (len(home), home)))
-    for value, home in homes.items():
-        # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
-        result = paint(home, steps)
-        if homes[result] != home:
-            names = [list(regions)[n] for n in home]
-            raise ValueError(
-                f"regions: expected later regions to leave earlier ones visible, got {value} ({', '.join(names)}) "
-                f"painted as {result}. List regions from large to small, and regions_class_order with them."
-            )
     return tuple(steps)
+
+
+def _hidden(regions: _Regions, steps: Sequence[PaintingStep]) -> tuple[int, int] | None:
+    """The first value that comes out as one of other regions, and that one."""
+    homes = _homes(regions)
+    # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
+    results = ((value, paint(home, steps)) for value, home in homes.items())
+    return next(((value, result) for value, result in results if homes[result] != homes[value]), None)
 
 
 def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
@@ -262,6 +285,18 @@ def _own_value(name: str, regions: _Regions) -> int:
         got = listed(fewest) or "none"
         raise ValueError(
             f"region {name!r}: expected one value to paint it with, not in a later region, got {got}. "
-            "List regions from large to small, and say in regions_class_order which value paints each."
+            f"List regions from large to small, and say in regions_class_order which value paints each{_example(regions)}."
         )
     return fewest[0]
+
+
+def _example(regions: _Regions) -> str:
+    """An order that would do, in words; empty if the lowest values that later regions leave are none."""
+    order = list(regions)
+    painted = []
+    for n, held in enumerate(regions.values()):
+        later = {value for other in order[n + 1 :] for value in regions[other]}
+        painted.append(min(held, key=lambda value: (value in later, value)))
+    if _hidden(regions, _steps(regions, painted)):
+        return ""
+    return f": for example {listed(f'{value} for {name}' for name, value in zip(order, painted, strict=True))}"
