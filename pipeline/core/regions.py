@@ -285,7 +285,8 @@ def _own_value(name: str, regions: _Regions) -> int:
         got = listed(fewest) or "none"
         raise ValueError(
             f"region {name!r}: expected one value to paint it with, not in a later region, got {got}. "
-            f"List regions from large to small, and say in regions_class_order which value paints each{_example(regions)}."
+            "List regions from large to small, and say in regions_class_order which value paints each"
+            f"{_example(regions)}."
         )
     return fewest[0]
 
