@@ -195,8 +195,8 @@ def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[st
 
 def _case(row: Mapping[str, Any], name: str) -> str:
     given = row.get("case") or row.get("id")
-    image = row.get("image")
-    return str(given) if given else volume_stem(str(image) if isinstance(image, str) else name).removesuffix("_0000")
+    images = row.get("image") or []
+    return str(given) if given else volume_stem(images[0] if len(images) == 1 else name).removesuffix("_0000")
 
 
 # The images of the cases, which reports show.

@@ -19,14 +19,14 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, signature, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import plan_from_fingerprints
-from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
+from pipeline.sample.folds import Fold, follows_split, read_splits, usual_folds, write_splits
 from pipeline.stages.memory import (
     READING_WORKER_BYTES,
     TORCH_WORKER_BYTES,
@@ -259,6 +259,8 @@ def preprocess(
     settings, out = settings or Settings(), Path(out)
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
+    if fixed := own_split(opened.cases):  # one that cannot be used is refused before hours of work
+        _fresh_folds(out / "splits.json", opened.cases, fixed, settings)
     names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(Path(plan), opened)
     workers = jobs or default_jobs(len(opened.cases))
@@ -281,7 +283,7 @@ def preprocess(
 
         prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
         written, more = collect(run, prepare, usable, progress, "prepare", size_of)
-    notes += _write_folds(out / "splits.json", opened, written, settings)
+    notes += (*opened.notes, *_write_folds(out / "splits.json", opened, written, settings))
     return Batch.of(written, [*failed, *more], notes)
 
 
@@ -294,7 +296,7 @@ def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) ->
 
 def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
     """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
-    fixed = any(files.split == "validation" for files in dataset.cases)
+    fixed = own_split(dataset.cases)
     fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings)
     if not path.is_file():
         write_splits(path, fresh)
@@ -304,25 +306,25 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
         folds = read_splits(path, [files.id for files in dataset.cases])
     except VolsegError as error:
         return (f"{error} Or delete the file to draw new folds.",)
-    used = {(case, "train") for fold in folds for case in fold.train}
-    used |= {(case, "validation") for fold in folds for case in fold.validation}
-    left_out = sorted(set(written) - {case for case, _ in used})
+    left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
     notes = []
     if left_out:
         notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
-    if fixed and not used <= {(files.id, files.split) for files in dataset.cases}:
+    if fixed and not all(follows_split(fold, fixed) for fold in folds):
         notes.append(f"{path}: kept, although the dataset fixes another split. Delete it to take that one.")
     elif len(folds) != len(fresh):
         notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {len(fresh)} new ones.")
     return tuple(notes)
 
 
-def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings) -> tuple[Fold, ...]:
+def _fresh_folds(
+    path: Path, cases: Sequence[CaseFiles], fixed: Mapping[str, str | int | None] | None, settings: Settings
+) -> tuple[Fold, ...]:
     """The split that the dataset fixes, else drawn folds."""
     groups = {files.id: files.group for files in cases}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
     if distinct < 2:
         rule = "at least 2 cases (or groups) to train and validate"
         raise VolsegError(sentence("folds", rule, distinct, "Add cases", file=path))
-    splits = {files.id: files.split for files in cases} if fixed else None
+    splits = {case: fixed[case] for case in groups} if fixed else None
     return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)
