@@ -7,6 +7,7 @@ Also left and right: which organs are twins, and which classes change places in 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import TypeAlias
@@ -115,6 +116,9 @@ PaintingStep = tuple[tuple[int, ...], int]
 
 _Regions = Mapping[str, tuple[int, ...]]
 
+_CROSSINGS = 1000  # every one is a pass over the voxels
+_SHOWN = 12  # regions of an example
+
 
 def check_regions(
     regions: Mapping[str, Iterable[int]], values: Sequence[int], *, ordered: bool
@@ -147,7 +151,8 @@ def check_regions(
             advice = "Drop one of the two, or say in regions_class_order which value paints each"
             raise ValueError(sentence(f"region {name!r}", rule, got, advice))
         found[name] = held
-    lost = [value for value in values if found and all(value not in held for held in found.values())]
+    used = {value for held in found.values() for value in held}
+    lost = [value for value in values if found and value not in used]
     if lost:
         raise ValueError(f"regions: expected every label value in one, got none with {listed(lost)}. Add a region.")
     return found
@@ -165,7 +170,7 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
         ValueError: If the values do not fit, or none are given and a region leaves a choice.
     """
     if not given:
-        return tuple(_own_value(name, regions) for name in regions)
+        return _own_values(regions)
     painted = tuple(int(value) for value in given)
     fits = len(painted) == len(regions) and all(
         value in held for value, held in zip(painted, regions.values(), strict=True)
@@ -210,6 +215,9 @@ def _steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingStep, ...
     own = {homes[value] for value in painted}
     # Reversed, so that of several values with the same regions the lowest one stands for them.
     crossings = {homes[value]: value for value in reversed(homes) if len(homes[value]) > 1 and homes[value] not in own}
+    if len(crossings) > _CROSSINGS:
+        advice = "Drop regions, or describe the organs without"
+        raise ValueError(sentence("regions", f"at most {_CROSSINGS} crossings", len(crossings), advice))
     steps: list[PaintingStep] = []
     for n, value in enumerate(painted):
         steps.append(((n,), value))
@@ -223,13 +231,15 @@ def _hidden(regions: _Regions, steps: Sequence[PaintingStep]) -> tuple[int, int]
     """The first value that comes out as one of other regions, and that one."""
     homes = _homes(regions)
     # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
-    results = ((value, paint(home, steps)) for value, home in homes.items())
-    return next(((value, result) for value, result in results if homes[result] != homes[value]), None)
+    # Values that lie in the same regions come out alike.
+    results = {home: paint(home, steps) for home in set(homes.values())}
+    return next(((value, results[home]) for value, home in homes.items() if homes[results[home]] != home), None)
 
 
 def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
     """The value of a voxel in which the regions at certain positions were found; 0 if none was."""
-    return next((value for needed, value in reversed(steps) if set(needed) <= set(found)), 0)
+    there = set(found)
+    return next((value for needed, value in reversed(steps) if there.issuperset(needed)), 0)
 
 
 def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
@@ -270,34 +280,45 @@ def joined_with(region: str, regions: _Regions, painted: Sequence[int]) -> dict[
 
 def _homes(regions: _Regions) -> dict[int, tuple[int, ...]]:
     """Values, ascending → positions of the regions that hold them."""
-    values = sorted({value for held in regions.values() for value in held})
-    return {value: tuple(n for n, held in enumerate(regions.values()) if value in held) for value in values}
+    homes: dict[int, list[int]] = defaultdict(list)
+    for n, held in enumerate(regions.values()):
+        for value in held:
+            homes[value].append(n)
+    return {value: tuple(homes[value]) for value in sorted(homes)}
 
 
-def _own_value(name: str, regions: _Regions) -> int:
-    order = list(regions)
-    later = {value for other in order[order.index(name) + 1 :] for value in regions[other]}
-    shared = {value: sum(value in held for held in regions.values()) for value in regions[name]}
-    # A value in a later region would be painted over by it.
-    free = {value: count for value, count in shared.items() if value not in later}
-    fewest = [value for value, count in free.items() if count == min(free.values())]
-    if len(fewest) != 1:
-        got = listed(fewest) or "none"
+def _own_values(regions: _Regions) -> tuple[int, ...]:
+    shared = Counter(value for held in regions.values() for value in held)
+    later: set[int] = set()
+    fewest: dict[str, list[int]] = {}
+    for name, held in reversed(list(regions.items())):
+        # A value in a later region would be painted over by it.
+        free = [value for value in held if value not in later]
+        least = min((shared[value] for value in free), default=0)
+        fewest[name] = [value for value in free if shared[value] == least]
+        later.update(held)
+    unclear = next((name for name in regions if len(fewest[name]) != 1), None)
+    if unclear is not None:
+        got = listed(fewest[unclear]) or "none"
         raise ValueError(
-            f"region {name!r}: expected one value to paint it with, not in a later region, got {got}. "
+            f"region {unclear!r}: expected one value to paint it with, not in a later region, got {got}. "
             "List regions from large to small, and say in regions_class_order which value paints each"
             f"{_example(regions)}."
         )
-    return fewest[0]
+    return tuple(fewest[name][0] for name in regions)
 
 
 def _example(regions: _Regions) -> str:
-    """An order that would do, in words; empty if the lowest values that later regions leave are none."""
-    order = list(regions)
-    painted = []
-    for n, held in enumerate(regions.values()):
-        later = {value for other in order[n + 1 :] for value in regions[other]}
-        painted.append(min(held, key=lambda value: (value in later, value)))
-    if _hidden(regions, _steps(regions, painted)):
+    """An order that would do, in words; empty if the lowest values that later regions leave are none, or it is long."""
+    if len(regions) > _SHOWN:
         return ""
-    return f": for example {listed(f'{value} for {name}' for name, value in zip(order, painted, strict=True))}"
+    later: set[int] = set()
+    painted: dict[str, int] = {}
+    for name, held in reversed(list(regions.items())):
+        free = [value for value in held if value not in later]
+        painted[name] = min(free or held)
+        later.update(held)
+    order = [painted[name] for name in regions]
+    if _hidden(regions, _steps(regions, order)):
+        return ""
+    return f": for example {listed(f'{value} for {name}' for name, value in zip(regions, order, strict=True))}"

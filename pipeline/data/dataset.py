@@ -18,7 +18,7 @@ Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
-_NAME_BYTES, _PATH_LENGTH = 255, 2048  # what file systems take; longer paths are the folder's, not the list's
+_NAME_BYTES, _PATH_LENGTH = 255, 4000  # what file systems take
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ def channels_in_order(found: Any) -> tuple[str, ...] | None:
 
 
 def possible_file(name: str) -> str:
-    """A file name of a list, as it is.
+    """A path of a list or of a command, as it is.
 
     Raises:
-        ValueError: If no file can have this name, whose look-up would end in an error of the system.
+        DataError: If no file can have this name, whose look-up would end in an error of the system.
     """
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
     if not name.strip() or "\0" in name or longest > _NAME_BYTES or len(name) > _PATH_LENGTH:
         rule = f"a file name of at most {_NAME_BYTES} bytes between slashes"
-        raise ValueError(f"expected {rule}, got {short(name)}. Correct the name.")
+        raise DataError(f"expected {rule}, got {short(name)}. Correct the name.")
     return name
 
 

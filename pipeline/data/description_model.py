@@ -146,7 +146,7 @@ _FOR_PEOPLE = {
 }
 _CASE_LISTS = ("training", "validation", "test", "testing", "cases", "dataset")
 _ENTRY_KEYS = {"image", "label", "case", "id", "group", "fold"}
-_LABELS_FILE = {"names", "ignore_label", "channels", "chosen_from", *_LABELS}
+_LABELS_FILE = {"names", "ignore_label", "channels", "chosen_from", "colors", *_LABELS}
 
 
 def unread_lists(layout: str, content: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.errors import listed as listed_names
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
-from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order
+from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order, possible_file
 from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
@@ -30,13 +30,13 @@ class Description:
         root: Folder that file names are relative to.
         file: The JSON or CSV file, or None.
         content: Its content; rows of a CSV and entries of a bare JSON list are under ``cases``.
-        labels_file: Where its labels come from, if that is another file.
+        added: Names of the files beside it that were read as well.
     """
 
     root: Path
     file: Path | None
     content: Mapping[str, Any]
-    labels_file: Path | None = None
+    added: tuple[str, ...] = ()
 
 
 def read_description(path: Path) -> Description:
@@ -49,7 +49,7 @@ def read_description(path: Path) -> Description:
         DataError: If the path does not exist or is a file of another kind.
         VolsegError: If a JSON file cannot be read.
     """
-    if not path.exists():
+    if not Path(possible_file(str(path))).exists():
         raise DataError(sentence("dataset", _DATASET, "nothing there", "Check the path", file=path))
     root, file = (path, None) if path.is_dir() else (path.parent, path)
     if file is None:
@@ -60,17 +60,18 @@ def read_description(path: Path) -> Description:
         raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
     content = read_content(file) if file else {}
     # A labels.json or groups.csv beside the description adds to it and never overrules it.
-    labels_file = None
+    added = []
     if content.get("labels") is None and (root / "labels.json").is_file():
-        labels_file = root / "labels.json"
-        labels = read_json(labels_file)
+        added.append("labels.json")
+        labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
         if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
-            content["channels"] = _listed_channels(labels.get("channels"), labels_file)
+            content["channels"] = _listed_channels(labels.get("channels"), root / "labels.json")
     if content.get("groups") is None and (root / "groups.csv").is_file():
+        added.append("groups.csv")
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
-    return Description(root, file, content, labels_file)
+    return Description(root, file, content, tuple(added))
 
 
 def read_content(file: Path) -> dict[str, Any]:
@@ -118,7 +119,8 @@ def described_labels(source: Description) -> LabelTable | None:
     """
     found = source.content.get("labels")
     empty = found is None or found == {}
-    return None if empty else label_table(found, source.labels_file or source.file or source.root, source.content)
+    file = source.root / "labels.json" if "labels.json" in source.added else source.file or source.root
+    return None if empty else label_table(found, file, source.content)
 
 
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -184,6 +186,10 @@ def _said_in_vain(dataset: Dataset, source: Description, listed: int, tests: int
         advice = "Keep one kind of lists, or name the layout with --layout"
         raise DataError(sentence(lists[0], f"only lists that {dataset.layout} has", "another", advice, file=file))
     notes = []
+    for name, key in (("labels.json", "labels"), ("groups.csv", "groups")):
+        # What the description says itself is not overruled by a file beside it.
+        if (source.root / name).is_file() and source.file and name not in source.added:
+            notes.append(f"{source.root / name}: not read, because {source.file.name} has {key}.")
     training = {listed, len(dataset.cases), sum(files.split != "validation" for files in dataset.cases)}
     for key, counts in (("numTraining", training), ("numTest", {tests, len(dataset.tests)})):
         if content.get(key) is not None and str(content[key]) not in map(str, counts):

@@ -18,6 +18,7 @@ from pipeline.core.tables import read_csv
 
 _EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"
 _LARGEST = 2**32 - 1  # of a label map of 32 bits; atlases use ids of nine digits
+_MOST_NAMES, _MOST_REGIONS = 32_766, 1000  # class indices are 16 bits; a channel of the network each
 _NAME_LENGTH = 200  # files are named after organs
 _NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
 _REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
@@ -149,6 +150,9 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     if not order:
         regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
     painted = _members(order or [], "regions_class_order", file)
+    for what, number, most in (("labels", len(names), _MOST_NAMES), ("regions", len(regions), _MOST_REGIONS)):
+        if number > most:
+            raise DataError(sentence(what, f"at most {most}", number, "Keep those that are wanted", file=file))
     endless = next((name for name in (*names.values(), *regions) if len(name) > _NAME_LENGTH), None)
     if endless:
         rule, advice = f"at most {_NAME_LENGTH} characters", "Shorten it"

@@ -42,6 +42,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
     ("Training", ("GT",), "train"),
     ("Test", ("Test_GT", "GT"), "validation"),
 )
+_NORMALIZATIONS = ("nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")  # what nnU-Net understands beside CT
 _DEPTHS = ("", "*/", "*/*/")
 
 
@@ -173,6 +174,10 @@ def read_nnunet(source: Description) -> Dataset:
     if surplus:
         got, advice = listed(file.name for file in surplus), "They are left out; name their channels, or remove them"
         notes.append(sentence("images", f"{len(channels)} channels", got, advice, file=source.file))
+    meant = [name for name in channels if name.lower() in _NORMALIZATIONS]
+    if meant:
+        rule, advice = "names", "nnU-Net normalizes by them; here preprocess.normalization says how"
+        notes.append(sentence("channel_names", rule, listed(meant), advice, file=source.file))
     if (source.root / "splits_final.json").is_file():
         notes.append(f"{source.root / 'splits_final.json'}: not read. Copy it to splits.json of the prepared folder.")
     return build_dataset("nnunet", source, training, tests, channels=channels, notes=notes)

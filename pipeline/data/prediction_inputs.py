@@ -112,7 +112,7 @@ def _rows(path: Path) -> list[list[str]]:
 def _located(name: str, file: Path) -> Path:
     try:
         beside = file.parent / possible_file(name)
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"{file}: list: {error}") from None
     return Path(name).absolute() if not beside.exists() and Path(name).exists() else beside
 
@@ -205,7 +205,7 @@ def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str
 
 def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     """Files, and cases of a list, that an argument stands for."""
-    if not path.exists():
+    if not Path(possible_file(str(path))).exists():
         if glob.has_magic(str(path)):
             return _matching(path), []
         raise DataError(sentence("input", "an existing file or folder", "nothing there", "Check the path", file=path))

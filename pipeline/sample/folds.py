@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def _problems(
     found = []
     for name, part in zip(_PARTS, (train, validation), strict=True):
         unknown = sorted(set(part) - cases)
-        repeated = sorted({case for case in part if part.count(case) > 1}) if len(set(part)) < len(part) else []
+        repeated = sorted(case for case, count in Counter(part).items() if count > 1)
         if not part:
             found.append((f"{what} {name}", "at least one case", "none", "Move a case there"))
         if unknown:

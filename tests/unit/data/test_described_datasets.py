@@ -247,7 +247,7 @@ def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "labelsTr/b.nii.gz", "splits_final.json")
     content = {
         **LABELS,
-        "channel_names": {"0": "CT"},
+        "channel_names": {"0": "noNorm"},
         "modality": {"0": "MR"},
         "numTraining": 5,
         "numTest": 0,
@@ -257,7 +257,8 @@ def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
         "groups": {"a": "p", "c": "p"},
     }
     describe(tmp_path, content)
-    surplus, splits, *others = notes(tmp_path)
+    surplus, normalization, splits, *others = notes(tmp_path)
+    assert normalization.startswith("channel_names: expected names, got noNorm. nnU-Net normalizes by them; here")
     assert surplus.startswith("images: expected 1 channels, got a_0001.nii.gz, b_0001.nii.gz. They are left out;")
     assert splits.startswith(f"{tmp_path / 'splits_final.json'}: not read. Copy it")
     assert [note.split(". ")[0] for note in others] == [
@@ -268,7 +269,7 @@ def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
     ]
     told = [problem for problem in check_dataset(open_dataset(tmp_path)).problems if problem.code == "description"]
     assert {(problem.case, problem.severity) for problem in told} == {(None, "note")}
-    assert len(told) == 6
+    assert len(told) == 7
 
 
 def test_keys_of_entries_and_of_labels_that_have_no_effect(tmp_path: Path) -> None:
@@ -280,6 +281,19 @@ def test_keys_of_entries_and_of_labels_that_have_no_effect(tmp_path: Path) -> No
     describe(tmp_path, {"names": {"1": "liver"}, "colours": {}}, "labels.json")
     (note,) = open_dataset(tmp_path / "t.csv").notes
     assert "keys: expected those of layout datalist, got age, colours." in note
+    describe(tmp_path, {**LABELS, "training": [row("a")]})
+    (note,) = notes(tmp_path)
+    assert note == f"{tmp_path / 'labels.json'}: not read, because dataset.json has labels."
+
+
+def test_paths_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x/" * 3000):
+        for action in (lambda path: open_dataset(path), lambda path: find_inputs([path], 1)):
+            with pytest.raises(DataError, match="expected a file name of at most 255 bytes between slashes, got '"):
+                action(tmp_path / name)
+    (tmp_path / "cases.txt").write_text("x" * 300)
+    with pytest.raises(DataError, match=r"cases\.txt: list: expected a file name of at most 255 bytes"):
+        find_inputs([tmp_path / "cases.txt"], 1)
 
 
 def test_a_missing_channel_of_a_pair_is_named(tmp_path: Path) -> None:
