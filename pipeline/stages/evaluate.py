@@ -12,8 +12,9 @@ from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.folder_files import list_volumes
 from pipeline.data.layout_names import LAYOUTS
-from pipeline.data.layouts import list_volumes, open_dataset
+from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import volume_stem, volume_suffix
 from pipeline.data.volumes import read_grid, write_label_map
