@@ -42,6 +42,11 @@ def is_named(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def is_broken_link(path: Path) -> bool:
+    """Whether there is a link that leads to nothing that can be opened."""
+    return path.is_symlink() and absence(path) is not None
+
+
 def pointer(content: bytes) -> tuple[str, str] | None:
     """What a file is if its first bytes are those of a pointer, and what to do; as :func:`absence` has it."""
     for name, pattern, tool in _POINTERS:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.paths import entries, is_named
+from pipeline.core.paths import entries, is_broken_link, is_named
 from pipeline.data.volume_file import unread_format, unread_suffix, volume_stem, volume_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})$")
@@ -69,7 +69,9 @@ def same_name(first: Path, second: Path) -> DataError:
 
 def folder_holds(folder: Path) -> str:
     """The first few names in a folder, for messages; folders end in a slash."""
-    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries(folder, hidden=True)]
+    found = entries(folder, hidden=True)
+    ends = ("/" if entry.is_dir() else " (a link to nowhere)" if is_broken_link(entry) else "" for entry in found)
+    names = [f"{entry.name}{end}" for entry, end in zip(found, ends, strict=True)]
     shown = ", ".join(names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"a folder that holds {shown}{more}" if names else "an empty folder"

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
-from pipeline.core.paths import absence, composed, entries, is_named, located
+from pipeline.core.paths import composed, entries, is_broken_link, is_named, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
 from pipeline.data.descriptions import (
     Description,
@@ -153,7 +153,9 @@ def read_organs(source: Description) -> Dataset:
         DataError: If there is no labelled case.
     """
     folders = [folder for folder in entries(source.root) if _is_organ_case(folder)]
-    masks = {folder: None if _is_broken(folder) else _volumes_by_name(folder / "segmentations") for folder in folders}
+    masks = {
+        folder: None if is_broken_link(folder) else _volumes_by_name(folder / "segmentations") for folder in folders
+    }
     organs = sorted({name for found in masks.values() for name in found or ()})
     numbered = {str(value): name for value, name in enumerate(organs, start=1)}
     table = described_labels(source) or label_table(numbered, source.root)
@@ -182,11 +184,12 @@ def read_organs(source: Description) -> Dataset:
 
 def _is_organ_case(folder: Path) -> bool:
     """Whether a folder has ``segmentations``, or is a link to nowhere, of which no one knows better."""
-    return is_named(folder / "segmentations") or (not folder.suffix and _is_broken(folder))
+    return _has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
 
 
-def _is_broken(path: Path) -> bool:
-    return path.is_symlink() and absence(path) is not None
+def _has_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one that is not there: listing it says so."""
+    return path.is_dir() or is_broken_link(path)
 
 
 def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
@@ -355,8 +358,8 @@ def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[P
     """Folders of images and of references of a part."""
     for depth in _DEPTHS:
         for folder in sorted(root.glob(f"{depth}{name}")):
-            there = [folder / reference for reference in references if is_named(folder / reference)]
-            if is_named(folder / "Images") and there:
+            there = [folder / reference for reference in references if _has_folder(folder / reference)]
+            if _has_folder(folder / "Images") and there:
                 return folder / "Images", there[0]
     return None
 
@@ -364,7 +367,7 @@ def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[P
 def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
     """Every image and every reference is a case; of what is missing, the expected file is named."""
     listed = _drishti_images(images)
-    folders = (folder for folder in entries(references) if is_named(folder / "SoftMap") or _is_broken(folder))
+    folders = (folder for folder in entries(references) if _has_folder(folder / "SoftMap") or is_broken_link(folder))
     stems = {composed(folder.name) for folder in folders}
     cases = []
     for stem in sorted({*listed, *stems}):
@@ -394,7 +397,7 @@ def _is_decathlon(source: Description) -> bool:
 
 def _is_nnunet(source: Description) -> bool:
     described = "channel_names" in source.content or "modality" in source.content
-    return described and "labels" in source.content and (source.root / "imagesTr").is_dir()
+    return described and "labels" in source.content and _has_folder(source.root / "imagesTr")
 
 
 def _is_datalist(source: Description) -> bool:
@@ -402,7 +405,7 @@ def _is_datalist(source: Description) -> bool:
 
 
 def _is_organs(source: Description) -> bool:
-    return any(folder.is_dir() for folder in source.root.glob("*/segmentations"))
+    return any(_has_folder(folder / "segmentations") for folder in entries(source.root))
 
 
 def _is_drishti(source: Description) -> bool:
@@ -410,7 +413,7 @@ def _is_drishti(source: Description) -> bool:
 
 
 def _pair_folders(source: Description) -> list[tuple[str, str]]:
-    return [pair for pair in _PAIRS if all((source.root / name).is_dir() for name in pair)]
+    return [pair for pair in _PAIRS if all(_has_folder(source.root / name) for name in pair)]
 
 
 # Keys as in LAYOUTS: whether a described folder has the layout, and what reads it.

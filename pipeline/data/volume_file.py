@@ -210,6 +210,9 @@ def checked_path(path: Path, case: str | None) -> str:
         require_regular(path)
     except VolsegError as error:
         raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "format") from None
+    if suffix.startswith(".nii") and path.name[-len(suffix) :][:4] not in (".nii", ".NII"):  # nibabel finds no others
+        rule, advice = "an ending in small or in capital letters", "Rename it"
+        raise refuse("format", "file", rule, repr(path.name), advice, case=case, file=path)
     if path.stat().st_size == 0:
         advice = "Copy or export it again"
         raise refuse("empty", "file", "a volume", "an empty file (0 bytes)", advice, case=case, file=path)
@@ -234,9 +237,10 @@ def _look_alike(path: Path) -> tuple[str, str] | None:
         if left in names_beside(path):
             return f"only {left}, which stands for it", "Fetch the file (dvc pull, brctl download)"
     near = [path.with_name(name) for name in names_beside(path) if volume_stem(name).lower() == stem]
-    alike = [file.name for file in near if volume_suffix(file) or unread_format(file)]
-    advice = "Rename it, or correct its name or ending where the dataset is described"
-    return (f"{ABSENT}, but {alike[0]}", advice) if alike else None
+    if read := [file.name for file in near if volume_suffix(file)]:
+        return f"{ABSENT}, but {read[0]}", "Rename it, or correct its name or ending where the dataset is described"
+    unread = [unread_words(file) for file in near if unread_format(file)]
+    return (f"{ABSENT}, but {unread[0][0]}", unread[0][1]) if unread else None
 
 
 def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[tuple[int, int, int], int]:

@@ -110,6 +110,15 @@ def test_descriptions_and_folders_that_are_links_to_nowhere(nnunet: Path, name: 
         open_dataset(nnunet)
 
 
+def test_folders_of_pairs_that_are_links_to_nowhere(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz")
+    link(tmp_path / "labels")
+    with pytest.raises(DataError, match="labels: folder: expected a folder that can be listed, got a link to"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"input: .*got a folder that holds images/, labels \(a link to nowhere\)\."):
+        find_inputs([tmp_path], 1)
+
+
 def test_masks_and_folders_of_organs(tmp_path: Path, nifti, ramp, blob) -> None:
     for case in ("s1", "s2", "s3"):
         nifti(f"{case}/ct.nii.gz", ramp + int(case[1]))
@@ -239,6 +248,19 @@ def test_another_ending_than_the_described(nnunet: Path, name: str, new: str) ->
     assert f"{name}.nii.gz: {words}" in found["c1"]
     touch(nnunet, "labelsTr/c0.png", "imagesTr/c0_0000.png")  # pictures beside them
     assert list(errors(nnunet)) == ["c1"]
+
+
+def test_an_image_of_another_format_than_the_described(nnunet: Path) -> None:
+    (nnunet / "imagesTr/c1_0000.nii.gz").rename(nnunet / "imagesTr/c1_0000.jpg")
+    words = "got nothing there, but 'c1_0000.jpg' (pictures), a format that is not read. Convert to .png."
+    assert words in errors(nnunet)["c1"]
+
+
+def test_endings_in_mixed_letters(nnunet: Path) -> None:
+    (nnunet / "labelsTr/c1.nii.gz").rename(nnunet / "labelsTr/c1.Nii.gz")
+    (nnunet / "labelsTr/c2.nii.gz").rename(nnunet / "labelsTr/c2.NII.gz")
+    rule = "expected an ending in small or in capital letters, got 'c1.Nii.gz'. Rename it."
+    assert errors(nnunet) == {"c1": f"case c1: {nnunet}/labelsTr/c1.Nii.gz: file: {rule}"}
 
 
 def test_two_label_maps_of_a_case(nnunet: Path) -> None:
