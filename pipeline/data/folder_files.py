@@ -38,11 +38,12 @@ def list_volumes(folder: Path) -> list[Path]:
     left = {match["dvc"] or match["icloud"] for name in names if (match := _PLACEHOLDER.fullmatch(name))}
     names = sorted({*(name for name in names if name[0] != "."), *left})
     read = [folder / name for name in names if volume_suffix(name)]
-    stems = {volume_stem(file) for file in read}
-    others = [folder / name for name in names if unread_suffix(name) and volume_stem(name) not in stems]
     # Of a header and its voxels (x.hdr, x.img) the first is enough.
-    others = list({volume_stem(file): file for file in reversed(others)}.values())
-    return sorted([*read, *others])
+    unread = {volume_stem(name): folder / name for name in reversed(names) if unread_suffix(name)}
+    if not unread:
+        return read
+    stems = {volume_stem(file) for file in read}
+    return sorted([*read, *(file for stem, file in unread.items() if stem not in stems)])
 
 
 def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:

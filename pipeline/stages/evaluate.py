@@ -66,6 +66,8 @@ def merged_references(
     write_json(out / "labels.json", dataset.labels.to_json())
     with open_engine(jobs or default_jobs(len(tasks))) as run:
         _, failed = collect(run, write_reference, {task.files.id: task for task in tasks}, progress, "references")
+    if failed and len(failed) == len(tasks):
+        raise VolsegError(f"All {len(tasks)} references failed. The first: {failed[0][1]}")
     return out, failed
 
 
@@ -165,8 +167,9 @@ def evaluate(
 
 def exit_code(summary: Mapping[str, Any]) -> int:
     """Exit code of an evaluation: 0 all fine, 2 some cases could not be scored, 3 none could."""
-    failed, cases = len(summary["failures"]), len(summary["cases"])
-    return 0 if not failed else 2 if failed < cases else 3
+    # Cases whose references could not be made from their masks are among the failures alone.
+    failed, cases = ({entry["case"] for entry in summary[key]} for key in ("failures", "cases"))
+    return 0 if not failed else 2 if cases - failed else 3
 
 
 def _labels(

@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command_line import run
-from toy import toy_settings, write_toy
+from toy import toy_case, toy_settings, write_toy
 
 from pipeline.core.errors import VolsegError
+from pipeline.core.volume import LabelMap
+from pipeline.data.volumes import write_image, write_label_map
 from pipeline.model.folder import trained_folds
 from pipeline.stages.prepare import preprocess
 
@@ -70,6 +72,31 @@ def test_predictions_and_scores(capfd: pytest.CaptureFixture[str], toys: Path, m
     code, said, _ = run(capfd, "stats", out, "-o", tmp_path / "stats", "-j", 1)
     assert code == 2
     assert f"case toy_4: {out}/toy_4.nii.gz: file: expected an existing file, got a link to /not/mounted" in said
+
+
+def test_masks_of_organs_as_references(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    image, label_map = toy_case(0)
+    for case in ("a", "b"):
+        write_image(image, tmp_path / f"ref/{case}/ct.nii.gz")
+        write_label_map(label_map, tmp_path / f"pred/{case}.nii.gz")
+        for value in (1, 2):
+            mask = LabelMap((label_map.array == value).astype(np.uint8), label_map.grid)
+            write_label_map(mask, tmp_path / f"ref/{case}/segmentations/organ_{value}.nii.gz")
+
+    def broken(case: str) -> tuple[int, str, str]:
+        path = tmp_path / f"ref/{case}/segmentations/organ_1.nii.gz"
+        path.unlink()
+        path.symlink_to("/not/mounted")
+        return run(capfd, "evaluate", tmp_path / "pred", tmp_path / "ref", "-o", tmp_path / "scores", "-j", 1)
+
+    assert broken("a")[0] == 2
+    summary = json.loads((tmp_path / "scores/summary.json").read_text())
+    assert [entry["case"] for entry in summary["failures"]] == ["a"]
+    assert (summary["overall"]["n_cases"], summary["overall"]["dice"]["mean"]) == (1, 1.0)
+    code, _, err = broken("b")
+    assert code == 1
+    assert "All 2 references failed. The first: case a: " in err
+    assert "organ_1.nii.gz: file: expected an existing file, got a link to /not/mounted, which is not there." in err
 
 
 def test_weights(capfd: pytest.CaptureFixture[str], toys: Path, model: Path, tmp_path: Path) -> None:
