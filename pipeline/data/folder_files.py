@@ -92,8 +92,8 @@ def or_unread(folder: Path, got: str, advice: str) -> tuple[str, str]:
     files = (file for file in sorted(islice(folder.rglob("[!.]*"), _LOOKED_AT)) if not volume_suffix(file))
     for file in files:
         if found := unread_format(file):
-            kinds[found[1:]] += 1
-            first.setdefault(found[1:], file.relative_to(folder).as_posix())
+            kinds[found] += 1
+            first.setdefault(found, file.relative_to(folder).as_posix())
     if not kinds:
         return got, advice
     (kind, convert), number = kinds.most_common(1)[0]

@@ -159,7 +159,11 @@ def read_organs(source: Description) -> Dataset:
     organs = sorted({name for found in masks.values() for name in found or ()})
     numbered = {str(value): name for value, name in enumerate(organs, start=1)}
     table = described_labels(source) or label_table(numbered, source.root)
-    images = {folder: _volumes_by_name(folder) or {} for folder in folders}
+    # An image of a format that is not read may be anything else where others are read.
+    listed = {folder: _volumes_by_name(folder) or {} for folder in folders}
+    images = {
+        home: {n: file for n, file in found.items() if volume_suffix(file)} or found for home, found in listed.items()
+    }
     channels = sorted({name for found in images.values() for name in found})
     # With several channels, all cases must have the same ones: a missing file is named as expected.
     single = all(len(found) <= 1 for found in images.values())

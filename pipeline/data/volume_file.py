@@ -45,7 +45,7 @@ _UNREAD = (
     ("pictures", "Convert to .png", (".jpg", ".jpeg", ".gif", ".webp", ".jp2"), False),
     ("DICOM", f"{_TO_NIFTI}, e.g. with dcm2niix", (".dcm", ".dicom", ".ima"), False),
     ("arrays", f"{_TO_NIFTI}, with the spacing", (".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt"), False),
-    ("another format", _TO_NIFTI, (".vtk", ".vti", ".svs", ".gz", ".zip", ".tar"), False),
+    ("archives", "Unpack", (".zip", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), False),
 )
 _DICOM = _UNREAD[6]
 
@@ -126,22 +126,21 @@ def unread_suffix(path: Path | str) -> str:
     return next((ending for ending in endings if name.endswith(ending) and name != ending), "")
 
 
-def unread_format(path: Path) -> tuple[str, str, str] | None:
-    """Ending, format and advice for a volume of a format that is not read; None if the file is nothing of the kind.
+def unread_format(path: Path) -> tuple[str, str] | None:
+    """Format and advice for a volume of a format that is not read; None if the file is nothing of the kind.
 
     DICOM files, which often have no ending, are known by their content.
     """
     name = path.name.lower()
-    for kind, advice, group, _ in _UNREAD:
-        for ending in group:
-            if name.endswith(ending):
-                return ending, kind, advice
-    try:
-        with path.open("rb") as stream:
-            is_dicom = path.is_file() and stream.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):
-        return None
-    return ("", *_DICOM[:2]) if is_dicom else None
+    known = next((row for row in _UNREAD if name.endswith(row[2])), None)
+    if known is None:
+        try:
+            require_regular(path)  # a pipe would never end
+            with path.open("rb") as stream:
+                known = _DICOM if stream.read(132)[128:] == b"DICM" else None
+        except (VolsegError, OSError, ValueError):
+            return None
+    return known and known[:2]
 
 
 def volume_stem(path: Path | str) -> str:
@@ -226,7 +225,7 @@ def unread_words(path: Path) -> tuple[str, str]:
     """What a file is whose format is not read, and what to do, for messages."""
     if (found := unread_format(path)) is None:
         return repr(path.name), "Convert the volume, e.g. to NIfTI"
-    return f"{path.name!r} ({found[1]}), a format that is not read", found[2]
+    return f"{path.name!r} ({found[0]}), a format that is not read", found[1]
 
 
 def _look_alike(path: Path) -> tuple[str, str] | None:

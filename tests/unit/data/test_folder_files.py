@@ -15,6 +15,7 @@ from pipeline.data.check import check_dataset
 from pipeline.data.folder_files import list_volumes
 from pipeline.data.layouts import open_dataset
 from pipeline.data.prediction_inputs import find_inputs
+from pipeline.data.volume_file import unread_format
 from pipeline.data.volumes import read_image
 from pipeline.evaluate.pairing import find_images, pair_files
 
@@ -76,6 +77,8 @@ def test_what_cannot_be_opened_is_listed(tmp_path: Path) -> None:
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.nii.gz")
     assert [file.name for file in list_volumes(tmp_path)] == ["a.nii.gz"]
+    os.mkfifo(tmp_path / "IM001")
+    assert unread_format(tmp_path / "IM001") is None
     with pytest.raises(DataError, match=r"^case p: .*a.nii.gz: file: expected a regular file, got a pipe or a device"):
         read_image(tmp_path / "a.nii.gz", case="p")
 
@@ -147,6 +150,14 @@ def test_pairs_and_lists(tmp_path: Path, nifti, ramp, blob) -> None:
     rows = [{"case": f"c{n}", "image": f"images\\c{n}.nii.gz", "label": f"labels\\c{n}.nii.gz"} for n in range(3)]
     describe(tmp_path, rows, "datalist.json")
     assert sorted(errors(tmp_path)) == ["c1", "c2"]
+
+
+def test_other_files_beside_the_image_of_organs(tmp_path: Path) -> None:
+    touch(tmp_path, "a/ct.nii.gz", "a/aparc.mgz", "a/segmentations/x.nii.gz", "b/ct.nii.gz", "b/segmentations/x.mgz")
+    dataset = open_dataset(tmp_path)
+    assert dataset.channels == ("CT",)
+    assert [case.images for case in dataset.cases] == [(tmp_path / f"{case}/ct.nii.gz",) for case in "ab"]
+    assert dataset.cases[1].organs == ((1, tmp_path / "b/segmentations/x.mgz"),)
 
 
 def test_soft_maps(tmp_path: Path) -> None:
