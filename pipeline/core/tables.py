@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import write_text
+from pipeline.core.paths import absence
 
 DASH = "–"
 """What tables on pages and on the screen show where there is no number; text files have a hyphen."""
@@ -87,9 +88,12 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         required: Columns that must be there.
 
     Raises:
-        DataError: If it is not UTF-8, a column is missing or given twice, or a line has more cells than columns.
+        DataError: If it is not there or not UTF-8, a column is missing or given twice, or a line has more cells than
+            columns.
         VolsegError: If it is a pipe or a device.
     """
+    if gone := absence(path):
+        raise DataError(sentence("table", "comma-separated text", *gone, file=path))
     require_regular(path)
     try:
         # Spreadsheets put a byte order mark before the first column, which would become part of its name.

@@ -11,13 +11,14 @@ from pipeline.core.documents import conform, read_json, short
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.errors import listed as listed_names
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import absence, composed, is_named
 from pipeline.core.tables import read_csv
-from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order, possible_file
+from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order
+from pipeline.data.folder_files import folder_holds, or_unread
 from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
-_SHOWN = 8  # names quoted in a message
 _CHANNEL_KEYS = ("channel_names", "modality", "channels")  # the first counts
 _DATASET = "a folder, or a JSON or CSV file"
 
@@ -49,25 +50,25 @@ def read_description(path: Path) -> Description:
         DataError: If the path does not exist or is a file of another kind.
         VolsegError: If a JSON file cannot be read.
     """
-    if not Path(possible_file(str(path))).exists():
-        raise DataError(sentence("dataset", _DATASET, "nothing there", "Check the path", file=path))
+    if gone := absence(path):
+        raise DataError(sentence("dataset", _DATASET, *gone, file=path))
     root, file = (path, None) if path.is_dir() else (path.parent, path)
     if file is None:
         names = ("dataset.json", "datalist.json", "datalist.csv")
-        file = next((root / name for name in names if (root / name).is_file()), None)
+        file = next((root / name for name in names if is_named(root / name)), None)
     if file is not None and file.suffix.lower() not in (".json", ".csv"):
         advice = "Give the dataset's folder or its list of cases"
         raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
     content = read_content(file) if file else {}
     # A labels.json or groups.csv beside the description adds to it and never overrules it.
     added = []
-    if content.get("labels") is None and (root / "labels.json").is_file():
+    if content.get("labels") is None and is_named(root / "labels.json"):
         added.append("labels.json")
         labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
         if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
             content["channels"] = _listed_channels(labels.get("channels"), root / "labels.json")
-    if content.get("groups") is None and (root / "groups.csv").is_file():
+    if content.get("groups") is None and is_named(root / "groups.csv"):
         added.append("groups.csv")
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
@@ -152,7 +153,7 @@ def build_dataset(
     Raises:
         DataError: If there is no labelled case, or no label in any of them, or lists of cases are not read.
     """
-    groups = source.content.get("groups") or {}
+    groups = {composed(str(case)): group for case, group in (source.content.get("groups") or {}).items()}
 
     def grouped(case: CaseFiles) -> CaseFiles:
         return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
@@ -163,6 +164,8 @@ def build_dataset(
     if not kept:
         got = f"{len(held_out)} cases without a label map" if held_out else folder_holds(source.root)
         advice = "Add label maps, or correct the file names"
+        if not isinstance(source.content.get("cases") or source.content.get("training"), list):  # which name the files
+            got, advice = or_unread(source.root, got, advice)
         where = source.file or source.root
         raise DataError(sentence(f"{layout} dataset", "at least one labelled case", got, advice, file=where))
     if labels is None:
@@ -188,7 +191,7 @@ def _said_in_vain(dataset: Dataset, source: Description, listed: int, tests: int
     notes = []
     for name, key in (("labels.json", "labels"), ("groups.csv", "groups")):
         # What the description says itself is not overruled by a file beside it.
-        if (source.root / name).is_file() and source.file and name not in source.added:
+        if is_named(source.root / name) and source.file and name not in source.added:
             notes.append(f"{source.root / name}: not read, because {source.file.name} has {key}.")
     training = {listed, len(dataset.cases), sum(files.split != "validation" for files in dataset.cases)}
     for key, counts in (("numTraining", training), ("numTest", {tests, len(dataset.tests)})):
@@ -205,32 +208,28 @@ def _said_in_vain(dataset: Dataset, source: Description, listed: int, tests: int
         keys = [key for key in _CHANNEL_KEYS if content.get(key)]
         notes.append(sentence(keys[1], f"the names of {keys[0]}", "others", f"Those of {keys[0]} count", file=file))
     ids = {files.id for files in (*dataset.cases, *dataset.tests)}
-    strangers = [case for case in content.get("groups") or {} if case not in ids]
+    strangers = [case for case in content.get("groups") or {} if composed(case) not in ids]
     if strangers:
         advice = "Correct them: a case without its group may be parted from the patient's others"
         notes.append(sentence("groups", "ids of cases", listed_names(strangers), advice, file=file))
     return notes
 
 
-def folder_holds(folder: Path) -> str:
-    """The first few names in a folder, for messages; folders end in a slash."""
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"a folder that holds {shown}{more}" if names else "an empty folder"
-
-
 def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
     """Names for the values that are in the label maps; files that cannot be read are left to ``volseg check``."""
     values: set[int] = set()
+    problems: list[str] = []
     for case in cases:
         try:
             values.update(read_label_map(case.label_sources[0], case=case.id).values())
-        except DataError:
-            continue
+        except DataError as error:
+            problems.append(str(error))
     if not values - {0}:
-        advice = 'Check the label maps, or write labels.json: {"1": "liver"}'
-        raise DataError(sentence("label maps", "a value above 0 in at least one", "none", advice, file=root))
+        got, advice = "none", 'Check the label maps, or write labels.json: {"1": "liver"}'
+        if problems:
+            got = f"none ({len(problems)} of {len(cases)} label maps cannot be used)"
+            advice = f"The first says: {problems[0]}"
+        raise DataError(sentence("label maps", "a value above 0 in at least one", got, advice, file=root))
     return LabelTable({value: f"label_{value}" for value in sorted(values - {0})})
 
 

@@ -289,7 +289,7 @@ def test_keys_of_entries_and_of_labels_that_have_no_effect(tmp_path: Path) -> No
 def test_paths_that_no_file_can_have(tmp_path: Path) -> None:
     for name in ("x" * 300, "x/" * 3000):
         for action in (lambda path: open_dataset(path), lambda path: find_inputs([path], 1)):
-            with pytest.raises(DataError, match="expected a file name of at most 255 bytes between slashes, got '"):
+            with pytest.raises(DataError, match=r"got an error \(File name too long\)"):
                 action(tmp_path / name)
     (tmp_path / "cases.txt").write_text("x" * 300)
     with pytest.raises(DataError, match=r"cases\.txt: list: expected a file name of at most 255 bytes"):
