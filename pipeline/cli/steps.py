@@ -32,8 +32,8 @@ def check(
     """
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_check, print_repair
+    from pipeline.core.errors import listed
     from pipeline.core.files import write_json
-    from pipeline.data.repair_volumes import REPAIRABLE
     from pipeline.stages import prepare
     from pipeline.stages.repair import repair
 
@@ -52,8 +52,9 @@ def check(
             raise typer.Exit(fixed.exit_code)
         found = fixed.report
     print_check(found)
-    if fix is None and any(problem.code in REPAIRABLE for problem in found.problems):
-        print_line(f"Some of these can be repaired: volseg check {dataset} --fix FOLDER writes a repaired copy there.")
+    if fix is None and found.repairable:
+        command = f"volseg check {dataset} --fix FOLDER writes a repaired copy there"
+        print_line(f"Some of these can be repaired: {command} (case {listed(found.repairable)}).")
     if json_file is not None:
         write_json(json_file, found.to_json())
     raise typer.Exit(found.exit_code if fix is None else fixed.exit_code)

@@ -373,5 +373,5 @@ def _print_notes(notes: Iterable[str]) -> None:
 def _table(*columns: str, title: str, unbroken: Sequence[str] = _UNBROKEN) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column in unbroken)
+        table.add_column(column, no_wrap=column in unbroken, overflow="fold")  # a file's name is never cut off
     return table

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.paths import ABSENT, absence, pointer
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -72,9 +73,12 @@ def read_text(path: Path | str, kind: str = "a text file", missing: str = "Check
             content = stream.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise VolsegError(f"{path}: expected {kind} of at most 256 MB, got more. Check the path.")
+        if kept := pointer(content):
+            raise VolsegError(f"{path}: expected {kind}, got {kept[0]}. {kept[1]}.")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise VolsegError(f"{path}: expected {kind}, got nothing there. {missing}") from None
+        got, advice = absence(path) or (ABSENT, "")
+        raise VolsegError(f"{path}: expected {kind}, got {got}. {missing if got == ABSENT else f'{advice}.'}") from None
     except UnicodeDecodeError as error:
         raise VolsegError(f"{path}: expected {kind} in UTF-8, got {error}. Repair or write the file again.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character

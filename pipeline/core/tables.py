@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import write_text
+from pipeline.core.paths import absence
 
 DASH = "–"
 """What tables on pages and on the screen show where there is no number; text files have a hyphen."""
@@ -86,8 +87,10 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         required: Columns that must be there.
 
     Raises:
-        DataError: If it is not UTF-8, or a column is missing.
+        DataError: If it is not there or not UTF-8, or a column is missing.
     """
+    if gone := absence(path):
+        raise DataError(sentence("table", "comma-separated text", *gone, file=path))
     try:
         # Spreadsheets put a byte order mark before the first column, which would become part of its name.
         with path.open(encoding="utf-8-sig", newline="") as stream:

@@ -214,6 +214,7 @@ class CheckReport:
         summary: For reading: ``cases``, ``tests``, ``channels``, ``labels`` (values, names and regions),
             ``cases_with_organ`` (or with region), ``median_shape``, ``median_spacing_mm`` (along R, A, S),
             ``orientations`` (cases per orientation).
+        repairable: Ids of the cases that ``--fix`` would repair, where that was tried.
     """
 
     dataset: str
@@ -221,6 +222,7 @@ class CheckReport:
     cases: tuple[str, ...]
     problems: tuple[Problem, ...]
     summary: Mapping[str, Any]
+    repairable: tuple[str, ...] = ()
 
     def count(self, severity: Severity) -> int:
         """Number of problems of a severity."""
@@ -248,6 +250,7 @@ class CheckReport:
             **counts,
             "cases": list(self.cases),
             "failed": list(self.failed),
+            "repairable": list(self.repairable),
             "problems": [asdict(problem) for problem in self.problems],
             "summary": dict(self.summary),
         }

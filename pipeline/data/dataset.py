@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import absence
 from pipeline.data.volume_file import detached_files, join_source, split_source
 
 Split = Literal["train", "validation"]
@@ -111,8 +112,11 @@ def content_hashes(files: CaseFiles) -> list[str]:
     Raises:
         DataError: If a file cannot be read.
     """
-    try:
-        return [file_hash(path) for path in files.files]
-    except OSError as error:
-        where = {"case": files.id, "file": str(error.filename)}
-        raise DataError(sentence("file", "a readable file", error.strerror, "Check the path", **where)) from None
+    hashes = []
+    for path in files.files:
+        try:
+            hashes.append(file_hash(path))
+        except OSError as error:
+            got, advice = absence(path) or (f"an error ({error.strerror})", "Check path and permissions")
+            raise DataError(sentence("file", "a readable file", got, advice, case=files.id, file=path)) from None
+    return hashes

@@ -10,13 +10,14 @@ from typing import Any
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import absence, composed, is_named
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.folder_files import folder_holds, or_unread
 from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
-_SHOWN = 8  # names quoted in a message
 _DATASET = "a folder, or a JSON or CSV file"
 
 
@@ -45,12 +46,12 @@ def read_description(path: Path) -> Description:
         DataError: If the path does not exist or is a file of another kind.
         VolsegError: If a JSON file cannot be read.
     """
-    if not path.exists():
-        raise DataError(sentence("dataset", _DATASET, "nothing there", "Check the path", file=path))
+    if gone := absence(path):
+        raise DataError(sentence("dataset", _DATASET, *gone, file=path))
     root, file = (path, None) if path.is_dir() else (path.parent, path)
     if file is None:
         names = ("dataset.json", "datalist.json", "datalist.csv")
-        file = next((root / name for name in names if (root / name).is_file()), None)
+        file = next((root / name for name in names if is_named(root / name)), None)
     content: dict[str, Any] = {}
     if file is not None:
         if file.suffix.lower() not in (".json", ".csv"):
@@ -62,12 +63,12 @@ def read_description(path: Path) -> Description:
             got, advice = type(found).__name__, "See the dataset layouts in the documentation"
             raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
     # A labels.json or groups.csv beside the description adds to it and never overrules it.
-    if "labels" not in content and (root / "labels.json").is_file():
+    if "labels" not in content and is_named(root / "labels.json"):
         labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
         if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
             content["channels"] = labels.get("channels")
-    if "groups" not in content and (root / "groups.csv").is_file():
+    if "groups" not in content and is_named(root / "groups.csv"):
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
     return Description(root, file, content)
@@ -120,7 +121,7 @@ def build_dataset(
     Raises:
         DataError: If there is no labelled case, or no label in any of them.
     """
-    groups = source.content.get("groups") or {}
+    groups = {composed(str(case)): group for case, group in (source.content.get("groups") or {}).items()}
 
     def grouped(case: CaseFiles) -> CaseFiles:
         return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
@@ -131,6 +132,8 @@ def build_dataset(
     if not kept:
         got = f"{len(held_out)} cases without a label map" if held_out else folder_holds(source.root)
         advice = "Add label maps, or correct the file names"
+        if not isinstance(source.content.get("cases") or source.content.get("training"), list):  # which name the files
+            got, advice = or_unread(source.root, got, advice)
         where = source.file or source.root
         raise DataError(sentence(f"{layout} dataset", "at least one labelled case", got, advice, file=where))
     if labels is None:
@@ -141,25 +144,21 @@ def build_dataset(
     return Dataset(name, source.root, layout, channels, labels, kept, tests_sorted)
 
 
-def folder_holds(folder: Path) -> str:
-    """The first few names in a folder, for messages; folders end in a slash."""
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"a folder that holds {shown}{more}" if names else "an empty folder"
-
-
 def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
     """Names for the values that are in the label maps; files that cannot be read are left to ``volseg check``."""
     values: set[int] = set()
+    problems: list[str] = []
     for case in cases:
         try:
             values.update(read_label_map(case.label_sources[0], case=case.id).values())
-        except DataError:
-            continue
+        except DataError as error:
+            problems.append(str(error))
     if not values - {0}:
-        advice = 'Check the label maps, or write labels.json: {"1": "liver"}'
-        raise DataError(sentence("label maps", "a value above 0 in at least one", "none", advice, file=root))
+        got, advice = "none", 'Check the label maps, or write labels.json: {"1": "liver"}'
+        if problems:
+            got = f"none ({len(problems)} of {len(cases)} label maps cannot be used)"
+            advice = f"The first says: {problems[0]}"
+        raise DataError(sentence("label maps", "a value above 0 in at least one", got, advice, file=root))
     return LabelTable({value: f"label_{value}" for value in sorted(values - {0})})
 
 

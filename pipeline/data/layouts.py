@@ -6,29 +6,28 @@ A reader turns a described folder into a dataset. The files that it names need n
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import composed, entries, is_broken_link, is_named, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
 from pipeline.data.descriptions import (
     Description,
     build_dataset,
     channel_names,
     described_labels,
-    folder_holds,
     read_description,
 )
+from pipeline.data.folder_files import CHANNEL, folder_holds, group_channels, list_volumes, or_unread, same_name
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
 from pipeline.data.volumes import open_header
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})$")
 _ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
@@ -68,7 +67,7 @@ def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
             return _with_rgb_channels(read(source))
     rule = f"a dataset layout ({'; '.join(f'{name}: {LAYOUTS[name].looks_like}' for name in tried)})"
     advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
-    raise DataError(sentence("dataset", rule, folder_holds(source.root), advice, file=path))
+    raise DataError(sentence("dataset", rule, *or_unread(source.root, folder_holds(source.root), advice), file=path))
 
 
 def rgb_channels(file: Path) -> tuple[Path, ...]:
@@ -97,29 +96,6 @@ def _with_rgb_channels(dataset: Dataset) -> Dataset:
         return dataset
     channels = dataset.channels if len(dataset.channels) == len(RGB) else RGB
     return replace(dataset, cases=cases, tests=tests, channels=channels)
-
-
-def list_volumes(folder: Path) -> list[Path]:
-    """Volume files directly in a folder, sorted by name; hidden files (``._x.nii.gz``) are left out."""
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if volume_suffix(file) and file.name[0] != "." and file.is_file())
-
-
-def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
-    """Join ``case_0000.nii.gz`` and ``case_0001.nii.gz`` under ``case``; other names are cases of one channel.
-
-    Raises:
-        DataError: If two files claim the same channel of a case.
-    """
-    groups: dict[str, dict[int, Path]] = defaultdict(dict)
-    for file in files:
-        match = _CHANNEL.match(volume_stem(file))
-        name, channel = (match[1], int(match[2])) if match else (volume_stem(file), 0)
-        if channel in groups[name]:
-            raise _same_name(groups[name][channel], file)
-        groups[name][channel] = file
-    return dict(groups)
 
 
 def read_decathlon(source: Description) -> Dataset:
@@ -176,12 +152,18 @@ def read_organs(source: Description) -> Dataset:
     Raises:
         DataError: If there is no labelled case.
     """
-    folders = sorted(folder.parent for folder in source.root.glob("*/segmentations") if folder.is_dir())
-    masks = {folder: {volume_stem(file): file for file in list_volumes(folder / "segmentations")} for folder in folders}
-    organs = sorted({name for found in masks.values() for name in found})
+    folders = [folder for folder in entries(source.root) if _is_organ_case(folder)]
+    masks = {
+        folder: None if is_broken_link(folder) else _volumes_by_name(folder / "segmentations") for folder in folders
+    }
+    organs = sorted({name for found in masks.values() for name in found or ()})
     numbered = {str(value): name for value, name in enumerate(organs, start=1)}
     table = described_labels(source) or label_table(numbered, source.root)
-    images = {folder: {volume_stem(file): file for file in list_volumes(folder)} for folder in folders}
+    # An image of a format that is not read may be anything else where others are read.
+    listed = {folder: _volumes_by_name(folder) or {} for folder in folders}
+    images = {
+        home: {n: file for n, file in found.items() if volume_suffix(file)} or found for home, found in listed.items()
+    }
     channels = sorted({name for found in images.values() for name in found})
     # With several channels, all cases must have the same ones: a missing file is named as expected.
     single = all(len(found) <= 1 for found in images.values())
@@ -189,8 +171,12 @@ def read_organs(source: Description) -> Dataset:
     for folder in folders:
         wanted = [next(iter(images[folder]), "image")] if single else channels
         paths = tuple(images[folder].get(name, folder / f"{name}.nii.gz") for name in wanted)
-        held = tuple((value, masks[folder][name]) for value, name in table.names.items() if name in masks[folder])
-        cases.append(CaseFiles(folder.name, paths, organs=held))
+        organ_names = {value: composed(name) for value, name in table.names.items()}
+        there = masks[folder]
+        if there is None:  # all are named, so that the case is reported and not taken for one without organs
+            there = {name: folder / f"segmentations/{name}.nii.gz" for name in organ_names.values()}
+        held = tuple((value, there[name]) for value, name in organ_names.items() if name in there)
+        cases.append(CaseFiles(composed(folder.name), paths, organs=held))
     known = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
     names = tuple(known.get(name.lower(), name) for name in channels)
     described = channel_names(source.content) or ()
@@ -198,6 +184,24 @@ def read_organs(source: Description) -> Dataset:
         names = described
     clear = not single or (len(channels) == 1 and names[0] in known.values())
     return build_dataset("organs", source, cases, labels=table, channels=names if clear else None)
+
+
+def _is_organ_case(folder: Path) -> bool:
+    """Whether a folder has ``segmentations``, or is a link to nowhere, of which no one knows better."""
+    return _has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
+
+
+def _has_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one that is not there: listing it says so."""
+    return path.is_dir() or is_broken_link(path)
+
+
+def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
+    """Volumes of a folder by name; None if it cannot be listed."""
+    try:
+        return {volume_stem(file): file for file in list_volumes(folder)}
+    except DataError:
+        return None
 
 
 def read_datalist(source: Description) -> Dataset:
@@ -239,19 +243,19 @@ def read_entry(entry: Any, source: Description, channels: int | None, where: str
         got = f"the keys {', '.join(map(str, row))}" if row else repr(entry)
         advice = "Name the image file of every case"
         raise DataError(sentence(where, "an image, or image_1, image_2, …", got, advice, file=source.file))
-    images = tuple(source.root / name for name in names)
-    match = _CHANNEL.match(volume_stem(images[0]))
+    images = tuple(located(source.root, name) for name in names)
+    match = CHANNEL.match(volume_stem(images[0]))
     stem = match[1] if match and len(images) > 1 else volume_stem(images[0])
     # In the decathlon one file may hold all modalities.
     if channels is not None and len(images) == 1:
         images = _decathlon_channels(images[0], channels)
-    label = source.root / str(row["label"]) if row.get("label") else None
+    label = located(source.root, str(row["label"])) if row.get("label") else None
     # The decathlon lists test images by name alone; where labels of theirs were released, they lie here.
-    held_out = source.root / "labelsTs" / split_source(images[0])[0].name
-    if isinstance(entry, str) and held_out.is_file():
+    held_out = located(source.root / "labelsTs", split_source(images[0])[0].name)
+    if isinstance(entry, str) and is_named(held_out):
         label = held_out
     group = str(row["group"]) if row.get("group") not in (None, "") else None
-    name = str(row.get("case") or row.get("id") or stem)
+    name = composed(str(row.get("case") or row.get("id") or stem))
     if re.search(r"[/\\:]|^\.+$", name):
         rule, advice = "a name without / \\ : that is more than dots", "Rename the case: files are named after it"
         raise DataError(sentence(f"{where}, id", rule, repr(name), advice, file=source.file))
@@ -261,16 +265,17 @@ def read_entry(entry: Any, source: Description, channels: int | None, where: str
 def _decathlon_channels(image: Path, channels: int) -> tuple[Path, ...]:
     """The listed file, its volumes if there are several channels, or the ``_0000`` files that stand for it."""
     suffix = volume_suffix(image)
-    numbered = tuple(image.with_name(f"{volume_stem(image)}_{n:04d}{suffix}") for n in range(channels))
-    if not image.exists() and numbered[0].exists():
+    names = (f"{volume_stem(image)}_{n:04d}{suffix}" for n in range(channels))
+    numbered = tuple(located(image.parent, name) for name in names)
+    if not is_named(image) and is_named(numbered[0]):
         return numbered
     return (image,) if channels == 1 else tuple(join_source(image, "channel", n + 1, channels) for n in range(channels))
 
 
 def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> list[CaseFiles]:
-    images = [file for file in list_volumes(root / f"images{part}") if not ending or file.name.endswith(ending)]
-    labels = {volume_stem(file): file for file in list_volumes(root / f"labels{part}")}
-    groups = group_channels(file for file in images if _CHANNEL.match(volume_stem(file)))
+    images, files = (_as_described(list_volumes(root / f"{kind}{part}"), ending) for kind in ("images", "labels"))
+    labels = _by_name(files, volume_stem)
+    groups = group_channels(file for file in images if CHANNEL.match(volume_stem(file)))
     cases = []
     for name in sorted({*groups, *labels}):
         found = groups.get(name, {})
@@ -281,37 +286,45 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> li
     return cases
 
 
+def _as_described(files: Sequence[Path], ending: str | None) -> list[Path]:
+    """Files that end as the description says, in small or capital letters.
+
+    A file with another ending counts as a missing one of the described: whoever opens that says what is there instead.
+    """
+    if not ending:
+        return list(files)
+    fitting = [file for file in files if file.name.lower().endswith(ending.lower())]
+    there = {volume_stem(file) for file in fitting}
+    others = {stem: file for file in files if (stem := volume_stem(file)) not in there}
+    return [*fitting, *(file.with_name(f"{stem}{ending}") for stem, file in others.items())]
+
+
 def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[CaseFiles]:
     """Cases of two folders, by name.
 
     Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
-    by_name, files = _by_name(list_volumes(labels)), list_volumes(images)
+    by_name, files = _by_name(list_volumes(labels), bare_name), list_volumes(images)
     # Files whose own name leads to a label map are whole images, even if it ends in four digits.
-    parts = {file for file in files if bare_name(file) not in by_name and _CHANNEL.match(volume_stem(file))}
+    parts = {file for file in files if bare_name(file) not in by_name and CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
     if not (any(name in by_name for name in grouped) if numbered is None else numbered):
         grouped, parts = {}, set()
-    whole = _by_name([file for file in files if file not in parts])
+    whole = _by_name([file for file in files if file not in parts], bare_name)
     found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
     found |= {name: tuple(channels[n] for n in sorted(channels)) for name, channels in grouped.items()}
     found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
     return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
 
 
-def _by_name(files: Iterable[Path]) -> dict[str, Path]:
+def _by_name(files: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
-        name = bare_name(file)
+        name = name_of(file)
         if name in found:
-            raise _same_name(found[name], file)
+            raise same_name(found[name], file)
         found[name] = file
     return found
-
-
-def _same_name(first: Path, second: Path) -> DataError:
-    got, advice = f"{first.name} and {second.name}", "Rename or remove one"
-    return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
 
 
 def bare_name(file: Path) -> str:
@@ -349,8 +362,8 @@ def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[P
     """Folders of images and of references of a part."""
     for depth in _DEPTHS:
         for folder in sorted(root.glob(f"{depth}{name}")):
-            there = [folder / reference for reference in references if (folder / reference).is_dir()]
-            if (folder / "Images").is_dir() and there:
+            there = [folder / reference for reference in references if _has_folder(folder / reference)]
+            if _has_folder(folder / "Images") and there:
                 return folder / "Images", there[0]
     return None
 
@@ -358,11 +371,12 @@ def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[P
 def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
     """Every image and every reference is a case; of what is missing, the expected file is named."""
     listed = _drishti_images(images)
-    stems = {folder.name for folder in references.iterdir() if (folder / "SoftMap").is_dir()}
+    folders = (folder for folder in entries(references) if _has_folder(folder / "SoftMap") or is_broken_link(folder))
+    stems = {composed(folder.name) for folder in folders}
     cases = []
     for stem in sorted({*listed, *stems}):
-        maps = references / stem / "SoftMap"
-        organs = tuple((value, maps / f"{stem}_{name}.png") for value, name in _SOFT_MAPS)
+        maps = ((value, f"{stem}/SoftMap/{stem}_{name}.png") for value, name in _SOFT_MAPS)
+        organs = tuple((value, located(references, name)) for value, name in maps)
         image = listed.get(stem, images / f"{stem}.png")
         cases.append(CaseFiles(stem, (image,), organs=organs, soft=True, split=split))
     return cases
@@ -371,7 +385,7 @@ def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFil
 def _drishti_images(folder: Path) -> dict[str, Path]:
     """Images by name, of the folder and of the folders in it."""
     found: dict[str, Path] = {}
-    for part in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
+    for part in (folder, *(entry for entry in entries(folder) if entry.is_dir())):
         for file in list_volumes(part):
             stem = volume_stem(file)
             if stem in found:
@@ -387,7 +401,7 @@ def _is_decathlon(source: Description) -> bool:
 
 def _is_nnunet(source: Description) -> bool:
     described = "channel_names" in source.content or "modality" in source.content
-    return described and "labels" in source.content and (source.root / "imagesTr").is_dir()
+    return described and "labels" in source.content and _has_folder(source.root / "imagesTr")
 
 
 def _is_datalist(source: Description) -> bool:
@@ -395,7 +409,7 @@ def _is_datalist(source: Description) -> bool:
 
 
 def _is_organs(source: Description) -> bool:
-    return any(folder.is_dir() for folder in source.root.glob("*/segmentations"))
+    return any(_has_folder(folder / "segmentations") for folder in entries(source.root))
 
 
 def _is_drishti(source: Description) -> bool:
@@ -403,7 +417,7 @@ def _is_drishti(source: Description) -> bool:
 
 
 def _pair_folders(source: Description) -> list[tuple[str, str]]:
-    return [pair for pair in _PAIRS if all((source.root / name).is_dir() for name in pair)]
+    return [pair for pair in _PAIRS if all(_has_folder(source.root / name) for name in pair)]
 
 
 # Keys as in LAYOUTS: whether a described folder has the layout, and what reads it.

@@ -15,11 +15,22 @@ from typing import Any
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
+from pipeline.core.paths import absence, is_named, located
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.descriptions import Description, folder_holds
-from pipeline.data.layouts import group_channels, list_volumes, read_entry, rgb_channels
-from pipeline.data.volume_file import RGB, VOLUME_SUFFIXES, join_source, volume_stem, volume_suffix
+from pipeline.data.descriptions import Description
+from pipeline.data.folder_files import folder_holds, group_channels, list_volumes, or_unread
+from pipeline.data.layouts import read_entry, rgb_channels
+from pipeline.data.volume_file import (
+    RGB,
+    VOLUME_SUFFIXES,
+    checked_path,
+    join_source,
+    split_source,
+    unread_words,
+    volume_stem,
+    volume_suffix,
+)
 from pipeline.data.volumes import open_header
 
 LIST_SUFFIXES = (".json", ".csv", ".txt")
@@ -110,8 +121,8 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _located(name: str, folder: Path) -> Path:
-    beside = folder / name
-    return Path(name).absolute() if not beside.exists() and Path(name).exists() else beside
+    beside, here = located(folder, name), located(Path(), name)
+    return here.absolute() if not is_named(beside) and is_named(here) else beside
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,7 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
         if not problem and len(images) < channels:
             got, advice = ", ".join(path.name for path in images), "Name one file per channel"
             problem = sentence("channels", f"{channels} files", got, advice, case=name)
+        problem = problem or _unread(name, images)
         if problem:
             failed.append((name, problem))
         elif len(images) > channels:
@@ -183,6 +195,17 @@ def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) 
     lost = {name for name, _ in failed}
     cases = (CaseFiles(name, by_name[name][:channels]) for name in sorted(set(by_name) - lost))
     return Inputs(tuple(cases), tuple(sorted(failed)), (*notes, *_doubts(by_name, channels)))
+
+
+def _unread(case: str, images: Sequence[Path]) -> str:
+    """Why an image with an ending of another format is refused; empty if there is none."""
+    try:
+        for file in (split_source(source)[0] for source in images):
+            if not volume_suffix(file):
+                checked_path(file, case)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str, ...]:
@@ -201,22 +224,26 @@ def _doubts(by_name: Mapping[str, tuple[Path, ...]], channels: int) -> tuple[str
 
 def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     """Files, and cases of a list, that an argument stands for."""
-    if not path.exists():
-        if glob.has_magic(str(path)):
-            return _matching(path), []
-        raise DataError(sentence("input", "an existing file or folder", "nothing there", "Check the path", file=path))
+    if not is_named(path) and glob.has_magic(str(path)):
+        return _matching(path), []
+    gone = absence(path)
+    # A shell that expands scans/* names links to nowhere too: each is a case, which is reported beside the others.
+    if gone and is_named(path) and volume_suffix(path):
+        return [path], []
+    if gone:
+        raise DataError(sentence("input", "an existing file or folder", *gone, file=path))
     if path.is_dir():
         found = _images(path)
         if not found:
             rule, advice = f"volumes ({', '.join(VOLUME_SUFFIXES)})", "Check the path, or convert the files to NIfTI"
-            raise DataError(sentence("input", rule, folder_holds(path), advice, file=path))
+            raise DataError(sentence("input", rule, *or_unread(path, folder_holds(path), advice), file=path))
         return found, []
     if path.suffix.lower() in LIST_SUFFIXES:
         files, cases = read_list(path, channels)
         return [inner for file in files for inner in (_images(file) if file.is_dir() else [file])], cases
     if not volume_suffix(path):
         rule = f"a name ending in {', '.join((*VOLUME_SUFFIXES, *LIST_SUFFIXES))}"
-        raise DataError(sentence("input", rule, repr(path.name), "Convert the volume, e.g. to NIfTI", file=path))
+        raise DataError(sentence("input", rule, *unread_words(path), file=path))
     return [path], []
 
 
@@ -225,7 +252,9 @@ def _matching(pattern: Path) -> list[Path]:
     found_names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
     matches = [Path(name) for name in sorted(found_names)]
     found = [inner for match in matches if match.is_dir() for inner in _images(match)]
-    found += [match for match in matches if match.is_file() and volume_suffix(match) not in ("", _SEGMENTATION)]
+    # Of the files those that their folder lists as volumes.
+    files = {match for match in matches if not match.is_dir()}
+    found += [file for folder in {match.parent for match in files} for file in _images(folder) if file in files]
     if not found:
         got = f"{len(matches)} files and folders without any" if matches else "nothing that matches"
         raise DataError(sentence("pattern", "at least one volume", got, "Check the pattern", file=pattern))

@@ -170,6 +170,18 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     return RepairOutcome(entry, tuple(changes), facts)
 
 
+def would_repair(task: RepairTask) -> bool:
+    """Whether a repair changes a case; nothing is written.
+
+    Raises:
+        VolsegError: If something about it cannot be repaired.
+    """
+    files = task.case.files
+    parts, positioned, changes = repair_images(files, task.channels)
+    _, more = repair_labels(files, parts[0].grid, positioned, task.rules)
+    return len(parts) == len(task.channels) and bool([*task.case.changes, *changes, *more])
+
+
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:
     """What checking the written files finds; an error in them is raised."""
     label = None if reference is None else task.out / reference

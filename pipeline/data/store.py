@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import remove_leftovers, write_bytes, write_json
+from pipeline.core.paths import is_named
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
@@ -220,7 +221,7 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
 
 def prepared_ids(folder: Path) -> tuple[str, ...]:
     """Ids of all finished cases, sorted; empty if there are none."""
-    return tuple(sorted(path.parent.name for path in (folder / "cases").glob("*/case.json")))
+    return tuple(sorted(home.name for home in (folder / "cases").glob("*") if is_named(home / "case.json")))
 
 
 def stored_hash(folder: Path, case: str) -> str | None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.documents import require_regular
+from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Grid, straightened
+from pipeline.core.paths import ABSENT, absence, composed, names_beside
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
@@ -30,6 +32,22 @@ PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
+
+# Formats that are not read: what they are, what to do, their endings, and whether such a file is a case wherever it
+# lies. The others are often something else (previews, slices of a series, arrays), so that only messages name them.
+_TO_NIFTI = "Convert to .nii.gz"
+_UNREAD = (
+    ("NIfTI or Analyze in two files", f"{_TO_NIFTI}, e.g. with nibabel", (".hdr", ".img", ".hdr.gz", ".img.gz"), True),
+    ("FreeSurfer", f"{_TO_NIFTI}, e.g. with mri_convert", (".mgz", ".mgh"), True),
+    ("packed by another program", "Unpack, or pack with gzip", (".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip"), True),
+    ("another format", _TO_NIFTI, (".mnc", ".gipl", ".gipl.gz", ".nrrd.gz", ".nhdr", ".mha.gz"), True),
+    ("pictures", "Convert to .png", (".bmp",), True),
+    ("pictures", "Convert to .png", (".jpg", ".jpeg", ".gif", ".webp", ".jp2"), False),
+    ("DICOM", f"{_TO_NIFTI}, e.g. with dcm2niix", (".dcm", ".dicom", ".ima"), False),
+    ("arrays", f"{_TO_NIFTI}, with the spacing", (".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt"), False),
+    ("archives", "Unpack", (".zip", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), False),
+)
+_DICOM = _UNREAD[6]
 
 MAX_LABEL = 2**32 - 1
 """Largest label value: what every format stores as an unsigned integer."""
@@ -101,11 +119,38 @@ def volume_suffix(path: Path | str) -> str:
     return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
+def unread_suffix(path: Path | str) -> str:
+    """The ending, in lower case, of a volume that is a case although its format is not read; empty of all others."""
+    name = Path(path).name.lower()
+    endings = (ending for _, _, group, is_case in _UNREAD if is_case for ending in group)
+    return next((ending for ending in endings if name.endswith(ending) and name != ending), "")
+
+
+def unread_format(path: Path) -> tuple[str, str] | None:
+    """Format and advice for a volume of a format that is not read; None if the file is nothing of the kind.
+
+    DICOM files, which often have no ending, are known by their content.
+    """
+    name = path.name.lower()
+    known = next((row for row in _UNREAD if name.endswith(row[2])), None)
+    if known is None:
+        try:
+            require_regular(path)  # a pipe would never end
+            with path.open("rb") as stream:
+                known = _DICOM if stream.read(132)[128:] == b"DICM" else None
+        except (VolsegError, OSError, ValueError):
+            return None
+    return known and known[:2]
+
+
 def volume_stem(path: Path | str) -> str:
-    """File name without its volume ending: ``liver_01`` of ``scans/liver_01.nii.gz``."""
+    """File name without its volume ending: ``liver_01`` of ``scans/liver_01.nii.gz``.
+
+    Its accented letters are composed, so that files from macOS have the names of all others.
+    """
     name = split_source(path)[0].name
-    suffix = volume_suffix(path)
-    return name[: -len(suffix)] if suffix else Path(name).stem
+    suffix = volume_suffix(path) or unread_suffix(name)
+    return composed(name[: -len(suffix)] if suffix else Path(name).stem)
 
 
 def join_source(path: Path | str, kind: str, number: int, total: int | None = None) -> Path:
@@ -152,13 +197,21 @@ def refuse(
 def checked_path(path: Path, case: str | None) -> str:
     """Suffix of an existing, readable, non-empty file of a known format; refuses all others."""
     suffix = volume_suffix(path)
-    if not path.exists():
-        raise refuse("missing", "file", "an existing file", "nothing there", "Check the path", case=case, file=path)
+    if gone := absence(path):
+        got, advice = _look_alike(path) or gone if gone[0] == ABSENT else gone
+        raise refuse("missing", "file", "an existing file", got, advice, case=case, file=path)
     if path.is_dir():
         raise refuse("format", "file", "a volume file", "a folder", "Give a file in it", case=case, file=path)
     if not suffix:
         rule = f"a name ending in {', '.join(VOLUME_SUFFIXES)}"
-        raise refuse("format", "file", rule, repr(path.name), "Convert the volume, e.g. to NIfTI", case=case, file=path)
+        raise refuse("format", "file", rule, *unread_words(path), case=case, file=path)
+    try:
+        require_regular(path)
+    except VolsegError as error:
+        raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "format") from None
+    if suffix.startswith(".nii") and path.name[-len(suffix) :][:4] not in (".nii", ".NII"):  # nibabel finds no others
+        rule, advice = "an ending in small or in capital letters", "Rename it"
+        raise refuse("format", "file", rule, repr(path.name), advice, case=case, file=path)
     if path.stat().st_size == 0:
         advice = "Copy or export it again"
         raise refuse("empty", "file", "a volume", "an empty file (0 bytes)", advice, case=case, file=path)
@@ -166,6 +219,27 @@ def checked_path(path: Path, case: str | None) -> str:
         got, advice = "no permission to read it", "Change its rights"
         raise refuse("unreadable", "file", "a readable file", got, advice, case=case, file=path)
     return suffix
+
+
+def unread_words(path: Path) -> tuple[str, str]:
+    """What a file is whose format is not read, and what to do, for messages."""
+    if (found := unread_format(path)) is None:
+        return repr(path.name), "Convert the volume, e.g. to NIfTI"
+    return f"{path.name!r} ({found[0]}), a format that is not read", found[1]
+
+
+def _look_alike(path: Path) -> tuple[str, str] | None:
+    """A file beside one that is not there, whose name differs in its ending or in capital letters only; and advice."""
+    stem = volume_stem(path).lower()
+    # What DVC and the iCloud leave in place of a file that was not fetched.
+    for left in (f"{path.name}.dvc", f".{path.name}.icloud"):
+        if left in names_beside(path):
+            return f"only {left}, which stands for it", "Fetch the file (dvc pull, brctl download)"
+    near = [path.with_name(name) for name in names_beside(path) if volume_stem(name).lower() == stem]
+    if read := [file.name for file in near if volume_suffix(file)]:
+        return f"{ABSENT}, but {read[0]}", "Rename it, or correct its name or ending where the dataset is described"
+    unread = [unread_words(file) for file in near if unread_format(file)]
+    return (f"{ABSENT}, but {unread[0][0]}", unread[0][1]) if unread else None
 
 
 def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[tuple[int, int, int], int]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable, select_values
+from pipeline.core.paths import is_named, real
 from pipeline.data.descriptions import described_labels, read_description
 from pipeline.data.label_tables import label_table, read_remap
 
@@ -202,13 +203,13 @@ def _sum(held: Sequence[int]) -> str:
 
 def _predicted_labels(prediction: Path) -> LabelTable | None:
     file = _beside(prediction)
-    return _read_labels(file) if file.is_file() else None
+    return _read_labels(file) if is_named(file) else None
 
 
 def _chosen_from(prediction: Path) -> LabelTable | None:
     """All labels of the model, where its prediction was asked for some and says so in ``labels.json``."""
     file = _beside(prediction)
-    content: Any = read_json(file) if file.is_file() else {}
+    content: Any = read_json(file) if is_named(file) else {}
     return label_table(content["chosen_from"], file) if "chosen_from" in content else None
 
 
@@ -219,7 +220,7 @@ def _beside(prediction: Path) -> Path:
 def _reference_labels(reference: Path) -> LabelTable | None:
     beside = reference if reference.is_dir() else reference.parent
     listed = [reference] if reference.suffix.lower() in (".json", ".csv") and reference.is_file() else []
-    for place in (*listed, beside, beside.resolve().parent):
+    for place in (*listed, beside, real(beside).parent):
         found = described_labels(read_description(place))
         if found is not None:
             return found

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence
+from pipeline.core.paths import absence, composed, is_named, located, real
 from pipeline.data.descriptions import read_description
-from pipeline.data.layouts import list_volumes, rgb_channels
-from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
+from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
+from pipeline.data.layouts import rgb_channels
+from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem, volume_suffix
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
@@ -52,8 +54,8 @@ def pair_files(prediction: Path, reference: Path) -> list[FilePair]:
         DataError: If two files claim the same case.
     """
     for what, path in (("prediction", prediction), ("reference", reference)):
-        if not path.exists():
-            raise VolsegError(sentence(what, "a file or folder", "nothing there", "Check the path", file=path))
+        if gone := absence(path):
+            raise VolsegError(sentence(what, "a file or folder", *gone, file=path))
     alone = prediction.is_file() and not is_list(prediction)
     if alone and reference.is_file() and not is_list(reference):
         return [FilePair(volume_stem(reference), prediction, reference)]
@@ -96,15 +98,15 @@ def prediction_names(prediction: Path) -> tuple[str, ...]:
 
 
 def _volumes(path: Path, what: str) -> list[Path]:
-    files = [path] if path.is_file() else list_volumes(path)
+    files = list_volumes(path) if path.is_dir() else [path]
     if not files:
         rule = f"label maps ({', '.join(VOLUME_SUFFIXES)})"
-        raise VolsegError(sentence(f"{what} folder", rule, "none", "Check the path", file=path))
+        raise VolsegError(sentence(f"{what} folder", rule, *or_unread(path, "none", "Check the path"), file=path))
     return files
 
 
 def _reference_groups(reference: Path) -> list[list[Path]]:
-    folders = [reference / name for name in _LABEL_FOLDERS if (reference / name).is_dir()]
+    folders = [reference / name for name in _LABEL_FOLDERS if is_named(reference / name)]
     groups = [files for files in map(list_volumes, folders) if files]
     return groups or [_volumes(reference, "reference")]
 
@@ -186,7 +188,7 @@ def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[st
         if case in found:
             advice = "Give every case its own id"
             raise DataError(sentence("cases", "one entry per case", "two", advice, case=case, file=path))
-        found[case] = source.root / name
+        found[case] = located(source.root, name)
     if not found:
         rule, advice = f"entries with one of {', '.join(keys)}", "Name the label map of every case"
         raise DataError(sentence(f"{what} list", rule, "none", advice, file=path))
@@ -196,7 +198,9 @@ def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[st
 def _case(row: Mapping[str, Any], name: str) -> str:
     given = row.get("case") or row.get("id")
     image = row.get("image")
-    return str(given) if given else volume_stem(str(image) if isinstance(image, str) else name).removesuffix("_0000")
+    if given:
+        return composed(str(given))
+    return volume_stem(image if isinstance(image, str) else name).removesuffix(_CHANNEL)
 
 
 # The images of the cases, which reports show.
@@ -213,37 +217,47 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
     listed: dict[str, tuple[Path, ...]] = {}
     notes: tuple[str, ...] = ()
     record = home / "predictions.json"
-    if record.is_file():
+    if is_named(record):
         try:
             listed = _listed_images(read_json(record), home)
         except (VolsegError, KeyError, TypeError) as error:
             notes = (f"{record}: expected a list of cases with their images, got {error!r}. Overlays may lack images.",)
-    found = {
-        pair.case: (listed.get(pair.prediction.name, ()) if pair.prediction else ()) or _images_beside(pair)
-        for pair in pairs
-    }
-    return {case: images for case, images in found.items() if images}, notes
+    found: dict[str, tuple[Path, ...]] = {}
+    folders: dict[Path, dict[str, tuple[Path, ...]]] = {}
+    for pair in pairs:
+        images = listed.get(composed(pair.prediction.name), ()) if pair.prediction else ()
+        if not images and (folder := _images_folder(pair)):
+            if folder not in folders:
+                folders[folder] = _images_by_case(folder)
+            images = folders[folder].get(composed(pair.case), ())
+            images = (rgb_channels(images[0]) if len(images) == 1 else ()) or images
+        if images:
+            found[pair.case] = images
+    return found, notes
 
 
 def _listed_images(content: Mapping[str, Any], home: Path) -> dict[str, tuple[Path, ...]]:
     """File name of the prediction → its images; relative paths start at the record's folder."""
     return {
-        Path(entry["prediction"]).name: tuple(home / path for path in entry["images"])
+        composed(Path(entry["prediction"]).name): tuple(located(home, path) for path in entry["images"])
         for entry in content["cases"]
         if entry.get("prediction")
     }
 
 
-def _images_beside(pair: FilePair) -> tuple[Path, ...]:
-    folder = pair.reference.resolve().parent
+def _images_folder(pair: FilePair) -> Path | None:
+    """The folder ``images*`` beside the folder ``labels*`` of a reference."""
+    folder = real(pair.reference).parent
     images = folder.parent / folder.name.replace("labels", "images", 1)
-    if images == folder or not images.is_dir():
-        return ()
-    for suffix in VOLUME_SUFFIXES:
-        alone = images / f"{pair.case}{suffix}"
-        if alone.is_file():
-            return rgb_channels(alone) or (alone,)
-        channels = tuple(sorted(images.glob(f"{escape(pair.case)}_[0-9][0-9][0-9][0-9]{suffix}")))
-        if channels:
-            return (rgb_channels(channels[0]) if len(channels) == 1 else ()) or channels
-    return ()
+    return images if images != folder and images.is_dir() else None
+
+
+def _images_by_case(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Case → the image of its name, else its numbered channels; of several formats the first of VOLUME_SUFFIXES."""
+    found: dict[str, dict[tuple[int, bool], list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for file in (file for file in list_volumes(folder) if volume_suffix(file)):
+        rank, stem = VOLUME_SUFFIXES.index(volume_suffix(file)), volume_stem(file)
+        found[stem][rank, False].append(file)
+        if match := CHANNEL.match(stem):
+            found[match[1]][rank, True].append(file)
+    return {case: tuple(files[min(files)]) for case, files in found.items()}

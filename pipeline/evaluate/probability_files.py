@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import absence, is_named, located
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.volume_file import VolumeFile
 from pipeline.data.volumes import open_header
@@ -42,10 +43,10 @@ def read_probabilities(
         DataError: If the file cannot be read, or has another shape or number of channels.
     """
     called = dict.fromkeys((case, *names))
-    paths = (folder / f"{name}{suffix}" for name in called for suffix in _SUFFIXES)
-    path = next((path for path in paths if path.is_file()), None)
+    paths = (located(folder, f"{name}{suffix}") for name in called for suffix in _SUFFIXES)
+    path = next((path for path in paths if is_named(path)), None)
     if path is None:
-        files = next(filter(None, (_organ_files(folder / name, labels) for name in called)), {})
+        files = next(filter(None, (_organ_files(located(folder, name), labels) for name in called)), {})
         return OrganProbabilities(files, case, grid) if files else None
     channels = labels.regions or {"background": (), **labels.target_values}
     array = _npz(path, case) if path.suffix == ".npz" else _nifti(path, case, grid)
@@ -86,9 +87,9 @@ class OrganProbabilities(Mapping[str, NDArray[np.floating[Any]]]):
 
 
 def _organ_files(folder: Path, labels: LabelTable) -> dict[str, Path]:
-    """The files that are there."""
-    found = {name: folder / file for name, file in organ_file_names(labels, ".nii.gz").items()}
-    return {name: path for name, path in found.items() if path.is_file()}
+    """The files that the folder names."""
+    found = {name: located(folder, file) for name, file in organ_file_names(labels, ".nii.gz").items()}
+    return {name: path for name, path in found.items() if is_named(path)}
 
 
 def _on_grid(path: Path, case: str, grid: Grid) -> VolumeFile:
@@ -105,8 +106,9 @@ def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
             # nnU-Net keeps arrays in the axis order of SimpleITK: channel, k, j, i.
             return np.asarray(content["probabilities"].transpose(0, 3, 2, 1))
     except (KeyError, OSError, ValueError, BadZipFile) as error:
-        rule, advice = "an array called probabilities of shape (C, K, J, I)", "Write the file again"
-        raise DataError(sentence("probabilities", rule, f"{error}", advice, case=case, file=path)) from None
+        rule = "an array called probabilities of shape (C, K, J, I)"
+        got, advice = absence(path) or (f"{error}", "Write the file again")
+        raise DataError(sentence("probabilities", rule, got, advice, case=case, file=path)) from None
 
 
 def _nifti(path: Path, case: str, grid: Grid) -> NDArray[np.floating[Any]]:

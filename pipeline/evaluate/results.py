@@ -13,6 +13,7 @@ from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
 from pipeline.evaluate.metrics import (
     CALIBRATION_COLUMNS,
@@ -187,9 +188,9 @@ def _row(cells: dict[str, str]) -> Row:
 
 def _case_files(case: ScoredFiles) -> dict[str, Any]:
     return {
-        "reference": str(case.reference.resolve()),
-        "prediction": None if case.prediction is None else str(case.prediction.resolve()),
-        "images": [str(path.resolve()) for path in case.images],
+        "reference": str(real(case.reference)),
+        "prediction": None if case.prediction is None else str(real(case.prediction)),
+        "images": [str(real(path)) for path in case.images],
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, VolsegError, sentence
+from pipeline.core.paths import composed
 from pipeline.core.tables import read_csv
 from pipeline.evaluate.metrics import METRICS, OVERLAP_ONLY, STATUSES, Measures, Metric, Row, label_entry
 
@@ -306,7 +307,7 @@ def read_metadata(path: Path) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for row in read_csv(path, required=("case",)):
-        case = row.pop("case")
+        case = composed(row.pop("case"))
         if case in found:
             raise DataError(sentence("metadata", "one line per case", "two", "Remove one", case=case, file=path))
         found[case] = row

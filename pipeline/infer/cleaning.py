@@ -22,6 +22,7 @@ from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import is_named
 from pipeline.core.regions import joined_with
 
 POSTPROCESSING_FILE = "postprocessing.json"
@@ -113,7 +114,7 @@ def read_cleaning(folder: Path, labels: LabelTable) -> Cleaning:
         VolsegError: If the file is damaged, or of another model.
     """
     path = folder / POSTPROCESSING_FILE
-    if not path.is_file():
+    if not is_named(path):
         return Cleaning()
     try:
         kept = read_json(path)["kept"]

@@ -20,6 +20,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
+from pipeline.core.paths import absence, is_named
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
@@ -51,7 +52,7 @@ def read_card(folder: Path) -> ModelCard:
         VolsegError: If the folder is not a model folder or was written by another format version.
     """
     path = folder / "model.json"
-    if not path.is_file():
+    if not is_named(path):
         raise VolsegError(
             f"{folder}: expected a model folder with model.json, got none. Train one with `volseg train`."
         )
@@ -69,7 +70,7 @@ def member_folders(folder: Path) -> tuple[Path, ...]:
     Raises:
         VolsegError: If ``ensemble.json`` is damaged, or was not finished.
     """
-    if not (folder / ENSEMBLE_FILE).is_file():
+    if not is_named(folder / ENSEMBLE_FILE):
         return (folder,)
     names = ensemble_members(folder)
     if not names:
@@ -105,7 +106,8 @@ def fold_folder(folder: Path, fold: int) -> Path:
 
 def trained_folds(folder: Path) -> tuple[int, ...]:
     """Folds that have weights, ascending."""
-    found = (path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/model.safetensors"))
+    # Named, not there: of weights that were not fetched, reading them says so; an ensemble must not shrink in silence.
+    found = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if is_named(path / "model.safetensors"))
     return tuple(sorted(int(name) for name in found if name.isdigit()))
 
 
@@ -137,6 +139,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         VolsegError: If it is missing, truncated or of another format.
     """
+    if gone := absence(path):
+        raise VolsegError(sentence("weights", "a safetensors file", *gone, file=path))
     try:
         tensors: dict[str, Any] = load(path.read_bytes())  # not load_file: Windows cannot replace a mapped file
     except (OSError, SafetensorError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import text_hash, write_json
+from pipeline.core.paths import composed
 
 _LONGEST_LIST = 8
 _PARTS = ("train", "validation")
@@ -125,13 +126,15 @@ def read_splits(
     # All problems are collected: whoever edits the file by hand wants to see them at once.
     problems: list[str] = []
     folds = []
+    known = {composed(case): case for case in cases}
     for number, entry in enumerate(content):
         parts = _parts(entry)
         if parts is None:
             rule = 'an object {"train": [case ids], "validation": [case ids]}'
             problems.append(sentence(f"fold {number}", rule, _short(entry), _REWRITE, file=path))
             continue
-        train, validation = parts
+        # Whoever edits the file on macOS may write accented letters otherwise than the ids have them.
+        train, validation = ([known.get(composed(case), case) for case in part] for part in parts)
         problems += _problems(f"fold {number}", train, validation, set(cases), groups or {}, path)
         folds.append(Fold(tuple(sorted(train)), tuple(sorted(validation))))
     if problems:

@@ -17,6 +17,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, write_json
+from pipeline.core.paths import real
 from pipeline.core.signals import Progress, silent
 from pipeline.data.convert_case import ConversionOutcome, ConvertTask, convert_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -106,7 +107,7 @@ def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
     """
     # Links are resolved, so that a second way into the dataset is no way around the rule.
     place, root = out.resolve(), opened.root.resolve()
-    homes = {file.resolve().parent for case in (*opened.cases, *opened.tests) for file in case.files}
+    homes = {real(file).parent for case in (*opened.cases, *opened.tests) for file in case.files}
     around = place == root or any(place in (home, *home.parents) for home in homes)
     # A datalist may lie in any folder, also in the one where results go; other descriptions lie in their dataset.
     listed = opened.layout == "datalist" and dataset.is_file()

@@ -12,8 +12,9 @@ from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.folder_files import list_volumes
 from pipeline.data.layout_names import LAYOUTS
-from pipeline.data.layouts import list_volumes, open_dataset
+from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import volume_stem, volume_suffix
 from pipeline.data.volumes import read_grid, write_label_map
@@ -65,6 +66,8 @@ def merged_references(
     write_json(out / "labels.json", dataset.labels.to_json())
     with open_engine(jobs or default_jobs(len(tasks))) as run:
         _, failed = collect(run, write_reference, {task.files.id: task for task in tasks}, progress, "references")
+    if failed and len(failed) == len(tasks):
+        raise VolsegError(f"All {len(tasks)} references failed. The first: {failed[0][1]}")
     return out, failed
 
 
@@ -164,8 +167,9 @@ def evaluate(
 
 def exit_code(summary: Mapping[str, Any]) -> int:
     """Exit code of an evaluation: 0 all fine, 2 some cases could not be scored, 3 none could."""
-    failed, cases = len(summary["failures"]), len(summary["cases"])
-    return 0 if not failed else 2 if failed < cases else 3
+    # Cases whose references could not be made from their masks are among the failures alone.
+    failed, cases = ({entry["case"] for entry in summary[key]} for key in ("failures", "cases"))
+    return 0 if not failed else 2 if cases - failed else 3
 
 
 def _labels(

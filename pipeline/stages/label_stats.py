@@ -9,10 +9,11 @@ from pathlib import Path
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
+from pipeline.core.paths import absence
 from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
+from pipeline.data.folder_files import group_channels, list_volumes, or_unread
 from pipeline.data.label_tables import label_table
-from pipeline.data.layouts import group_channels, list_volumes
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
 from pipeline.data.volumes import read_grid, read_image, read_label_map
 from pipeline.engine.local import Batch, collect, default_jobs, open_engine
@@ -95,12 +96,12 @@ def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStati
 
 def _tasks(label_maps: Path, images: Path | None) -> list[StatsTask]:
     for what, path in (("label maps", label_maps), ("images", images)):
-        if path is not None and not path.exists():
-            raise VolsegError(sentence(what, "a file or folder", "nothing there", "Check the path", file=path))
+        if path is not None and (gone := absence(path)):
+            raise VolsegError(sentence(what, "a file or folder", *gone, file=path))
     files = [label_maps] if label_maps.is_file() else list_volumes(label_maps)
     if not files:
-        rule = f"label maps ({', '.join(VOLUME_SUFFIXES)})"
-        raise VolsegError(sentence("label maps", rule, "none", "Check the path", file=label_maps))
+        rule, found = f"label maps ({', '.join(VOLUME_SUFFIXES)})", or_unread(label_maps, "none", "Check the path")
+        raise VolsegError(sentence("label maps", rule, *found, file=label_maps))
     if images is not None and images.is_file() and label_maps.is_file():
         return [StatsTask(volume_stem(label_maps), label_maps, images)]
     volumes = [] if images is None else [images] if images.is_file() else list_volumes(images)

@@ -12,6 +12,7 @@ from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
+from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -137,7 +138,7 @@ def case_paths(
         alone = len(files.images) == 1 and split_source(first)[0] == first
         own = alone and files.id in (stem, stem.removesuffix("_0000"))
         mask = out / (first.name if own and not output.format else f"{stem if own else files.id}{suffix}")
-        if mask in taken or mask.resolve() == split_source(first)[0].resolve():
+        if mask in taken or real(mask) == real(split_source(first)[0]):
             culprit = f"case {taken[mask]}" if mask in taken else "the input itself"
             raise VolsegError(sentence(str(mask), "one mask per file", f"{culprit} there too", "Use another folder"))
         taken[mask] = files.id
@@ -289,7 +290,7 @@ def _earlier(file: Path) -> dict[str, dict[str, Any]]:
 
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
     """The entry of a mask that is not done yet, which an empty hash says; ``name`` is the mask's."""
-    images = [str(path.resolve()) for path in files.images]
+    images = [str(real(path)) for path in files.images]
     return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
 
 

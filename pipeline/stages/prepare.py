@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,15 @@ from pipeline.stages.memory import (
     fingerprint_bytes,
     prepare_bytes,
 )
+from pipeline.stages.repair import repairable_cases
 
 PAGE_FILE = "fingerprint.html"
 """The page that shows what was measured."""
 
 # Seconds that a fingerprint takes for any case, and more for each of its voxels; and that workers take to start.
 _CASE_S, _VOXEL_S, _START_S = 2e-3, 2e-8, 1.0
+
+_SHOWN = 5  # reasons of failed cases that one message quotes
 
 
 def reading_jobs(dataset: Dataset, jobs: int) -> int:
@@ -175,7 +179,8 @@ def check(
     """
     opened = open_dataset(dataset, layout)
     with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
-        return check_dataset(opened, map_cases=map_cases(run, progress, "check", check_bytes, lost_case))
+        report = check_dataset(opened, map_cases=map_cases(run, progress, "check", check_bytes, lost_case))
+        return replace(report, repairable=repairable_cases(opened, report, run, progress))
 
 
 def plan(
@@ -281,8 +286,9 @@ def preprocess(
 
         prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
         written, more = collect(run, prepare, usable, progress, "prepare", size_of)
-    notes += _write_folds(out / "splits.json", opened, written, settings)
-    return Batch.of(written, [*failed, *more], notes)
+    failed += more
+    notes += _write_folds(out / "splits.json", opened, written, settings, failed)
+    return Batch.of(written, failed, notes)
 
 
 def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) -> bool:
@@ -292,10 +298,16 @@ def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) ->
     return prepare_case(files, plan, out, extra)
 
 
-def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], settings: Settings) -> tuple[str, ...]:
+def _write_folds(
+    path: Path,
+    dataset: Dataset,
+    written: Mapping[str, bool],
+    settings: Settings,
+    failed: Sequence[tuple[str, str]],
+) -> tuple[str, ...]:
     """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
     fixed = any(files.split == "validation" for files in dataset.cases)
-    fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings)
+    fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings, failed)
     if not path.is_file():
         write_splits(path, fresh)
         return ()
@@ -317,12 +329,18 @@ def _write_folds(path: Path, dataset: Dataset, written: Mapping[str, bool], sett
     return tuple(notes)
 
 
-def _fresh_folds(path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings) -> tuple[Fold, ...]:
+def _fresh_folds(
+    path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings, failed: Sequence[tuple[str, str]]
+) -> tuple[Fold, ...]:
     """The split that the dataset fixes, else drawn folds."""
     groups = {files.id: files.group for files in cases}
     distinct = len({group or f"case {case}" for case, group in groups.items()})
     if distinct < 2:
-        rule = "at least 2 cases (or groups) to train and validate"
-        raise VolsegError(sentence("folds", rule, distinct, "Add cases", file=path))
+        rule, got, advice = "at least 2 cases (or groups) to train and validate", str(distinct), "Add cases"
+        if failed:
+            more = f" And {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+            got = f"{distinct}, as {len(failed)} cases cannot be used"
+            advice = f"{' '.join(message for _, message in sorted(failed)[:_SHOWN])}{more}"
+        raise VolsegError(sentence("folds", rule, got, advice, file=path))
     splits = {files.id: files.split for files in cases} if fixed else None
     return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)

@@ -11,11 +11,12 @@ from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
 from pipeline.data.check import CaseFacts, CheckReport, check_dataset, lost_case
-from pipeline.data.dataset import CaseFiles
+from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.label_tables import read_remap
 from pipeline.data.layouts import open_dataset
-from pipeline.data.repair_case import RepairOutcome, RepairTask, planned_cases, repair_case
-from pipeline.data.repair_volumes import Change, LabelRules
+from pipeline.data.repair_case import RepairOutcome, RepairTask, planned_cases, repair_case, would_repair
+from pipeline.data.repair_volumes import REPAIRABLE, Change, LabelRules
+from pipeline.data.volume_file import split_source
 from pipeline.engine.local import Run, collect, default_jobs, map_cases, open_engine
 from pipeline.stages.convert import require_apart
 from pipeline.stages.memory import READING_WORKER_BYTES, check_bytes, rewrite_bytes
@@ -92,9 +93,7 @@ def repair(
     cases = planned_cases(opened)
     tasks = {case.files.id: RepairTask(case, opened.channels, rules, out) for case in cases}
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
-        found, failed = collect(
-            run, repair_case, tasks, progress, "repair", lambda task: rewrite_bytes(task.case.files)
-        )
+        found, failed = collect(run, repair_case, tasks, progress, "repair", _task_bytes)
         # In the order of the dataset, whatever the order in which workers ended.
         done = [found[case.files.id] for case in cases if case.files.id in found]
         rows = [case.entry for case in done]
@@ -111,6 +110,30 @@ def repair(
     table = {str(old): new for old, new in rules.remap.items()}
     _write_log(out, {**head, "remap": table, "image_grid": image_grid}, result)
     return result
+
+
+def repairable_cases(dataset: Dataset, report: CheckReport, run: Run, progress: Progress) -> tuple[str, ...]:
+    """Ids of the cases that a repair without further knowledge would mend; each is tried, nothing is written.
+
+    Cases with an error that no repair solves are not tried.
+    """
+    kinds = [(problem.case, problem.code in REPAIRABLE, problem.severity == "error") for problem in report.problems]
+    hopeless = {case for case, may_be, is_error in kinds if is_error and not may_be}
+    wanted = {case for case, may_be, _ in kinds if may_be} - hopeless
+    # A case of the copy may have another id: it is known by its first file.
+    ids = {split_source(files.images[0])[0]: files.id for files in (*dataset.cases, *dataset.tests)}
+    rules = LabelRules(dataset.labels)
+    tasks = {
+        case.files.id: RepairTask(case, dataset.channels, rules, dataset.root)
+        for case in (planned_cases(dataset) if wanted else ())
+        if ids[split_source(case.files.images[0])[0]] in wanted
+    }
+    found, _ = collect(run, would_repair, tasks, progress, "try to repair", _task_bytes)
+    return tuple(case for case, repaired in found.items() if repaired)
+
+
+def _task_bytes(task: RepairTask) -> int:
+    return rewrite_bytes(task.case.files)
 
 
 def _known(done: Sequence[RepairOutcome], run: Run, progress: Progress) -> Callable[..., list[CaseFacts]]:

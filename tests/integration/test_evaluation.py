@@ -162,7 +162,10 @@ def test_bad_cases_are_misses_with_one_sentence_each(place: Path, call: Call) ->
         ("evaluate a ref -o x --tolerance-mm lever=2", "--tolerance-mm: expected organs of the label table"),
         ("evaluate a ref -o x --tolerance-mm two", "--tolerance-mm: expected 2 or liver=2, in mm"),
         ("evaluate a ref -o x --compat nnunet", "--compat: expected monai or medpy or surface-distance"),
-        ("evaluate a ref -o x --metadata meta.csv", "an error"),
+        (
+            "evaluate a ref -o x --metadata meta.csv",
+            "meta.csv: table: expected comma-separated text, got nothing there.",
+        ),
         ("evaluate a ref -o x --remap 5=lever", "a number or a known name"),
         ("compare a b -o x", "expected scores, or --reference to score against, got a folder without scores."),
         ("compare a --reference ref -o x", "models: expected two or more, got 1."),

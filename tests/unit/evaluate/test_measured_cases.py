@@ -193,3 +193,13 @@ def test_missing_an_organ_is_never_better_than_finding_it_badly(how):
     assert one["organs"]["lesion"]["hd95_mm"]["mean"] > other["organs"]["lesion"]["hd95_mm"]["mean"] + 10
     assert one["organs"]["lesion"]["hd95_mm"]["where_found"]["n"] == 3
     assert abs(one["organs"]["lesion"]["volume"]["bias_percent"]) > 0
+
+
+def test_probabilities_that_are_not_there(tmp_path) -> None:
+    (tmp_path / "a.npz").symlink_to("/not/fetched")
+    with pytest.raises(DataError, match=r"a\.npz: probabilities: .*got a link to /not/fetched, which is not there"):
+        read_probabilities(tmp_path, "a", GRID, TABLE)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / f"{next(iter(TABLE.targets))}.nii.gz").symlink_to("/not/fetched")
+    with pytest.raises(DataError, match=r"nii\.gz: file: expected an existing file, got a link to /not/fetched"):
+        read_probabilities(tmp_path, "b", GRID, TABLE)

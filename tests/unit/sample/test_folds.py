@@ -190,3 +190,10 @@ def test_usual_folds_are_the_fixed_split_or_as_many_as_there_are_groups() -> Non
     assert usual_folds(groups, splits, 5, 7) == (Fold(("a", "b", "d"), ("c",)),)
     with pytest.raises(DataError, match="at least 2 groups"):
         usual_folds({"a": "p", "b": "p"}, None, 5, 7)
+
+
+def test_ids_in_the_other_form_of_unicode(tmp_path) -> None:
+    composed, apart = "M\u00fcller", "Mu\u0308ller"
+    (tmp_path / "s.json").write_text(f'[{{"train": ["{apart}"], "validation": ["b"]}}]', encoding="utf-8")
+    assert read_splits(tmp_path / "s.json", [composed, "b"]) == (Fold((composed,), ("b",)),)
+    assert read_splits(tmp_path / "s.json", [apart, "b"]) == (Fold((apart,), ("b",)),)
