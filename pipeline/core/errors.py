@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+_LONGEST = 1000  # characters of a wrong value that a sentence shows
+
 
 class VolsegError(Exception):
     """Base of all errors caused by input, settings or the machine rather than by a defect of the code."""
@@ -76,7 +78,7 @@ def sentence(
     Args:
         what: The thing that is wrong, e.g. ``label map grid``.
         expected: The rule it must follow, e.g. ``the image grid within 1e-3 mm``.
-        got: The offending value.
+        got: The offending value; of a very long one the first 1000 characters are shown.
         advice: What the user should do, a full sentence without its full stop.
         case: Case id, if there is one.
         file: File, if there is one.
@@ -85,4 +87,7 @@ def sentence(
         ``case <id>: <file>: <what>: expected <rule>, got <value>. <advice>.``
     """
     where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""])
-    return f"{where}{what}: expected {expected}, got {got}. {advice.rstrip('.')}."
+    shown = str(got)
+    # Files from elsewhere may hold names of a million characters.
+    shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} …"
+    return f"{where}{what}: expected {expected}, got {shown}. {advice.rstrip('.')}."

@@ -71,7 +71,7 @@ class LabelTable:
         if self.ignore_label is not None and (self.ignore_label in names or self.ignore_label == 0):
             rule = "an ignore label that is no organ and not 0"
             raise ValueError(f"label table: expected {rule}, got {self.ignore_label}. Take another value.")
-        regions = check_regions(self.regions, tuple(names))
+        regions = check_regions(self.regions, tuple(names), ordered=bool(self.painted))
         painted = painted_values(regions, self.painted)
         # Called for its refusals: a table whose regions hide one another must not exist.
         painting_steps(regions, painted)

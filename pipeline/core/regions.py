@@ -7,6 +7,7 @@ Also left and right: which organs are twins, and which classes change places in 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import TypeAlias
@@ -115,13 +116,19 @@ PaintingStep = tuple[tuple[int, ...], int]
 
 _Regions = Mapping[str, tuple[int, ...]]
 
+_CROSSINGS = 1000  # every one is a pass over the voxels
+_SHOWN = 12  # regions of an example
 
-def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -> dict[str, tuple[int, ...]]:
+
+def check_regions(
+    regions: Mapping[str, Iterable[int]], values: Sequence[int], *, ordered: bool
+) -> dict[str, tuple[int, ...]]:
     """Sort the values of every region and refuse regions that mean nothing.
 
     Args:
         regions: Region name → label values.
         values: Foreground values of the label table, ascending.
+        ordered: Whether the value that paints each is given: then two may have the same values, as in nnU-Net.
 
     Raises:
         ValueError: If a name is empty or used twice, a region is empty, equals another or has an unknown value, or a
@@ -139,11 +146,13 @@ def check_regions(regions: Mapping[str, Iterable[int]], values: Sequence[int]) -
             got = listed(value for value in held if value not in values)
             raise ValueError(f"region {name!r}: expected values of the label table ({known}), got {got}. Correct it.")
         twin = next((other for other, same in found.items() if same == held), None)
-        if twin is not None:
+        if twin is not None and not ordered:
             rule, got = f"other values than those of {twin!r}", f"the same ({listed(held)})"
-            raise ValueError(sentence(f"region {name!r}", rule, got, "Drop one of the two"))
+            advice = "Drop one of the two, or say in regions_class_order which value paints each"
+            raise ValueError(sentence(f"region {name!r}", rule, got, advice))
         found[name] = held
-    lost = [value for value in values if found and all(value not in held for held in found.values())]
+    used = {value for held in found.values() for value in held}
+    lost = [value for value in values if found and value not in used]
     if lost:
         raise ValueError(f"regions: expected every label value in one, got none with {listed(lost)}. Add a region.")
     return found
@@ -155,15 +164,21 @@ def painted_values(regions: _Regions, given: Sequence[int]) -> tuple[int, ...]:
     Args:
         regions: Checked regions, in painting order.
         given: One value per region, or nothing: then the one value that no later region holds; of several the one
-            that the fewest regions share.
+            that the fewest regions share. A region that others make up has no such value, and shares one of theirs.
+
+    Raises:
+        ValueError: If the values do not fit, or none are given and a region leaves a choice.
     """
     if not given:
-        return tuple(_own_value(name, regions) for name in regions)
+        return _own_values(regions)
     painted = tuple(int(value) for value in given)
-    fits = len(painted) == len(regions) == len(set(painted))
-    if not fits or any(value not in held for value, held in zip(painted, regions.values(), strict=True)):
+    fits = len(painted) == len(regions) and all(
+        value in held for value, held in zip(painted, regions.values(), strict=True)
+    )
+    # A value may paint two regions only where that hides none.
+    if not fits or (len(set(painted)) < len(painted) and _hidden(regions, _steps(regions, painted))):
         rule = f"one value of each region, all different ({', '.join(regions)})"
-        advice = "Name the value to paint each region with"
+        advice = "Name the value to paint each region with; only regions that others make up may share theirs"
         raise ValueError(sentence("regions_class_order", rule, listed(painted), advice))
     return painted
 
@@ -181,32 +196,50 @@ def painting_steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingS
     Raises:
         ValueError: If a value would come out as one of other regions, because a later region hides it.
     """
+    steps = _steps(regions, painted)
+    hidden = _hidden(regions, steps)
+    if hidden:
+        value, result = hidden
+        names = ", ".join(name for name, held in regions.items() if value in held)
+        raise ValueError(
+            f"regions: expected later regions to leave earlier ones visible, got {value} ({names}) "
+            f"painted as {result}. List regions from large to small, and regions_class_order with them."
+        )
+    return steps
+
+
+def _steps(regions: _Regions, painted: Sequence[int]) -> tuple[PaintingStep, ...]:
+    """The steps of :func:`painting_steps`, whatever they hide."""
     homes = _homes(regions)
     # Values that regions are painted with need no crossing.
     own = {homes[value] for value in painted}
     # Reversed, so that of several values with the same regions the lowest one stands for them.
     crossings = {homes[value]: value for value in reversed(homes) if len(homes[value]) > 1 and homes[value] not in own}
+    if len(crossings) > _CROSSINGS:
+        advice = "Drop regions, or describe the organs without"
+        raise ValueError(sentence("regions", f"at most {_CROSSINGS} crossings", len(crossings), advice))
     steps: list[PaintingStep] = []
     for n, value in enumerate(painted):
         steps.append(((n,), value))
         # After its last region, smaller sets first: a larger set of regions is painted over them.
         ending = (home for home in crossings if home[-1] == n)
         steps.extend((home, crossings[home]) for home in sorted(ending, key=lambda home: (len(home), home)))
-    for value, home in homes.items():
-        # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
-        result = paint(home, steps)
-        if homes[result] != home:
-            names = [list(regions)[n] for n in home]
-            raise ValueError(
-                f"regions: expected later regions to leave earlier ones visible, got {value} ({', '.join(names)}) "
-                f"painted as {result}. List regions from large to small, and regions_class_order with them."
-            )
     return tuple(steps)
+
+
+def _hidden(regions: _Regions, steps: Sequence[PaintingStep]) -> tuple[int, int] | None:
+    """The first value that comes out as one of other regions, and that one."""
+    homes = _homes(regions)
+    # Painting forwards must give back every value that label maps can hold, or scores would compare two meanings.
+    # Values that lie in the same regions come out alike.
+    results = {home: paint(home, steps) for home in set(homes.values())}
+    return next(((value, results[home]) for value, home in homes.items() if homes[results[home]] != home), None)
 
 
 def paint(found: Collection[int], steps: Sequence[PaintingStep]) -> int:
     """The value of a voxel in which the regions at certain positions were found; 0 if none was."""
-    return next((value for needed, value in reversed(steps) if set(needed) <= set(found)), 0)
+    there = set(found)
+    return next((value for needed, value in reversed(steps) if there.issuperset(needed)), 0)
 
 
 def left_without(region: str, regions: _Regions, painted: Sequence[int]) -> dict[int, int]:
@@ -247,21 +280,45 @@ def joined_with(region: str, regions: _Regions, painted: Sequence[int]) -> dict[
 
 def _homes(regions: _Regions) -> dict[int, tuple[int, ...]]:
     """Values, ascending → positions of the regions that hold them."""
-    values = sorted({value for held in regions.values() for value in held})
-    return {value: tuple(n for n, held in enumerate(regions.values()) if value in held) for value in values}
+    homes: dict[int, list[int]] = defaultdict(list)
+    for n, held in enumerate(regions.values()):
+        for value in held:
+            homes[value].append(n)
+    return {value: tuple(homes[value]) for value in sorted(homes)}
 
 
-def _own_value(name: str, regions: _Regions) -> int:
-    order = list(regions)
-    later = {value for other in order[order.index(name) + 1 :] for value in regions[other]}
-    shared = {value: sum(value in held for held in regions.values()) for value in regions[name]}
-    # A value in a later region would be painted over by it.
-    free = {value: count for value, count in shared.items() if value not in later}
-    fewest = [value for value, count in free.items() if count == min(free.values())]
-    if len(fewest) != 1:
-        got = listed(fewest) or "none"
+def _own_values(regions: _Regions) -> tuple[int, ...]:
+    shared = Counter(value for held in regions.values() for value in held)
+    later: set[int] = set()
+    fewest: dict[str, list[int]] = {}
+    for name, held in reversed(list(regions.items())):
+        # A value in a later region would be painted over by it.
+        free = [value for value in held if value not in later]
+        least = min((shared[value] for value in free), default=0)
+        fewest[name] = [value for value in free if shared[value] == least]
+        later.update(held)
+    unclear = next((name for name in regions if len(fewest[name]) != 1), None)
+    if unclear is not None:
+        got = listed(fewest[unclear]) or "none"
         raise ValueError(
-            f"region {name!r}: expected one value to paint it with, not in a later region, got {got}. "
-            "List regions from large to small, and say in regions_class_order which value paints each."
+            f"region {unclear!r}: expected one value to paint it with, not in a later region, got {got}. "
+            "List regions from large to small, and say in regions_class_order which value paints each"
+            f"{_example(regions)}."
         )
-    return fewest[0]
+    return tuple(fewest[name][0] for name in regions)
+
+
+def _example(regions: _Regions) -> str:
+    """An order that would do, in words; empty if the lowest values that later regions leave are none, or it is long."""
+    if len(regions) > _SHOWN:
+        return ""
+    later: set[int] = set()
+    painted: dict[str, int] = {}
+    for name, held in reversed(list(regions.items())):
+        free = [value for value in held if value not in later]
+        painted[name] = min(free or held)
+        later.update(held)
+    order = [painted[name] for name in regions]
+    if _hidden(regions, _steps(regions, order)):
+        return ""
+    return f": for example {listed(f'{value} for {name}' for name, value in zip(regions, order, strict=True))}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
+from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import write_text
 from pipeline.core.paths import absence
@@ -87,21 +88,33 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         required: Columns that must be there.
 
     Raises:
-        DataError: If it is not there or not UTF-8, or a column is missing.
+        DataError: If it is not there or not UTF-8, a column is missing or given twice, or a line has more cells than
+            columns.
+        VolsegError: If it is a pipe or a device.
     """
     if gone := absence(path):
         raise DataError(sentence("table", "comma-separated text", *gone, file=path))
+    require_regular(path)
     try:
         # Spreadsheets put a byte order mark before the first column, which would become part of its name.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             table = csv.reader(stream)
             columns = [name.strip().lower() for name in next(table, [])]
-            rows = [dict(zip(columns, map(str.strip, line), strict=False)) for line in table if any(line)]
+            lines = [[cell.strip() for cell in line] for line in table if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         advice = "Save it as comma-separated UTF-8"
         raise DataError(sentence("table", "comma-separated text", f"an error ({error})", advice, file=path)) from None
+    # A cell without a column, as from a comma in a name, would shift all others or be lost.
+    surplus = next((line for line in lines if any(line[len(columns) :])), None)
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if surplus or twice:
+        rule = "each column once" if twice else f"{len(columns)} cells, as the header has"
+        got, advice = (
+            (repr(twice), "Remove one") if twice else (", ".join(surplus or ()), "Put names with commas in quotes")
+        )
+        raise DataError(sentence("table", rule, got, advice, file=path))
     missing = [name for name in required if name not in columns]
     if missing:
         got, advice = f"the columns {', '.join(columns)}", "Correct the header line"
         raise DataError(sentence("table", f"the columns {', '.join(required)}", got, advice, file=path))
-    return [{name: row.get(name, "") for name in columns} for row in rows]
+    return [{**dict.fromkeys(columns, ""), **dict(zip(columns, line, strict=False))} for line in lines]

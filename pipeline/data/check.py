@@ -273,7 +273,8 @@ def check_dataset(dataset: Dataset, *, map_cases: MapCases = map) -> CheckReport
     place = {case: number for number, case in reversed(list(enumerate(ids)))}
     by_case = sorted([*alone, *across], key=lambda problem: place[problem.case or ""])
     missing = _missing_organs(facts[: len(dataset.cases)], dataset.labels)
-    return CheckReport(dataset.name, dataset.layout, ids, (*by_case, *missing), _summary(dataset, facts))
+    said = [Problem(None, "note", "description", note) for note in dataset.notes]
+    return CheckReport(dataset.name, dataset.layout, ids, (*by_case, *missing, *said), _summary(dataset, facts))
 
 
 def _same_ids(facts: Sequence[CaseFacts]) -> list[Problem]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.core.documents import short
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
@@ -14,6 +17,9 @@ from pipeline.data.volume_file import detached_files, join_source, split_source
 
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
+
+_NUMBER = re.compile(r"[0-9]{1,4}")
+_NAME_BYTES, _PATH_LENGTH = 255, 4000  # what file systems take
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class CaseFiles:
         group: What must not be split between training and validation, e.g. the patient; None if unknown.
         soft: The organ masks are soft maps: shares of agreement. The organ is where at least half agree.
         split: ``train`` or ``validation`` where the dataset itself fixes the split.
+        fold: The fold in which it validates, where the dataset itself fixes the folds; None if it always trains.
     """
 
     id: str
@@ -39,6 +46,7 @@ class CaseFiles:
     group: str | None = None
     soft: bool = False
     split: Split | None = None
+    fold: int | None = None
 
     @property
     def labelled(self) -> bool:
@@ -78,6 +86,7 @@ class Dataset:
         labels: Label values and organ names.
         cases: Labelled cases, sorted by id.
         tests: Held-out or unlabelled cases, sorted by id; some may have labels.
+        notes: What its description says and has no effect, or does not fit what is there; one sentence each.
     """
 
     name: str
@@ -87,16 +96,19 @@ class Dataset:
     labels: LabelTable
     cases: tuple[CaseFiles, ...]
     tests: tuple[CaseFiles, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def as_monai(self) -> list[dict[str, Any]]:
         """The labelled cases as MONAI's datasets take them, to be read by ``transforms(plan)``.
 
         Returns:
             ``id``, ``image`` (a source per channel, which may be one of a 4D file), ``label`` (the label map, or a
-            source per organ), and ``group`` and ``split``, which a split of one's own must not tear apart.
+            source per organ), and ``group`` and ``split``, which a split of one's own must not tear apart; where the
+            dataset fixes folds, ``fold``.
         """
         return [
             {"id": f.id, "image": [*f.images], "label": f.label_sources, "group": f.group or "", "split": f.split or ""}
+            | ({} if f.fold is None else {"fold": f.fold})
             for f in self.cases
         ]
 
@@ -104,6 +116,54 @@ class Dataset:
     def is_ct(self) -> bool:
         """Whether every channel is CT, in Hounsfield units."""
         return all(channel.strip().upper() == "CT" for channel in self.channels)
+
+
+def own_split(cases: Iterable[CaseFiles]) -> dict[str, str | int | None] | None:
+    """How a dataset itself splits its cases: case id → the fold, else the part; None where folds are to be drawn."""
+    parts: dict[str, str | int | None] = {
+        files.id: files.split if files.fold is None else files.fold for files in cases
+    }
+    fixed = any(part == "validation" or isinstance(part, int) for part in parts.values())
+    return parts if fixed else None
+
+
+def channels_in_order(found: Any) -> tuple[str, ...] | None:
+    """Names of channels as people and other tools write them: ``"CT"``, a list, ``{"0": "CT"}`` or ``{"CT": 0}``.
+
+    None if there are none.
+
+    Raises:
+        ValueError: If it is none of these, or numbers are missing.
+    """
+    if found in (None, "", [], {}):
+        return None
+    names: Any = [found] if isinstance(found, str) else found
+    if isinstance(found, Mapping):
+        numbers: dict[int, str] = {}
+        for key, value in found.items():
+            # What is no text cannot be a name; of two texts a key of digits is the number.
+            number, name = (key, value) if isinstance(value, str) and _NUMBER.fullmatch(key) else (value, key)
+            if isinstance(number, int | str) and not isinstance(number, bool) and _NUMBER.fullmatch(str(number)):
+                numbers[int(number)] = name
+        first = 0 if 0 in numbers else 1
+        names = [numbers.get(n) for n in range(first, first + len(found))]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        rule = "names of channels, numbered from 0 without gaps"
+        raise ValueError(f'expected {rule}, got {short(found)}. Write {{"0": "T1", "1": "T2"}}.')
+    return tuple(names)
+
+
+def possible_file(name: str) -> str:
+    """A path of a list or of a command, as it is.
+
+    Raises:
+        DataError: If no file can have this name, whose look-up would end in an error of the system.
+    """
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if not name.strip() or "\0" in name or longest > _NAME_BYTES or len(name) > _PATH_LENGTH:
+        rule = f"a file name of at most {_NAME_BYTES} bytes between slashes"
+        raise DataError(f"expected {rule}, got {short(name)}. Correct the name.")
+    return name
 
 
 def content_hashes(files: CaseFiles) -> list[str]:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json, short
 from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import listed as listed_names
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, composed, is_named
 from pipeline.core.tables import read_csv
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order
 from pipeline.data.folder_files import folder_holds, or_unread
 from pipeline.data.label_tables import label_table
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
+_CHANNEL_KEYS = ("channel_names", "modality", "channels")  # the first counts
 _DATASET = "a folder, or a JSON or CSV file"
 
 
@@ -29,11 +31,13 @@ class Description:
         root: Folder that file names are relative to.
         file: The JSON or CSV file, or None.
         content: Its content; rows of a CSV and entries of a bare JSON list are under ``cases``.
+        added: Names of the files beside it that were read as well.
     """
 
     root: Path
     file: Path | None
     content: Mapping[str, Any]
+    added: tuple[str, ...] = ()
 
 
 def read_description(path: Path) -> Description:
@@ -52,26 +56,60 @@ def read_description(path: Path) -> Description:
     if file is None:
         names = ("dataset.json", "datalist.json", "datalist.csv")
         file = next((root / name for name in names if is_named(root / name)), None)
-    content: dict[str, Any] = {}
-    if file is not None:
-        if file.suffix.lower() not in (".json", ".csv"):
-            advice = "Give the dataset's folder or its list of cases"
-            raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
-        found = {"cases": read_csv(file)} if file.suffix.lower() == ".csv" else read_json(file)
-        content = {"cases": found} if isinstance(found, list) else found
-        if not isinstance(content, dict):
-            got, advice = type(found).__name__, "See the dataset layouts in the documentation"
-            raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
+    if file is not None and file.suffix.lower() not in (".json", ".csv"):
+        advice = "Give the dataset's folder or its list of cases"
+        raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
+    content = read_content(file) if file else {}
     # A labels.json or groups.csv beside the description adds to it and never overrules it.
-    if "labels" not in content and is_named(root / "labels.json"):
+    added = []
+    if content.get("labels") is None and is_named(root / "labels.json"):
+        added.append("labels.json")
         labels = read_json(root / "labels.json")
         content = {**content, "labels": labels}
         if isinstance(labels, Mapping) and isinstance(labels.get("names"), Mapping) and not channel_names(content):
-            content["channels"] = labels.get("channels")
-    if "groups" not in content and is_named(root / "groups.csv"):
+            content["channels"] = _listed_channels(labels.get("channels"), root / "labels.json")
+    if content.get("groups") is None and is_named(root / "groups.csv"):
+        added.append("groups.csv")
         rows = read_csv(root / "groups.csv", required=("case", "group"))
         content = {**content, "groups": {row["case"]: row["group"] for row in rows if row["group"]}}
-    return Description(root, file, content)
+    return Description(root, file, content, tuple(added))
+
+
+def read_content(file: Path) -> dict[str, Any]:
+    """A JSON or CSV file as a description: every key of the right type, lists of cases as objects.
+
+    Raises:
+        VolsegError: If it cannot be read, or a key is of another type.
+    """
+    # Here: pydantic is a tenth of the start of commands that read no description.
+    from pipeline.data.description_model import Content
+
+    found = {"cases": read_csv(file)} if file.suffix.lower() == ".csv" else read_json(file)
+    content = {"cases": found} if isinstance(found, list) else found
+    if not isinstance(content, dict):
+        got, advice = type(found).__name__, "See the dataset layouts in the documentation"
+        raise DataError(sentence("description", "a JSON object or list", got, advice, file=file))
+    checked: dict[str, Any] = conform(content, Content, file)
+    return checked
+
+
+def _listed_channels(found: Any, file: Path) -> tuple[str, ...] | None:
+    try:
+        return channels_in_order(found)
+    except ValueError as error:
+        raise DataError(f"{file}: channels: {error}") from None
+
+
+def nnunet_content(source: Description) -> Mapping[str, Any]:
+    """The description with nnU-Net's own keys checked.
+
+    Raises:
+        VolsegError: If one is of another type.
+    """
+    from pipeline.data.description_model import NnunetContent  # as in read_content
+
+    checked: Mapping[str, Any] = conform(source.content, NnunetContent, source.file or source.root)
+    return checked
 
 
 def described_labels(source: Description) -> LabelTable | None:
@@ -81,22 +119,14 @@ def described_labels(source: Description) -> LabelTable | None:
         DataError: If it is no label table.
     """
     found = source.content.get("labels")
-    return label_table(found, source.file or source.root, source.content) if found else None
+    empty = found is None or found == {}
+    file = source.root / "labels.json" if "labels.json" in source.added else source.file or source.root
+    return None if empty else label_table(found, file, source.content)
 
 
 def channel_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Channel names under ``channel_names``, ``modality`` or ``channels``, in order; None if there are none."""
-    for key in ("channel_names", "modality", "channels"):
-        found = content.get(key)
-        if isinstance(found, str):
-            return (found,)
-        if isinstance(found, list) and found:
-            return tuple(str(name) for name in found)
-        if isinstance(found, Mapping) and found:
-            # Keys are numbers as texts: "10" comes after "9", so shorter ones go first.
-            ordered = sorted(found, key=lambda number: (len(str(number)), str(number)))
-            return tuple(str(found[number]) for number in ordered)
-    return None
+    return next((content[key] for key in _CHANNEL_KEYS if content.get(key)), None)
 
 
 def build_dataset(
@@ -107,6 +137,7 @@ def build_dataset(
     *,
     channels: tuple[str, ...] | None = None,
     labels: LabelTable | None = None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Put a dataset together; cases without reference join the tests, missing names are found in the files.
 
@@ -117,16 +148,17 @@ def build_dataset(
         tests: Held-out cases.
         channels: Channel names, if the layout knows them better than the description.
         labels: Label table, likewise. If no one knows, all label maps are read and their values named ``label_1``, ….
+        notes: What the layout has to say; what the description says in vain is added.
 
     Raises:
-        DataError: If there is no labelled case, or no label in any of them.
+        DataError: If there is no labelled case, or no label in any of them, or lists of cases are not read.
     """
     groups = {composed(str(case)): group for case, group in (source.content.get("groups") or {}).items()}
 
     def grouped(case: CaseFiles) -> CaseFiles:
         return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
 
-    listed = [grouped(case) for case in cases]
+    listed, tests = [grouped(case) for case in cases], list(tests)
     kept = tuple(sorted((case for case in listed if case.labelled), key=lambda case: case.id))
     held_out = [*(case for case in listed if not case.labelled), *map(grouped, tests)]
     if not kept:
@@ -141,7 +173,46 @@ def build_dataset(
     channels = channels or channel_names(source.content) or _guessed_channels(kept)
     name = str(source.content.get("name") or source.root.resolve().name)
     tests_sorted = tuple(sorted(held_out, key=lambda case: case.id))
-    return Dataset(name, source.root, layout, channels, labels, kept, tests_sorted)
+    dataset = Dataset(name, source.root, layout, channels, labels, kept, tests_sorted)
+    return replace(dataset, notes=(*notes, *_said_in_vain(dataset, source, len(listed), len(tests))))
+
+
+def _said_in_vain(dataset: Dataset, source: Description, listed: int, tests: int) -> list[str]:
+    """What a description says that has no effect, or does not fit what is there, one sentence each."""
+    if not source.content:
+        return []
+    from pipeline.data.description_model import unread_keys, unread_lists  # as in read_content
+
+    content, file = source.content, source.file or source.root
+    lists = unread_lists(dataset.layout, content)
+    if lists:
+        advice = "Keep one kind of lists, or name the layout with --layout"
+        raise DataError(sentence(lists[0], f"only lists that {dataset.layout} has", "another", advice, file=file))
+    notes = []
+    for name, key in (("labels.json", "labels"), ("groups.csv", "groups")):
+        # What the description says itself is not overruled by a file beside it.
+        if is_named(source.root / name) and source.file and name not in source.added:
+            notes.append(f"{source.root / name}: not read, because {source.file.name} has {key}.")
+    training = {listed, len(dataset.cases), sum(files.split != "validation" for files in dataset.cases)}
+    for key, counts in (("numTraining", training), ("numTest", {tests, len(dataset.tests)})):
+        if content.get(key) is not None and str(content[key]) not in map(str, counts):
+            advice = "Correct it, or look for the cases that are missing"
+            rule = f"the number of cases, {max(counts)}"
+            notes.append(sentence(key, rule, short(content[key]), advice, file=file))
+    unread = unread_keys(dataset.layout, content)
+    if unread:
+        advice = "They have no effect; docs/dataset.md lists those that do"
+        notes.append(sentence("keys", f"those of layout {dataset.layout}", listed_names(unread), advice, file=file))
+    named = {content[key] for key in _CHANNEL_KEYS if content.get(key)}
+    if len(named) > 1:
+        keys = [key for key in _CHANNEL_KEYS if content.get(key)]
+        notes.append(sentence(keys[1], f"the names of {keys[0]}", "others", f"Those of {keys[0]} count", file=file))
+    ids = {files.id for files in (*dataset.cases, *dataset.tests)}
+    strangers = [case for case in content.get("groups") or {} if composed(case) not in ids]
+    if strangers:
+        advice = "Correct them: a case without its group may be parted from the patient's others"
+        notes.append(sentence("groups", "ids of cases", listed_names(strangers), advice, file=file))
+    return notes
 
 
 def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.core.documents import short
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
 
 _EXAMPLE = "Write for example 255=0 or 7=liver, or a CSV file with the columns from and to, or a YAML file of from: to"
+_LARGEST = 2**32 - 1  # of a label map of 32 bits; atlases use ids of nine digits
+_MOST_NAMES, _MOST_REGIONS = 32_766, 1000  # class indices are 16 bits; a channel of the network each
+_NAME_LENGTH = 200  # files are named after organs
 _NAMES_EXAMPLE = 'Write {"1": "liver", "2": "spleen"}'
 _REGIONS_EXAMPLE = 'Write "regions": {"disc": [1, 2], "cup": [2]}'
 
@@ -107,10 +111,13 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     """Label table from a description of values, names and regions.
 
     Names are ``{"1": "liver"}`` or ``{"liver": 1}``, alone or under ``names`` or ``labels``; ``background`` is dropped,
-    ``ignore`` recognised. Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of
-    values, which makes every entry a region. They are painted in the order of ``regions_class_order``, which names a
-    value for each; without it from large to small. Values that only lists mention are called ``label_<value>``; so are
-    all where only regions are given.
+    ``ignore`` recognised. A number without quotes, or a list, is a value even where the name is a number as well:
+    ``{"11": 1}`` is value 1, called 11. Where both are texts, the key is the value, unless other keys are names.
+
+    Regions are ``{"disc": [1, 2]}`` under ``regions``, or, as in nnU-Net, lists in place of values, which makes every
+    entry a region. They are painted in the order of ``regions_class_order``, which names a value for each; without it
+    from large to small. Values that only lists mention are called ``label_<value>``; so are all where only regions are
+    given.
 
     Args:
         content: What the description has under ``labels``, or the content of a ``labels.json``.
@@ -143,6 +150,13 @@ def label_table(content: Any, file: Path | str, beside: Mapping[str, Any] | None
     if not order:
         regions = dict(sorted(regions.items(), key=lambda region: -len(set(region[1]))))
     painted = _members(order or [], "regions_class_order", file)
+    for what, number, most in (("labels", len(names), _MOST_NAMES), ("regions", len(regions), _MOST_REGIONS)):
+        if number > most:
+            raise DataError(sentence(what, f"at most {most}", number, "Keep those that are wanted", file=file))
+    endless = next((name for name in (*names.values(), *regions) if len(name) > _NAME_LENGTH), None)
+    if endless:
+        rule, advice = f"at most {_NAME_LENGTH} characters", "Shorten it"
+        raise DataError(sentence("name", rule, f"{len(endless)} in {short(endless)}", advice, file=file))
     try:
         return LabelTable(names, ignored, regions, painted)
     except ValueError as error:
@@ -157,6 +171,7 @@ def _entries(
     ignored = None
     regions: dict[str, tuple[int, ...]] = {}
     entries = dict(content)
+    names_first = _form(content, file)
     for key, value in content.items():
         # Beside organs an organ may be called regions, so the kind of value decides what an entry is about.
         about_regions = str(key).lower() == "regions" and isinstance(value, (Mapping, list))
@@ -164,8 +179,7 @@ def _entries(
         if about_regions or order or (key == "ignore_label" and value is None):
             del entries[key]
     for key, value in entries.items():
-        # Both {"1": "liver"} and {"liver": 1} are in use; a key of digits is a value.
-        number, name = (key, value) if str(key).strip().isdigit() else (value, key)
+        number, name = (value, key) if names_first(key, value) else (key, value)
         if isinstance(number, list):
             members = _members(number, str(name), file)
             if set(members) != {0}:
@@ -184,6 +198,29 @@ def _entries(
     return names, ignored, regions if listed else {}
 
 
+def _form(content: Mapping[str, Any], file: Path | str) -> Callable[[str, Any], bool]:
+    """Tells of every entry whether its key is the name and its value the number.
+
+    Both ``{"1": "liver"}`` and ``{"liver": 1}`` are in use, and teeth and vertebrae are called by numbers. What is no
+    text cannot be a name; of two texts of digits the other entries tell.
+    """
+    texts = {(_is_number(key), _is_number(value)) for key, value in content.items() if isinstance(value, str)}
+    named, numbered = (False, True) in texts, (True, False) in texts
+    odd = [key for key, value in content.items() if numbered and _is_number(key) and not isinstance(value, str)]
+    if odd:
+        got, advice = f"{short(content[odd[0]])} for {odd[0]!r} beside names", "Put all names, or all values, in front"
+        raise DataError(sentence("labels", "names on one side", got, advice, file=file))
+
+    def names_first(key: str, value: Any) -> bool:
+        return not (isinstance(value, str) and _is_number(key)) or (named and not numbered and _is_number(value))
+
+    return names_first
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*[0-9]+\s*", text) is not None  # not isdigit, which takes a superscript
+
+
 def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[str, Any]:
     """The object of regions; beside organs, one of them may be called regions."""
     given = next((value for key, value in outer.items() if str(key).lower() == "regions"), None)
@@ -198,14 +235,16 @@ def _regions(outer: Mapping[str, Any], flat: bool, file: Path | str) -> Mapping[
 def _members(values: Any, name: str, file: Path | str) -> tuple[int, ...]:
     """Values of a region, or of ``regions_class_order``."""
     found = values if isinstance(values, list) else [values]
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
-        got = f"{values!r} for {name!r}"
+    if not all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST for value in found):
+        got = f"{short(values)} for {short(name)}"
         raise DataError(sentence("regions", "a list of label values", got, _REGIONS_EXAMPLE, file=file))
     return tuple(found)
 
 
 def _named_value(number: Any, name: Any, file: Path | str) -> int:
-    if isinstance(number, bool) or not str(number).strip().isdigit():
-        got = f"{number!r} for {name!r}"
-        raise DataError(sentence("labels", "one integer per label", got, _NAMES_EXAMPLE, file=file))
-    return int(number)
+    value = int(number) if isinstance(number, str) and _is_number(number) and len(number) < 20 else number
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _LARGEST:
+        rule = f"values from 0 to {_LARGEST}" if whole else "one integer per label"
+        raise DataError(sentence("labels", rule, f"{short(number)} for {short(name)}", _NAMES_EXAMPLE, file=file))
+    return value

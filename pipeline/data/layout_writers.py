@@ -16,7 +16,7 @@ from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import write_csv
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 from pipeline.data.layouts import bare_name
@@ -174,7 +174,7 @@ def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDatas
         )
         for part, listed, names in (("Tr", source.cases, new[:count]), ("Ts", source.tests, new[count:]))
     )
-    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=cases, tests=tests)
+    dataset = replace(source, root=out, layout=layout, labels=translated.labels, cases=cases, tests=tests, notes=())
     notes = (*translated.notes, *_renamed_note(old, new), *_losses(source, layout))
     return ConvertedDataset(dataset, translated.renumbered, notes)
 
@@ -183,10 +183,10 @@ def _laid_out(
     files: CaseFiles, places: CaseFiles, names: Mapping[int, str], layout: str, *, held_out: bool
 ) -> CaseFiles:
     """The case with new files: without a reference if it has none; in ``organs`` with a mask for every value."""
-    split = files.split if layout == "datalist" else None
+    split, fold = (files.split, files.fold) if layout == "datalist" else (None, None)
     if layout != "organs":
         label = places.label if files.labelled else None
-        return CaseFiles(places.id, places.images, label, group=files.group, split=split)
+        return CaseFiles(places.id, places.images, label, group=files.group, split=split, fold=fold)
     folder = places.images[0].parent / "segmentations"
     wanted = names if files.labelled and not held_out else {}
     organs = tuple((value, folder / f"{organ}{_ENDING}") for value, organ in wanted.items())
@@ -242,7 +242,7 @@ def _renamed_note(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
 
 def _losses(source: Dataset, layout: str) -> tuple[str, ...]:
     notes = []
-    if layout not in ("datalist", "nnunet") and any(files.split == "validation" for files in source.cases):
+    if layout not in ("datalist", "nnunet") and own_split(source.cases):
         notes.append(f"the dataset's own split is lost, because {layout} has no place for it; datalist and nnunet have")
     labelled = sum(files.labelled for files in source.tests)
     if layout == "organs" and labelled:
@@ -319,12 +319,14 @@ def _decathlon(dataset: Dataset, description: str) -> dict[str, Any]:
 def _rows(dataset: Dataset) -> list[tuple[str, ...]]:
     count = len(dataset.channels)
     images = ["image"] if count == 1 else [f"image_{n + 1}" for n in range(count)]
-    rows = [("case", *images, "label", "group", "split")]
+    folded = any(files.fold is not None for files in dataset.cases)
+    rows = [("case", *images, "label", "group", "split", *(["fold"] if folded else []))]
     for part, held_out in ((dataset.cases, ""), (dataset.tests, "test")):
         for files in part:
             label = "" if files.label is None else _relative(files.label, dataset)
             paths = (_relative(path, dataset) for path in files.images)
-            rows.append((files.id, *paths, label, files.group or "", files.split or held_out))
+            fold = ["" if files.fold is None else str(files.fold)] if folded else []
+            rows.append((files.id, *paths, label, files.group or "", files.split or held_out, *fold))
     return rows
 
 

@@ -5,13 +5,15 @@ A reader turns a described folder into a dataset. The files that it names need n
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import composed, entries, is_broken_link, is_named, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
@@ -20,6 +22,7 @@ from pipeline.data.descriptions import (
     build_dataset,
     channel_names,
     described_labels,
+    nnunet_content,
     read_description,
 )
 from pipeline.data.folder_files import CHANNEL, folder_holds, group_channels, list_volumes, or_unread, same_name
@@ -39,6 +42,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
     ("Training", ("GT",), "train"),
     ("Test", ("Test_GT", "GT"), "validation"),
 )
+_NORMALIZATIONS = ("nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")  # what nnU-Net understands beside CT
 _DEPTHS = ("", "*/", "*/*/")
 
 
@@ -104,25 +108,56 @@ def read_decathlon(source: Description) -> Dataset:
     With several modalities, an image is a 4D file whose volumes are the channels, a list of files, or, as nnU-Net's
     first version has it, a set of files ``name_0000.nii.gz``, ….
 
+    MONAI's datalists are read as it reads them: cases under ``validation`` are the validation cases of the dataset's
+    own split, and a case with a ``fold`` validates in that fold and trains in all others.
+
     Raises:
         DataError: If an entry is not of this form, or there is no labelled case.
     """
     channels = channel_names(source.content)
     count = len(channels) if channels else 1
-    cases = [read_entry(entry, source, count) for entry in source.content["training"]]
-    tests = source.content.get("test") or source.content.get("testing") or []
-    return build_dataset("decathlon", source, cases, [read_entry(entry, source, count) for entry in tests])
+    training, validation, *tests = (
+        [read_entry(entry, source, count, f"{key}.{n}") for n, entry in enumerate(source.content.get(key) or [])]
+        for key in ("training", "validation", "test", "testing")
+    )
+    if any(case.labelled for case in validation):
+        folded = next((case for case in (*training, *validation) if case.fold is not None), None)
+        if folded:
+            got, advice = f"both, e.g. fold {folded.fold} of case {folded.id}", "Keep one of the two"
+            raise DataError(sentence("split", "a validation list or folds", got, advice, file=source.file))
+        training = [replace(case, split="train") for case in training]
+        validation = [replace(case, split="validation") for case in validation]
+    return build_dataset("decathlon", source, [*training, *validation], [case for part in tests for case in part])
 
 
 def read_nnunet(source: Description) -> Dataset:
     """nnU-Net raw data: ``imagesTr/case_0000.nii.gz``, …, ``labelsTr/case.nii.gz``, ``imagesTs``, ``dataset.json``.
 
+    Where ``dataset.json`` lists the files itself, under ``dataset``, these are the training cases. Three channels may
+    be one colour picture ``case_0000.png``.
+
     Raises:
         DataError: If there is no labelled case.
     """
-    channels = channel_names(source.content) or ("image",)
-    parts = [_nnunet_part(source.root, part, len(channels), source.content.get("file_ending")) for part in ("Tr", "Ts")]
-    return build_dataset("nnunet", source, *parts, channels=channels)
+    content = nnunet_content(source)
+    channels = channel_names(content) or ("image",)
+    surplus: list[Path] = []
+    training, tests = (
+        _nnunet_part(source.root, part, len(channels), content.get("file_ending"), surplus) for part in ("Tr", "Ts")
+    )
+    if content.get("dataset"):
+        training, surplus = _nnunet_listed(source, content["dataset"]), []
+    notes = []
+    if surplus:
+        got, advice = listed(file.name for file in surplus), "They are left out; name their channels, or remove them"
+        notes.append(sentence("images", f"{len(channels)} channels", got, advice, file=source.file))
+    meant = [name for name in channels if name.lower() in _NORMALIZATIONS]
+    if meant:
+        rule, advice = "names", "nnU-Net normalizes by them; here preprocess.normalization says how"
+        notes.append(sentence("channel_names", rule, listed(meant), advice, file=source.file))
+    if (source.root / "splits_final.json").is_file():
+        notes.append(f"{source.root / 'splits_final.json'}: not read. Copy it to splits.json of the prepared folder.")
+    return build_dataset("nnunet", source, training, tests, channels=channels, notes=notes)
 
 
 def read_pairs(source: Description) -> Dataset:
@@ -205,10 +240,11 @@ def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
 
 
 def read_datalist(source: Description) -> Dataset:
-    """A table of cases, as CSV or JSON: ``case``, ``image``, ``label``, ``group``, ``split``.
+    """A table of cases, as CSV or JSON: ``case``, ``image``, ``label``, ``group``, ``split``, ``fold``.
 
     Several channels are ``image_1``, ``image_2``, …, or one ``image`` with a ``;`` between the files (in JSON also a
     list). ``split`` is ``test`` for held-out cases; where some cases are ``validation``, all others name theirs too.
+    A case with a ``fold`` validates in that fold and trains in all others.
     Files are relative to the table. Names of labels and channels are in the JSON (``labels``, ``channels``) or in a
     ``labels.json`` beside the CSV (``{"names": {"1": "liver"}, "channels": ["CT"]}``).
 
@@ -218,12 +254,15 @@ def read_datalist(source: Description) -> Dataset:
     cases: list[CaseFiles] = []
     tests: list[CaseFiles] = []
     for number, row in enumerate(source.content["cases"], start=1):
-        where, split = f"row {number}", str((row if isinstance(row, Mapping) else {}).get("split") or "").lower()
+        where, split = f"row {number}", (row.get("split") or "").lower()
         if split not in ("", "test", *_SPLITS):
             advice = "Write train, val or test"
             raise DataError(sentence(f"{where}, split", "train, val or test", repr(split), advice, file=source.file))
         case = read_entry(row, source, None, where)
         (tests if split == "test" else cases).append(replace(case, split=_SPLITS.get(split)))
+        if case.fold is not None and split:
+            got, advice = f"fold {case.fold} and split {split}", "Keep one of the two"
+            raise DataError(sentence(where, "a fold or a split", got, advice, file=source.file))
     parts = [case.split for case in cases]
     if "validation" in parts and None in parts:
         got = f"none in {parts.count(None)} of {len(parts)} rows, e.g. case {cases[parts.index(None)].id}"
@@ -232,15 +271,11 @@ def read_datalist(source: Description) -> Dataset:
     return build_dataset("datalist", source, cases, tests)
 
 
-def read_entry(entry: Any, source: Description, channels: int | None, where: str = "case") -> CaseFiles:
-    """One case of a list: a file name, or an object with image, label and so on; ``where`` names it in messages."""
-    row: Mapping[str, Any] = {"image": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {}
-    numbered = [key for key in row if re.fullmatch(r"image_\d+", str(key)) and row[key]]
-    listed = [row[key] for key in sorted(numbered, key=lambda key: int(key[6:]))] or row.get("image") or []
-    listed = listed.split(";") if isinstance(listed, str) else listed if isinstance(listed, list) else []
-    names = [str(part).strip() for part in listed]
-    if not names or not all(names):
-        got = f"the keys {', '.join(map(str, row))}" if row else repr(entry)
+def read_entry(row: Mapping[str, Any], source: Description, channels: int | None, where: str = "case") -> CaseFiles:
+    """One case of a list, as ``read_content`` gives it; ``where`` names it in messages."""
+    names = row.get("image") or []
+    if not names:
+        got = f"the keys {', '.join(row) or 'none'}"
         advice = "Name the image file of every case"
         raise DataError(sentence(where, "an image, or image_1, image_2, …", got, advice, file=source.file))
     images = tuple(located(source.root, name) for name in names)
@@ -249,17 +284,16 @@ def read_entry(entry: Any, source: Description, channels: int | None, where: str
     # In the decathlon one file may hold all modalities.
     if channels is not None and len(images) == 1:
         images = _decathlon_channels(images[0], channels)
-    label = located(source.root, str(row["label"])) if row.get("label") else None
+    label = located(source.root, row["label"]) if row.get("label") else None
     # The decathlon lists test images by name alone; where labels of theirs were released, they lie here.
     held_out = located(source.root / "labelsTs", split_source(images[0])[0].name)
-    if isinstance(entry, str) and is_named(held_out):
+    if set(row) == {"image"} and is_named(held_out):
         label = held_out
-    group = str(row["group"]) if row.get("group") not in (None, "") else None
-    name = composed(str(row.get("case") or row.get("id") or stem))
-    if re.search(r"[/\\:]|^\.+$", name):
+    name = composed(row.get("case") or row.get("id") or stem)
+    if re.search(r"[/\\:\x00-\x1f\x7f]|^\.+$", name):
         rule, advice = "a name without / \\ : that is more than dots", "Rename the case: files are named after it"
         raise DataError(sentence(f"{where}, id", rule, repr(name), advice, file=source.file))
-    return CaseFiles(name, images, label, group=group)
+    return CaseFiles(name, images, label, group=row.get("group"), fold=row.get("fold"))
 
 
 def _decathlon_channels(image: Path, channels: int) -> tuple[Path, ...]:
@@ -272,7 +306,18 @@ def _decathlon_channels(image: Path, channels: int) -> tuple[Path, ...]:
     return (image,) if channels == 1 else tuple(join_source(image, "channel", n + 1, channels) for n in range(channels))
 
 
-def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> list[CaseFiles]:
+def _nnunet_listed(source: Description, entries: Mapping[str, Mapping[str, Any]]) -> list[CaseFiles]:
+    """The cases of nnU-Net's key ``dataset``, whose paths may name variables of the environment, as ``$DATA/a.nii``."""
+    cases = []
+    for name, entry in entries.items():
+        images = [os.path.expandvars(image) for image in entry["images"]]
+        label = os.path.expandvars(entry.get("label") or "")
+        cases.append(read_entry({"case": name, "image": images, "label": label}, source, None, f"dataset.{name}"))
+    return cases
+
+
+def _nnunet_part(root: Path, part: str, channels: int, ending: str | None, surplus: list[Path]) -> list[CaseFiles]:
+    """Cases of ``imagesTr`` or ``imagesTs``; files of further channels are added to ``surplus``."""
     images, files = (_as_described(list_volumes(root / f"{kind}{part}"), ending) for kind in ("images", "labels"))
     labels = _by_name(files, volume_stem)
     groups = group_channels(file for file in images if CHANNEL.match(volume_stem(file)))
@@ -282,7 +327,12 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None) -> li
         suffix = ending or volume_suffix(next(iter(found.values()), labels.get(name, Path("case.nii.gz"))))
         # Named although it may be missing, so that check can say which file is.
         expected = (root / f"images{part}" / f"{name}_{n:04d}{suffix}" for n in range(channels))
-        cases.append(CaseFiles(name, tuple(found.get(n, path) for n, path in enumerate(expected)), labels.get(name)))
+        sources = tuple(found.get(n, path) for n, path in enumerate(expected))
+        # nnU-Net's exception: the colours of a picture are its channels.
+        if channels == len(RGB) and set(found) == {0} and rgb_channels(found[0]):
+            sources = (found[0],)
+        surplus += [found[n] for n in sorted(found) if n >= channels]
+        cases.append(CaseFiles(name, sources, labels.get(name)))
     return cases
 
 
@@ -312,7 +362,13 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
         grouped, parts = {}, set()
     whole = _by_name([file for file in files if file not in parts], bare_name)
     found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
-    found |= {name: tuple(channels[n] for n in sorted(channels)) for name, channels in grouped.items()}
+    # A channel that half of the cases have is one of the dataset; where it is missing, the expected file is named.
+    counts = Counter(n for channels in grouped.values() for n in channels)
+    usual = {n for n, count in counts.items() if 2 * count >= len(grouped)}
+    for name, channels in grouped.items():
+        suffix = volume_suffix(next(iter(channels.values())))
+        expected = {n: images / f"{name}_{n:04d}{suffix}" for n in usual} | channels
+        found[name] = tuple(expected[n] for n in sorted(expected))
     found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
     return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
 
@@ -401,7 +457,8 @@ def _is_decathlon(source: Description) -> bool:
 
 def _is_nnunet(source: Description) -> bool:
     described = "channel_names" in source.content or "modality" in source.content
-    return described and "labels" in source.content and _has_folder(source.root / "imagesTr")
+    there = _has_folder(source.root / "imagesTr") or isinstance(source.content.get("dataset"), Mapping)
+    return described and "labels" in source.content and there
 
 
 def _is_datalist(source: Description) -> bool:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.paths import absence, is_named, located
-from pipeline.core.tables import read_csv
-from pipeline.data.dataset import CaseFiles
-from pipeline.data.descriptions import Description
+from pipeline.data.dataset import CaseFiles, possible_file
+from pipeline.data.descriptions import Description, nnunet_content, read_content
 from pipeline.data.folder_files import folder_holds, group_channels, list_volumes, or_unread
 from pipeline.data.layouts import read_entry, rgb_channels
 from pipeline.data.volume_file import (
@@ -64,40 +63,40 @@ def read_list(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
         VolsegError: If it cannot be read.
     """
     if path.suffix.lower() == ".json":
-        return [], _cases(_entries(read_json(path), path), path, channels)
+        return [], _cases(_entries(path), path, channels)
     rows = _rows(path)
     if path.suffix.lower() == ".csv" and any(_IMAGE_COLUMN.match(name.strip().lower()) for name in rows[0]):
-        return [], _cases(_chosen(read_csv(path)), path, channels)
+        return [], _cases(_chosen(read_content(path)["cases"]), path, channels)
     if path.suffix.lower() == ".csv" and not volume_suffix(rows[0][0]):
         rule, advice = "a column called image, or a path in every line", "Correct the header line"
         raise DataError(sentence("list", rule, f"the columns {', '.join(rows[0])}", advice, file=path))
-    found = [[str(_located(name, path.parent)) for name in row] for row in rows]
+    found = [[str(_located(name, path)) for name in row] for row in rows]
     several = [{"image": row} for row in found if len(row) > 1]
     return [Path(row[0]) for row in found if len(row) == 1], _cases(several, path, channels)
 
 
-def _entries(content: Any, path: Path) -> list[Any]:
+def _entries(path: Path) -> list[Mapping[str, Any]]:
     """The entries of a JSON list that are to be predicted."""
-    lists = content if isinstance(content, Mapping) else {"cases": content}
-    held_out, others = (
-        [entry for name in names if isinstance(lists.get(name), list) for entry in lists[name]]
-        for names in (_HELD_OUT, _OTHERS)
-    )
+    lists = read_content(path)
+    held_out, others = ([entry for name in names for entry in lists.get(name) or []] for names in (_HELD_OUT, _OTHERS))
     found = held_out or _chosen(others)
+    if not found and isinstance(lists.get("dataset"), Mapping):  # nnU-Net's own list has no held-out cases
+        listed = nnunet_content(Description(path.parent, path, lists))["dataset"]
+        found = [{"case": name, "image": listed[name]["images"]} for name in listed]
     if not found:
         rule = f"a list of images under {', '.join((*_HELD_OUT, *_OTHERS))}"
-        got = f"the keys {', '.join(map(str, lists)) or 'none'}" if isinstance(content, Mapping) else "an empty list"
+        got = "an empty list" if set(lists) == {"cases"} else f"the keys {', '.join(lists) or 'none'}"
         raise DataError(sentence("list", rule, got, "Add one, or give the folder of the images", file=path))
     return found
 
 
-def _chosen(entries: Sequence[Any]) -> list[Any]:
+def _chosen(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those whose ``split`` is ``test``, if there are any."""
-    split = [str(entry.get("split") or "").lower() if isinstance(entry, Mapping) else "" for entry in entries]
+    split = [(entry.get("split") or "").lower() for entry in entries]
     return [entry for entry, part in zip(entries, split, strict=True) if part == "test" or "test" not in split]
 
 
-def _cases(entries: Sequence[Any], path: Path, channels: int) -> list[CaseFiles]:
+def _cases(entries: Sequence[Mapping[str, Any]], path: Path, channels: int) -> list[CaseFiles]:
     source = Description(path.parent, path, {})
     found = [read_entry(entry, source, channels, f"entry {number}") for number, entry in enumerate(entries, start=1)]
     return [CaseFiles(case.id, case.images) for case in found]  # the label map of a case is no input
@@ -105,6 +104,7 @@ def _cases(entries: Sequence[Any], path: Path, channels: int) -> list[CaseFiles]
 
 def _rows(path: Path) -> list[list[str]]:
     """The filled cells of every line of a CSV or text file that has some and is no comment."""
+    require_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix.lower() == ".csv":
@@ -120,8 +120,11 @@ def _rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _located(name: str, folder: Path) -> Path:
-    beside, here = located(folder, name), located(Path(), name)
+def _located(name: str, file: Path) -> Path:
+    try:
+        beside, here = located(file.parent, possible_file(name)), located(Path(), name)
+    except DataError as error:
+        raise DataError(f"{file}: list: {error}") from None
     return here.absolute() if not is_named(beside) and is_named(here) else beside
 
 
@@ -145,9 +148,10 @@ def find_inputs(paths: Sequence[Path | str], channels: int) -> Inputs:
 
     With several channels, files ``case_0000.nii.gz``, ``case_0001.nii.gz``, … form a case, and a 4D file with that
     many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
-    file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off. A folder stands for the
-    volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as ``scans/*.nii.gz`` or ``**/ct.nii.gz``
-    stands for the volumes and folders that match; for lists see :func:`~pipeline.data.prediction_inputs.read_list`.
+    file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off, as with colour pictures. A
+    folder stands for the volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as
+    ``scans/*.nii.gz`` or ``**/ct.nii.gz`` stands for the volumes and folders that match; for lists see
+    :func:`~pipeline.data.prediction_inputs.read_list`.
 
     Args:
         paths: Files, folders, patterns and lists.
@@ -275,7 +279,9 @@ def _grouped(files: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path
         members = [file for file in files if file.parent == folder]
         if channels == len(RGB):
             pictures = {file: colours for file in members if (colours := rgb_channels(file))}
-            found += [(volume_stem(file), colours, "") for file, colours in pictures.items()]
+            # nnU-Net's names of colour pictures; others may end in four digits of their own.
+            ending = "_0000" if all(volume_stem(file).endswith("_0000") for file in pictures) else ""
+            found += [(volume_stem(file).removesuffix(ending), colours, "") for file, colours in pictures.items()]
             members = [file for file in members if file not in pictures]
         for name, parts in group_channels(members).items():
             try:

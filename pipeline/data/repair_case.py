@@ -197,7 +197,8 @@ def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> 
 def _entry(case: PlannedCase, images: Sequence[str], reference: str | None) -> dict[str, Any]:
     """A row as ``datalist.json`` has it; what is not known is left out."""
     split = "test" if case.held_out else case.files.split
-    row = {"case": case.files.id, "image": list(images), "label": reference, "group": case.files.group, "split": split}
+    row: dict[str, Any] = {"case": case.files.id, "image": list(images), "label": reference}
+    row |= {"group": case.files.group, "split": split, "fold": case.files.fold}
     return {key: value for key, value in row.items() if value is not None}
 
 

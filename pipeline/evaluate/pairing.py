@@ -197,10 +197,10 @@ def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[st
 
 def _case(row: Mapping[str, Any], name: str) -> str:
     given = row.get("case") or row.get("id")
-    image = row.get("image")
+    images = row.get("image") or []
     if given:
         return composed(str(given))
-    return volume_stem(image if isinstance(image, str) else name).removesuffix(_CHANNEL)
+    return volume_stem(images[0] if len(images) == 1 else name).removesuffix(_CHANNEL)
 
 
 # The images of the cases, which reports show.

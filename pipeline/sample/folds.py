@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def make_folds(groups: Mapping[str, str | None], folds: int, seed: int) -> tuple
     )
 
 
-def fixed_fold(splits: Mapping[str, str | None], groups: Mapping[str, str | None]) -> Fold:
+def fixed_fold(splits: Mapping[str, str | int | None], groups: Mapping[str, str | None]) -> Fold:
     """The only fold of a dataset that fixes its split: case id → ``train``, ``validation`` or None, which is refused.
 
     Raises:
@@ -80,14 +81,45 @@ def fixed_fold(splits: Mapping[str, str | None], groups: Mapping[str, str | None
     return Fold(tuple(train), tuple(validation))
 
 
+def fixed_folds(parts: Mapping[str, str | int | None], groups: Mapping[str, str | None]) -> tuple[Fold, ...]:
+    """The folds of a dataset that fixes them, as MONAI reads its datalists.
+
+    Args:
+        parts: Case id → the fold in which it validates; in all others, and with anything else in all, it trains.
+        groups: Case id → group, e.g. the patient.
+
+    Raises:
+        DataError: If no case trains in a fold, or a group is on both sides of one.
+    """
+    folds, problems = [], []
+    for number in sorted({part for part in parts.values() if isinstance(part, int)}):
+        train = sorted(case for case, part in parts.items() if part != number)
+        validation = sorted(case for case, part in parts.items() if part == number)
+        problems += _problems(f"fold {number}", train, validation, set(parts), groups, None)
+        folds.append(Fold(tuple(train), tuple(validation)))
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(folds)
+
+
+def follows_split(fold: Fold, parts: Mapping[str, str | int | None]) -> bool:
+    """Whether a fold, perhaps with fewer cases, is one that the dataset fixes; ``parts`` as for :func:`usual_folds`."""
+    train, validation = ({parts.get(case) for case in part} for part in (fold.train, fold.validation))
+    if len(validation) == 1 and isinstance(next(iter(validation)), int):
+        return train.isdisjoint(validation)
+    return (train, validation) == ({"train"}, {"validation"})
+
+
 def usual_folds(
-    groups: Mapping[str, str | None], splits: Mapping[str, str | None] | None, folds: int, seed: int
+    groups: Mapping[str, str | None], splits: Mapping[str, str | int | None] | None, folds: int, seed: int
 ) -> tuple[Fold, ...]:
-    """The split that a dataset fixes, else drawn folds, no more than there are groups.
+    """The split or the folds that a dataset fixes, else drawn folds, no more than there are groups.
 
     Raises:
         DataError: If there are fewer than two groups, or the split cannot be used.
     """
+    if splits is not None and any(isinstance(part, int) for part in splits.values()):
+        return fixed_folds(splits, groups)
     if splits is not None:
         return (fixed_fold(splits, groups),)
     distinct = len({group or f"case {case}" for case, group in groups.items()})
@@ -166,7 +198,7 @@ def _problems(
     found = []
     for name, part in zip(_PARTS, (train, validation), strict=True):
         unknown = sorted(set(part) - cases)
-        repeated = sorted({case for case in part if part.count(case) > 1}) if len(set(part)) < len(part) else []
+        repeated = sorted(case for case, count in Counter(part).items() if count > 1)
         if not part:
             found.append((f"{what} {name}", "at least one case", "none", "Move a case there"))
         if unknown:

@@ -20,7 +20,7 @@ from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.paths import real
 from pipeline.core.signals import Progress, silent
 from pipeline.data.convert_case import ConversionOutcome, ConvertTask, convert_case
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.layout_writers import ConvertedDataset, converted_dataset, description_file, write_description
 from pipeline.data.layouts import open_dataset
 from pipeline.engine.local import Batch, Outcome, Run, collect, default_jobs, open_engine
@@ -183,11 +183,11 @@ def _describe(opened: Dataset, target: ConvertedDataset, results: Mapping[str, C
 def _write_folds(path: Path, cases: Sequence[tuple[CaseFiles, str]]) -> list[str]:
     """Write the folds that ``volseg preprocess`` draws by default, which nnU-Net takes over when it plans."""
     names = {old.id: new for old, new in cases}
-    groups, splits = ({old.id: getattr(old, key) for old, _ in cases} for key in ("group", "split"))
-    fixed = "validation" in splits.values()
+    groups = {old.id: old.group for old, _ in cases}
+    fixed = own_split(old for old, _ in cases)
     sample = Settings().sample
     try:
-        folds = usual_folds(groups, splits if fixed else None, sample.folds, sample.split_seed)
+        folds = usual_folds(groups, fixed, sample.folds, sample.split_seed)
     except VolsegError as error:
         return [f"{path} was not written: {error}"]
     content = [

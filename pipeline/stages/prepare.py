@@ -20,14 +20,14 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, signature, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.data.check import CheckReport, check_dataset, lost_case
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import plan_from_fingerprints
-from pipeline.sample.folds import Fold, read_splits, usual_folds, write_splits
+from pipeline.sample.folds import Fold, follows_split, read_splits, usual_folds, write_splits
 from pipeline.stages.memory import (
     READING_WORKER_BYTES,
     TORCH_WORKER_BYTES,
@@ -264,6 +264,8 @@ def preprocess(
     settings, out = settings or Settings(), Path(out)
     opened = open_dataset(dataset, layout)
     require_fitting(opened, out)
+    if fixed := own_split(opened.cases):  # one that cannot be used is refused before hours of work
+        _fresh_folds(out / "splits.json", opened.cases, fixed, settings)
     names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(Path(plan), opened)
     workers = jobs or default_jobs(len(opened.cases))
@@ -287,7 +289,7 @@ def preprocess(
         prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
         written, more = collect(run, prepare, usable, progress, "prepare", size_of)
     failed += more
-    notes += _write_folds(out / "splits.json", opened, written, settings, failed)
+    notes += (*opened.notes, *_write_folds(out / "splits.json", opened, written, settings, failed))
     return Batch.of(written, failed, notes)
 
 
@@ -306,7 +308,7 @@ def _write_folds(
     failed: Sequence[tuple[str, str]],
 ) -> tuple[str, ...]:
     """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
-    fixed = any(files.split == "validation" for files in dataset.cases)
+    fixed = own_split(dataset.cases)
     fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings, failed)
     if not path.is_file():
         write_splits(path, fresh)
@@ -316,13 +318,11 @@ def _write_folds(
         folds = read_splits(path, [files.id for files in dataset.cases])
     except VolsegError as error:
         return (f"{error} Or delete the file to draw new folds.",)
-    used = {(case, "train") for fold in folds for case in fold.train}
-    used |= {(case, "validation") for fold in folds for case in fold.validation}
-    left_out = sorted(set(written) - {case for case, _ in used})
+    left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})
     notes = []
     if left_out:
         notes.append(f"{path}: kept; {len(left_out)} cases are in no fold, e.g. {left_out[0]}. Add them, or delete it.")
-    if fixed and not used <= {(files.id, files.split) for files in dataset.cases}:
+    if fixed and not all(follows_split(fold, fixed) for fold in folds):
         notes.append(f"{path}: kept, although the dataset fixes another split. Delete it to take that one.")
     elif len(folds) != len(fresh):
         notes.append(f"{path}: kept with its {len(folds)} folds. Delete it to draw {len(fresh)} new ones.")
@@ -330,7 +330,11 @@ def _write_folds(
 
 
 def _fresh_folds(
-    path: Path, cases: Sequence[CaseFiles], fixed: bool, settings: Settings, failed: Sequence[tuple[str, str]]
+    path: Path,
+    cases: Sequence[CaseFiles],
+    fixed: Mapping[str, str | int | None] | None,
+    settings: Settings,
+    failed: Sequence[tuple[str, str]] = (),
 ) -> tuple[Fold, ...]:
     """The split that the dataset fixes, else drawn folds."""
     groups = {files.id: files.group for files in cases}
@@ -342,5 +346,5 @@ def _fresh_folds(
             got = f"{distinct}, as {len(failed)} cases cannot be used"
             advice = f"{' '.join(message for _, message in sorted(failed)[:_SHOWN])}{more}"
         raise VolsegError(sentence("folds", rule, got, advice, file=path))
-    splits = {files.id: files.split for files in cases} if fixed else None
+    splits = {case: fixed[case] for case in groups} if fixed else None
     return usual_folds(groups, splits, settings.sample.folds, settings.sample.split_seed)

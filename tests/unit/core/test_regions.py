@@ -67,6 +67,44 @@ def test_a_region_within_a_crossing_is_painted_after_it() -> None:
     assert [paint(found, steps) for found in ((0, 1), (0, 1, 2), (2,))] == [3, 5, 5]
 
 
+@pytest.mark.parametrize(
+    ("regions", "order"),
+    [
+        ({"whole infarct": (1, 2), "penumbra": (1,), "core": (2,)}, (1, 1, 2)),
+        ({"whole infarct": (1, 2), "penumbra": (1,), "core": (2,)}, (2, 1, 2)),
+        ({"body": (1, 2, 4), "upper": (1, 2), "lower": (4,), "left": (1,), "right": (2,)}, (4, 1, 4, 1, 2)),
+        ({"lesion": (1, 2, 4), "tumour": (1, 2, 4)}, (1, 1)),
+        ({"lesion": (1, 2), "tumour": (1, 2), "node": (4,)}, (1, 2, 4)),
+    ],
+)
+def test_unions_and_equal_regions_are_painted_as_nnunet_does(
+    regions: dict[str, tuple[int, ...]], order: tuple[int, ...]
+) -> None:
+    used = {value for held in regions.values() for value in held}
+    table = LabelTable({value: name for value, name in NAMES.items() if value in used}, None, regions, order)
+    assert table.painted == order
+    assert LabelTable.from_json(table.to_json()) == table
+    steps = painting_steps(table.regions, table.painted)
+    for value in used:
+        found = [n for n, held in enumerate(regions.values()) if value in held]
+        painted = 0
+        for n, painter in enumerate(order):  # what nnU-Net's loop over regions_class_order leaves
+            painted = painter if n in found else painted
+        assert paint(found, steps) == painted
+        assert {name for name, held in regions.items() if painted in held} == {list(regions)[n] for n in found}
+
+
+def test_a_union_of_others_leaves_a_choice_that_the_message_shows() -> None:
+    with pytest.raises(ValueError, match="for example 1 for whole, 1 for edge, 2 for core\\."):
+        LabelTable({1: "a", 2: "b"}, None, {"whole": (1, 2), "edge": (1,), "core": (2,)})
+
+
+def test_without_a_part_of_a_union_its_voxels_are_no_whole() -> None:
+    table = LabelTable({1: "a", 2: "b"}, None, {"whole": (1, 2), "edge": (1,), "core": (2,)}, (1, 1, 2))
+    assert table.without("edge") == (0, 0, 2)
+    assert table.without("whole") == (0, 0, 0)
+
+
 def test_values_that_differ_in_no_region_are_painted_alike() -> None:
     table = LabelTable({1: "x", 2: "y", 3: "z"}, None, {"A": (1, 2), "B": (3,)}, (2, 3))
     assert table.painting() == (((0,), 2), ((1,), 3))

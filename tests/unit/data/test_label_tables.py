@@ -47,6 +47,33 @@ def test_values_without_a_name_are_called_after_themselves() -> None:
     assert label_table({"1": "liver", "ignore_label": None}, "d") == LabelTable({1: "liver"})
 
 
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ({"background": 0, "11": 1, "12": 2}, {1: "11", 2: "12"}),  # teeth, as nnU-Net has them
+        ({"11": 1}, {1: "11"}),
+        ({"0": "background", "1": "11", "2": "12"}, {1: "11", 2: "12"}),  # the same, as the decathlon has them
+        ({"1": "11", "2": "12"}, {1: "11", 2: "12"}),
+        ({"background": "0", "11": "1", "12": "2"}, {1: "11", 2: "12"}),
+        ({"names": {"4": "1", "5": "sacrum"}}, {4: "1", 5: "sacrum"}),
+        ({"1": "liver", "2": "12", "ignore": 3}, {1: "liver", 2: "12"}),
+    ],
+)
+def test_names_that_are_numbers_stay_names(content: dict[str, Any], names: dict[int, str]) -> None:
+    assert label_table(content, "d").names == names
+
+
+def test_regions_whose_names_are_numbers() -> None:
+    table = label_table({"background": 0, "1": [1, 2], "2": [2]}, "d", {"regions_class_order": [1, 2]})
+    assert table == LabelTable({1: "label_1", 2: "label_2"}, None, {"1": (1, 2), "2": (2,)}, (1, 2))
+    mixed = label_table({"background": 0, "21": [1, 2], "22": 2}, "d", {"regions_class_order": [1, 2]})
+    assert mixed == LabelTable({1: "label_1", 2: "22"}, None, {"21": (1, 2), "22": (2,)}, (1, 2))
+    assert label_table({"1": "a", "2": "b", "regions": {"1": [1, 2], "2": [2]}}, "d").regions == {
+        "1": (1, 2),
+        "2": (2,),
+    }
+
+
 def test_organs_may_be_called_like_the_keys_of_a_description() -> None:
     table = label_table({"regions": 1, "labels": 2, "names": 3, "regions_class_order": 4}, "d")
     assert table == LabelTable({1: "regions", 2: "labels", 3: "names", 4: "regions_class_order"})
@@ -74,6 +101,20 @@ def test_a_folder_may_describe_regions_beside_its_labels(tmp_path) -> None:
         ({"1": "x", "ignore": 3, "regions": {"a": [1, 3]}}, r"d: region 'a': expected values .* \(1\), got 3"),
         ({"1": "x", "2": "y", "regions": {"a": [1]}}, "d: regions: expected every label value in one, got none with 2"),
         ({"1": "x", "organ": "1"}, "d: labels: expected one name per value, got 'x' and 'organ' for 1"),
+        ({"\u00b2": "x"}, "d: labels: expected one integer per label, got 'x' for '\u00b2'"),
+        ({"liver": "\u00b2"}, "d: labels: expected one integer per label, got '\u00b2' for 'liver'"),
+        ({"1": "liver", "2": 3}, "d: labels: expected names on one side, got 3 for '2' beside names. Put all names"),
+        ({"liver": -1}, "d: labels: expected values from 0 to 4294967295, got -1 for 'liver'"),
+        ({"liver": 2**70}, "d: labels: expected values from 0 to 4294967295, got 1180591620717411303424 for"),
+        ({"9" * 5000: "liver"}, "d: labels: expected one integer per label, got '9999"),
+        ({"liver": float("inf")}, "d: labels: expected one integer per label, got inf for 'liver'"),
+        ({"liver": None}, "d: labels: expected one integer per label, got None for 'liver'"),
+        ({"liver": [[1]]}, r"d: regions: expected a list of label values, got \[\[1\]\] for 'liver'"),
+        ({"x" * 201: 1}, "d: name: expected at most 200 characters, got 201 in 'xxx"),
+        ({"regions": {f"r{n}": [n] for n in range(1, 1002)}}, "d: regions: expected at most 1000, got 1001. Keep"),
+        ({f"n{n}": n for n in range(1, 32768)}, "d: labels: expected at most 32766, got 32767. Keep"),
+        ({"a": [1, 2**70], "b": 1}, "d: regions: expected a list of label values, got"),
+        ({"a": [1, -2], "b": 1}, r"d: regions: expected a list of label values, got \[1, -2\] for 'a'"),
         ([1], "d: labels: expected an object of values and names, got list"),
         ({"names": {"1": "x"}, "regions": [1]}, r"d: regions: expected an object of regions, got list\. Write"),
         ({"1": "x", "Regions": [{"a": [1]}]}, r"d: regions: expected an object of regions, got list\. Write"),
