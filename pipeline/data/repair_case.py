@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError
-from pipeline.core.files import copy_file, file_hash, read_record, text_hash, write_json
+from pipeline.core.documents import read_json
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.files import OutputFolder, copy_file, file_hash, inside, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
@@ -142,13 +143,15 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     files = task.case.files
     record = task.out / "repairs" / f"{files.id}.json"
     content_hash = _content_hash(task)
-    earlier = read_record(record)
-    names = list(earlier.get("files", ()))
-    if earlier.get("hash") == content_hash and all((task.out / name).is_file() for name in names):
-        return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
-    # What an earlier version of the case wrote may have other names now.
-    for name in (*names, record.relative_to(task.out)):
-        (task.out / name).unlink(missing_ok=True)
+    earlier = _earlier(record)
+    if earlier is not None:
+        there = {name for name in earlier.files if (path := inside(task.out, name)) and path.is_file()}
+        listed = {str(split_source(name)[0]) for name in (*earlier.entry.image, *filter(None, [earlier.entry.label]))}
+        if earlier.hash == content_hash and there == {*earlier.files} == listed:
+            return RepairOutcome(_entry(task.case, earlier.entry.image, earlier.entry.label), earlier.changes, None)
+        # What an earlier version of the case wrote may have other names now.
+        OutputFolder(task.out).remove(earlier.files)
+    record.unlink(missing_ok=True)
     # Copies, no hard links: a program that edits a file in place would change the original as well.
     parts, positioned, changes = repair_images(files, task.channels)
     label, more = repair_labels(files, parts[0].grid, positioned, task.rules) if parts else (None, [])
@@ -180,6 +183,33 @@ def would_repair(task: RepairTask) -> bool:
     parts, positioned, changes = repair_images(files, task.channels)
     _, more = repair_labels(files, parts[0].grid, positioned, task.rules)
     return len(parts) == len(task.channels) and bool([*task.case.changes, *changes, *more])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the record of a case says of its row in the list of cases."""
+
+    image: tuple[str, ...]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The record of a case."""
+
+    hash: str
+    files: tuple[str, ...]
+    entry: _Row
+    changes: tuple[Change, ...]
+
+
+def _earlier(record: Path) -> _Record | None:
+    """What an earlier run wrote of the case; None if the record is missing or damaged."""
+    try:
+        found: _Record = read_json(record, kind=_Record)
+    except VolsegError:
+        return None
+    return found
 
 
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Settings
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.paths import real
@@ -68,11 +68,11 @@ def convert(
     folder = OutputFolder(out, _RECORD, origin)
     earlier = _earlier_cases(folder)
     sources, targets = (*opened.cases, *opened.tests), (*target.dataset.cases, *target.dataset.tests)
-    entries = {
+    entries: dict[str, dict[str, Any]] = {
         new.id: {
             "source": old.id,
             "files": [path.relative_to(out).as_posix() for path in new.files],
-            "hash": earlier.get(new.id, {}).get("hash", ""),
+            "hash": earlier[new.id].hash if new.id in earlier else "",
         }
         for old, new in zip(sources, targets, strict=True)
     }
@@ -82,8 +82,8 @@ def convert(
     write_json(folder.record, record)
     description_file(target.dataset).unlink(missing_ok=True)
     remove_leftovers(out, deep=True)  # nnU-Net would take them for cases
-    before, now = ({name for entry in found.values() for name in entry["files"]} for found in (earlier, entries))
-    folder.remove(before - now)
+    now = {name for entry in entries.values() for name in entry["files"]}
+    folder.remove({name for entry in earlier.values() for name in entry.files} - now)
     tasks = {
         new.id: ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
         for old, new in zip(sources, targets, strict=True)
@@ -116,15 +116,24 @@ def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
         raise VolsegError(sentence("output folder", rule, got, "Choose another folder", file=out))
 
 
-def _earlier_cases(folder: OutputFolder) -> dict[str, dict[str, Any]]:
-    """Case id → ``files`` and ``hash``, as an earlier conversion recorded them."""
+@dataclass(frozen=True)
+class _Entry:
+    """What the record says of a case."""
+
+    files: tuple[str, ...]
+    hash: str
+
+
+def _earlier_cases(folder: OutputFolder) -> dict[str, _Entry]:
+    """What an earlier conversion recorded of every case."""
     folder.require_own(_EARLIER)
     try:
-        entries = folder.earlier["cases"].items() if folder.earlier else ()
-        return {case: {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in entries}
-    except (KeyError, TypeError, AttributeError):
+        cases = folder.earlier.get("cases") if folder.earlier else {}
+        found: dict[str, _Entry] = conform(cases, dict[str, _Entry], folder.record)
+    except VolsegError:
         # Files that no record names would stay, and other tools would take them for cases.
         folder.refuse(f"a new folder, or {_EARLIER}", f"a damaged {_RECORD}")
+    return found
 
 
 def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_a_changed_input_is_repaired_anew_and_takes_its_old_files_with_it(case, 
     assert sorted(path.name for path in (tmp_path / "copy/images").iterdir()) == ["a.nii"]
     message = refused(fix, replace(case, images=(tmp_path / "gone.nii",)))
     assert "gone.nii: file: expected an existing file" in message
+
+
+@pytest.mark.parametrize("hurt", ["files", "entry", "kind"])
+def test_a_record_that_names_files_elsewhere_is_none(case, fix, tmp_path, hurt) -> None:
+    first = fix(case)
+    precious, record = tmp_path / "precious.txt", tmp_path / "copy/repairs/a.json"
+    precious.write_text("mine")
+    content = json.loads(record.read_text())
+    strange = {"files": ["../precious.txt", str(precious)], "entry": {"image": ["../precious.txt"]}, "kind": {}}
+    content |= {"files": [5]} if hurt == "kind" else {hurt: strange[hurt]}
+    record.write_text(json.dumps(content))
+    again = fix(case)
+    assert again.facts is not None  # written anew
+    assert again.entry == first.entry
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "SPL", "AIR"])
