@@ -24,6 +24,9 @@ def check(
     image_grid: Annotated[
         bool, typer.Option("--image-grid", help="With --fix: label maps of the image's shape lie on its grid.")
     ] = False,
+    label_header: Annotated[
+        bool, typer.Option("--label-header", help="With --fix: other label maps lie where their header says.")
+    ] = False,
 ) -> None:
     """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
 
@@ -37,14 +40,22 @@ def check(
     from pipeline.stages import prepare
     from pipeline.stages.repair import repair
 
-    if fix is None and (remap or image_grid):
-        raise typer.BadParameter("--remap and --image-grid say how to repair: give --fix and a folder as well.")
+    if fix is None and (remap or image_grid or label_header):
+        options = "--remap, --image-grid and --label-header"
+        raise typer.BadParameter(f"{options} say how to repair: give --fix and a folder as well.")
     with progress_bars() as bars:
         if fix is None:
             found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
         else:
             fixed = repair(
-                dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
+                dataset,
+                fix,
+                remap=remap or (),
+                image_grid=image_grid,
+                label_header=label_header,
+                layout=layout,
+                jobs=jobs,
+                progress=bars.update,
             )
     if fix is not None:
         print_repair(fixed)

@@ -22,7 +22,7 @@ from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, rep
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-_VERSION = "1"  # of the repairs; another one makes every case anew
+_VERSION = "2"  # of the repairs; another one makes every case anew
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def repair(
     *,
     remap: Sequence[str] = (),
     image_grid: bool = False,
+    label_header: bool = False,
     layout: str | None = None,
     jobs: int | None = None,
     progress: Progress = silent,
@@ -74,6 +75,7 @@ def repair(
         out: Folder of the copy: a new one, or that of an earlier repair of this dataset.
         remap: What unknown label values become, see :func:`pipeline.data.label_tables.read_remap`.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
+        label_header: Other label maps lie where their header says, even where nothing proves it.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
@@ -82,7 +84,7 @@ def repair(
         VolsegError: If there is no dataset, the replacements contradict it, or the folder holds other files.
     """
     opened = open_dataset(dataset, layout)
-    rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid)
+    rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid, label_header)
     require_apart(opened, dataset, out)
     folder = OutputFolder(out, LOG_FILE, {"source": str(dataset.resolve())})
     folder.require_own("an earlier repair of this dataset")
@@ -108,7 +110,8 @@ def repair(
     kept = sum(case.facts is None for case in done)
     result = Repair(out, changes, copied, repaired, kept, tuple(sorted(failed)), report)
     table = {str(old): new for old, new in rules.remap.items()}
-    _write_log(out, {**head, "remap": table, "image_grid": image_grid}, result)
+    asked = {"remap": table, "image_grid": image_grid, "label_header": label_header}
+    _write_log(out, {**head, **asked}, result)
     return result
 
 
