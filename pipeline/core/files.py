@@ -19,6 +19,7 @@ from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
+_NOT_UTF8 = "backslashreplace"  # bytes of file names that are not UTF-8: from \udce9 JSON gives the name back
 _MARK = 8  # characters that tell temporary names of the same file apart
 _NAME = 60  # characters of the file's own name in them
 
@@ -101,7 +102,7 @@ def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
 
 def write_text(path: Path | str, content: str) -> None:
     """Write UTF-8 text atomically, its line ends unchanged on every system."""
-    write_bytes(path, content.encode("utf-8"))
+    write_bytes(path, content.encode("utf-8", _NOT_UTF8))
 
 
 def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> None:
@@ -115,7 +116,8 @@ def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> Non
     Raises:
         ValueError: If the content holds NaN or infinity, which JSON does not know.
     """
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+    as_text: Any = {"encoding": "utf-8", "errors": _NOT_UTF8, "newline": "\n"}
+    with atomic_path(path) as temporary, temporary.open("w", **as_text) as stream:
         if indent is None:
             stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False))
         else:
@@ -128,7 +130,7 @@ def text_hash(*parts: str) -> str:
     content = hashlib.blake2b(digest_size=8)
     # The length goes before each text: ("ab", "c") and ("a", "bc") are different contents.
     for part in parts:
-        encoded = part.encode("utf-8")
+        encoded = part.encode("utf-8", "surrogatepass")  # parts may be names of files
         content.update(len(encoded).to_bytes(8, "little"))
         content.update(encoded)
     return content.hexdigest()
