@@ -137,6 +137,18 @@ def prune(
     print_pruning(result, target)
 
 
+def share(
+    model: Annotated[Path, typer.Argument(help="Model folder, also of an ensemble.")],
+    out: OutFolder,
+) -> None:
+    """Write a model folder to give away: it predicts the same, and names no case, path, dataset or machine."""
+    from pipeline.console.bars import print_line
+    from pipeline.stages.share import share as run
+
+    written = run(model, out)
+    print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
+
+
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,
