@@ -14,10 +14,11 @@ from typing import Any
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import OutputFolder, copy_file, file_hash, inside, text_hash, write_json
+from pipeline.core.files import OutputFolder, file_hash, inside, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.header_text import copy_volume
 from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
@@ -108,12 +109,14 @@ class RepairTask:
         channels: Names of the dataset's channels.
         rules: How label maps are repaired.
         out: Folder of the copy.
+        keep_text: Keep the free text of headers.
     """
 
     case: PlannedCase
     channels: tuple[str, ...]
     rules: LabelRules
     out: Path
+    keep_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,8 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     changes = [*task.case.changes, *changes, *more]
     written: list[Path] = []
     try:
-        images = _write_images(parts, files.id, task.out, written)
-        reference = None if label is None else _write_label(label, files.id, task.out, written)
+        images = _write_images(parts, task, written, changes)
+        reference = None if label is None else _write_label(label, task, written, changes)
         facts = _checked(task, images, reference)
         entry = _entry(task.case, images, reference)
         made = [path.relative_to(task.out).as_posix() for path in written]
@@ -232,8 +235,11 @@ def _entry(case: PlannedCase, images: Sequence[str], reference: str | None) -> d
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written: list[Path]) -> list[str]:
+def _write_images(
+    parts: Sequence[RepairedVolume], task: RepairTask, written: list[Path], changes: list[Change]
+) -> list[str]:
     """Write or copy every channel; a 4D file is copied once. Returns the sources, relative to the folder."""
+    case, out = task.case.files.id, task.out
     outputs = {n if part.array is not None else split_source(part.source)[0] for n, part in enumerate(parts)}
     names: dict[Path, str] = {}
     sources = []
@@ -249,17 +255,27 @@ def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written
         if file not in names:
             names[file] = stem + volume_suffix(file)
             written.append(out / names[file])
-            copy_file(file, out / names[file])
+            changes += _copy(task, file, out / names[file])
         sources.append(join_source(names[file], kind, volume, total).as_posix() if kind else names[file])
     return sources
 
 
-def _write_label(part: RepairedVolume, case: str, out: Path, written: list[Path]) -> str:
+def _copy(task: RepairTask, file: Path, target: Path) -> list[Change]:
+    """Copy a file; the change is that text of its header was cleared."""
+    cleared = copy_volume(file, target, keep_text=task.keep_text)
+    # The names of the fields, not what they said: the log travels with the copy.
+    before, after = ", ".join(cleared), "empty; --keep-header-text keeps it"
+    change = Change(task.case.files.id, str(file), "header_text", "free text of the header cleared", before, after)
+    return [change] if cleared else []
+
+
+def _write_label(part: RepairedVolume, task: RepairTask, written: list[Path], changes: list[Change]) -> str:
+    case, out = task.case.files.id, task.out
     suffix = volume_suffix(part.source) if part.array is None else _written_suffix(part.source)
     name = f"labels/{case}{suffix}"
     written.append(out / name)
     if part.array is None:
-        copy_file(part.source, out / name)
+        changes += _copy(task, part.source, out / name)
     else:
         write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
     return name
@@ -279,4 +295,4 @@ def _content_hash(task: RepairTask) -> str:
             hashes.append(file_hash(file))
         except OSError:  # reported, with the reason, when the file is read
             hashes.append("unreadable")
-    return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)
+    return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), repr(task.keep_text), *hashes)

@@ -40,12 +40,13 @@ def convert(
     *,
     layout: str | None = None,
     link: bool = False,
+    keep_header_text: bool = False,
     jobs: int | None = None,
     progress: Progress = silent,
 ) -> Batch:
     """Write a dataset in another layout.
 
-    Volumes are ``.nii.gz``. What is so already is copied byte by byte, all else written anew without loss. Beside the
+    Volumes are ``.nii.gz``. What is so already is copied, all else written anew without loss. Beside the
     layout's own files stands ``conversion.json``. A case whose files have not changed since an earlier run is kept. The
     file that describes the dataset comes last and lists the cases that could be converted.
 
@@ -55,6 +56,7 @@ def convert(
         to: Layout to write; one of :data:`pipeline.data.layout_names.WRITTEN_LAYOUTS`.
         layout: Name of the dataset's layout; by default recognised.
         link: Make hard links of files that need no change, instead of copies.
+        keep_header_text: Keep the free text of headers, which may name a patient.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
 
@@ -85,7 +87,9 @@ def convert(
     now = {name for entry in entries.values() for name in entry["files"]}
     folder.remove({name for entry in earlier.values() for name in entry.files} - now)
     tasks = {
-        new.id: ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
+        new.id: ConvertTask(
+            old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"], keep_header_text
+        )
         for old, new in zip(sources, targets, strict=True)
     }
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
@@ -164,6 +168,10 @@ def _case_notes(results: Mapping[str, ConversionOutcome]) -> list[str]:
     if shared:
         what = f"organ masks overlap in {len(shared)} cases, e.g. {shared[0]}"
         notes.append(f"{what}: the organ with the later value has the voxels")
+    cleared = sorted(case for case, result in results.items() if result.cleared)
+    if cleared:
+        what = f"the headers of {len(cleared)} cases held free text, e.g. {cleared[0]}"
+        notes.append(f"{what}: cleared in the copies; --keep-header-text keeps it")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +336,21 @@ def test_channels_whose_headers_contradict_themselves_are_left_out(case, fix, ni
     assert "so its header was copied. Export the channel again." in refused(fix, copied, "T1", "T2")
     lost = replace(case, images=(case.images[0], nifti("t2.nii", ramp[1:], codes=(0, 0))))
     assert "got one without a position" in refused(fix, lost, "T1", "T2")
+
+
+def test_free_text_of_headers_is_cleared_and_logged_by_the_names_of_its_fields(case, fix, tmp_path) -> None:
+    for path in (case.images[0], case.label):
+        image = nib.load(path)
+        image.header["descrip"] = "Ann Smith"
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), PLACE, image.header), path)
+    done = fix(case)
+    assert log(done) == [("header_text", "descrip", "empty; --keep-header-text keeps it")] * 2
+    for name in ("images/a.nii.gz", "labels/a.nii.gz"):
+        assert b"Smith" not in gzip.decompress((tmp_path / "copy" / name).read_bytes())
+    assert b"Smith" not in (tmp_path / "copy/repairs/a.json").read_bytes()
+    task = RepairTask(PlannedCase(case, False), ("MRI",), LabelRules(LABELS), tmp_path / "copy", keep_text=True)
+    assert repair_case(task).changes == ()
+    assert (tmp_path / "copy/labels/a.nii.gz").read_bytes() == case.label.read_bytes()
 
 
 def test_a_file_of_several_volumes_stands_for_the_channels(case, fix, tmp_path, nifti, ramp) -> None:
