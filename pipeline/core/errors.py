@@ -108,7 +108,7 @@ def sentence(
     Returns:
         ``case <id>: <file>: <what>: expected <rule>, got <value>. <advice>.``
     """
-    where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""])
+    where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""]).replace("\n", "\\n")
     shown = str(got)
     # Files from elsewhere may hold names of a million characters.
     shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} …"

@@ -58,3 +58,8 @@ def test_what_a_terminal_would_obey_is_spelled_out() -> None:
 
 def test_a_name_on_one_line() -> None:
     assert one_line("left\r\nlung\x1b[0m  x\t") == "left lung [0m  x"
+
+
+def test_no_name_of_a_case_or_file_begins_a_line_of_its_own() -> None:
+    found = sentence("file", "a", "b", "Do it", case="x\nError: y", file="d\nz.nii")
+    assert found == "case x\\nError: y: d\\nz.nii: file: expected a, got b. Do it."
