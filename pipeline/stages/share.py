@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.files import OutputFolder, own_version, write_json
+from pipeline.core.files import OutputFolder, own_version, remove_leftovers, write_json
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
 from pipeline.model.folder import (
     ENSEMBLE_FILE,
@@ -62,6 +62,7 @@ def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
     cleaning = read_cleaning(model, cards[0].plan.label_table)
     written += [POSTPROCESSING_FILE] * bool(cleaning) + [ENSEMBLE_FILE] * (names != [""])
     write_json(folder.record, {"volseg": own_version(), "files": written})
+    remove_leftovers(out, deep=True)
     # What makes the folder usable goes first and comes last.
     folder.remove([ENSEMBLE_FILE, *(name for name in written if name.endswith("model.json"))])
     folder.remove(folder.listed("files") - set(written))
