@@ -33,7 +33,7 @@ _LABEL_TABLE_CODES = (0, 30)  # label_table of write_nifti
 _NRRD_FIELDS = re.compile(
     rb"(dimension|type|block ?size|encoding|endian|(old ?)?(min|max)|data ?file|(line|byte) ?skip|sizes|spacings"
     rb"|thicknesses|axis ?(mins|maxs)|centers|centerings|kinds|units|space|space (dimension|units|origin|directions)"
-    rb"|measurement frame): .*",
+    rb"|measurement frame):(?!=).*",
     re.IGNORECASE,
 )
 _NRRD_SEGMENTS = re.compile(
@@ -116,8 +116,9 @@ def _has_gzip_text(path: Path) -> bool:
 
 def _nifti(stream: BinaryIO, path: Path) -> tuple[bytes, list[str]]:
     head = bytearray(stream.read(348))
-    order = "<" if struct.unpack_from("<i", head)[0] in _NIFTI else ">"
-    size = struct.unpack_from(f"{order}i", head)[0]
+    # By magic and number of axes, as nibabel does, which takes headers whose own size is wrong.
+    size, axes, at = (540, "q", 16) if head[4:7] == b"n+2" else (348, "h", 40)
+    order = "<" if 1 <= struct.unpack_from(f"<{axes}", head, at)[0] <= 7 else ">"
     texts, kind, place = _NIFTI[size]
     head += stream.read(size - 348)
     start = int(struct.unpack_from(order + kind, head, place)[0])

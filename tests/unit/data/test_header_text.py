@@ -98,6 +98,28 @@ def test_what_fsl_writes_into_every_header_names_no_one(tmp_path: Path, text: st
     assert copied(tmp_path / "a.nii")[0] == (() if kept else ("descrip",))
 
 
+def test_a_header_that_says_a_wrong_size(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+    image.header["descrip"] = "SMITH"
+    nib.save(image, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[:4] = bytes(4)
+    (tmp_path / "a.nii").write_bytes(raw)
+    cleared, copy = copied(tmp_path / "a.nii")
+    assert cleared == ("descrip",)
+    assert NAME not in content(copy)
+
+
+def test_fields_of_nrrd_without_a_blank_stay(tmp_path: Path) -> None:
+    write_voxels(VOXELS, Grid(VOXELS.shape, AFFINE), tmp_path / "a.nrrd")
+    raw = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(raw.replace(b"type: ", b"type:", 1).replace(b"\n\n", b"\ntype:=SMITH\n\n", 1))
+    cleared, copy = copied(tmp_path / "a.nrrd")
+    assert cleared == ("type",)
+    assert b"type:short" in copy.read_bytes()
+    assert NAME not in copy.read_bytes()
+
+
 def test_the_name_in_a_gzip_header(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "a.nii")
     with gzip.open(tmp_path / "SMITH.nii.gz", "wb") as stream:
