@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
-from pipeline.core.errors import Stopped, VolsegError
+from pipeline.core.errors import Stopped, VolsegError, visible
 
 _USAGE = 1
 _INTERRUPTED = 130
@@ -31,6 +32,14 @@ def _run(arguments: list[str] | None) -> int:
     from pipeline.cli.app import app
 
     usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
+    # An unset variable of a shell leaves an empty word, and an empty path would be the folder one is in.
+    words = sys.argv[1:] if arguments is None else arguments
+    empty = next((n for n, word in enumerate(words) if not word.strip() or re.fullmatch(r"--?[\w-]+=", word)), None)
+    if empty is not None:
+        name = words[empty].strip() or " ".join(words[:empty][-1:])
+        advice = "expected a value, got an empty one. Give one, or leave it out."
+        typer.secho(f"Error: {visible(name)}: {advice}", fg="red", err=True)
+        return _USAGE
     try:
         code = app(args=arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
@@ -39,7 +48,7 @@ def _run(arguments: list[str] | None) -> int:
         error.show()
         return _USAGE
     except VolsegError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        typer.secho(f"Error: {visible(str(error))}", fg="red", err=True)
         return _USAGE
     except (KeyboardInterrupt, Stopped, typer.Abort) as error:
         typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)

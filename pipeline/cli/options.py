@@ -18,3 +18,6 @@ Layout = Annotated[
     typer.Option("--layout", help=f"{', '.join(LAYOUTS)}; recognised if left out."),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+KeepHeaderText = Annotated[
+    bool, typer.Option("--keep-header-text", help="Copy free text in headers, which may name patients; else cleared.")
+]

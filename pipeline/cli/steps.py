@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.cross_validation import train_all
-from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
+from pipeline.cli.options import Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
 
 
 def check(
@@ -24,6 +24,10 @@ def check(
     image_grid: Annotated[
         bool, typer.Option("--image-grid", help="With --fix: label maps of the image's shape lie on its grid.")
     ] = False,
+    label_header: Annotated[
+        bool, typer.Option("--label-header", help="With --fix: other label maps lie where their header says.")
+    ] = False,
+    keep_header_text: KeepHeaderText = False,
 ) -> None:
     """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
 
@@ -37,14 +41,23 @@ def check(
     from pipeline.stages import prepare
     from pipeline.stages.repair import repair
 
-    if fix is None and (remap or image_grid):
-        raise typer.BadParameter("--remap and --image-grid say how to repair: give --fix and a folder as well.")
+    if fix is None and (remap or image_grid or label_header or keep_header_text):
+        options = "--remap, --image-grid, --label-header and --keep-header-text"
+        raise typer.BadParameter(f"{options} say how to repair: give --fix and a folder as well.")
     with progress_bars() as bars:
         if fix is None:
             found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
         else:
             fixed = repair(
-                dataset, fix, remap=remap or (), image_grid=image_grid, layout=layout, jobs=jobs, progress=bars.update
+                dataset,
+                fix,
+                remap=remap or (),
+                image_grid=image_grid,
+                label_header=label_header,
+                keep_header_text=keep_header_text,
+                layout=layout,
+                jobs=jobs,
+                progress=bars.update,
             )
     if fix is not None:
         print_repair(fixed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Config, Device, Jobs, Layout, OutFolder, Set
+from pipeline.cli.options import Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
@@ -19,6 +19,7 @@ def convert(
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(WRITTEN_LAYOUTS)}.")],
     layout: Layout = None,
     link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies of files that fit.")] = False,
+    keep_header_text: KeepHeaderText = False,
     jobs: Jobs = None,
 ) -> None:
     """Write a dataset in another layout, e.g. for nnU-Net: -o nnUNet_raw/Dataset501_Liver --to nnunet."""
@@ -27,7 +28,16 @@ def convert(
     from pipeline.stages.convert import convert as run
 
     with progress_bars() as bars:
-        batch = run(dataset, out, to, layout=layout, link=link, jobs=jobs, progress=bars.update)
+        batch = run(
+            dataset,
+            out,
+            to,
+            layout=layout,
+            link=link,
+            keep_header_text=keep_header_text,
+            jobs=jobs,
+            progress=bars.update,
+        )
     print_batch(batch, "converted", out)
     raise typer.Exit(batch.exit_code)
 
@@ -135,6 +145,18 @@ def prune(
             model, prepared, target, folds=folds, tolerance_points=tolerance, device=device, progress=bars.update
         )
     print_pruning(result, target)
+
+
+def share(
+    model: Annotated[Path, typer.Argument(help="Model folder, also of an ensemble.")],
+    out: OutFolder,
+) -> None:
+    """Write a model folder to give away: it predicts the same, and names no case, path, dataset or machine."""
+    from pipeline.console.bars import print_line
+    from pipeline.stages.share import share as run
+
+    written = run(model, out)
+    print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
 
 
 def networks(

@@ -7,11 +7,11 @@ a training fits terminals of any size: where there is little room it leaves out 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -25,9 +25,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.errors import visible
 from pipeline.core.signals import Progress
 from pipeline.core.tables import score_cell
 
@@ -35,8 +37,23 @@ if TYPE_CHECKING:
     from pipeline.train.log import EpochRecord
 
 
-# Names of cases and organs are printed as they are: rich would take [x] for a style and :x: for an emoji.
-CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+class PlainConsole(Console):
+    """Prints names and messages as they are: rich would take [x] for a style, and a terminal obeys control characters.
+
+    Args:
+        options: Of rich's console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything printed passes here: texts are made visible, rich's own commands to the terminal stay."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(visible(part.text), part.style)
+
+
+CONSOLE = PlainConsole(soft_wrap=True)
 
 
 def print_line(text: str) -> None:

@@ -9,10 +9,9 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from pipeline.console.bars import CONSOLE, epoch_line, print_line
+from pipeline.console.bars import CONSOLE, PlainConsole, epoch_line, print_line
 from pipeline.core.documents import read_json
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
@@ -153,7 +152,7 @@ def _print_wide(columns: Sequence[str], title: str, rows: Iterable[Sequence[str]
     for row in rows:
         table.add_row(*row)
     # A console of its own: the usual one would cut or wrap numbers at the width of the terminal.
-    wide = Console(width=_WIDEST, highlight=False, markup=False, emoji=False)
+    wide = PlainConsole(width=_WIDEST)
     wide.print(table, width=wide.measure(table).maximum)
 
 

@@ -102,8 +102,8 @@ def read_json(path: Path | str, missing: str = "Check the path.", *, kind: Any =
     text = read_text(path, "a JSON file", missing)
     try:
         content = json.loads(text, object_pairs_hook=_unrepeated)
-        if "\\u" in text:  # half a character, which no file can be written with
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        if "\\u" in text:  # half a character; those of file names that are not UTF-8 are none
+            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError:
         raise VolsegError(f"{path}: expected JSON, got too many levels. Write the file again.") from None
     except ValueError as error:  # also of numbers with thousands of digits

@@ -6,6 +6,7 @@ is one. The command line prints them without a traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,27 @@ class Stopped(BaseException):
         super().__init__(signal)
 
 
+# What changes what a terminal or an editor shows: control characters, changes of the direction of writing, halves of
+# characters; tabs and line ends are for :func:`one_line` only.
+_UNSEEN = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+
+
+def visible(text: str) -> str:
+    """A text in which what cannot be seen is spelled out: names of files and organs may hold commands to terminals."""
+
+    def spelled(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # a byte of a file name that is not UTF-8
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return re.sub(f"[{_UNSEEN}]", spelled, text)
+
+
+def one_line(name: str) -> str:
+    """A name for files in which a line end or control character would end it: each run of them becomes a blank."""
+    return re.sub(rf"\s*[\t\n{_UNSEEN}]+\s*", " ", name).strip()
+
+
 def listed(values: Iterable[object]) -> str:
     """Numbers or names for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
     shown = [str(value) for value in values]
@@ -86,7 +108,7 @@ def sentence(
     Returns:
         ``case <id>: <file>: <what>: expected <rule>, got <value>. <advice>.``
     """
-    where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""])
+    where = "".join([f"case {case}: " if case else "", f"{file}: " if file else ""]).replace("\n", "\\n")
     shown = str(got)
     # Files from elsewhere may hold names of a million characters.
     shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} …"

@@ -19,7 +19,9 @@ from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
+_NOT_UTF8 = "backslashreplace"  # bytes of file names that are not UTF-8: from \udce9 JSON gives the name back
 _MARK = 8  # characters that tell temporary names of the same file apart
+_NAME = 60  # characters of the file's own name in them
 
 
 def own_version() -> str:
@@ -46,7 +48,8 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     # In the same folder, because only there renaming is one step. The suffixes stay: writers choose the format by them.
-    temporary = target.with_name(f".{uuid4().hex[:_MARK]}.part.{target.name}")
+    # Of a long name only the end, since names have at most 255 bytes and a character up to four.
+    temporary = target.with_name(f".{uuid4().hex[:_MARK]}.part.{target.name[-_NAME:]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -99,7 +102,7 @@ def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
 
 def write_text(path: Path | str, content: str) -> None:
     """Write UTF-8 text atomically, its line ends unchanged on every system."""
-    write_bytes(path, content.encode("utf-8"))
+    write_bytes(path, content.encode("utf-8", _NOT_UTF8))
 
 
 def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> None:
@@ -113,7 +116,8 @@ def write_json(path: Path | str, content: Any, *, indent: int | None = 2) -> Non
     Raises:
         ValueError: If the content holds NaN or infinity, which JSON does not know.
     """
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+    as_text: Any = {"encoding": "utf-8", "errors": _NOT_UTF8, "newline": "\n"}
+    with atomic_path(path) as temporary, temporary.open("w", **as_text) as stream:
         if indent is None:
             stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False))
         else:
@@ -126,7 +130,7 @@ def text_hash(*parts: str) -> str:
     content = hashlib.blake2b(digest_size=8)
     # The length goes before each text: ("ab", "c") and ("a", "bc") are different contents.
     for part in parts:
-        encoded = part.encode("utf-8")
+        encoded = part.encode("utf-8", "surrogatepass")  # parts may be names of files
         content.update(len(encoded).to_bytes(8, "little"))
         content.update(encoded)
     return content.hexdigest()
@@ -163,6 +167,22 @@ def read_record(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def inside(folder: Path, name: object) -> Path | None:
+    """The path that a record names in a folder, relative to it; None for what leads out of it, or is no name.
+
+    A record can be edited, or come with a folder from elsewhere: whatever deletes, copies or reads by one asks here.
+    """
+    if not isinstance(name, str):
+        return None
+    path = folder / name
+    try:  # compared after links are resolved, since a link can lead anywhere
+        found = path.resolve().is_relative_to(folder.resolve())
+        path.exists()  # raises for names that no file can have
+    except (OSError, ValueError, RuntimeError):  # too long, with a null character, or a link to itself
+        return None
+    return path if found else None
+
+
 class OutputFolder:
     """The folder that one run writes: what it may overwrite there, what it refuses and what it removes.
 
@@ -182,7 +202,8 @@ class OutputFolder:
        is entered when the files are complete; until then it is empty.
     6. **What is stale is removed**: files that the record names and this run does not make, and temporary files of a
        killed run. The file that makes the folder usable (a dataset's description, ``model.json``) is removed first
-       and written last. Nothing outside the folder is touched, whatever a record says, because it can be edited.
+       and written last. Nothing outside the folder is touched, whatever a record says, because it can be edited, or
+       come from elsewhere: :func:`inside` decides. Files of the input that a record names are read, never written.
 
     Args:
         path: The folder; it need not exist.
@@ -256,12 +277,10 @@ class OutputFolder:
         names = self.earlier.get(key)
         return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
-    def remove(self, names: Iterable[str]) -> None:
+    def remove(self, names: Iterable[object]) -> None:
         """Remove files by their names in the record, relative to the folder; what leads out of it stays."""
-        # Compared after links are resolved: a record can be edited, and a link can lead anywhere.
-        home = self.path.resolve()
-        for path in (self.path / name for name in names):
-            if path.resolve().is_relative_to(home) and not path.is_dir():
+        for path in (inside(self.path, name) for name in names):
+            if path is not None and not path.is_dir():
                 path.unlink(missing_ok=True)
 
     def remove_empty_folders(self) -> None:

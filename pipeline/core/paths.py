@@ -33,8 +33,14 @@ def composed(name: str) -> str:
     """A name in Unicode's form NFC; macOS and its archives write ``ü`` as two characters (NFD).
 
     Names that look the same are the same: ids of cases are kept in this form, and names of files are compared in it.
+    They can be written into any file, see :func:`utf8_name`.
     """
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", utf8_name(name))
+
+
+def utf8_name(name: str) -> str:
+    """A file's name as text that every file can hold: bytes that are not UTF-8 become ``%E9``."""
+    return re.sub(r"[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
 
 
 def is_named(path: Path) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from math import isnan
 from pathlib import Path
 
 from pipeline.core.documents import require_regular
-from pipeline.core.errors import DataError, sentence
+from pipeline.core.errors import DataError, one_line, sentence
 from pipeline.core.files import write_text
 from pipeline.core.paths import absence
+
+# What a spreadsheet takes for a formula, behind the apostrophes that mark texts; not numbers, nor a hyphen alone.
+_NUMBER = r"\.?\d[\d.]*(e[+-]?\d+)?\Z|inf\Z|nan\Z"
+_FORMULA = re.compile(rf"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20](?!\Z|{_NUMBER})", re.IGNORECASE)
 
 DASH = "–"
 """What tables on pages and on the screen show where there is no number; text files have a hyphen."""
@@ -53,7 +58,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[st
         header: Name of each column.
         rows: Cells, as many per row as there are columns.
     """
-    table = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    table = [[one_line(cell).replace("|", "\\|") for cell in line] for line in (header, *rows)]
     widths = [max(3, *(len(line[n]) for line in table)) for n in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     first, *rest = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table)
@@ -62,6 +67,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[st
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]], digits: int | None = None) -> None:
     """Write a table atomically: UTF-8, commas, lines that end in a line feed on every system.
+
+    A text that a spreadsheet would compute, such as a case called ``=1+1``, gets an apostrophe before it, which
+    :func:`read_cell` takes off again.
 
     Args:
         path: The file.
@@ -73,11 +81,18 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], digits: int | None =
     """
 
     def cell(value: object) -> object:
+        if isinstance(value, str) and _FORMULA.match(value):
+            return f"'{value}"
         return f"{value:.{digits}g}" if digits is not None and isinstance(value, float) else value
 
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
     write_text(path, stream.getvalue())
+
+
+def read_cell(text: str) -> str:
+    """A text of a table as it was before :func:`write_csv`."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -100,7 +115,7 @@ def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             table = csv.reader(stream)
             columns = [name.strip().lower() for name in next(table, [])]
-            lines = [[cell.strip() for cell in line] for line in table if any(line)]
+            lines = [[read_cell(cell.strip()) for cell in line] for line in table if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         advice = "Save it as comma-separated UTF-8"
         raise DataError(sentence("table", "comma-separated text", f"an error ({error})", advice, file=path)) from None

@@ -15,17 +15,18 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import copy_file, text_hash
+from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, content_hashes
+from pipeline.data.header_text import copy_volume
 from pipeline.data.nifti import load_nifti, write_nifti
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
 
-_VERSION = "1"
+_VERSION = "2"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
 
 
@@ -40,6 +41,7 @@ class ConvertTask:
         new_labels: The target's, class by class the same.
         link: Make hard links of files that need no change, instead of copies.
         earlier: The hash that an earlier conversion of the case gave, or an empty string.
+        keep_text: Keep the free text of headers.
     """
 
     source: CaseFiles
@@ -48,6 +50,7 @@ class ConvertTask:
     new_labels: LabelTable
     link: bool = False
     earlier: str = ""
+    keep_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,21 @@ class ConversionOutcome:
         new: Whether they were written now.
         not_finite: Voxels of the image that are NaN or infinite, all channels together; 0 if nothing was written.
         shared: Voxels that several organ masks claim; the organ listed later has them.
+        cleared: Whether free text of a header was cleared in a copy.
     """
 
     content_hash: str
     new: bool
     not_finite: int = 0
     shared: int = 0
+    cleared: bool = False
 
 
 def convert_case(task: ConvertTask) -> ConversionOutcome:
     """Convert one case, unless the target is that of the same files already.
 
-    A ``.nii.gz`` file that is just what the target asks for is copied byte by byte. All other volumes are written anew:
+    A ``.nii.gz`` file that is just what the target asks for is copied, byte by byte if its header has no free text, or
+    if that is to be kept. All other volumes are written anew:
     intensities and integer types unchanged, label maps in the smallest type, everything on the grid of channel 1.
 
     Raises:
@@ -83,14 +89,14 @@ def convert_case(task: ConvertTask) -> ConversionOutcome:
         if content_hash == task.earlier and all(path.is_file() for path in task.target.files):
             return ConversionOutcome(content_hash, new=False)
         reference, shared = _reference(task, volumes[0].grid)
-        not_finite = _write_images(task, volumes)
+        not_finite, cleared = _write_images(task, volumes)
         if reference is not None:
-            _write_reference(task, reference, volumes[0].path)
+            cleared |= _write_reference(task, reference, volumes[0].path)
     except BaseException:
         for path in task.target.files:
             path.unlink(missing_ok=True)
         raise
-    return ConversionOutcome(content_hash, True, not_finite, shared)
+    return ConversionOutcome(content_hash, True, not_finite, shared, cleared)
 
 
 def _opened(task: ConvertTask) -> list[VolumeFile]:
@@ -114,7 +120,7 @@ def _content_hash(task: ConvertTask) -> str:
     parts = [path.name for path in (*task.source.images, *task.source.label_sources)]  # which channel, which value
     written = [path.name for path in (*task.target.images, *task.target.label_sources)]
     values = [(table.values, table.ignore_label) for table in (task.labels, task.new_labels)]
-    return text_hash(_VERSION, json.dumps([parts, written, values]), *content_hashes(task.source))
+    return text_hash(_VERSION, json.dumps([parts, written, values, task.keep_text]), *content_hashes(task.source))
 
 
 def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
@@ -137,8 +143,9 @@ def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
     return LabelMap(values, grid), 0 if source.soft else shared
 
 
-def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> int:
-    """Write all channels; returns how many voxels are not finite."""
+def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> tuple[int, bool]:
+    """Write all channels; returns how many voxels are not finite, and whether text was cleared."""
+    cleared = False
     grid, together = volumes[0].grid, split_source(task.target.images[0])[1] == "channel"
     arrays = [read_voxels(volume, source) for volume, source in zip(volumes, task.source.images, strict=True)]
     if together:
@@ -147,29 +154,34 @@ def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> int:
         whole = [(split_source(source)[0], *split_source(source)[2:]) for source in task.source.images]
         total = len(arrays)
         if whole == [(volumes[0].path, n + 1, total) for n in range(total)] and _is_plain(volumes[0], grid, axes=4):
-            copy_file(volumes[0].path, target, link=task.link)
+            cleared = _copy(task, volumes[0].path, target)
         else:
             write_nifti(_compact(np.stack(arrays, axis=-1)), grid, target, like=volumes[0].path)
-        return sum(map(_count_not_finite, arrays))
+        return sum(map(_count_not_finite, arrays)), cleared
     for volume, array, target in zip(volumes, arrays, task.target.images, strict=True):
         if volume.volumes == 1 and _is_plain(volume, grid, axes=3):
-            copy_file(volume.path, target, link=task.link)
+            cleared |= _copy(task, volume.path, target)
         else:
             write_nifti(_compact(array), grid, target, like=volume.path)
-    return sum(map(_count_not_finite, arrays))
+    return sum(map(_count_not_finite, arrays)), cleared
 
 
-def _write_reference(task: ConvertTask, reference: LabelMap, image: Path) -> None:
-    """Write the label map, or a mask per organ."""
+def _copy(task: ConvertTask, source: Path, target: Path) -> bool:
+    """Copy a file; whether text of its header was cleared."""
+    return bool(copy_volume(source, target, keep_text=task.keep_text, link=task.link))
+
+
+def _write_reference(task: ConvertTask, reference: LabelMap, image: Path) -> bool:
+    """Write the label map, or a mask per organ; whether text was cleared."""
     for value, target in task.target.organs:
         write_label_map(LabelMap((reference.array == value).astype(np.uint8), reference.grid), target, like=image)
     label, target_file = task.source.label, task.target.label
     if target_file is None:
-        return
+        return False
     if label is not None and _is_same_label_map(label, reference):
-        copy_file(label, target_file, link=task.link)
-    else:
-        write_label_map(reference, target_file, like=image)
+        return _copy(task, label, target_file)
+    write_label_map(reference, target_file, like=image)
+    return False
 
 
 def _is_same_label_map(path: Path, wanted: LabelMap) -> bool:

@@ -12,7 +12,7 @@ from pipeline.core.documents import short
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
-from pipeline.core.paths import absence
+from pipeline.core.paths import absence, utf8_name
 from pipeline.data.volume_file import detached_files, join_source, split_source
 
 Split = Literal["train", "validation"]
@@ -97,6 +97,10 @@ class Dataset:
     cases: tuple[CaseFiles, ...]
     tests: tuple[CaseFiles, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the name one that files, tables and pages can hold."""
+        object.__setattr__(self, "name", utf8_name(self.name))
 
     def as_monai(self) -> list[dict[str, Any]]:
         """The labelled cases as MONAI's datasets take them, to be read by ``transforms(plan)``.

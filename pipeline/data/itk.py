@@ -34,6 +34,7 @@ from pipeline.data.volume_file import (
     detached_files,
     header_text,
     refuse,
+    require_utf8,
     volume_suffix,
 )
 
@@ -86,6 +87,7 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
             sheared.
     """
     suffix = checked_path(path, case)
+    require_utf8(path, case)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -127,6 +129,7 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, 
         VolsegError: If the file cannot be written.
     """
     suffix = volume_suffix(path)
+    require_utf8(path)
     image = _picture(array, grid, path) if suffix in PICTURE_SUFFIXES else itk_image(array, grid)
     for key, text in (fields or {}).items():
         image.SetMetaData(key, text)

@@ -14,6 +14,13 @@ from pipeline.core.grid import Box, Grid
 from pipeline.core.volume import LabelMap
 from pipeline.data.itk import itk_array, itk_image
 
+SNAP_VOXELS = 0.25
+"""Grids of one shape that differ by no more than this are the same grid with a rounded header; a voxel's nearest
+neighbour is then still itself."""
+
+_WHOLE = (
+    0.05  # voxels off a whole number of them; the vote of the voxel itself then wins, however many neighbours differ
+)
 _TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
 _PROBES = 24  # points per axis that stand for a grid
 _EDGE = 0.5 + 1e-6  # voxels reach half a voxel beyond their centres
@@ -60,6 +67,52 @@ def regrid_labels(label_map: LabelMap, grid: Grid) -> LabelMap:
 def regrid_image(array: NDArray[Any], source: Grid, grid: Grid) -> NDArray[np.float32]:
     """Resample finite intensities (I, J, K) linearly onto another grid; outside theirs the smallest value there is."""
     return _resampled(array.astype(np.float32), source, grid, float(array.min()))
+
+
+def doubt(grid: Grid, image: Grid, *, drawn: bool) -> str:
+    """Why two headers do not prove that a volume lies where its own header says; empty if they do.
+
+    No pair of headers proves anything if the axes are swapped without a word, or if one header was copied. A label map
+    that was drawn on an image is proven by what no lost, default or copied header brings about: it has the image's
+    voxels along other axes, a box of them (cut out, or padded) at a place of its own, or the image's field of view at
+    another spacing.
+
+    Args:
+        grid: Grid of the volume.
+        image: Grid of the image.
+        drawn: Whether the volume was drawn on the image, so that one of the three must hold.
+
+    Returns:
+        What the volume has, for a message.
+    """
+    turned = grid.reoriented(image.orientation)
+    if turned.shape != image.shape and sorted(turned.shape) == sorted(image.shape):
+        return "the image's axes in another order, which its header does not say (as arrays z, y, x saved as x, y, z)"
+    # All in voxels of the image, along its axes.
+    change = np.linalg.inv(image.affine) @ turned.affine
+    size, reach = np.array(image.shape), np.array(turned.shape) - 1
+    step, first = np.diag(change)[:3], change[:3, 3]
+    last = first + step * reach
+    stepwise = np.abs(step - 1) * np.maximum(reach, 1) <= SNAP_VOXELS
+    at_start = np.abs(first) <= SNAP_VOXELS
+    if (stepwise & at_start).all() and turned.shape != image.shape:
+        return "the image's position and spacing with another shape, so its header was copied"
+    if not drawn:
+        return ""
+    if (np.abs(change[:3, :3] - np.diag(step)) @ reach).max() > SNAP_VOXELS:
+        return "axes turned against the image's"
+    same = stepwise & at_start & (size - 1 == reach)
+    if turned.shape == image.shape:
+        return "" if same.all() else "the image's shape at another place or spacing"
+    whole = stepwise & (np.abs(first - np.rint(first)) <= _WHOLE)
+    within, around = (first >= -_WHOLE) & (last <= size - 1 + _WHOLE), (first <= _WHOLE) & (last >= size - 1 - _WHOLE)
+    if (whole & (within | around)).all():
+        lost = not grid.affine[:3, 3].any() and bool(image.affine[:3, 3].any())
+        return "a first voxel at the world's origin, as headers without a position have" if lost else ""
+    # Both ends of the field of view, by a voxel of the coarser grid: tools round the shape up or down.
+    ends = np.stack([first - step / 2 + 0.5, last + step / 2 - size + 0.5])
+    view = ~stepwise & (np.abs(ends) <= np.maximum(step, 1.0)).all(axis=0)
+    return "" if (same | view).all() else "neither the image's voxels nor its field of view"
 
 
 def covered_share(grid: Grid, other: Grid) -> float:

@@ -12,16 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError
-from pipeline.core.files import copy_file, file_hash, read_record, text_hash, write_json
+from pipeline.core.documents import read_json
+from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.files import OutputFolder, file_hash, inside, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.header_text import copy_volume
 from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
 from pipeline.data.volumes import open_header, write_label_map, write_voxels
 
-_VERSION = "1"  # of the repairs; another one makes every case anew
+_VERSION = "2"  # of the repairs; another one makes every case anew
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,14 @@ class RepairTask:
         channels: Names of the dataset's channels.
         rules: How label maps are repaired.
         out: Folder of the copy.
+        keep_text: Keep the free text of headers.
     """
 
     case: PlannedCase
     channels: tuple[str, ...]
     rules: LabelRules
     out: Path
+    keep_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,21 +146,23 @@ def repair_case(task: RepairTask) -> RepairOutcome:
     files = task.case.files
     record = task.out / "repairs" / f"{files.id}.json"
     content_hash = _content_hash(task)
-    earlier = read_record(record)
-    names = list(earlier.get("files", ()))
-    if earlier.get("hash") == content_hash and all((task.out / name).is_file() for name in names):
-        return RepairOutcome(earlier["entry"], tuple(Change(**change) for change in earlier["changes"]), None)
-    # What an earlier version of the case wrote may have other names now.
-    for name in (*names, record.relative_to(task.out)):
-        (task.out / name).unlink(missing_ok=True)
+    earlier = _earlier(record)
+    if earlier is not None:
+        there = {name for name in earlier.files if (path := inside(task.out, name)) and path.is_file()}
+        listed = {str(split_source(name)[0]) for name in (*earlier.entry.image, *filter(None, [earlier.entry.label]))}
+        if earlier.hash == content_hash and there == {*earlier.files} == listed:
+            return RepairOutcome(_entry(task.case, earlier.entry.image, earlier.entry.label), earlier.changes, None)
+        # What an earlier version of the case wrote may have other names now.
+        OutputFolder(task.out).remove(earlier.files)
+    record.unlink(missing_ok=True)
     # Copies, no hard links: a program that edits a file in place would change the original as well.
     parts, positioned, changes = repair_images(files, task.channels)
     label, more = repair_labels(files, parts[0].grid, positioned, task.rules) if parts else (None, [])
     changes = [*task.case.changes, *changes, *more]
     written: list[Path] = []
     try:
-        images = _write_images(parts, files.id, task.out, written)
-        reference = None if label is None else _write_label(label, files.id, task.out, written)
+        images = _write_images(parts, task, written, changes)
+        reference = None if label is None else _write_label(label, task, written, changes)
         facts = _checked(task, images, reference)
         entry = _entry(task.case, images, reference)
         made = [path.relative_to(task.out).as_posix() for path in written]
@@ -182,6 +188,33 @@ def would_repair(task: RepairTask) -> bool:
     return len(parts) == len(task.channels) and bool([*task.case.changes, *changes, *more])
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the record of a case says of its row in the list of cases."""
+
+    image: tuple[str, ...]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The record of a case."""
+
+    hash: str
+    files: tuple[str, ...]
+    entry: _Row
+    changes: tuple[Change, ...]
+
+
+def _earlier(record: Path) -> _Record | None:
+    """What an earlier run wrote of the case; None if the record is missing or damaged."""
+    try:
+        found: _Record = read_json(record, kind=_Record)
+    except VolsegError:
+        return None
+    return found
+
+
 def _checked(task: RepairTask, images: Sequence[str], reference: str | None) -> CaseFacts:
     """What checking the written files finds; an error in them is raised."""
     label = None if reference is None else task.out / reference
@@ -202,8 +235,11 @@ def _entry(case: PlannedCase, images: Sequence[str], reference: str | None) -> d
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written: list[Path]) -> list[str]:
+def _write_images(
+    parts: Sequence[RepairedVolume], task: RepairTask, written: list[Path], changes: list[Change]
+) -> list[str]:
     """Write or copy every channel; a 4D file is copied once. Returns the sources, relative to the folder."""
+    case, out = task.case.files.id, task.out
     outputs = {n if part.array is not None else split_source(part.source)[0] for n, part in enumerate(parts)}
     names: dict[Path, str] = {}
     sources = []
@@ -219,17 +255,27 @@ def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written
         if file not in names:
             names[file] = stem + volume_suffix(file)
             written.append(out / names[file])
-            copy_file(file, out / names[file])
+            changes += _copy(task, file, out / names[file])
         sources.append(join_source(names[file], kind, volume, total).as_posix() if kind else names[file])
     return sources
 
 
-def _write_label(part: RepairedVolume, case: str, out: Path, written: list[Path]) -> str:
+def _copy(task: RepairTask, file: Path, target: Path) -> list[Change]:
+    """Copy a file; the change is that text of its header was cleared."""
+    cleared = copy_volume(file, target, keep_text=task.keep_text)
+    # The names of the fields, not what they said: the log travels with the copy.
+    before, after = ", ".join(cleared), "empty; --keep-header-text keeps it"
+    change = Change(task.case.files.id, str(file), "header_text", "free text of the header cleared", before, after)
+    return [change] if cleared else []
+
+
+def _write_label(part: RepairedVolume, task: RepairTask, written: list[Path], changes: list[Change]) -> str:
+    case, out = task.case.files.id, task.out
     suffix = volume_suffix(part.source) if part.array is None else _written_suffix(part.source)
     name = f"labels/{case}{suffix}"
     written.append(out / name)
     if part.array is None:
-        copy_file(part.source, out / name)
+        changes += _copy(task, part.source, out / name)
     else:
         write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
     return name
@@ -249,4 +295,4 @@ def _content_hash(task: RepairTask) -> str:
             hashes.append(file_hash(file))
         except OSError:  # reported, with the reason, when the file is read
             hashes.append("unreadable")
-    return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)
+    return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), repr(task.keep_text), *hashes)

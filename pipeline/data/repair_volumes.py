@@ -21,7 +21,14 @@ from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.label_tables import remapped
 from pipeline.data.organ_masks import merge_organs
-from pipeline.data.regrid import covered_share, labelled_share_inside, regrid_image, regrid_labels
+from pipeline.data.regrid import (
+    SNAP_VOXELS,
+    covered_share,
+    doubt,
+    labelled_share_inside,
+    regrid_image,
+    regrid_labels,
+)
 from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
     VolumeError,
@@ -49,11 +56,8 @@ REPAIRABLE = (
 )
 """Problems of ``volseg check`` that a repair can solve, in most cases; all others need a person or another file."""
 
-SNAP_VOXELS = 0.25
-"""Grids of one shape that differ by no more than this are the same grid with a rounded header; a voxel's nearest
-neighbour is then still itself."""
-
 _MIN_COVERED = 0.5  # a channel that covers less of the first one's field of view is more likely misplaced than small
+_WITH_POSITION = "headers that say where the voxels are"
 _ROUNDING = 1e-3  # floats this close to a whole number were rounded on the way; interpolation leaves others
 _MIN_INSIDE = 0.9  # share of labelled voxels that must lie inside the image; below, one of the headers is wrong
 
@@ -151,11 +155,12 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Repai
         array, grid = read_voxels(volume, source), volume.grid
         array, bad = _finite(array, source, files.id)
         found += bad
+        has_position = volume.form_codes != (0, 0)
         if parts:
-            array, grid, moved = _placed(array, grid, parts[0].grid, number, source, files.id)
+            array, grid, moved = _placed(array, volume, parts[0].grid, number, positioned and has_position, files.id)
             found += moved
         else:
-            positioned = volume.form_codes != (0, 0)
+            positioned = has_position
         found += _joined(volume.path, files.id)
         # One volume of a 4D file cannot be copied as a file.
         own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
@@ -205,16 +210,21 @@ def _finite(array: NDArray[Any], source: Path, case: str) -> tuple[NDArray[Any],
 
 
 def _placed(
-    array: NDArray[Any], grid: Grid, first: Grid, number: int, source: Path, case: str
+    array: NDArray[Any], volume: VolumeFile, first: Grid, number: int, positioned: bool, case: str
 ) -> tuple[NDArray[Any], Grid, list[Change]]:
     """A channel on the first one's grid."""
+    grid, file = volume.grid, str(volume.path)
     apart_mm = first.difference_mm(grid)
     if apart_mm <= GRID_TOLERANCE_MM:
         return array, grid, []
-    file = str(split_source(source)[0])
     if apart_mm <= SNAP_VOXELS * min(first.spacing_mm):
         done, before = "put onto the grid of channel 1", f"{apart_mm:.3g} mm apart"
         return array, first, [Change(case, file, "channel_grid", done, before, described(first))]
+    nowhere = _no_position(grid, first, positioned)
+    wrong = nowhere or doubt(grid, first, drawn=False)
+    if wrong:
+        rule, advice = _WITH_POSITION if nowhere else "a place that two headers agree on", "Export the channel again"
+        raise refuse("channel_grid", f"grid of channel {number}", rule, wrong, advice, case=case, file=file)
     covered = covered_share(first, grid)
     if covered < _MIN_COVERED:
         rule, got = f"at least {_MIN_COVERED:.0%} of the field of view of channel 1", f"{covered:.0%}"
@@ -226,6 +236,13 @@ def _placed(
     return regrid_image(array, grid, first), first, [change]
 
 
+def _no_position(grid: Grid, image: Grid, positioned: bool) -> str:
+    """Why one of two headers does not say where its voxels are; empty if both do."""
+    if not positioned or (grid.shape == image.shape and np.array_equal(grid.affine, np.eye(4))):
+        return "one without a position (form codes 0, or the identity)"
+    return ""
+
+
 @dataclass(frozen=True)
 class LabelRules:
     """How label maps are repaired.
@@ -234,11 +251,13 @@ class LabelRules:
         labels: The dataset's label table.
         remap: Old value → new value.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
+        label_header: Other label maps lie where their header says, even where nothing proves it.
     """
 
     labels: LabelTable
     remap: Mapping[int, int] = field(default_factory=dict)
     image_grid: bool = False
+    label_header: bool = False
 
 
 def repair_labels(
@@ -349,14 +368,24 @@ def _placed_labels(
         return LabelMap(label_map.array, image), [change]
     advice = "If its voxels are those of the image, add --image-grid" if same_shape else "Export it again"
     # Without a position, moving the label map by its header would move it to a place that no one meant.
-    if not positioned or (same_shape and np.array_equal(grid.affine, np.eye(4))):
-        rule, got = "headers that say where the voxels are", "one without a position (form codes 0, or the identity)"
-        raise refuse("label_grid", "label map and image", rule, got, advice, case=case, file=path)
+    nowhere = _no_position(grid, image, positioned)
+    if nowhere:
+        raise refuse("label_grid", "label map and image", _WITH_POSITION, nowhere, advice, case=case, file=path)
+    trusted = rules.label_header or not label_map.array.any()  # background is background wherever it lies
+    wrong = "" if trusted else doubt(grid, image, drawn=False)
     inside = labelled_share_inside(label_map, image)
-    if inside < _MIN_INSIDE:
+    if inside < _MIN_INSIDE and not wrong:
         rule, got = f"at least {_MIN_INSIDE:.0%} of the labelled voxels inside the image", f"{inside:.0%}"
         advice = f"Check which of the two headers is wrong. {advice}"
         raise refuse("label_grid", "label map grid", rule, got, advice, case=case, file=path)
+    wrong = wrong or ("" if trusted else doubt(grid, image, drawn=True))
+    if wrong:
+        advice = f"{advice}; if its header is right, add --label-header"
+        rule = "the image's voxels in another order or number, or its field of view"
+        raise refuse("label_grid", "label map grid", rule, wrong, advice, case=case, file=path)
+    turned = label_map.reoriented(image.orientation)
+    if image.difference_mm(turned.grid) <= SNAP_VOXELS * min(image.spacing_mm):
+        label_map = LabelMap(turned.array, image)  # then no vote moves a voxel
     result = regrid_labels(label_map, image)
     # Organs smaller than a voxel of the image may lose every vote.
     lost = sorted({*label_map.values()} - {*result.values()} - {0})

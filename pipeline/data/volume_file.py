@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Grid, straightened
-from pipeline.core.paths import ABSENT, absence, composed, names_beside
+from pipeline.core.paths import ABSENT, absence, composed, names_beside, utf8_name
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
@@ -192,6 +192,13 @@ def refuse(
 ) -> VolumeError:
     """Compose a VolumeError; arguments as :func:`pipeline.core.errors.sentence`."""
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
+
+
+def require_utf8(path: Path, case: str | None = None) -> None:
+    """Refuse a path that ITK cannot take: it would end the process."""
+    if utf8_name(str(path)) != str(path):
+        rule, advice = f"UTF-8, as {volume_suffix(path)} needs", "Rename the file and its folders, or take .nii.gz"
+        raise refuse("format", "path", rule, "other bytes", advice, case=case, file=path)
 
 
 def checked_path(path: Path, case: str | None) -> str:

@@ -14,7 +14,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import real
-from pipeline.core.tables import write_csv
+from pipeline.core.tables import read_cell, write_csv
 from pipeline.evaluate.metrics import (
     CALIBRATION_COLUMNS,
     COMPAT_TOOLS,
@@ -183,7 +183,9 @@ def _row(cells: dict[str, str]) -> Row:
     own = {name: float(cells[name] or "nan") for name in _NUMBERS}
     more = {name: float(cells[name] or "nan") for name in COLUMNS if name in cells and name not in _ALWAYS}
     label = tuple(int(value) for value in cells["label"].split("+"))
-    return Row(cells["case"], label, cells["name"], cast("Any", cells["status"]), **own, more=more)
+    return Row(
+        read_cell(cells["case"]), label, read_cell(cells["name"]), cast("Any", cells["status"]), **own, more=more
+    )
 
 
 def _case_files(case: ScoredFiles) -> dict[str, Any]:

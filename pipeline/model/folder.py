@@ -1,7 +1,7 @@
-"""The model folder: ``model.json`` beside one folder per trained fold. No pickle, so it is safe to share.
+"""The model folder: ``model.json`` beside one folder per trained fold. No pickle, so that loading it runs no code.
 
 ``model.json`` holds the network, the plan, the settings and where it came from. ``fold_<k>/model.safetensors`` are the
-weights, ``fold_<k>/validation.json`` the scores.
+weights, ``fold_<k>/validation.json`` the scores. These name cases and machines; ``volseg share`` leaves all names out.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Settings
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, write_json
 from pipeline.core.paths import real
@@ -40,12 +40,13 @@ def convert(
     *,
     layout: str | None = None,
     link: bool = False,
+    keep_header_text: bool = False,
     jobs: int | None = None,
     progress: Progress = silent,
 ) -> Batch:
     """Write a dataset in another layout.
 
-    Volumes are ``.nii.gz``. What is so already is copied byte by byte, all else written anew without loss. Beside the
+    Volumes are ``.nii.gz``. What is so already is copied, all else written anew without loss. Beside the
     layout's own files stands ``conversion.json``. A case whose files have not changed since an earlier run is kept. The
     file that describes the dataset comes last and lists the cases that could be converted.
 
@@ -55,6 +56,7 @@ def convert(
         to: Layout to write; one of :data:`pipeline.data.layout_names.WRITTEN_LAYOUTS`.
         layout: Name of the dataset's layout; by default recognised.
         link: Make hard links of files that need no change, instead of copies.
+        keep_header_text: Keep the free text of headers, which may name a patient.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
 
@@ -68,11 +70,11 @@ def convert(
     folder = OutputFolder(out, _RECORD, origin)
     earlier = _earlier_cases(folder)
     sources, targets = (*opened.cases, *opened.tests), (*target.dataset.cases, *target.dataset.tests)
-    entries = {
+    entries: dict[str, dict[str, Any]] = {
         new.id: {
             "source": old.id,
             "files": [path.relative_to(out).as_posix() for path in new.files],
-            "hash": earlier.get(new.id, {}).get("hash", ""),
+            "hash": earlier[new.id].hash if new.id in earlier else "",
         }
         for old, new in zip(sources, targets, strict=True)
     }
@@ -82,10 +84,12 @@ def convert(
     write_json(folder.record, record)
     description_file(target.dataset).unlink(missing_ok=True)
     remove_leftovers(out, deep=True)  # nnU-Net would take them for cases
-    before, now = ({name for entry in found.values() for name in entry["files"]} for found in (earlier, entries))
-    folder.remove(before - now)
+    now = {name for entry in entries.values() for name in entry["files"]}
+    folder.remove({name for entry in earlier.values() for name in entry.files} - now)
     tasks = {
-        new.id: ConvertTask(old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"])
+        new.id: ConvertTask(
+            old, new, opened.labels, target.dataset.labels, link, entries[new.id]["hash"], keep_header_text
+        )
         for old, new in zip(sources, targets, strict=True)
     }
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
@@ -116,15 +120,24 @@ def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:
         raise VolsegError(sentence("output folder", rule, got, "Choose another folder", file=out))
 
 
-def _earlier_cases(folder: OutputFolder) -> dict[str, dict[str, Any]]:
-    """Case id → ``files`` and ``hash``, as an earlier conversion recorded them."""
+@dataclass(frozen=True)
+class _Entry:
+    """What the record says of a case."""
+
+    files: tuple[str, ...]
+    hash: str
+
+
+def _earlier_cases(folder: OutputFolder) -> dict[str, _Entry]:
+    """What an earlier conversion recorded of every case."""
     folder.require_own(_EARLIER)
     try:
-        entries = folder.earlier["cases"].items() if folder.earlier else ()
-        return {case: {"files": [*entry["files"]], "hash": entry["hash"]} for case, entry in entries}
-    except (KeyError, TypeError, AttributeError):
+        cases = folder.earlier.get("cases") if folder.earlier else {}
+        found: dict[str, _Entry] = conform(cases, dict[str, _Entry], folder.record)
+    except VolsegError:
         # Files that no record names would stay, and other tools would take them for cases.
         folder.refuse(f"a new folder, or {_EARLIER}", f"a damaged {_RECORD}")
+    return found
 
 
 def _recording(run: Run, ids: Sequence[str], record: dict[str, Any], path: Path) -> Run:
@@ -155,6 +168,10 @@ def _case_notes(results: Mapping[str, ConversionOutcome]) -> list[str]:
     if shared:
         what = f"organ masks overlap in {len(shared)} cases, e.g. {shared[0]}"
         notes.append(f"{what}: the organ with the later value has the voxels")
+    cleared = sorted(case for case, result in results.items() if result.cleared)
+    if cleared:
+        what = f"the headers of {len(cleared)} cases held free text, e.g. {cleared[0]}"
+        notes.append(f"{what}: cleared in the copies; --keep-header-text keeps it")
     return notes
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.files import OutputFolder, read_record, write_json, write_text
+from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
 from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
@@ -281,11 +281,16 @@ def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _earlier(file: Path) -> dict[str, dict[str, Any]]:
-    """Entries by file name of the mask; a damaged file counts as none, and is written anew."""
+    """Entries by file name of the mask; those of files elsewhere, or a damaged file, count as none."""
+    found: dict[str, dict[str, Any]] = {}
     try:
-        return {entry["prediction"]: entry for entry in read_record(file).get("cases", ())}
-    except (KeyError, TypeError):
+        for entry in read_record(file).get("cases", ()):
+            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
+            if all(inside(file.parent, name) for name in names):
+                found[names[0]] = entry
+    except (KeyError, TypeError, AttributeError):
         return {}
+    return found
 
 
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def repair(
     *,
     remap: Sequence[str] = (),
     image_grid: bool = False,
+    label_header: bool = False,
+    keep_header_text: bool = False,
     layout: str | None = None,
     jobs: int | None = None,
     progress: Progress = silent,
@@ -66,14 +68,16 @@ def repair(
     """Write a repaired copy of a dataset.
 
     The copy is a datalist: ``datalist.json`` with names, channels, groups and splits, ``images/``, ``labels/``. Sound
-    files are copied byte by byte. ``fixes.json`` and ``fixes.csv`` list every change and every case left out. A later
-    run does what is missing or changed.
+    files are copied, without the free text of their headers. ``fixes.json`` and ``fixes.csv`` list every change and
+    every case left out. A later run does what is missing or changed.
 
     Args:
         dataset: Dataset folder or datalist; nothing in it is touched.
         out: Folder of the copy: a new one, or that of an earlier repair of this dataset.
         remap: What unknown label values become, see :func:`pipeline.data.label_tables.read_remap`.
         image_grid: Label maps of the image's shape lie on its grid, whatever their header says.
+        label_header: Other label maps lie where their header says, even where nothing proves it.
+        keep_header_text: Keep the free text of headers, which may name a patient.
         layout: Name of the dataset's layout; by default recognised.
         jobs: Worker processes; by default as many as pay.
         progress: Told after every case.
@@ -82,7 +86,7 @@ def repair(
         VolsegError: If there is no dataset, the replacements contradict it, or the folder holds other files.
     """
     opened = open_dataset(dataset, layout)
-    rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid)
+    rules = LabelRules(opened.labels, read_remap(remap, opened.labels), image_grid, label_header)
     require_apart(opened, dataset, out)
     folder = OutputFolder(out, LOG_FILE, {"source": str(dataset.resolve())})
     folder.require_own("an earlier repair of this dataset")
@@ -91,7 +95,7 @@ def repair(
     write_json(folder.record, head)
     remove_leftovers(out, deep=True)
     cases = planned_cases(opened)
-    tasks = {case.files.id: RepairTask(case, opened.channels, rules, out) for case in cases}
+    tasks = {case.files.id: RepairTask(case, opened.channels, rules, out, keep_header_text) for case in cases}
     with open_engine(jobs or default_jobs(len(tasks)), READING_WORKER_BYTES) as run:
         found, failed = collect(run, repair_case, tasks, progress, "repair", _task_bytes)
         # In the order of the dataset, whatever the order in which workers ended.
@@ -108,7 +112,13 @@ def repair(
     kept = sum(case.facts is None for case in done)
     result = Repair(out, changes, copied, repaired, kept, tuple(sorted(failed)), report)
     table = {str(old): new for old, new in rules.remap.items()}
-    _write_log(out, {**head, "remap": table, "image_grid": image_grid}, result)
+    asked = {
+        "remap": table,
+        "image_grid": image_grid,
+        "label_header": label_header,
+        "keep_header_text": keep_header_text,
+    }
+    _write_log(out, {**head, **asked}, result)
     return result
 
 

@@ -52,6 +52,7 @@ TRAIN = ["--config", "settings.json", "--device", "cpu"]
 COMMANDS: dict[str, list[str]] = {
     "check": ["check", "data", "--jobs", "1", "--json", "OUT/check.json"],
     "fix": ["check", "broken", "--jobs", "1", "--fix", "OUT"],
+    "share": ["share", "model", "--out", "OUT"],
     "plan": ["plan", "data", "--jobs", "1", "-o", "OUT"],
     "preprocess": ["preprocess", "phantom", "--jobs", "1", "-o", "OUT"],
     "train": ["train", "prepared", "-o", "OUT", *TRAIN, "--fold", "all"],

@@ -231,13 +231,13 @@ def test_folders_that_are_not_the_copys_own_are_refused(damaged: Path, copy: Pat
 def test_a_case_that_cannot_be_written_leaves_nothing_of_it(tmp_path: Path, monkeypatch) -> None:
     toys = write_toy(tmp_path / "toys", 2)
 
-    def full(file: Path, target: Path) -> None:
+    def full(file: Path, target: Path, **_: object) -> None:
         if "labels" in target.parts:
             raise VolsegError(f"{target}: the disk is full, nothing was written. Free some space and run again.")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
 
-    monkeypatch.setattr("pipeline.data.repair_case.copy_file", full)
+    monkeypatch.setattr("pipeline.data.header_text.copy_file", full)
     result = repair(toys, tmp_path / "copy", jobs=1)
     assert (result.exit_code, result.report, len(result.left_out)) == (3, None, 2)
     assert list((tmp_path / "copy" / "images").iterdir()) == []

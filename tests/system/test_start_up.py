@@ -21,7 +21,7 @@ LARGE = {
 }
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
-    *("choose", "convert", "phantom", "preview", "demo", "prune", "networks", "config"),
+    *("choose", "convert", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 

@@ -30,6 +30,17 @@ def test_names_and_messages_are_printed_as_they_are(capsys: pytest.CaptureFixtur
     assert "1 prepared, 0 up to date, 1 failed: [out]" in found
 
 
+def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;title\x07\x1b[2J\r\x9b31m"
+    problem = Problem(evil, "error", "unreadable", evil)
+    print_check(CheckReport("toy", "pairs", (evil,), (problem,), {}))
+    print_batch(Batch((evil,), (), ((evil, evil),), (evil,)), "prepared", Path(evil))
+    print_demo({"cases": 1, "organs": {evil: {"dice": 0.5, "iou": 0.3}}, "mean_dice": 0.5}, Path(evil))
+    found = capsys.readouterr().out
+    assert not set(found) & set("\x1b\x07\r\x9b")
+    assert "a\\x1b]0;title" in found
+
+
 def test_organs_without_a_score_get_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     organs = {"liver [/l]": {"dice": 0.5, "iou": 1 / 3}, "spleen": {"dice": None, "iou": None}}
     print_demo({"cases": 2, "organs": organs, "mean_dice": 0.5}, Path("demo"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError, DataError, VolsegError, sentence
+from pipeline.core.errors import ConfigError, DataError, VolsegError, one_line, sentence, visible
 
 
 def test_a_sentence_names_case_file_rule_value_and_what_to_do() -> None:
@@ -48,3 +48,18 @@ def test_all_errors_are_volseg_errors_and_value_errors_where_a_value_is_wrong() 
     assert issubclass(DataError, VolsegError)
     assert issubclass(DataError, ValueError)
     assert not issubclass(VolsegError, ValueError)
+
+
+def test_what_a_terminal_would_obey_is_spelled_out() -> None:
+    assert visible("a\x1b[2Jb\rc\x9b\x07") == "a\\x1b[2Jb\\x0dc\\x9b\\x07"
+    assert visible("caf\udce9 \ud800 \u202egpj") == "caf\\xe9 \\ud800 \\u202egpj"
+    assert visible("Grüße 肝\n\tx") == "Grüße 肝\n\tx"
+
+
+def test_a_name_on_one_line() -> None:
+    assert one_line("left\r\nlung\x1b[0m  x\t") == "left lung [0m  x"
+
+
+def test_no_name_of_a_case_or_file_begins_a_line_of_its_own() -> None:
+    found = sentence("file", "a", "b", "Do it", case="x\nError: y", file="d\nz.nii")
+    assert found == "case x\\nError: y: d\\nz.nii: file: expected a, got b. Do it."

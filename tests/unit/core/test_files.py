@@ -53,6 +53,14 @@ def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffixes(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]
 
 
+@pytest.mark.parametrize("name", ["n" * 239 + ".nii.gz", "字" * 80 + ".seg.nrrd", "n" * 255])
+def test_names_of_any_length_that_a_file_can_have_are_written(tmp_path: Path, name: str) -> None:
+    with atomic_path(tmp_path / name) as temporary:
+        assert temporary.name.endswith(name[-9:])
+        temporary.write_bytes(b"x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_write_that_breaks_half_way_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "new.bin", RuntimeError())

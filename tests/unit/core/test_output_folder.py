@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.files import OutputFolder, read_record
+from pipeline.core.files import OutputFolder, inside, read_record
 
 
 def folder(path: Path, source: str = "a") -> OutputFolder:
@@ -74,6 +74,26 @@ def test_nothing_outside_is_removed(tmp_path: Path) -> None:
         "home/full/d",
         "outside",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "a/../../outside", "/etc/passwd", "link/outside", "a\0b", "n" * 300, 5, None, ["a"], {}]
+)
+def test_a_record_names_nothing_outside(tmp_path: Path, name: object) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "link").symlink_to(tmp_path)
+    (tmp_path / "outside").touch()
+    assert inside(home, name) is None
+    OutputFolder(home).remove([name])
+    assert (tmp_path / "outside").is_file()
+
+
+def test_what_a_record_names_within(tmp_path: Path) -> None:
+    assert inside(tmp_path, "a/b.nii") == tmp_path / "a" / "b.nii"
+    assert inside(tmp_path, "a/../b") == tmp_path / "a/../b"
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    assert inside(tmp_path, "here") == tmp_path / "here"
 
 
 def test_only_own_files_are_overwritten(tmp_path: Path) -> None:

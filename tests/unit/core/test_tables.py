@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.tables import compact_cell, interval_cell, number_cell, read_csv, score_cell, text_table, write_csv
+from pipeline.core.tables import (
+    compact_cell,
+    interval_cell,
+    number_cell,
+    read_cell,
+    read_csv,
+    score_cell,
+    text_table,
+    write_csv,
+)
 
 ROWS = [("case", "value"), ("a,b", 0.1 + 0.2), ('say "c"', None), ("d", 7), ("e", math.inf)]
 
@@ -49,3 +58,27 @@ def test_a_text_table_is_markdown_with_columns_as_wide_as_their_longest_cell() -
         "| a\\|b   |  0.9 |",
         "| spleen |    - |",
     )
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "'=1", "''@x", "-x", "＝1+1"]
+TEXTS = ["=", "+", "@", "a", "-5", "+0.5", "-1e-3", "-inf", "-", "1+2", "'a", "a=1", "", "'", "'-5"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_text_is_computed_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
+    write_csv(tmp_path / "t.csv", [("case", "n"), (text, -1.5)])
+    line = (tmp_path / "t.csv").read_text().splitlines()[1]
+    assert line.strip('"').startswith("'")
+    assert line.endswith(",-1.5")
+    assert read_csv(tmp_path / "t.csv") == [{"case": text, "n": "-1.5"}]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_other_texts_and_numbers_stay_as_they_are(tmp_path: Path, text: str) -> None:
+    write_csv(tmp_path / "t.csv", [(text, -1.5, None)])
+    assert (tmp_path / "t.csv").read_text() == f"{text},-1.5,\n"
+    assert read_cell(text) == text
+
+
+def test_a_line_end_in_a_cell_does_not_end_the_row() -> None:
+    assert text_table(("organ", "Dice"), [("a\nb\x1b", "0.9")])[2] == "| a b   |  0.9 |"

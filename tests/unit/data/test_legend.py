@@ -48,6 +48,27 @@ def test_nifti_holds_the_label_table_of_workbench_and_totalsegmentator(tmp_path:
     assert [labels[1].get(part) for part in ("Red", "Green", "Blue", "Alpha")] == ["0.2", "0.4", "0.8", "1"]
 
 
+STRANGE = (
+    LegendEntry(1, 'a\n    2 0 0 0 0 0 0 "b\x1b[2J"', "#ff0000"),
+    LegendEntry(300, "c\x00\r\n\x0b:=d\ud800", "#3366cc"),
+)
+
+
+def test_no_name_ends_its_line_or_its_header(tmp_path: Path, label_map: LabelMap) -> None:
+    lines = [line for line in snap_labels(STRANGE).splitlines() if not line.startswith("#")]
+    assert [line.split()[0] for line in lines] == ["0", "1", "300"]
+    assert lines[1].endswith("\"a 2 0 0 0 0 0 0 'b [2J'\"")
+    write_label_map(label_map, tmp_path / "a.nii.gz", legend=STRANGE)
+    tree = ElementTree.fromstring(nib.load(tmp_path / "a.nii.gz").header.extensions[0].get_content().rstrip(b"\0"))
+    names = [label.text for label in tree.findall("VolumeInformation/LabelTable/Label")]
+    assert names == ['a 2 0 0 0 0 0 0 "b [2J"', "c :=d"]
+    write_label_map(label_map, tmp_path / "a.seg.nrrd", legend=STRANGE)
+    image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
+    assert image.GetMetaData("Segment1_Name") == "c :=d"
+    assert image.GetMetaData("Segment1_LabelValue") == "300"
+    assert np.array_equal(read_label_map(tmp_path / "a.seg.nrrd").array, label_map.array)
+
+
 def test_nrrd_holds_the_segments_of_3d_slicer(tmp_path: Path, label_map: LabelMap) -> None:
     write_label_map(label_map, tmp_path / "a.seg.nrrd", legend=LEGEND)
     image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))

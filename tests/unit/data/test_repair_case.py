@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +86,21 @@ def test_a_changed_input_is_repaired_anew_and_takes_its_old_files_with_it(case, 
     assert "gone.nii: file: expected an existing file" in message
 
 
+@pytest.mark.parametrize("hurt", ["files", "entry", "kind"])
+def test_a_record_that_names_files_elsewhere_is_none(case, fix, tmp_path, hurt) -> None:
+    first = fix(case)
+    precious, record = tmp_path / "precious.txt", tmp_path / "copy/repairs/a.json"
+    precious.write_text("mine")
+    content = json.loads(record.read_text())
+    strange = {"files": ["../precious.txt", str(precious)], "entry": {"image": ["../precious.txt"]}, "kind": {}}
+    content |= {"files": [5]} if hurt == "kind" else {hurt: strange[hurt]}
+    record.write_text(json.dumps(content))
+    again = fix(case)
+    assert again.facts is not None  # written anew
+    assert again.entry == first.entry
+    assert precious.read_text() == "mine"
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "SPL", "AIR"])
 def test_label_maps_listed_along_other_axes_are_brought_back(case, fix, tmp_path, blob, orientation) -> None:
     write_label_map(LabelMap(blob, Grid(blob.shape, PLACE)).reoriented(orientation), case.label)
@@ -131,10 +148,100 @@ def test_what_has_no_place_in_the_world_is_not_guessed(case, fix, tmp_path, blob
 def test_a_label_map_elsewhere_is_left_out(case, fix, blob, nifti) -> None:
     far = PLACE.copy()
     far[1, 3] += 2  # blob lies at j = 2 of 5, so 2 mm to anterior is still inside
-    assert log(fix(replace(case, label=nifti("near.nii", blob, far))))[0][0] == "label_grid"
+    near = replace(case, label=nifti("near.nii", blob, far))
+    message = refused(fix, near)
+    assert "got the image's shape at another place or spacing. If its voxels are those of the image, add" in message
+    assert message.endswith("add --image-grid; if its header is right, add --label-header.")
+    assert log(fix(near, label_header=True))[0][0] == "label_grid"
     far[0, 3] += 2  # i = 1 leaves the image, i = 2 stays: one of three voxels is inside
     message = refused(fix, replace(case, label=nifti("far.nii", blob, far)))
     assert "expected at least 90% of the labelled voxels inside the image, got 33%." in message
+
+
+SCAN = Grid((6, 7, 5), np.array([[1.5, 0, 0, -20], [0, 1.5, 0, 8], [0, 0, 2, 4], [0, 0, 0, 1.0]]))
+
+
+def drawn() -> np.ndarray:
+    """Two organs in the middle, unlike along any two axes, so that no wrong place gives them back."""
+    array = np.zeros(SCAN.shape, np.uint8)
+    array[2:4, 2:5, 1:3] = 1
+    array[3, 3, 2] = 2
+    return array
+
+
+@pytest.fixture
+def labelled(nifti):
+    """A case whose label map has another array or header than its image."""
+
+    def make(array: np.ndarray, affine: np.ndarray) -> CaseFiles:
+        image = np.arange(np.prod(SCAN.shape), dtype=np.int16).reshape(SCAN.shape)
+        return CaseFiles("a", (nifti("scan.nii", image, SCAN.affine),), nifti("drawn.nii", array, affine))
+
+    return make
+
+
+def moved(affine: np.ndarray, *offset_mm: float) -> np.ndarray:
+    result = affine.copy()
+    result[:3, 3] += offset_mm
+    return result
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "reason"),
+    [
+        (drawn().T, SCAN.affine, "the image's axes in another order"),
+        (drawn().transpose(1, 0, 2), SCAN.affine, "the image's axes in another order"),
+        (drawn().T, np.diag([2, 1.5, 1.5, 1]) @ moved(np.eye(4), -9, 4, 4), "the image's axes in another order"),
+        (drawn()[::2, ::2, ::2], SCAN.affine, "so its header was copied"),
+        (drawn()[:, :, :4], SCAN.affine, "so its header was copied"),  # which slice is missing?
+        (drawn()[:, :, 1:], SCAN.affine, "so its header was copied"),
+        (
+            drawn()[::2, ::2, ::2],
+            moved(np.diag([1, 1, 1, 1.0]), -18, 10, 5),
+            "neither the image's voxels nor its field",
+        ),
+        (drawn(), moved(SCAN.affine, 0, 0, 2), "the image's shape at another place"),
+        (drawn(), moved(SCAN.affine, 0.75, 0.75, 1), "the image's shape at another place"),  # corners for centres
+        (drawn()[::-1], np.diag([-1, 1, 1, 1]) @ moved(SCAN.affine, 34, 0, 0), "the image's shape at another place"),
+        (drawn()[:, :, 1:4], moved(SCAN.affine, 0, 0, 2.6), "neither the image's voxels nor its field of view"),
+        (drawn()[1:5, 1:6, :], np.array([[1.5, -0.3, 0, -18], [0.3, 1.5, 0, 9], [0, 0, 2, 4], [0, 0, 0, 1]]), "turned"),
+    ],
+)
+def test_a_label_map_whose_place_nothing_proves_is_left_out(fix, labelled, array, affine, reason) -> None:
+    message = refused(fix, labelled(array, affine))
+    assert reason in message
+    assert "label map grid: expected the image's voxels in another order or number, or its field of view" in message
+    empty = fix(labelled(array * 0, affine))  # background is background wherever it lies
+    assert [entry[0] for entry in log(empty)] == ["label_grid"]
+
+
+def test_axes_swapped_in_a_cube_are_told_by_the_spacing(fix, nifti) -> None:
+    array, affine = np.zeros((5, 5, 5), np.uint8), np.diag([1, 1, 2.0, 1])
+    array[1:3, 1:4, 2] = 1
+    image = nifti("cube.nii", np.arange(125, dtype=np.int16).reshape(5, 5, 5), affine)
+    swapped = nifti("swapped.nii", np.ascontiguousarray(array.T), np.diag([2, 1, 1.0, 1]))
+    assert "the image's shape at another place or spacing" in refused(fix, CaseFiles("a", (image,), swapped))
+
+
+@pytest.mark.parametrize(
+    ("array", "affine"),
+    [
+        (drawn()[::-1], SCAN.reoriented("LAS").affine),
+        (drawn().T[:, ::-1], SCAN.reoriented("SPR").affine),
+        (drawn()[1:5, 1:6, 1:4], SCAN.cropped((1, 1, 1), (5, 6, 4)).affine),
+        (np.pad(drawn(), 2), SCAN.cropped((-2, -2, -2), (8, 9, 7)).affine),
+        (drawn().repeat(2, 0).repeat(3, 1), SCAN.resized((12, 21, 5)).affine),
+    ],
+)
+def test_a_label_map_whose_header_proves_its_place_is_brought_back(fix, labelled, tmp_path, array, affine) -> None:
+    assert [entry[0] for entry in log(fix(labelled(array, affine)))] == ["label_grid"]
+    np.testing.assert_array_equal(read_label_map(tmp_path / "copy/labels/a.nii").array, drawn())
+
+
+def test_a_header_that_lost_its_origin_proves_nothing(fix, nifti) -> None:
+    image = nifti("scan.nii", np.arange(210, dtype=np.int16).reshape(6, 7, 5), moved(np.eye(4), -2, -2, -1))
+    lost = nifti("lost.nii", drawn()[1:5, 1:6, 1:4], np.eye(4))
+    assert "a first voxel at the world's origin" in refused(fix, CaseFiles("a", (image,), lost))
 
 
 def test_whole_numbers_in_floats(case, fix, tmp_path, blob, nifti) -> None:
@@ -218,6 +325,32 @@ def test_channels_on_other_grids(case, fix, tmp_path, nifti, ramp) -> None:
     assert (moved[:, :, 0] == 5).all()
     message = refused(fix, replace(case, images=(one, nifti("far.nii", ramp, far))), "T1", "T2")
     assert "field of view of channel 2: expected at least 50% of the field of view of channel 1, got 33%." in message
+
+
+def test_channels_whose_headers_contradict_themselves_are_left_out(case, fix, nifti, ramp) -> None:
+    swapped = replace(case, images=(case.images[0], nifti("t2.nii", np.ascontiguousarray(ramp.T), PLACE)))
+    assert "grid of channel 2: expected a place that two headers agree on, got the image's axes in" in refused(
+        fix, swapped, "T1", "T2"
+    )
+    copied = replace(case, images=(case.images[0], nifti("t2.nii", ramp[:, :, :4], PLACE)))
+    assert "so its header was copied. Export the channel again." in refused(fix, copied, "T1", "T2")
+    lost = replace(case, images=(case.images[0], nifti("t2.nii", ramp[1:], codes=(0, 0))))
+    assert "got one without a position" in refused(fix, lost, "T1", "T2")
+
+
+def test_free_text_of_headers_is_cleared_and_logged_by_the_names_of_its_fields(case, fix, tmp_path) -> None:
+    for path in (case.images[0], case.label):
+        image = nib.load(path)
+        image.header["descrip"] = "Ann Smith"
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), PLACE, image.header), path)
+    done = fix(case)
+    assert log(done) == [("header_text", "descrip", "empty; --keep-header-text keeps it")] * 2
+    for name in ("images/a.nii.gz", "labels/a.nii.gz"):
+        assert b"Smith" not in gzip.decompress((tmp_path / "copy" / name).read_bytes())
+    assert b"Smith" not in (tmp_path / "copy/repairs/a.json").read_bytes()
+    task = RepairTask(PlannedCase(case, False), ("MRI",), LabelRules(LABELS), tmp_path / "copy", keep_text=True)
+    assert repair_case(task).changes == ()
+    assert (tmp_path / "copy/labels/a.nii.gz").read_bytes() == case.label.read_bytes()
 
 
 def test_a_file_of_several_volumes_stands_for_the_channels(case, fix, tmp_path, nifti, ramp) -> None:

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -278,6 +279,26 @@ def test_an_unusual_place_to_write_is_refused(tmp_path) -> None:
         convert(root, file, "nnunet", jobs=1)
     with pytest.raises(VolsegError, match="nothing there"):
         convert(tmp_path / "no", tmp_path / "out", "nnunet", jobs=1)
+
+
+def test_free_text_of_headers_is_cleared_unless_it_is_to_be_kept(tmp_path) -> None:
+    root, out = write_source(tmp_path / "source", LABELS, ("CT",)), tmp_path / "out"
+    path = root / "volumes" / "c_001 channel 0.nii.gz"
+    image = nib.load(path)
+    image.header["aux_file"] = "Ann Smith"
+    nib.save(image, path)
+    batch = convert(root, out, "pairs", link=True, jobs=1)
+    note = "the headers of 1 cases held free text, e.g. c_001: cleared in the copies; --keep-header-text keeps it"
+    assert note in batch.notes
+    copy = out / "images" / "c_001.nii.gz"
+    assert not copy.samefile(path)
+    assert (out / "images" / "c_002.nii.gz").samefile(root / "volumes" / "c_002 channel 0.nii.gz")
+    assert nib.load(copy).header["aux_file"].item() == b""
+    np.testing.assert_array_equal(read_image(copy).array, read_image(path).array)
+    assert convert(root, out, "pairs", link=True, jobs=1).done == ()
+    batch = convert(root, out, "pairs", keep_header_text=True, jobs=1)
+    assert note not in batch.notes
+    assert copy.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")

@@ -143,6 +143,15 @@ def test_damaged_files_count_as_none(tmp_path: Path, text: str) -> None:
     assert earlier_entries(tmp_path) == earlier_statistics(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "hurt", [{"prediction": "../a.nii"}, {"organ_files": ["/etc/passwd"]}, {"soft_files": ["../b"]}, {"prediction": 5}]
+)
+def test_entries_of_files_elsewhere_count_as_none(tmp_path: Path, hurt: dict[str, object]) -> None:
+    entries = [{"prediction": "a.nii", "hash": "1"}, {"prediction": "b.nii", "hash": "2", **hurt}]
+    (tmp_path / "predictions.json").write_text(json.dumps({"cases": entries}))
+    assert earlier_entries(tmp_path) == {"a.nii": entries[0]}
+
+
 def test_reasons_are_sentences() -> None:
     assert why_failed("a", VolsegError("case a: no.")) == "case a: no."
     assert why_failed("a", RuntimeError("odd")).startswith("case a: expected a prediction, got RuntimeError: odd.")

@@ -1,0 +1,89 @@
+"""A model folder for others: what predicting needs, and nothing that names a case, a person, a place or a machine.
+
+Written anew from what was read, key by key: what is not known to be needed is not in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.core.files import OutputFolder, own_version, remove_leftovers, write_json
+from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
+from pipeline.model.folder import (
+    ENSEMBLE_FILE,
+    ModelCard,
+    fold_folder,
+    load_network,
+    member_folders,
+    read_card,
+    save_weights,
+    trained_folds,
+    wanted_folds,
+    write_card,
+)
+
+_RECORD = "shared.json"
+_VERSIONS = ("volseg", "torch", "monai", "python")  # of the provenance; its device and date would tell where and when
+_NAME = "dataset"  # a dataset is often named after a hospital or a study
+
+
+def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
+    """Write a model folder that predicts as the original does and names neither cases nor places.
+
+    It has the network, the plan without its reasons and the dataset's name, labels and channels, the settings without
+    an MLflow server, the versions of the libraries, the weights of every fold, and the post-processing.
+
+    Args:
+        model: Model folder, or the folder of an ensemble.
+        out: Folder to write: new, empty, or one that was shared before.
+
+    Returns:
+        What was written, relative to ``out``.
+
+    Raises:
+        VolsegError: If there is no trained model, or ``out`` holds something else.
+    """
+    model, out = Path(model), Path(out)
+    homes = member_folders(model)
+    cards = [read_card(home) for home in homes]
+    for home in homes:
+        wanted_folds(home)
+    folder = OutputFolder(out, _RECORD)
+    if out.resolve() == model.resolve():
+        folder.refuse("a new folder", "the model itself")
+    folder.require_own("a model that was shared before")
+    # Members of an ensemble are called after folders, which are called as it pleased someone.
+    names = [""] if homes == (model,) else [f"model_{number}" for number in range(1, len(homes) + 1)]
+    written = [
+        (Path(name) / file).as_posix()
+        for name, home in zip(names, homes, strict=True)
+        for file in (*(f"fold_{fold}/model.safetensors" for fold in trained_folds(home)), "model.json")
+    ]
+    cleaning = read_cleaning(model, cards[0].plan.label_table)
+    written += [POSTPROCESSING_FILE] * bool(cleaning) + [ENSEMBLE_FILE] * (names != [""])
+    write_json(folder.record, {"volseg": own_version(), "files": written})
+    remove_leftovers(out, deep=True)
+    # What makes the folder usable goes first and comes last.
+    folder.remove([ENSEMBLE_FILE, *(name for name in written if name.endswith("model.json"))])
+    folder.remove(folder.listed("files") - set(written))
+    folder.remove_empty_folders()
+    if cleaning:
+        write_json(out / POSTPROCESSING_FILE, {"kept": cleaning.to_json()})
+    for name, home, card in zip(names, homes, cards, strict=True):
+        for fold in trained_folds(home):
+            # Through the network, so that nothing else than its weights is in the file.
+            weights = load_network(home, card, fold).state_dict()
+            save_weights(fold_folder(out / name, fold) / "model.safetensors", weights)
+        write_card(out / name, _bare(card))
+    if names != [""]:
+        write_json(out / ENSEMBLE_FILE, {"members": names})
+    return tuple(written)
+
+
+def _bare(card: ModelCard) -> ModelCard:
+    """A description without what tells where a model is from."""
+    labels = card.plan.label_table.to_json()
+    plan = card.plan.model_copy(update={"dataset": _NAME, "labels": labels, "reasons": {}})
+    settings = card.settings.model_copy(update={"train": card.settings.train.model_copy(update={"mlflow": None})})
+    versions = {name: card.provenance[name] for name in _VERSIONS if name in card.provenance}
+    return ModelCard(network=card.network, plan=plan, settings=settings, provenance=versions)

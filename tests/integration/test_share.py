@@ -1,0 +1,102 @@
+"""``volseg share``: the folder predicts as the model does and names nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from command_line import run
+from safetensors import safe_open
+
+from pipeline.core.errors import VolsegError
+from pipeline.model.folder import load_weights, save_weights
+from pipeline.stages.predict import predict
+from pipeline.stages.share import share
+
+CLEANING = {"kept": {"keep_largest": ["box_left"], "remove_small_ml": {}, "fill_holes": []}, "cases": "Ann Smith"}
+
+
+@pytest.fixture
+def named(model: Path, tmp_path: Path) -> Path:
+    """The model with names wherever a model folder can have them."""
+    folder = tmp_path / "hospital" / "smith_model"
+    shutil.copytree(model, folder)
+    card = json.loads((folder / "model.json").read_text())
+    card["plan"] |= {"dataset": "St Mary smith", "reasons": {"spacing_mm": "as smith has it, /data/smith"}}
+    card["settings"]["train"]["mlflow"] = "http://smith.hospital.example"
+    card["provenance"] |= {"device": "cpu (smith)", "pruned_from": "smith"}
+    (folder / "model.json").write_text(json.dumps(card))
+    weights = folder / "fold_0" / "model.safetensors"
+    save_weights(weights, load_weights(weights), {"made by": "smith"})
+    (folder / "postprocessing.json").write_text(json.dumps(CLEANING))
+    for name in ("cross_validation/summary.json", "fold_0/events/events.out.1.smith", "notes_smith.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("smith")
+    return folder
+
+
+def require_nameless(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        texts = [path.relative_to(folder).as_posix()]
+        if path.suffix == ".safetensors":  # its numbers may spell anything
+            with safe_open(path, "pt") as weights:
+                assert weights.metadata() is None
+                texts += weights.keys()
+        elif path.is_file():
+            texts.append(path.read_text(encoding="utf-8"))
+        for name in ("smith", "toy", "hospital", str(folder.parent), socket.gethostname()):
+            assert not [text for text in texts if name.lower() in text.lower()], (name, path)
+
+
+def masks(model: Path, dataset: Path, out: Path) -> list[bytes]:
+    assert predict(model, [str(dataset / "images")], out, device="cpu").exit_code == 0
+    return [path.read_bytes() for path in sorted(out.glob("*.nii.gz"))]
+
+
+def test_a_shared_model_predicts_the_same_and_names_nothing(capfd, named: Path, dataset: Path, tmp_path: Path) -> None:
+    code, out, _ = run(capfd, "share", named, "-o", tmp_path / "shared")
+    assert code == 0
+    written = ["fold_0/model.safetensors", "model.json", "postprocessing.json"]
+    assert " ".join(out.split()) == f"3 files to share: {tmp_path / 'shared'} ({', '.join(written)})"
+    found = [path.relative_to(tmp_path / "shared") for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    assert sorted(map(str, found)) == [*written, "shared.json"]
+    require_nameless(tmp_path / "shared")
+    provenance = json.loads((tmp_path / "shared/model.json").read_text())["provenance"]
+    assert sorted(provenance) == ["monai", "python", "torch", "volseg"]
+    expected = masks(named, dataset, tmp_path / "a")
+    assert len(expected) == 6
+    assert masks(tmp_path / "shared", dataset, tmp_path / "b") == expected
+    before = (tmp_path / "shared/model.json").read_bytes()
+    share(named, tmp_path / "shared")
+    assert (tmp_path / "shared/model.json").read_bytes() == before
+
+
+def test_an_ensemble_is_shared_with_its_members_numbered(named: Path, dataset: Path, tmp_path: Path) -> None:
+    pair = tmp_path / "pair"
+    for member in ("smith_1", "smith_2"):
+        shutil.copytree(named, pair / member)
+    (pair / "ensemble.json").write_text(json.dumps({"members": ["smith_1", "smith_2"], "candidates": ["smith"]}))
+    shutil.copy(named / "postprocessing.json", pair)
+    share(named, tmp_path / "shared")
+    assert "model_2/model.json" in share(pair, tmp_path / "shared")  # of the single model nothing stays
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [
+        *("ensemble.json", "model_1", "model_2", "postprocessing.json", "shared.json")
+    ]
+    require_nameless(tmp_path / "shared")
+    assert masks(tmp_path / "shared", dataset, tmp_path / "b") == masks(pair, dataset, tmp_path / "a")
+
+
+def test_what_cannot_be_shared_is_said(named: Path, tmp_path: Path) -> None:
+    with pytest.raises(VolsegError, match=r"expected a new folder, got the model itself\."):
+        share(named, named)
+    with pytest.raises(VolsegError, match=r"expected a new folder, or a model that was shared before, got other files"):
+        share(named, named.parent)
+    (named / "fold_0" / "model.safetensors").unlink()
+    with pytest.raises(VolsegError, match=r"folds: expected a trained fold, got none"):
+        share(named, tmp_path / "new")
+    with pytest.raises(VolsegError, match=r"expected a model folder with model\.json"):
+        share(tmp_path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
