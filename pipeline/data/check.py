@@ -138,14 +138,9 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
 
 
 def _check_header(volume: VolumeFile, found: _Findings) -> None:
-    """Report missing or contradicting forms and oblique axes."""
-    if volume.form_codes == (0, 0):
-        got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
-        found.report("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
-    if volume.forms_differ:
-        rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
-        advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
-        found.report("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+    """Report what makes other programs place the volume elsewhere, and oblique axes."""
+    for doubt in volume.doubts:
+        found.report(*doubt)
     # Columns of unit length; the largest entry is the cosine between an axis and the body axis next to it.
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())

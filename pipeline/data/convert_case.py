@@ -21,11 +21,12 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.nifti import load_nifti, write_nifti
+from pipeline.data.nifti_forms import unit_of
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
 
-_VERSION = "1"
+_VERSION = "2"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
 
 
@@ -149,27 +150,28 @@ def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> int:
         if whole == [(volumes[0].path, n + 1, total) for n in range(total)] and _is_plain(volumes[0], grid, axes=4):
             copy_file(volumes[0].path, target, link=task.link)
         else:
-            write_nifti(_compact(np.stack(arrays, axis=-1)), grid, target, like=volumes[0].path)
+            write_nifti(_compact(np.stack(arrays, axis=-1)), grid, target, like=volumes[0].path, settle=True)
         return sum(map(_count_not_finite, arrays))
     for volume, array, target in zip(volumes, arrays, task.target.images, strict=True):
         if volume.volumes == 1 and _is_plain(volume, grid, axes=3):
             copy_file(volume.path, target, link=task.link)
         else:
-            write_nifti(_compact(array), grid, target, like=volume.path)
+            write_nifti(_compact(array), grid, target, like=volume.path, settle=True)
     return sum(map(_count_not_finite, arrays))
 
 
 def _write_reference(task: ConvertTask, reference: LabelMap, image: Path) -> None:
     """Write the label map, or a mask per organ."""
     for value, target in task.target.organs:
-        write_label_map(LabelMap((reference.array == value).astype(np.uint8), reference.grid), target, like=image)
+        mask = LabelMap((reference.array == value).astype(np.uint8), reference.grid)
+        write_label_map(mask, target, like=image, settle=True)
     label, target_file = task.source.label, task.target.label
     if target_file is None:
         return
     if label is not None and _is_same_label_map(label, reference):
         copy_file(label, target_file, link=task.link)
     else:
-        write_label_map(reference, target_file, like=image)
+        write_label_map(reference, target_file, like=image, settle=True)
 
 
 def _is_same_label_map(path: Path, wanted: LabelMap) -> bool:
@@ -186,12 +188,14 @@ def _is_same_label_map(path: Path, wanted: LabelMap) -> bool:
 def _is_plain(volume: VolumeFile, grid: Grid, *, axes: int) -> bool:
     """Whether a file is a NIfTI-1 file that every reader puts on exactly this grid.
 
-    That asks for an sform, which is stored as it is, and a qform that agrees or is not used: readers differ in which
-    of two they take, and in what they do without any.
+    That asks for mm, which some take for granted, an sform, which is stored as it is, steps that are its own, and a
+    qform that agrees or is not used: readers differ in which of two they take, and in what they do without any.
     """
-    if volume_suffix(volume.path) != ".nii.gz" or volume.grid != grid:
+    if volume_suffix(volume.path) != ".nii.gz" or volume.grid != grid or volume.doubts:
         return False
     header = load_nifti(volume.path).header
+    if unit_of(header)[1] != 1.0:
+        return False
     if len(header.get_data_shape()) != axes or int(header["sizeof_hdr"]) != nib.Nifti1Header.sizeof_hdr:
         return False
     if not header["sform_code"]:

@@ -213,7 +213,7 @@ def _write_images(parts: Sequence[RepairedVolume], case: str, out: Path, written
         if part.array is not None:
             name = stem + _written_suffix(file)
             written.append(out / name)
-            write_voxels(part.array, part.grid, out / name, like=file)
+            write_voxels(part.array, part.grid, out / name, like=file, settle=part.settle)
             sources.append(name)
             continue
         if file not in names:
@@ -231,7 +231,8 @@ def _write_label(part: RepairedVolume, case: str, out: Path, written: list[Path]
     if part.array is None:
         copy_file(part.source, out / name)
     else:
-        write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
+        label_map = LabelMap(part.array, part.grid)
+        write_label_map(label_map, out / name, like=part.source, settle=part.settle)
     return name
 
 

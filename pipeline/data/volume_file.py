@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,20 @@ class VolumeError(DataError):
         self.code = code
 
 
+class Doubt(NamedTuple):
+    """Why readers may place a volume differently, for ``volseg check`` and for notes beside results.
+
+    The severity and code of a problem of ``volseg check``, then the parts of a sentence.
+    """
+
+    severity: Literal["warning", "note"]
+    code: str
+    what: str
+    expected: str
+    got: str
+    advice: str
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeFile:
     """A volume file whose header was read and found sound; the voxels are read by ``load``.
@@ -91,8 +105,9 @@ class VolumeFile:
         form_codes: NIfTI's (sform_code, qform_code), None for other formats.
         load: Reads the voxels as stored (scaled if the header says so): (I, J, K), or (I, J, K, volumes) if there are
             several. Raises VolumeError if they cannot be read.
-        forms_apart_mm: How far NIfTI's qform moves a voxel from where the sform, which counts, puts it; 0 if only one
-            of them is given, infinite if the qform is damaged.
+        forms_apart_mm: How far NIfTI's qform or pixdim moves a voxel from where the sform, which counts, puts it;
+            infinite if the qform is damaged.
+        doubts: Why other programs may place the volume elsewhere.
     """
 
     path: Path
@@ -101,6 +116,7 @@ class VolumeFile:
     form_codes: tuple[int, int] | None
     load: Callable[[], NDArray[Any]]
     forms_apart_mm: float = 0.0
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def is_colour(self) -> bool:
@@ -109,7 +125,7 @@ class VolumeFile:
 
     @property
     def forms_differ(self) -> bool:
-        """Whether sform and qform put a voxel more than half a voxel apart; rounded quaternions stay below."""
+        """Whether parts of the header put a voxel more than half a voxel apart; rounded quaternions stay below."""
         return self.forms_apart_mm > min(self.grid.spacing_mm) / 2
 
 

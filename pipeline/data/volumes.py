@@ -154,15 +154,22 @@ def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
 
 
 def write_label_map(
-    label_map: LabelMap, path: Path | str, *, like: Path | str | None = None, legend: Sequence[LegendEntry] = ()
+    label_map: LabelMap,
+    path: Path | str,
+    *,
+    like: Path | str | None = None,
+    legend: Sequence[LegendEntry] = (),
+    settle: bool = False,
 ) -> None:
     """Write a label map atomically, as the smallest unsigned type; equal labels give equal bytes.
 
     Args:
         label_map: Labels; comes back from :func:`read_label_map` on exactly the same grid.
         path: File to write; one of VOLUME_SUFFIXES. Pictures (PNG, TIFF) hold one slice.
-        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept, and its forms too where
+            other programs may place it elsewhere.
         legend: Names and colours of the values, for the headers of NIfTI and NRRD; other formats have no place for it.
+        settle: As in :func:`~pipeline.data.nifti.write_nifti`.
 
     Raises:
         VolumeError: If the suffix is unknown, a label is negative or too large, or a picture cannot hold the grid.
@@ -172,7 +179,7 @@ def write_label_map(
     labels = label_array(label_map.array, path)
     # The smallest type, whatever the labels came as, so that equal labels give equal bytes.
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    write_voxels(labels, label_map.grid, path, like=like, legend=legend)
+    write_voxels(labels, label_map.grid, path, like=like, legend=legend, settle=settle)
 
 
 def write_image(image: Image, path: Path | str) -> None:
@@ -200,6 +207,7 @@ def write_voxels(
     *,
     like: Path | str | None = None,
     legend: Sequence[LegendEntry] = (),
+    settle: bool = False,
 ) -> None:
     """Write voxels (I, J, K) atomically, in the type they have.
 
@@ -207,8 +215,10 @@ def write_voxels(
         array: Integers or floats.
         grid: Their grid.
         path: File to write; one of VOLUME_SUFFIXES.
-        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept, and its forms too where
+            other programs may place it elsewhere.
         legend: Names and colours of label values, for the headers of NIfTI and NRRD.
+        settle: As in :func:`~pipeline.data.nifti.write_nifti`.
 
     Raises:
         VolumeError: If the suffix is unknown, or a picture cannot hold array or grid.
@@ -222,7 +232,8 @@ def write_voxels(
         from pipeline.data.legend import caret_xml
 
         table = caret_xml(legend) if legend else b""
-        write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
+        pattern = None if like is None else split_source(like)[0]
+        write_nifti(array, grid, path, like=pattern, label_table=table, settle=settle)
     else:
         from pipeline.data.itk import write_itk
         from pipeline.data.legend import segment_fields
