@@ -21,8 +21,8 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import merge_organs
-from pipeline.data.volume_file import VolumeError, VolumeFile
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid
+from pipeline.data.volume_file import Doubt, VolumeError, VolumeFile, split_source
+from pipeline.data.volumes import open_volume, position_doubts, read_label_map, read_voxels, require_channel_grid
 
 Severity = Literal["error", "warning", "note"]
 
@@ -188,10 +188,19 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
     if unknown:
         rule, advice = "only those of the label table", "Add them to the label names, or correct the label map"
         found.report("error", "unknown_labels", "label values", rule, listed(unknown), advice)
+    for doubt in _label_doubts(files):
+        if all(doubt.code != problem.code for problem in found.problems):
+            found.report(*doubt)
     if not any(values):
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
         found.report("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
     return label_map
+
+
+def _label_doubts(files: CaseFiles) -> Sequence[Doubt]:
+    """Why other programs may place the reference elsewhere than here; of organ masks the first that has a reason."""
+    sources = [split_source(source)[0] for source in files.label_sources]
+    return next((doubts for path in sources if (doubts := position_doubts(path))), ())
 
 
 MapCases = Callable[[Callable[[CaseFiles], CaseFacts], Sequence[CaseFiles]], Iterable[CaseFacts]]

@@ -119,7 +119,7 @@ def read_forms(image: Any) -> Forms:
     sign = np.sign(steps)
     others: dict[str, Affine | None] = {}
     if codes[0] <= 0:
-        affine = _qform(header)
+        affine = _qform(header, steps)
         if steps.min() < 0:
             others["pixdim"] = _stretched(affine, mm, sign)
         return Forms(_stretched(affine, mm), codes, "qform", others, tuple(others), axes)
@@ -136,15 +136,15 @@ def read_forms(image: Any) -> Forms:
     itk: tuple[str, ...] = ("pixdim",)
     if codes[1] > 0:
         try:
-            others["qform"] = _stretched(_qform(header), mm, sign)
+            others["qform"] = _stretched(_qform(header, steps), mm, sign)
         except (HeaderDataError, ValueError):  # no rotation has such a quaternion
             others["qform"] = None
         itk = ("pixdim",) if codes[0] == 1 and straight else ("qform",) if straight else ("pixdim", "qform")
     return Forms(_stretched(affine, mm), codes, "sform", others, itk, axes)
 
 
-def _qform(header: Any) -> Affine:
-    """Affine of the quaternion, as NIfTI's own library has it.
+def _qform(header: Any, steps: NDArray[np.float64]) -> Affine:
+    """Affine of the quaternion, with steps above 0, as NIfTI's own library has it.
 
     Its first part is the root of what the other three leave of 1. Near 0 that is the rounding of three numbers of
     single precision: the library takes less than 1e-7 for half a turn, nibabel less than 3.6e-7.
@@ -152,13 +152,13 @@ def _qform(header: Any) -> Affine:
     Raises:
         HeaderDataError, ValueError: If no rotation has such a quaternion.
     """
-    affine = np.asarray(header.get_qform(), dtype=np.float64)
-    vector = np.array([header[f"quatern_{part}"] for part in "bcd"], dtype=np.float64)
-    rest = 1.0 - float(vector @ vector)
+    quaternion = header.get_qform_quaternion()
+    rest = 1.0 - float(quaternion[1:] @ quaternion[1:])
     if rest < 10 * _HALF_TURN:  # all others are as nibabel has them
-        first = 0.0 if rest < _HALF_TURN else rest**0.5
-        affine[:3, :3] = quat2mat([first, *vector]) * np.linalg.norm(affine[:3, :3], axis=0)
-        affine[:3, 2] *= np.sign(header["pixdim"][0]) or 1.0
+        quaternion[0] = 0.0 if rest < _HALF_TURN else rest**0.5
+    affine = np.eye(4)
+    affine[:3, :3] = quat2mat(quaternion) * np.abs(steps) * [1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0]
+    affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
 
 

@@ -28,7 +28,10 @@ NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 """Those of NRRD."""
 
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
-"""Those of pictures: one slice, grey or in colour."""
+"""Those of pictures: slices, grey or in colour."""
+
+TIFF_SUFFIXES = (".tiff", ".tif")
+"""Those of pictures that may be stacks of slices."""
 
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
@@ -63,6 +66,7 @@ _MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
 _META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
 _NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
 _NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
+_CHANNEL = re.compile(r"_\d{4}$")  # number of a channel, as nnU-Net has it
 _HEADER_BYTES = 1 << 16
 
 
@@ -326,9 +330,11 @@ def header_text(path: Path) -> str:
 def detached_files(path: Path) -> tuple[Path, ...]:
     """Files beside a header that hold its voxels, in the header's order, whether they exist or not.
 
-    Empty if the voxels are in the file itself, or it cannot be read.
+    Empty if the voxels are in the file itself, or it cannot be read. Of a TIFF it is the file that has its spacing.
     """
     suffix = volume_suffix(path)
+    if suffix in TIFF_SUFFIXES:
+        return tuple(file for file in [spacing_file(path)] if file)
     if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
         return ()
     try:
@@ -337,6 +343,13 @@ def detached_files(path: Path) -> tuple[Path, ...]:
         return ()
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
     return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
+
+
+def spacing_file(path: Path) -> Path | None:
+    """The file beside a TIFF that has its spacing, if there is one: ``c0.json`` of ``c0.tif`` and ``c0_0000.tif``."""
+    stem = volume_stem(path)
+    names = dict.fromkeys((stem, _CHANNEL.sub("", stem)))
+    return next((file for name in names if (file := path.with_name(f"{name}.json")).is_file()), None)
 
 
 def _nrrd_names(header: str) -> list[str]:

@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.nifti import open_nifti, write_nifti
+from pipeline.data.pictures import palette_indices
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
+    TIFF_SUFFIXES,
     VOLUME_SUFFIXES,
+    Doubt,
+    VolumeError,
     VolumeFile,
     label_array,
     refuse,
@@ -88,6 +92,17 @@ def read_grid(path: Path | str) -> Grid:
     return open_volume(path).grid
 
 
+def position_doubts(source: Path | str) -> tuple[Doubt, ...]:
+    """Why other programs may place a volume elsewhere; none of a file that is refused."""
+    path = split_source(source)[0]
+    if volume_suffix(path) not in (*_NIFTI, *TIFF_SUFFIXES):  # the others say it in one way
+        return ()
+    try:
+        return open_header(path).doubts
+    except VolumeError:
+        return ()
+
+
 def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = None) -> Image:
     """Read an image of one or several channels.
 
@@ -126,6 +141,8 @@ def require_channel_grid(first: Grid, volume: VolumeFile, number: int, case: str
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
     """Read a label map exactly; whole numbers stored as floats are accepted, and so are greys stored as colours.
 
+    The labels of a picture with a palette are its indices.
+
     Args:
         path: Label map file.
         case: Case id for messages.
@@ -144,7 +161,10 @@ def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
 
 
 def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
-    """A label map stored in colour whose colours are greys."""
+    """A label map stored in colour: the indices of a palette, or greys."""
+    indices = palette_indices(picture.path, case)
+    if indices is not None:
+        return LabelMap(indices.T.reshape(picture.grid.shape), picture.grid)
     red, green, blue = np.moveaxis(picture.load(), -1, 0)
     coloured = int(np.count_nonzero((red != green) | (red != blue)))
     if coloured:
@@ -165,7 +185,7 @@ def write_label_map(
 
     Args:
         label_map: Labels; comes back from :func:`read_label_map` on exactly the same grid.
-        path: File to write; one of VOLUME_SUFFIXES. Pictures (PNG, TIFF) hold one slice.
+        path: File to write; one of VOLUME_SUFFIXES. PNG holds one slice.
         like: Where both files are NIfTI, the form codes and spatial unit of this one are kept, and its forms too where
             other programs may place it elsewhere.
         legend: Names and colours of the values, for the headers of NIfTI and NRRD; other formats have no place for it.

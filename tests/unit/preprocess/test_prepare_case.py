@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
+from PIL import Image as Picture
 from prepared import read_prepared
 
 from pipeline.config.settings import PreprocessSettings
@@ -23,7 +24,7 @@ from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import plan_from_fingerprints
-from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, transform_text
+from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, run_transforms, transform_text
 from pipeline.preprocess.transforms import Normalized, transforms
 
 LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
@@ -69,6 +70,18 @@ def test_fingerprint_is_taken_along_the_target_axes(tmp_path: Path, orientation:
     assert found.spacing_mm == pytest.approx((1, 1, 2))
     assert sorted(set(found.intensities.ravel().tolist())) == [100.0, 200.0]
     assert found.class_voxels == (6 * 8 * 6 - 36 - 1 - 1, 36, 1)
+
+
+def test_pictures_of_two_resolutions_are_prepared_as_one(tmp_path: Path) -> None:
+    """Their shapes agree; the image's resolution counts for both."""
+    pixels = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
+    Picture.fromarray(pixels).save(tmp_path / "image.tif", dpi=(300, 300))
+    Picture.fromarray((pixels > 99).astype(np.uint8)).save(tmp_path / "label.tif", dpi=(72, 72))
+    files = CaseFiles("c", (tmp_path / "image.tif",), tmp_path / "label.tif")
+    plan = plan_of(tmp_path, files)
+    assert plan.spacing_mm[:2] == pytest.approx([25.4 / 300] * 2, abs=1e-6)
+    result, _ = run_transforms({"id": "c", "image": list(files.images), "label": files.label_sources}, plan)
+    assert result["image"].shape == result["label"].shape == (1, 30, 20, 1)
 
 
 def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
