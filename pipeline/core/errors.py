@@ -6,6 +6,7 @@ is one. The command line prints them without a traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -68,6 +69,11 @@ def listed(values: Iterable[object]) -> str:
     """Numbers or names for a sentence, ``1, 2, 3``; of more than 12 the first ten and the last."""
     shown = [str(value) for value in values]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "…", shown[-1]])
+
+
+def unforeseen(error: BaseException) -> str:
+    """An error of a library on one line, without the addresses of objects, which tell no one anything."""
+    return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}").split())
 
 
 def sentence(

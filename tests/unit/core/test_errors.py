@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError, DataError, VolsegError, sentence
+from pipeline.core.errors import ConfigError, DataError, VolsegError, sentence, unforeseen
 
 
 def test_a_sentence_names_case_file_rule_value_and_what_to_do() -> None:
@@ -48,3 +48,8 @@ def test_all_errors_are_volseg_errors_and_value_errors_where_a_value_is_wrong() 
     assert issubclass(DataError, VolsegError)
     assert issubclass(DataError, ValueError)
     assert not issubclass(VolsegError, ValueError)
+
+
+def test_addresses_of_objects_tell_no_one_anything() -> None:
+    error = RuntimeError(f"applying transform {object()}\nand more")
+    assert unforeseen(error) == "RuntimeError: applying transform <object object> and more"

@@ -11,9 +11,13 @@ import pytest
 import SimpleITK as sitk
 
 from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
+from pipeline.data.check import check_case
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.itk import itk_affine
 from pipeline.data.volumes import open_volume, read_grid, read_label_map, write_label_map
+from pipeline.evaluate.scoring import evaluate
 
 PLACE = np.array([[-1.5, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -20], [0, 0, 0, 1]])
 MASK = np.ones((4, 5, 6), np.uint8)
@@ -141,3 +145,24 @@ def test_a_file_of_two_axes_across_the_body_alone_is_plain(tmp_path) -> None:
         image = nib.Nifti1Image(MASK[:, :, 0], turn @ PLACE)
         nib.save(image, tmp_path / f"{name}.nii")
         assert [doubt.code for doubt in open_volume(tmp_path / f"{name}.nii").doubts] == codes
+
+
+def test_an_evaluation_says_that_label_maps_may_lie_elsewhere(tmp_path) -> None:
+    for folder, codes in (("ref", (1, 1)), ("pred", (0, 0))):
+        (tmp_path / folder).mkdir()
+        _store(tmp_path / folder / "a.nii.gz", np.diag([-1.0, 1, 1, 1]) @ np.eye(4), codes=codes)
+    found = evaluate(tmp_path / "pred", tmp_path / "pred")
+    assert found.notes[-1] == (
+        "1 of 1 cases have label maps that other programs may place elsewhere or size otherwise, e.g. "
+        f"{tmp_path / 'pred/a.nii.gz'}: sform_code and qform_code 0 and 0."
+    )
+    assert not any("elsewhere" in note for note in evaluate(tmp_path / "ref", tmp_path / "ref").notes)
+
+
+def test_a_label_map_that_lies_elsewhere_for_others_is_reported(tmp_path) -> None:
+    image = _store(tmp_path / "a.nii", PLACE)
+    label = _store(tmp_path / "l.nii", PLACE, steps=(1.5, 1.5, 3))
+    facts = check_case(CaseFiles("c", (image,), label), LabelTable({1: "organ"}), 1)
+    assert "l.nii: sform and pixdim: expected one position for every voxel, got positions up to 5 mm apart" in next(
+        problem.message for problem in facts.problems if problem.code == "forms"
+    )

@@ -19,7 +19,7 @@ from pipeline.core.grid import Box, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.volumes import write_image, write_label_map
+from pipeline.data.volumes import read_image, write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
@@ -367,3 +367,19 @@ def test_monai_collates_prepared_cases(tmp_path: Path) -> None:
     assert torch.equal(batch["image"][1], prepared[1]["image"])
     assert torch.equal(batch["source_affine"][0], torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
     assert [part.tolist() for part in batch["crop_start"]] == [[2, 2], [3, 3], [1, 1]]
+
+
+def test_what_goes_wrong_in_a_transform_is_told_as_it_was_raised(tmp_path: Path) -> None:
+    """MONAI's own words are about an object at some address."""
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+
+    def fail(_: object) -> None:
+        raise KeyError("spleen")
+
+    with pytest.raises(KeyError, match="spleen"):
+        prepare_image(read_image(files.images), plan, extra=[Lambdad(["image"], fail)])
+    fine = plan.model_copy(update={"spacing_mm": (0.5, 0.5, 1.0)})
+    message = r"case big: image of 1 x 1 x 2 mm, resampled .* expected at most 0 MB of memory"
+    with pytest.raises(DataError, match=message):
+        prepare_image(read_image(files.images), fine, case="big", most_bytes=5)
