@@ -79,7 +79,7 @@ class Forms:
             return ()
         far = max(moved, key=moved.__getitem__)
         if moved[far] > min(grid.spacing_mm) / 2:
-            advice = f"The {self.counts} counts here, the {far} in other programs; --fix writes one position into all"
+            advice = f"The {self.counts} counts here, the {far} in other programs; volseg check --fix makes them equal"
             return (self._doubt("warning", path, far, moved[far], advice),)
         # ITK takes other parts of few headers only, so that rounding in all others needs no word.
         far = max(self.itk, key=moved.__getitem__, default="")

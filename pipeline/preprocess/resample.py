@@ -231,7 +231,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
                     values = resample(plain, target.shape, orders)
             except (MemoryError, RuntimeError) as error:  # a batch system's limit, say, which no one can ask for
                 if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                    raise _too_large(needed, grid, target, limits, str(data.get("id", "")) or None) from None
+                    raise _too_large(needed, grid, target, (None, None), str(data.get("id", "")) or None) from None
                 raise
             result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
         return result
