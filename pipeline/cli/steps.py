@@ -210,7 +210,11 @@ def predict(
     split: Annotated[bool, typer.Option("--split", help="Also write a file per organ: OUT/CASE/ORGAN.")] = False,
     max_memory: Annotated[
         float | None,
-        typer.Option("--max-memory", min=0.0, help="GB that the logits of an image may take; by default what is free."),
+        typer.Option(
+            "--max-memory",
+            min=0.0,
+            help="GB for the logits of an image, and for the image at the model's spacing; by default what is free.",
+        ),
     ] = None,
     roi: Annotated[
         str | None, typer.Option("--roi", help="Where to look: none (everywhere), body, organs or auto; see the docs.")

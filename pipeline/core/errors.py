@@ -92,6 +92,11 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "…", shown[-1]])
 
 
+def unforeseen(error: BaseException) -> str:
+    """An error of a library on one line, without the addresses of objects, which tell no one anything."""
+    return " ".join(re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}").split())
+
+
 def sentence(
     what: str, expected: str, got: object, advice: str, *, case: str | None = None, file: Path | str | None = None
 ) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import hypot
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -199,6 +199,8 @@ class Grid:
     Args:
         shape: Voxels along i, j, k, each at least 1.
         affine: (4, 4), voxel index to RAS+ world position in mm, of the voxel's centre. Kept as float64, read-only.
+        place: What the affine comes from. Pictures have no place in the body, and often two resolutions for one thing:
+            a ``picture`` matches any other picture of its shape. A ``stack`` is one whose spacing is known.
 
     Raises:
         ValueError: If the shape is not three positive integers, or the affine is not finite, not invertible, sheared
@@ -207,6 +209,7 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+    place: Literal["header", "picture", "stack"] = "header"
 
     def __post_init__(self) -> None:
         """Refuse what is not a grid."""
@@ -314,9 +317,14 @@ class Grid:
         return self.resized([max(1, round(n * s / t)) for n, s, t in old])
 
     def difference_mm(self, other: Grid) -> float:
-        """Largest distance in mm that a corner voxel moves between two grids; ``inf`` if the shapes differ."""
+        """Largest distance in mm that a corner voxel moves between two grids; ``inf`` if the shapes differ.
+
+        Pictures are compared by their shapes alone.
+        """
         if self.shape != other.shape:
             return float("inf")
+        if {self.place, other.place} in ({"picture"}, {"picture", "stack"}):
+            return 0.0
         return corner_distance_mm(self.affine, other.affine, self.shape)
 
     def matches(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:

@@ -21,8 +21,8 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.organ_masks import merge_organs
-from pipeline.data.volume_file import VolumeError, VolumeFile
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid
+from pipeline.data.volume_file import Doubt, VolumeError, VolumeFile, split_source
+from pipeline.data.volumes import open_volume, position_doubts, read_label_map, read_voxels, require_channel_grid
 
 Severity = Literal["error", "warning", "note"]
 
@@ -138,14 +138,9 @@ def _check_image(files: CaseFiles, found: _Findings) -> tuple[Grid | None, str]:
 
 
 def _check_header(volume: VolumeFile, found: _Findings) -> None:
-    """Report missing or contradicting forms and oblique axes."""
-    if volume.form_codes == (0, 0):
-        got, advice = "0 and 0", "Left and right may be swapped; check an organ whose side you know"
-        found.report("warning", "form_codes", f"{volume.path}: sform_code and qform_code", "one above 0", got, advice)
-    if volume.forms_differ:
-        rule, got = "one position for every voxel", f"positions up to {volume.forms_apart_mm:.3g} mm apart"
-        advice = "The sform counts here, the qform in other programs; --fix writes the sform into both"
-        found.report("warning", "forms", f"{volume.path}: sform and qform", rule, got, advice)
+    """Report what makes other programs place the volume elsewhere, and oblique axes."""
+    for doubt in volume.doubts:
+        found.report(*doubt)
     # Columns of unit length; the largest entry is the cosine between an axis and the body axis next to it.
     directions = volume.grid.affine[:3, :3] / np.asarray(volume.grid.spacing_mm)
     degrees = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0), 0.0, 1.0))).max())
@@ -193,10 +188,19 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
     if unknown:
         rule, advice = "only those of the label table", "Add them to the label names, or correct the label map"
         found.report("error", "unknown_labels", "label values", rule, listed(unknown), advice)
+    for doubt in _label_doubts(files):
+        if all(doubt.code != problem.code for problem in found.problems):
+            found.report(*doubt)
     if not any(values):
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
         found.report("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
     return label_map
+
+
+def _label_doubts(files: CaseFiles) -> Sequence[Doubt]:
+    """Why other programs may place the reference elsewhere than here; of organ masks the first that has a reason."""
+    sources = [split_source(source)[0] for source in files.label_sources]
+    return next((doubts for path in sources if (doubts := position_doubts(path))), ())
 
 
 MapCases = Callable[[Callable[[CaseFiles], CaseFacts], Sequence[CaseFiles]], Iterable[CaseFacts]]

@@ -22,6 +22,7 @@ from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.header_text import copy_volume
 from pipeline.data.nifti import load_nifti, write_nifti
+from pipeline.data.nifti_forms import unit_of
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
 from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
@@ -156,13 +157,13 @@ def _write_images(task: ConvertTask, volumes: Sequence[VolumeFile]) -> tuple[int
         if whole == [(volumes[0].path, n + 1, total) for n in range(total)] and _is_plain(volumes[0], grid, axes=4):
             cleared = _copy(task, volumes[0].path, target)
         else:
-            write_nifti(_compact(np.stack(arrays, axis=-1)), grid, target, like=volumes[0].path)
+            write_nifti(_compact(np.stack(arrays, axis=-1)), grid, target, like=volumes[0].path, settle=True)
         return sum(map(_count_not_finite, arrays)), cleared
     for volume, array, target in zip(volumes, arrays, task.target.images, strict=True):
         if volume.volumes == 1 and _is_plain(volume, grid, axes=3):
             cleared |= _copy(task, volume.path, target)
         else:
-            write_nifti(_compact(array), grid, target, like=volume.path)
+            write_nifti(_compact(array), grid, target, like=volume.path, settle=True)
     return sum(map(_count_not_finite, arrays)), cleared
 
 
@@ -174,13 +175,14 @@ def _copy(task: ConvertTask, source: Path, target: Path) -> bool:
 def _write_reference(task: ConvertTask, reference: LabelMap, image: Path) -> bool:
     """Write the label map, or a mask per organ; whether text was cleared."""
     for value, target in task.target.organs:
-        write_label_map(LabelMap((reference.array == value).astype(np.uint8), reference.grid), target, like=image)
+        mask = LabelMap((reference.array == value).astype(np.uint8), reference.grid)
+        write_label_map(mask, target, like=image, settle=True)
     label, target_file = task.source.label, task.target.label
     if target_file is None:
         return False
     if label is not None and _is_same_label_map(label, reference):
         return _copy(task, label, target_file)
-    write_label_map(reference, target_file, like=image)
+    write_label_map(reference, target_file, like=image, settle=True)
     return False
 
 
@@ -198,12 +200,14 @@ def _is_same_label_map(path: Path, wanted: LabelMap) -> bool:
 def _is_plain(volume: VolumeFile, grid: Grid, *, axes: int) -> bool:
     """Whether a file is a NIfTI-1 file that every reader puts on exactly this grid.
 
-    That asks for an sform, which is stored as it is, and a qform that agrees or is not used: readers differ in which
-    of two they take, and in what they do without any.
+    That asks for mm, which some take for granted, an sform, which is stored as it is, steps that are its own, and a
+    qform that agrees or is not used: readers differ in which of two they take, and in what they do without any.
     """
-    if volume_suffix(volume.path) != ".nii.gz" or volume.grid != grid:
+    if volume_suffix(volume.path) != ".nii.gz" or volume.grid != grid or volume.doubts:
         return False
     header = load_nifti(volume.path).header
+    if unit_of(header)[1] != 1.0:
+        return False
     if len(header.get_data_shape()) != axes or int(header["sizeof_hdr"]) != nib.Nifti1Header.sizeof_hdr:
         return False
     if not header["sform_code"]:

@@ -2,8 +2,9 @@
 
 Here, and nowhere else, SimpleITK's LPS world and array axes (K, J, I) meet the project's RAS+ and (I, J, K).
 
-A picture (PNG, TIFF) is a volume of one slice: i grows to the patient's left, j to posterior, spacing 1 mm unless the
-file says otherwise, slice thickness 1 mm. A colour picture is three volumes, red, green and blue.
+A picture (PNG, TIFF) is a volume of one slice, a TIFF of several pages a stack of them: i grows to the patient's left,
+j to posterior, k to superior, spacing 1 mm unless the file, or one beside it (:mod:`pipeline.data.pictures`), says
+otherwise. A colour picture is three volumes, red, green and blue.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from numpy.typing import NDArray
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import atomic_path
 from pipeline.core.grid import Grid, flip_world
+from pipeline.data.pictures import tiff_spacing, unknown_spacing, write_spacing
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
+    TIFF_SUFFIXES,
+    Doubt,
     VolumeError,
     VolumeFile,
     checked_grid,
@@ -43,6 +47,9 @@ _NOT_FINITE = re.compile(  # ITK takes NaN in a NRRD header for "not given", and
     r"\s*[:=](.*\b(nan|inf)\b.*)$",
     re.MULTILINE | re.IGNORECASE,
 )
+_UNITS = re.compile(r"^(space units|units|distanceunits)\s*[:=][ \t]*(.*?)\s*$", re.MULTILINE | re.IGNORECASE)
+_MM = re.compile(r"mm|millimet(er|re)s?|none|\?*", re.IGNORECASE)
+_NO_LENGTH = re.compile(r"[mnµu]?s|(milli)?sec(ond)?s?|hz|ppm|rad(ians?)?", re.IGNORECASE)
 _ELSEWHERE = 1 << 62  # voxels in files of their own: their size is left to the reader
 
 
@@ -106,12 +113,19 @@ def open_itk(path: Path, *, case: str | None = None, straighten: bool = False) -
         bits = re.search(r"\d+", kind)
         # Checked before any voxel is read: SimpleITK would take the memory first and fail then.
         available, compressed = _stored(path, case)
+        _require_mm(path, case)
         checked_size(size, int(bits[0]) // 8 if bits else 1, available, compressed, path, case)
     grid = checked_grid(shape, itk_affine(reader), path, case, straighten)
+    doubts: tuple[Doubt, ...] = ()
+    if suffix in PICTURE_SUFFIXES:
+        spacing = tiff_spacing(path, shape[2], case) if suffix in TIFF_SUFFIXES else None
+        affine = grid.affine if spacing is None else flip_world(np.diag([*spacing, 1.0]))
+        grid = Grid(shape, affine, "picture" if spacing is None else "stack")
+        doubts = (unknown_spacing(path, grid.spacing_mm),) if spacing is None and shape[2] > 1 else ()
     if colour:
-        return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case))
+        return VolumeFile(path, grid, 3, None, lambda: _colours(path, shape, case), doubts=doubts)
     axes = (*shape, volumes) if volumes > 1 else shape
-    return VolumeFile(path, grid, volumes, None, lambda: np.asarray(_read(path, case).T).reshape(axes))
+    return VolumeFile(path, grid, volumes, None, lambda: np.asarray(_read(path, case).T).reshape(axes), doubts=doubts)
 
 
 def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, str] | None = None) -> None:
@@ -120,8 +134,8 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, 
     Args:
         array: (I, J, K), of the type to be stored.
         grid: Its grid.
-        path: ``.nrrd``, ``.mha``, ``.mhd`` (with a ``.zraw`` beside it), ``.png`` or ``.tif`` (one slice, unsigned
-            integers of at most 16 bits).
+        path: ``.nrrd``, ``.mha``, ``.mhd`` (with a ``.zraw`` beside it), ``.png`` (one slice) or ``.tif`` (a stack has
+            a ``.json`` beside it), both of unsigned integers of at most 16 bits.
         fields: Further header fields, for NRRD.
 
     Raises:
@@ -136,6 +150,8 @@ def write_itk(array: NDArray[Any], grid: Grid, path: Path, fields: Mapping[str, 
     if suffix == ".mhd":
         _write_pair(image, path)
         return
+    if array.shape[2] > 1 and suffix in TIFF_SUFFIXES:
+        write_spacing(path, grid.spacing_mm)  # first: once the voxels are there, the stack is whole
     with atomic_path(path) as temporary:
         _write(image, temporary)
 
@@ -193,21 +209,34 @@ def _stored(path: Path, case: str | None) -> tuple[int, bool]:
     return data.stat().st_size, compressed
 
 
+def _require_mm(path: Path, case: str | None) -> None:
+    """Refuse NRRD and MetaImage in another unit than mm, which ITK passes over: no mask would lie on its image."""
+    header = re.split(r"\r?\n\r?\n|^ElementDataFile.*$", header_text(path), maxsplit=1, flags=re.MULTILINE)[0]
+    for field, text in _UNITS.findall(header):
+        units = re.findall(r'"([^"]*)"', text) or text.split()
+        axes_of_time = field.lower() == "units"  # of any axis, the others are of space alone
+        others = [u for u in units if not _MM.fullmatch(u) and not (axes_of_time and _NO_LENGTH.fullmatch(u))]
+        if others:
+            advice = "Write spacing and origin in mm, and the unit too"
+            raise refuse("unit", f"header, {field}", "mm", ", ".join(others), advice, case=case, file=path)
+
+
 def _picture(array: NDArray[Any], grid: Grid, path: Path) -> Any:
-    """A 2D SimpleITK image, if a picture file can hold array and grid."""
+    """A SimpleITK image of one slice, or a stack for TIFF, if a picture file can hold array and grid."""
     advice = "Write .nii.gz instead"
-    if array.shape[2] != 1:
+    stack = array.shape[2] > 1
+    if stack and volume_suffix(path) not in TIFF_SUFFIXES:
         raise refuse("dimensions", "picture", "one slice", f"{array.shape[2]} slices", advice, file=path)
     if array.dtype not in (np.uint8, np.uint16):
         got = f"type {array.dtype}, largest value {array.max()}"
         raise refuse("type", "picture", "values from 0 to 65535", got, advice, file=path)
-    i_mm, j_mm, _ = grid.spacing_mm
-    if not grid.matches(Grid(grid.shape, flip_world(np.diag([i_mm, j_mm, 1.0, 1.0])))):
+    steps = grid.spacing_mm if stack else (*grid.spacing_mm[:2], 1.0)
+    if grid.place == "header" and not grid.matches(Grid(grid.shape, flip_world(np.diag([*steps, 1.0])))):
         got = f"orientation {grid.orientation}, origin {grid.affine[:3, 3].round(3).tolist()} mm"
         rule = "orientation LPS, origin 0 and a slice of 1 mm, because pictures store no more"
         raise refuse("affine", "grid", rule, got, advice, file=path)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, 0].T))
-    image.SetSpacing([i_mm, j_mm])
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T if stack else array[:, :, 0].T))
+    image.SetSpacing(list(steps if stack else steps[:2]))
     return image
 
 

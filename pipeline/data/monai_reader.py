@@ -17,6 +17,9 @@ from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import refuse, split_source, volume_suffix
 from pipeline.data.volumes import read_image, read_label_map
 
+PLACE = "place"
+"""Key of the metadata: what the affine comes from, as :class:`~pipeline.core.grid.Grid` has it."""
+
 _INT32_MAX = 2**31 - 1
 
 FileNames = Sequence[str | PathLike[str]] | str | PathLike[str]
@@ -95,5 +98,6 @@ def _packed(array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], dict[str, An
         MetaKeys.SPATIAL_SHAPE: np.asarray(grid.shape),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if array.ndim == 4 else float("nan"),
+        PLACE: grid.place,
     }
     return array, meta

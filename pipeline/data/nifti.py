@@ -16,7 +16,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.core.files import atomic_path
-from pipeline.core.grid import Grid, corner_distance_mm
+from pipeline.core.grid import Grid
+from pipeline.data.nifti_forms import copy_forms, read_forms, stored_header, unit_of
 from pipeline.data.volume_file import (
     VolumeError,
     VolumeFile,
@@ -71,11 +72,13 @@ def open_nifti(path: Path, *, case: str | None = None, straighten: bool = False)
     # A gzip stream does not say how long its content is, so its own size is compared by the best ratio.
     available = path.stat().st_size - (0 if compressed else int(image.dataobj.offset))
     checked_size(image.shape, dtype.itemsize, available, compressed, path, case)
-    grid = checked_grid(shape, image.affine, path, case, straighten)
-    codes = (int(image.header["sform_code"]), int(image.header["qform_code"]))
-    # Readers disagree which form counts where both are given: check says how far they are apart.
-    apart_mm = _forms_apart_mm(image, shape) if min(codes) > 0 else 0.0
-    return VolumeFile(path, grid, volumes, codes, lambda: _voxels(image, path, case), apart_mm)
+    try:
+        forms = read_forms(image)
+    except _READ_ERRORS as error:
+        raise _explain(error, path, case) from None
+    grid = checked_grid(shape, forms.affine, path, case, straighten)
+    apart_mm, doubts = forms.apart_mm(grid), forms.doubts(path, grid)
+    return VolumeFile(path, grid, volumes, forms.codes, lambda: _voxels(image, path, case), apart_mm, doubts)
 
 
 def _voxels(image: Any, path: Path, case: str | None) -> NDArray[Any]:
@@ -96,11 +99,13 @@ def write_nifti(
     like: Path | None = None,
     label_table: bytes = b"",
     slope: float | None = None,
+    settle: bool = False,
 ) -> None:
     """Write a NIfTI volume atomically; equal content gives equal bytes.
 
     Sform and qform both hold the grid's affine. Their codes and the spatial unit are those of ``like``, otherwise 1
-    (scanner) and mm.
+    (scanner) and mm. Where other programs may place ``like`` elsewhere, and it is on this grid, its forms are written
+    as they are, so that every program places both alike.
 
     Args:
         array: (I, J, K), or (I, J, K, N) for several volumes, of the type to be stored.
@@ -109,17 +114,24 @@ def write_nifti(
         like: A NIfTI file whose form codes and unit are kept; ignored if it is missing or of another format.
         label_table: Names of the label values, as Caret has them; written as two header extensions.
         slope: What readers multiply the stored integers by.
+        settle: Write the grid in mm into both forms, with a code, whatever ``like`` says: one place for all programs.
 
     Raises:
         VolsegError: If the file cannot be written.
     """
     # NIfTI-1 has 16-bit sizes.
     kind = nib.Nifti2Image if max(grid.shape) > np.iinfo(np.int16).max else nib.Nifti1Image
-    image = kind(array, grid.affine, dtype=array.dtype)
-    sform_code, qform_code, unit = _header_of(like)
-    image.set_sform(grid.affine, sform_code)
-    image.set_qform(grid.affine, qform_code)
-    image.header.set_xyzt_units(unit)
+    sform_code, qform_code, (unit, mm), doubtful = _header_of(like, grid)
+    if doubtful is not None and not settle:
+        image = kind(array, None, dtype=array.dtype)  # without an affine nibabel leaves the forms alone
+        copy_forms(image.header, doubtful)
+    else:
+        unit, mm = ("mm", 1.0) if settle else (unit, mm)
+        affine = np.diag([1 / mm, 1 / mm, 1 / mm, 1.0]) @ grid.affine
+        image = kind(array, affine, dtype=array.dtype)
+        image.set_sform(affine, sform_code)
+        image.set_qform(affine, qform_code)
+        image.header.set_xyzt_units(unit)
     if slope is not None:
         image.header.set_slope_inter(slope, 0.0)  # what is given is then stored as it is
     for code in ("ignore", "caret") if label_table else ():  # readers of TotalSegmentator's masks want the first
@@ -133,22 +145,17 @@ def write_nifti(
             image.to_stream(packed)
 
 
-def _forms_apart_mm(image: Any, shape: tuple[int, int, int]) -> float:
-    try:
-        return corner_distance_mm(image.header.get_sform(), image.header.get_qform(), shape)
-    except (HeaderDataError, ValueError):  # no rotation has such a quaternion
-        return float("inf")
-
-
-def _header_of(like: Path | None) -> tuple[int, int, str]:
-    """Sform code, qform code and spatial unit to write."""
-    sform, qform, unit = 0, 0, "unknown"
+def _header_of(like: Path | None, grid: Grid) -> tuple[int, int, tuple[str, float], Any]:
+    """Sform code, qform code and unit to write; the stored header too if it is of this grid, but not for all."""
+    sform, qform, unit, doubtful = 0, 0, ("mm", 1.0), None
     if like is not None and volume_suffix(like) in (".nii", ".nii.gz"):
         with suppress(VolumeError):
-            header = load_nifti(like).header
-            sform, qform = int(header["sform_code"]), int(header["qform_code"])
-            unit = header.get_xyzt_units()[0]
-    return sform or qform or 1, qform or sform or 1, "mm" if unit == "unknown" else unit
+            image = load_nifti(like)
+            stored = stored_header(image)
+            sform, qform, unit = int(image.header["sform_code"]), int(image.header["qform_code"]), unit_of(stored)
+            volume = open_nifti(like)
+            doubtful = stored if volume.doubts and volume.grid.matches(grid) else None
+    return sform or qform or 1, qform or sform or 1, unit, doubtful
 
 
 def _row_major(array: NDArray[Any]) -> NDArray[Any]:

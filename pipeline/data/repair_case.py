@@ -249,7 +249,7 @@ def _write_images(
         if part.array is not None:
             name = stem + _written_suffix(file)
             written.append(out / name)
-            write_voxels(part.array, part.grid, out / name, like=file)
+            write_voxels(part.array, part.grid, out / name, like=file, settle=part.settle)
             sources.append(name)
             continue
         if file not in names:
@@ -277,7 +277,8 @@ def _write_label(part: RepairedVolume, task: RepairTask, written: list[Path], ch
     if part.array is None:
         changes += _copy(task, part.source, out / name)
     else:
-        write_label_map(LabelMap(part.array, part.grid), out / name, like=part.source)
+        label_map = LabelMap(part.array, part.grid)
+        write_label_map(label_map, out / name, like=part.source, settle=part.settle)
     return name
 
 

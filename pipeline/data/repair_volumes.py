@@ -91,11 +91,13 @@ class RepairedVolume:
         source: Where it comes from: a file, or a volume of a 4D file.
         grid: Its grid, repaired.
         array: Voxels (I, J, K) to be written, or None if the file is copied as it is.
+        settle: Whether the forms of its header are to say the same.
     """
 
     source: Path
     grid: Grid
     array: NDArray[Any] | None = None
+    settle: bool = False
 
 
 def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
@@ -118,8 +120,9 @@ def open_repaired(source: Path, case: str) -> tuple[VolumeFile, list[Change]]:
         before = str(error).partition(", got ")[2].partition(". ")[0]
         changes.append(Change(case, file, "affine", "axes set at right angles", before, described(volume.grid)))
     if volume.forms_differ:
-        before = f"sform and qform up to {volume.forms_apart_mm:.3g} mm apart"
-        changes.append(Change(case, file, "forms", "sform written into the qform too", before, described(volume.grid)))
+        before = f"sform, qform and pixdim up to {volume.forms_apart_mm:.3g} mm apart"
+        done = "one position written into all"
+        changes.append(Change(case, file, "forms", done, before, described(volume.grid)))
     return volume, changes
 
 
@@ -164,7 +167,7 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Repai
         found += _joined(volume.path, files.id)
         # One volume of a 4D file cannot be copied as a file.
         own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
-        parts.append(RepairedVolume(source, grid, array if own_file else None))
+        parts.append(RepairedVolume(source, grid, array if own_file else None, _forms_changed(found)))
         changes += found
     return parts, positioned, list(dict.fromkeys(changes))  # the header of a 4D file is repaired once
 
@@ -292,7 +295,12 @@ def repair_labels(
     label_map, moved = _placed_labels(label_map, has_position and positioned, image, path, files.id, rules)
     changes += moved
     changes += _joined(path, files.id)
-    return RepairedVolume(path, label_map.grid, label_map.array if changes else None), changes
+    array = label_map.array if changes else None
+    return RepairedVolume(path, label_map.grid, array, _forms_changed(changes)), changes
+
+
+def _forms_changed(changes: Sequence[Change]) -> bool:
+    return any(change.problem == "forms" for change in changes)
 
 
 def _repair_organs(
@@ -323,7 +331,8 @@ def _repair_organs(
     after = "one label map" + (f"; {shared} voxels of several masks went to the later one" if shared else "")
     done, before = "organ masks merged", f"{len(files.organs)} masks"
     changes += [*moved, Change(files.id, str(folder), "organs", done, before, after)]
-    return RepairedVolume(files.organs[0][1], merged.grid, merged.array), list(dict.fromkeys(changes))
+    part = RepairedVolume(files.organs[0][1], merged.grid, merged.array, _forms_changed(changes))
+    return part, list(dict.fromkeys(changes))
 
 
 def _read(path: Path, case: str, rules: LabelRules) -> tuple[LabelMap, bool, list[Change]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,10 @@ NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
 """Those of NRRD."""
 
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
-"""Those of pictures: one slice, grey or in colour."""
+"""Those of pictures: slices, grey or in colour."""
+
+TIFF_SUFFIXES = (".tiff", ".tif")
+"""Those of pictures that may be stacks of slices."""
 
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
@@ -63,6 +66,7 @@ _MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
 _META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
 _NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
 _NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
+_CHANNEL = re.compile(r"_\d{4}$")  # number of a channel, as nnU-Net has it
 _HEADER_BYTES = 1 << 16
 
 
@@ -80,6 +84,20 @@ class VolumeError(DataError):
         self.code = code
 
 
+class Doubt(NamedTuple):
+    """Why readers may place a volume differently, for ``volseg check`` and for notes beside results.
+
+    The severity and code of a problem of ``volseg check``, then the parts of a sentence.
+    """
+
+    severity: Literal["warning", "note"]
+    code: str
+    what: str
+    expected: str
+    got: str
+    advice: str
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeFile:
     """A volume file whose header was read and found sound; the voxels are read by ``load``.
@@ -91,8 +109,9 @@ class VolumeFile:
         form_codes: NIfTI's (sform_code, qform_code), None for other formats.
         load: Reads the voxels as stored (scaled if the header says so): (I, J, K), or (I, J, K, volumes) if there are
             several. Raises VolumeError if they cannot be read.
-        forms_apart_mm: How far NIfTI's qform moves a voxel from where the sform, which counts, puts it; 0 if only one
-            of them is given, infinite if the qform is damaged.
+        forms_apart_mm: How far NIfTI's qform or pixdim moves a voxel from where the sform, which counts, puts it;
+            infinite if the qform is damaged.
+        doubts: Why other programs may place the volume elsewhere.
     """
 
     path: Path
@@ -101,6 +120,7 @@ class VolumeFile:
     form_codes: tuple[int, int] | None
     load: Callable[[], NDArray[Any]]
     forms_apart_mm: float = 0.0
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def is_colour(self) -> bool:
@@ -109,7 +129,7 @@ class VolumeFile:
 
     @property
     def forms_differ(self) -> bool:
-        """Whether sform and qform put a voxel more than half a voxel apart; rounded quaternions stay below."""
+        """Whether parts of the header put a voxel more than half a voxel apart; rounded quaternions stay below."""
         return self.forms_apart_mm > min(self.grid.spacing_mm) / 2
 
 
@@ -317,9 +337,11 @@ def header_text(path: Path) -> str:
 def detached_files(path: Path) -> tuple[Path, ...]:
     """Files beside a header that hold its voxels, in the header's order, whether they exist or not.
 
-    Empty if the voxels are in the file itself, or it cannot be read.
+    Empty if the voxels are in the file itself, or it cannot be read. Of a TIFF it is the file that has its spacing.
     """
     suffix = volume_suffix(path)
+    if suffix in TIFF_SUFFIXES:
+        return tuple(file for file in [spacing_file(path)] if file)
     if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
         return ()
     try:
@@ -328,6 +350,13 @@ def detached_files(path: Path) -> tuple[Path, ...]:
         return ()
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
     return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
+
+
+def spacing_file(path: Path) -> Path | None:
+    """The file beside a TIFF that has its spacing, if there is one: ``c0.json`` of ``c0.tif`` and ``c0_0000.tif``."""
+    stem = volume_stem(path)
+    names = dict.fromkeys((stem, _CHANNEL.sub("", stem)))
+    return next((file for name in names if (file := path.with_name(f"{name}.json")).is_file()), None)
 
 
 def _nrrd_names(header: str) -> list[str]:

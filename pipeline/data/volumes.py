@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.nifti import open_nifti, write_nifti
+from pipeline.data.pictures import palette_indices
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
+    TIFF_SUFFIXES,
     VOLUME_SUFFIXES,
+    Doubt,
+    VolumeError,
     VolumeFile,
     label_array,
     refuse,
@@ -88,6 +92,17 @@ def read_grid(path: Path | str) -> Grid:
     return open_volume(path).grid
 
 
+def position_doubts(source: Path | str) -> tuple[Doubt, ...]:
+    """Why other programs may place a volume elsewhere; none of a file that is refused."""
+    path = split_source(source)[0]
+    if volume_suffix(path) not in (*_NIFTI, *TIFF_SUFFIXES):  # the others say it in one way
+        return ()
+    try:
+        return open_header(path).doubts
+    except VolumeError:
+        return ()
+
+
 def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = None) -> Image:
     """Read an image of one or several channels.
 
@@ -126,6 +141,8 @@ def require_channel_grid(first: Grid, volume: VolumeFile, number: int, case: str
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
     """Read a label map exactly; whole numbers stored as floats are accepted, and so are greys stored as colours.
 
+    The labels of a picture with a palette are its indices.
+
     Args:
         path: Label map file.
         case: Case id for messages.
@@ -144,7 +161,10 @@ def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
 
 
 def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
-    """A label map stored in colour whose colours are greys."""
+    """A label map stored in colour: the indices of a palette, or greys."""
+    indices = palette_indices(picture.path, case)
+    if indices is not None:
+        return LabelMap(indices.T.reshape(picture.grid.shape), picture.grid)
     red, green, blue = np.moveaxis(picture.load(), -1, 0)
     coloured = int(np.count_nonzero((red != green) | (red != blue)))
     if coloured:
@@ -154,15 +174,22 @@ def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
 
 
 def write_label_map(
-    label_map: LabelMap, path: Path | str, *, like: Path | str | None = None, legend: Sequence[LegendEntry] = ()
+    label_map: LabelMap,
+    path: Path | str,
+    *,
+    like: Path | str | None = None,
+    legend: Sequence[LegendEntry] = (),
+    settle: bool = False,
 ) -> None:
     """Write a label map atomically, as the smallest unsigned type; equal labels give equal bytes.
 
     Args:
         label_map: Labels; comes back from :func:`read_label_map` on exactly the same grid.
-        path: File to write; one of VOLUME_SUFFIXES. Pictures (PNG, TIFF) hold one slice.
-        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        path: File to write; one of VOLUME_SUFFIXES. PNG holds one slice.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept, and its forms too where
+            other programs may place it elsewhere.
         legend: Names and colours of the values, for the headers of NIfTI and NRRD; other formats have no place for it.
+        settle: As in :func:`~pipeline.data.nifti.write_nifti`.
 
     Raises:
         VolumeError: If the suffix is unknown, a label is negative or too large, or a picture cannot hold the grid.
@@ -172,7 +199,7 @@ def write_label_map(
     labels = label_array(label_map.array, path)
     # The smallest type, whatever the labels came as, so that equal labels give equal bytes.
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    write_voxels(labels, label_map.grid, path, like=like, legend=legend)
+    write_voxels(labels, label_map.grid, path, like=like, legend=legend, settle=settle)
 
 
 def write_image(image: Image, path: Path | str) -> None:
@@ -200,6 +227,7 @@ def write_voxels(
     *,
     like: Path | str | None = None,
     legend: Sequence[LegendEntry] = (),
+    settle: bool = False,
 ) -> None:
     """Write voxels (I, J, K) atomically, in the type they have.
 
@@ -207,8 +235,10 @@ def write_voxels(
         array: Integers or floats.
         grid: Their grid.
         path: File to write; one of VOLUME_SUFFIXES.
-        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept.
+        like: Where both files are NIfTI, the form codes and spatial unit of this one are kept, and its forms too where
+            other programs may place it elsewhere.
         legend: Names and colours of label values, for the headers of NIfTI and NRRD.
+        settle: As in :func:`~pipeline.data.nifti.write_nifti`.
 
     Raises:
         VolumeError: If the suffix is unknown, or a picture cannot hold array or grid.
@@ -222,7 +252,8 @@ def write_voxels(
         from pipeline.data.legend import caret_xml
 
         table = caret_xml(legend) if legend else b""
-        write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
+        pattern = None if like is None else split_source(like)[0]
+        write_nifti(array, grid, path, like=pattern, label_table=table, settle=settle)
     else:
         from pipeline.data.itk import write_itk
         from pipeline.data.legend import segment_fields

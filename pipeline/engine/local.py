@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.core.errors import VolsegError
+from pipeline.core.errors import VolsegError, unforeseen
 from pipeline.core.machine import available_bytes, processors
 from pipeline.core.signals import Progress, silent
 from pipeline.engine.workers import starting_workers, worker_pool
@@ -286,7 +286,7 @@ def outcome_of(index: int, call: Callable[[], R]) -> Outcome[R]:
     except (VolsegError, MemoryError) as error:
         return Outcome(index, None, str(error) or "out of memory: run again with --jobs 1.")
     except Exception as error:  # one bad case never ends a batch
-        return Outcome(index, None, f"unexpected {type(error).__name__}: {error}")
+        return Outcome(index, None, f"unexpected {unforeseen(error)}")
 
 
 def _nothing(_: None) -> None:

@@ -12,7 +12,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volume_file import volume_stem
-from pipeline.data.volumes import read_label_map
+from pipeline.data.volumes import position_doubts, read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures, Row
@@ -33,6 +33,7 @@ class CaseScores:
         spacing_mm: Largest spacing of the reference; 0 if it could not be read.
         resampled: Whether the prediction was on another grid and was brought to the reference's.
         uncalibrated: Whether probabilities were asked for and those of an organ were not there.
+        doubtful: File of a label map that other programs may place elsewhere, and what its header says.
     """
 
     case: str
@@ -41,6 +42,7 @@ class CaseScores:
     spacing_mm: float = 0.0
     resampled: bool = False
     uncalibrated: bool = False
+    doubtful: str | None = None
 
 
 class MapCases(Protocol):
@@ -190,7 +192,10 @@ def _require_source(source: object) -> None:
 
 def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseScores:
     """Read and score one case; what goes wrong becomes a message."""
-    return _score(labels, measures, pair.case, pair.prediction, pair.reference)
+    found = _score(labels, measures, pair.case, pair.prediction, pair.reference)
+    files = [path for path in (pair.reference, pair.prediction) if path is not None]
+    doubts = (doubt for path in files for doubt in position_doubts(path) if doubt.severity == "warning")
+    return replace(found, doubtful=next((f"{doubt.what} {doubt.got}" for doubt in doubts), None))
 
 
 def _score(
@@ -243,6 +248,12 @@ def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
     moved = [scores.case for scores in results if scores.resampled]
     if moved:
         notes.append(f"{len(moved)} predictions on other grids were resampled to their references', e.g. {moved[0]}.")
+    doubtful = [scores.doubtful for scores in results if scores.doubtful]
+    if doubtful:
+        notes.append(
+            f"{len(doubtful)} of {len(results)} cases have label maps that other programs may place elsewhere or size "
+            f"otherwise, e.g. {doubtful[0]}."
+        )
     lacking = [scores.case for scores in results if scores.uncalibrated]
     if lacking:
         notes.append(

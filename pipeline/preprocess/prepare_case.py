@@ -22,6 +22,7 @@ from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
+from pipeline.preprocess.resample import MOST_BYTES
 from pipeline.preprocess.transforms import grid_of, transforms
 
 _VOXELS_PER_CLASS = 4096
@@ -119,7 +120,7 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
 
 
 def prepare_image(
-    image: Image, plan: Plan, *, case: str = "image", extra: Sequence[Any] = ()
+    image: Image, plan: Plan, *, case: str = "image", extra: Sequence[Any] = (), most_bytes: int | None = None
 ) -> tuple[NDArray[np.float32], GridHistory]:
     """An image in memory on the prepared grid, for prediction.
 
@@ -128,19 +129,21 @@ def prepare_image(
         plan: The model's plan.
         case: Name used in error messages.
         extra: The further transforms that training data went through.
+        most_bytes: Memory that resampling may take; by default all that is free.
 
     Returns:
         (C, I', J', K') float32 normalized intensities, and how to get back.
 
     Raises:
-        DataError: If the number of channels is wrong or intensities are not finite.
+        DataError: If the number of channels is wrong, intensities are not finite, or the memory is too small.
     """
     if image.channels != len(plan.channels):
         rule = f"{len(plan.channels)} ({', '.join(plan.channels)})"
         advice = "Give one file per channel, in this order"
         raise DataError(sentence("channels", rule, image.channels, advice, case=case))
     tensor = MetaTensor(torch.from_numpy(np.ascontiguousarray(image.array)), affine=torch.tensor(image.grid.affine))
-    result, history = run_transforms({"id": case, "image": tensor}, plan, load=False, extra=extra)
+    data = {"id": case, "image": tensor, MOST_BYTES: most_bytes}
+    result, history = run_transforms(data, plan, load=False, extra=extra)
     prepared: NDArray[np.float32] = result["image"].as_tensor().numpy()
     return prepared, history
 
@@ -183,11 +186,13 @@ def _chain(plan: str, with_label: bool, load: bool) -> Compose:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The project's own error inside the chain of wrappers, or the outermost error if there is none."""
+    """The project's own error inside the chain of wrappers, or what a transform raised."""
     inner: BaseException | None = error
     # MONAI wraps an error once for every Compose around the transform.
     while inner is not None:
         if isinstance(inner, DataError):
             return inner
         inner = inner.__cause__
+    while error.__cause__ is not None and str(error).startswith("applying transform "):
+        error = error.__cause__
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -12,11 +13,16 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Box, Grid
+from pipeline.core.machine import available_bytes, bytes_in_words
 from pipeline.preprocess.interpolation import Order, apply_operators, band, resize_operator, resize_operators
 from pipeline.preprocess.spacing import coarse_axis
 
 _Integer = TypeVar("_Integer", bound=np.integer[Any])
+
+MOST_BYTES = "most_bytes"
+"""Key beside the volumes: memory that resampling one of them may take; by default all that is free."""
 
 _TIE = 1e-6  # votes closer than this count as equal, so that rounding never decides between classes
 
@@ -169,6 +175,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
     Raises:
         ValueError: If a spacing is not above 0 or a size below 1; on call, if a volume carries no affine or a label
             map holds fractions.
+        DataError: On call, if the memory is too small.
     """
 
     def __init__(
@@ -195,7 +202,10 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
             raise ValueError(f"target shape: expected three integers above 0, got {self.shape}. Correct them.")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the volumes by resampled ones; images become float32, label maps keep their type."""
+        """Replace the volumes by resampled ones; images become float32, label maps keep their type.
+
+        Where the memory is too small, or less than what ``data`` has under :data:`MOST_BYTES`, the case is refused.
+        """
         result = dict(data)
         for key in self.key_iterator(result):
             volume = result[key]
@@ -208,15 +218,48 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
             grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
             target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
             plain = volume.as_tensor()
+            needed, limits = _needed_bytes(plain.shape, target.shape), (available_bytes(), data.get(MOST_BYTES))
+            if any(limit is not None and needed > limit for limit in limits):
+                raise _too_large(needed, grid, target, limits, str(data.get("id", "")) or None)
             # Thick slices are no continuation of one another: a cubic spline across them would ring.
             coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
             orders = [self.coarse_order if axis == coarse else self.order for axis in range(3)]
-            if key in self.label_keys:
-                values = _resample_label_tensor(plain, target.shape, [1 if n else 0 for n in orders], str(key))
-            else:
-                values = resample(plain, target.shape, orders)
+            try:
+                if key in self.label_keys:
+                    values = _resample_label_tensor(plain, target.shape, [1 if n else 0 for n in orders], str(key))
+                else:
+                    values = resample(plain, target.shape, orders)
+            except (MemoryError, RuntimeError) as error:  # a batch system's limit, say, which no one can ask for
+                if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                    raise _too_large(needed, grid, target, (None, None), str(data.get("id", "")) or None) from None
+                raise
             result[key] = MetaTensor(values, meta={**volume.meta, "affine": torch.tensor(target.affine)})
         return result
+
+
+def _needed_bytes(shape: Sequence[int], target: Sequence[int]) -> int:
+    """Memory for the result of resampling (C, I, J, K), and for what its last axis is made from; at least that."""
+    voxels = math.prod(target)
+    if tuple(shape[1:]) == tuple(target):
+        return 0
+    before = voxels / max(1.0, *(new / old for old, new in zip(shape[1:], target, strict=True)))
+    return int(shape[0] * (voxels + before)) * torch.float32.itemsize
+
+
+def _too_large(
+    needed: int, grid: Grid, target: Grid, limits: tuple[int | None, int | None], case: str | None
+) -> DataError:
+    """``limits``: bytes that are free, and bytes that a user allows."""
+    spacing, wanted, size = (
+        " x ".join(f"{n:.4g}" for n in numbers) for numbers in (grid.spacing_mm, target.spacing_mm, target.shape)
+    )
+    room = min((n for n in limits if n is not None), default=None)
+    what = f"image of {spacing} mm, resampled to the model's spacing of {wanted} mm"
+    rule = f"at most {bytes_in_words(room)} of memory" if room else "no more than the memory holds"
+    advice = "Check the header's spacing and unit, cut the image, or take a machine with more memory"
+    if room is not None and room == limits[1]:
+        advice = "Check the header's spacing and unit, cut the image, or raise --max-memory"
+    return DataError(sentence(what, rule, f"{bytes_in_words(needed)} for {size} voxels", advice, case=case))
 
 
 def _resample_label_tensor(

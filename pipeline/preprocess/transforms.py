@@ -20,7 +20,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.grid import Box, Grid, orientation_change
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
-from pipeline.data.monai_reader import VolumeReader
+from pipeline.data.monai_reader import PLACE, VolumeReader
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan_file import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
@@ -29,7 +29,8 @@ from pipeline.preprocess.resample import Resampled
 def grid_of(volume: MetaTensor) -> Grid:
     """Grid of a MetaTensor whose last three axes are spatial."""
     i, j, k = volume.shape[-3:]
-    return Grid((int(i), int(j), int(k)), np.asarray(volume.affine, dtype=np.float64))
+    place = volume.meta.get(PLACE, "header")
+    return Grid((int(i), int(j), int(k)), np.asarray(volume.affine, dtype=np.float64), place)
 
 
 class CheckGridd(MapTransform):  # type: ignore[misc]
@@ -49,6 +50,8 @@ class CheckGridd(MapTransform):  # type: ignore[misc]
         for key in self.keys[1:]:
             if key in data:
                 require_same_grid(grid, grid_of(data[key]), f"{key} grid", "the image grid", case=case)
+                if grid.place != "header":  # pictures match by their shapes: from here on they have one resolution
+                    data[key].affine = data[self.keys[0]].affine.clone()
         require_finite(data[self.keys[0]].numpy(), case)
         # Plain numbers, because MONAI's list_data_collate knows no grids.
         return {**data, "source_shape": grid.shape, "source_affine": grid.affine.copy()}

@@ -47,7 +47,7 @@ from pipeline.stages.prediction_files import (
     soft_organs,
     why_failed,
 )
-from pipeline.stages.prediction_folder import CaseRead, CaseSegmented, PredictionFolder
+from pipeline.stages.prediction_folder import CaseRead, CaseSegmented, PredictionFolder, image_notes, notes_in_short
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -118,8 +118,8 @@ class Predictor:
             settings: Section ``infer``, of an ensemble for all models; or overrides (``infer.key=value``) of the first
                 model's own. By default each model's own.
             extra: The further MONAI transforms that training data went through, if any.
-            max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image may take; by default what is free.
-                An image that needs more is refused before the first window.
+            max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image, or the image at the model's
+                spacing, may take; by default what is free. An image that needs more is refused before the first window.
 
         Raises:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
@@ -275,8 +275,11 @@ class Predictor:
 
     def _prepared(self, image: Image, case: str) -> list[Prepared]:
         """The image as every model sees it."""
-        plans = {number: self.models[number].card.plan for number in self._alike}
-        found = {number: prepare_image(image, plan, case=case, extra=self.extra) for number, plan in plans.items()}
+        alike = {number: self.models[number] for number in self._alike}
+        found = {
+            number: prepare_image(image, model.card.plan, case=case, extra=self.extra, most_bytes=model.most_bytes)
+            for number, model in alike.items()
+        }
         return [found[number] for number in self._alike]
 
     def _cleaned(self, index: NDArray[np.integer[Any]], grid: Grid) -> LabelMap:
@@ -356,6 +359,7 @@ def _predict_cases(
     done: list[str] = []
     kept: list[str] = []
     failed: list[tuple[str, str]] = []
+    told: dict[str, dict[str, str]] = {}
     count = {"seen": 0, "kept": 0}
     stopped: BaseException | None = None
 
@@ -366,6 +370,7 @@ def _predict_cases(
     def write(made: CaseSegmented) -> None:
         folder.write_case(made)
         (kept if made.read.kept else done).append(made.read.files.id)
+        told[made.read.files.id] = made.entry.get("notes", {})
 
     def fail(files: CaseFiles, error: Exception) -> None:
         failed.append((files.id, why_failed(files.id, error)))
@@ -379,7 +384,7 @@ def _predict_cases(
     except STOPS as error:
         stopped = error
     left = len(cases) - len(done) - len(kept) - len(failed)
-    notes = [f"{left} of {len(cases)} cases were not reached."] if left else []
+    notes = [*([f"{left} of {len(cases)} cases were not reached."] if left else []), *notes_in_short(told)]
     # Also after a stop: the statistics of the masks that were finished are not lost.
     try:
         folder.finish_statistics()
@@ -418,6 +423,9 @@ def segment_case(predictor: Predictor, folder: PredictionFolder, read: CaseRead)
         "settings": [model.settings.model_dump(mode="json") for model in predictor.models],
         "provenance": origin | {"seconds": round(time.monotonic() - began, 3)},
     }
+    notes = image_notes(read.image, read.files.images[0], predictor.card.plan, case)
+    if notes:
+        entry["notes"] = notes
     if soft is not None:
         entry["confidence"] = {name: soft.confidence.get(name) for name in folder.labels.table.targets}
     if read.same:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.documents import read_json
-from pipeline.core.errors import DataError, VolsegError, sentence
+from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
 from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
 from pipeline.core.paths import real
@@ -322,8 +322,7 @@ def why_failed(case: str, error: BaseException) -> str:
         return str(error)
     if out_of_memory(error):
         return sentence("memory", "enough", "too little", "Lower infer.batch_size, or use --device cpu", case=case)
-    got = f"{type(error).__name__}: {error}"
-    return sentence(f"case {case}", "a prediction", got, "Check the file and the device")
+    return sentence(f"case {case}", "a prediction", unforeseen(error), "Check the file and the device")
 
 
 # Soft outputs: a file per organ of probabilities, and one of the entropy.

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, text_hash
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.organ_masks import write_organs
 from pipeline.data.volume_file import split_source
-from pipeline.data.volumes import read_image, read_label_map, write_label_map
+from pipeline.data.volumes import position_doubts, read_image, read_label_map, write_label_map
 from pipeline.infer.probability_maps import SoftPrediction
+from pipeline.preprocess.plan_file import Plan
 from pipeline.stages.prediction_files import (
     ENTROPY,
     PROBABILITIES,
@@ -189,6 +191,49 @@ class PredictionFolder:
         for name, entry in self.entries.items():
             if name != mask and files.intersection(entry.get("soft_files", ())):
                 self.entries[name] = {**entry, "soft_files": sorted(set(entry["soft_files"]) - files)}
+
+
+def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, str]:
+    """What whoever looks at a mask should know of its image, by kind: one sentence each; empty for most.
+
+    Args:
+        image: What the mask is of.
+        source: File of its first channel.
+        plan: Of the model.
+        case: Case id.
+    """
+    notes = {
+        doubt.code: sentence(doubt.what, doubt.expected, doubt.got, doubt.advice, case=case)
+        for doubt in position_doubts(source)
+        if doubt.severity == "warning"
+    }
+    values = [(float(channel.min()), float(channel.max())) for channel in image.array]
+    flat = [number for number, (low, high) in enumerate(values) if low == high]
+    if flat:
+        every = len(flat) == image.channels
+        what = "image" if every else f"channel {', '.join(plan.channels[n] for n in flat)}"
+        got = f"{', '.join(f'{n:g}' for n in dict.fromkeys(values[n][0] for n in flat))} everywhere"
+        advice = "The mask means nothing; check the file" if every else "Check the file"
+        notes["constant"] = sentence(f"{what} intensities", "more than one value", got, advice, case=case)
+    grid = image.grid.reoriented(plan.orientation)
+    extent = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
+    small = any(n > 1 and mm < step for n, mm, step in zip(grid.shape, extent, plan.spacing_mm, strict=True))
+    if small and plan.shape is None:
+        got, wanted = (" x ".join(f"{mm:.3g}" for mm in numbers) for numbers in (extent, plan.spacing_mm))
+        rule = f"more than one voxel of the model ({wanted} mm) along every axis"
+        advice = "Check the spacing and its unit in the header"
+        notes["extent"] = sentence("image size", rule, f"{got} mm", advice, case=case)
+    return notes
+
+
+def notes_in_short(notes: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Case id → its notes by kind, as :func:`image_notes` gave them: of every kind the first, and how many more."""
+    found: dict[str, list[str]] = {}
+    for kinds in notes.values():
+        for kind, text in kinds.items() if isinstance(kinds, Mapping) else ():  # those of earlier runs may be anything
+            found.setdefault(kind, []).append(str(text))
+    more = " {} more like it, see predictions.json."
+    return [texts[0] + (more.format(len(texts) - 1) if len(texts) > 1 else "") for texts in found.values()]
 
 
 def _with_confidence(entry: Mapping[str, Any], known: Mapping[str, float | None]) -> dict[str, Any]:

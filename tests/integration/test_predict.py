@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -162,6 +163,54 @@ def test_every_mask_says_how_it_came_about(model: Path, scans: Path, tmp_path: P
     assert entry["provenance"].keys() == {"volseg", "torch", "monai", "python", "device", "started", "seconds"}
     assert entry["organ_files"] == ["box_left.nii.gz", "box_small.nii.gz"]
     assert entry["organs"] is None
+
+
+def test_notes_on_images_that_say_nothing_or_lie_in_two_places(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command ends well: whoever looks at the masks decides."""
+    source = nib.load(scans / "toy_2.nii.gz")
+    array = np.asarray(source.dataobj)
+    empty = nib.Nifti1Image(np.zeros(source.shape, np.float32), source.affine)
+    nib.save(empty, scans / "toy_0.nii.gz")
+    empty.header["sform_code"] = empty.header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(np.full(source.shape, 7.0), None, empty.header), scans / "toy_1.nii.gz")
+    tiny = nib.Nifti1Image(array, np.diag([1e-3, 1e-3, 1e-3, 1]) @ source.affine)
+    nib.save(tiny, scans / "toy_2.nii.gz")  # metres, and no unit says so
+    out = tmp_path / "out"
+    code, shown, _ = run(capfd, "predict", model, scans, "-o", out, "--device", "cpu")
+    assert code == 0
+    notes = {name: entry["notes"] for name, entry in record(out).items()}
+    assert notes["toy_0.nii.gz"] == {
+        "constant": "case toy_0: image intensities: expected more than one value, got 0 everywhere. "
+        "The mask means nothing; check the file."
+    }
+    assert "got 7 everywhere" in notes["toy_1.nii.gz"]["constant"]
+    assert "sform_code and qform_code: expected one above 0, got 0 and 0" in notes["toy_1.nii.gz"]["form_codes"]
+    assert "image size: expected more than one voxel of the model" in notes["toy_2.nii.gz"]["extent"]
+    shown = " ".join(shown.split())
+    assert "1 more like it, see predictions.json." in shown
+    assert "expected one above 0, got 0 and 0." in shown
+    header = nib.load(out / "toy_1.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
+
+
+def test_what_the_models_spacing_makes_too_large_is_refused(
+    model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = nib.load(scans / "toy_0.nii.gz")
+    large = nib.Nifti1Image(np.asarray(source.dataobj), np.diag([100, 100, 100, 1]) @ source.affine)
+    nib.save(large, scans / "toy_0.nii.gz")
+    code, shown, errors = run(
+        capfd, "predict", model, scans, "-o", tmp_path / "out", "--device", "cpu", "--max-memory", "0.1"
+    )
+    assert code == 2
+    text = " ".join((shown + errors).split())
+    assert "case toy_0: image of 200 x 150 x 250 mm, resampled to the model's spacing of" in text
+    assert "expected at most 100 MB of memory, got" in text
+    assert "or raise --max-memory." in text
+    assert " at 0x" not in text
+    assert {path.name for path in (tmp_path / "out").glob("toy_*")} == {"toy_1.nii.gz", "toy_2.nii.gz"}
 
 
 def test_where_a_model_looked_is_told(

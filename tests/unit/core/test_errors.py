@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError, DataError, VolsegError, one_line, sentence, visible
+from pipeline.core.errors import ConfigError, DataError, VolsegError, one_line, sentence, unforeseen, visible
 
 
 def test_a_sentence_names_case_file_rule_value_and_what_to_do() -> None:
@@ -63,3 +63,8 @@ def test_a_name_on_one_line() -> None:
 def test_no_name_of_a_case_or_file_begins_a_line_of_its_own() -> None:
     found = sentence("file", "a", "b", "Do it", case="x\nError: y", file="d\nz.nii")
     assert found == "case x\\nError: y: d\\nz.nii: file: expected a, got b. Do it."
+
+
+def test_addresses_of_objects_tell_no_one_anything() -> None:
+    error = RuntimeError(f"applying transform {object()}\nand more")
+    assert unforeseen(error) == "RuntimeError: applying transform <object object> and more"

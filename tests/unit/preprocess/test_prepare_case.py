@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Lambdad, RandGaussianNoised, ScaleIntensityd
+from PIL import Image as Picture
 from prepared import read_prepared
 
 from pipeline.config.settings import PreprocessSettings
@@ -18,12 +19,12 @@ from pipeline.core.grid import Box, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, Dataset
-from pipeline.data.volumes import write_image, write_label_map
+from pipeline.data.volumes import read_image, write_image, write_label_map
 from pipeline.preprocess.fingerprint import channel_statistics, fingerprint_case, foreground_box
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Normalization, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import plan_from_fingerprints
-from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, transform_text
+from pipeline.preprocess.prepare_case import case_hash, prepare_case, prepare_image, run_transforms, transform_text
 from pipeline.preprocess.transforms import Normalized, transforms
 
 LABELS = LabelTable({1: "a", 7: "b"}, ignore_label=9)
@@ -69,6 +70,18 @@ def test_fingerprint_is_taken_along_the_target_axes(tmp_path: Path, orientation:
     assert found.spacing_mm == pytest.approx((1, 1, 2))
     assert sorted(set(found.intensities.ravel().tolist())) == [100.0, 200.0]
     assert found.class_voxels == (6 * 8 * 6 - 36 - 1 - 1, 36, 1)
+
+
+def test_pictures_of_two_resolutions_are_prepared_as_one(tmp_path: Path) -> None:
+    """Their shapes agree; the image's resolution counts for both."""
+    pixels = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
+    Picture.fromarray(pixels).save(tmp_path / "image.tif", dpi=(300, 300))
+    Picture.fromarray((pixels > 99).astype(np.uint8)).save(tmp_path / "label.tif", dpi=(72, 72))
+    files = CaseFiles("c", (tmp_path / "image.tif",), tmp_path / "label.tif")
+    plan = plan_of(tmp_path, files)
+    assert plan.spacing_mm[:2] == pytest.approx([25.4 / 300] * 2, abs=1e-6)
+    result, _ = run_transforms({"id": "c", "image": list(files.images), "label": files.label_sources}, plan)
+    assert result["image"].shape == result["label"].shape == (1, 30, 20, 1)
 
 
 def test_channel_statistics_pool_the_foreground(tmp_path: Path) -> None:
@@ -354,3 +367,19 @@ def test_monai_collates_prepared_cases(tmp_path: Path) -> None:
     assert torch.equal(batch["image"][1], prepared[1]["image"])
     assert torch.equal(batch["source_affine"][0], torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
     assert [part.tolist() for part in batch["crop_start"]] == [[2, 2], [3, 3], [1, 1]]
+
+
+def test_what_goes_wrong_in_a_transform_is_told_as_it_was_raised(tmp_path: Path) -> None:
+    """MONAI's own words are about an object at some address."""
+    files = case(tmp_path)
+    plan = plan_of(tmp_path, files)
+
+    def fail(_: object) -> None:
+        raise KeyError("spleen")
+
+    with pytest.raises(KeyError, match="spleen"):
+        prepare_image(read_image(files.images), plan, extra=[Lambdad(["image"], fail)])
+    fine = plan.model_copy(update={"spacing_mm": (0.5, 0.5, 1.0)})
+    message = r"case big: image of 1 x 1 x 2 mm, resampled .* expected at most 0 MB of memory"
+    with pytest.raises(DataError, match=message):
+        prepare_image(read_image(files.images), fine, case="big", most_bytes=5)

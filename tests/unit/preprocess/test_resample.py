@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,10 @@ from monai.data import MetaTensor
 from scipy.ndimage import map_coordinates
 from skimage.transform import resize
 
+from pipeline.core.errors import DataError
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import Resampled, _boxes, _boxes_on_device, resample, resample_labels
+from pipeline.preprocess.resample import MOST_BYTES, Resampled, _boxes, _boxes_on_device, resample, resample_labels
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):
@@ -190,3 +193,30 @@ def test_transform_refuses_what_it_cannot_resample():
     with pytest.raises(KeyError):
         Resampled("image", (1, 1, 1))({})
     assert Resampled("image", (1, 1, 1), allow_missing_keys=True)({}) == {}
+
+
+def test_what_does_not_fit_is_refused_before_and_while_it_is_made(monkeypatch):
+    module = sys.modules[Resampled.__module__]  # the package has a function called preprocess
+    grid = Grid.from_spacing((6, 4, 10), (150.0, 150.0, 200.0), "RAS")
+    data = {"id": "wrong", "image": _meta(np.zeros((1, 6, 4, 10), np.float32), grid)}
+    chain = Resampled(["image"], (1.5, 1.5, 2.0))
+    message = (
+        r"case wrong: image of 150 x 150 x 200 mm, resampled to the model's spacing of 1.5 x 1.5 x 2 mm: "
+        r"expected at most {} of memory, got 970 MB for 600 x 400 x 1000 voxels. Check the header's spacing and unit"
+    )
+    with pytest.raises(DataError, match=message.format("500 MB") + ", cut the image, or raise --max-memory"):
+        chain({**data, MOST_BYTES: 500_000_000})
+    monkeypatch.setattr(module, "available_bytes", lambda: 600_000_000)
+    with pytest.raises(DataError, match=message.format("600 MB") + ", cut the image, or take a machine"):
+        chain({**data, MOST_BYTES: 700_000_000})
+
+    def too_large(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(module, "available_bytes", lambda: None)
+    monkeypatch.setattr(module, "resample", too_large)
+    with pytest.raises(DataError, match="expected no more than the memory holds, got 970 MB for"):
+        chain(data)
+    same = {"id": "a", "image": _meta(np.ones((1, 6, 4, 10), np.float32), Grid.from_spacing((6, 4, 10), (1.5, 1.5, 2)))}
+    monkeypatch.undo()
+    assert chain({**same, MOST_BYTES: 0})["image"].shape == (1, 6, 4, 10)  # nothing is resampled
