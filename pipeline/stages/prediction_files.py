@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
-from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
+from pipeline.core.files import OutputFolder, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
 from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
@@ -19,6 +18,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
+from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
@@ -33,7 +33,6 @@ PROBABILITIES, ENTROPY = "probabilities", "entropy"
 STATISTICS_FILES = ("statistics.json", "statistics.csv")
 """Names of what :func:`write_statistics` writes."""
 
-_ENTRIES_FILE = "predictions.json"
 _SOFT_SUFFIX = ".nii.gz"
 _ALL = ("all",)
 _CONVENTIONS = (
@@ -231,7 +230,7 @@ def require_own_files(
     out: Path,
     wanted: Iterable[CasePaths],
     beside: Sequence[str],
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Entries,
     table: LabelTable,
 ) -> None:
     """Refuse to overwrite what no earlier prediction wrote, and to mix masks whose values mean different organs.
@@ -254,17 +253,18 @@ def require_own_files(
     for name, paths in masks.items():
         own |= {paths.folder / file for file in entries.get(name, {}).get("organ_files") or ()}
         files += [*(paths.folder / file for file in paths.organ_files.values()), *paths.soft.files]
-    if not (out / _ENTRIES_FILE).exists():
+    if not (out / RECORD_FILE).exists():
         files += [out / name for name in beside]
     OutputFolder(out).require_free(files, own, "the mask of an earlier prediction")
     others = [name for name in entries if name not in masks and (out / name).is_file()]
     legend = out / "labels.json"
-    if others and legend.is_file() and not _same_labels(legend, table):
+    if others and legend.is_file() and not same_labels(legend, table):
         rule = f"the organs of the masks that stay there, e.g. {others[0]}"
         raise VolsegError(sentence(str(legend), rule, "others", "Use another output folder"))
 
 
-def _same_labels(file: Path, table: LabelTable) -> bool:
+def same_labels(file: Path, table: LabelTable) -> bool:
+    """Whether a ``labels.json`` holds a table."""
     try:
         there = LabelTable.from_json(read_json(file))
     except (VolsegError, KeyError, TypeError, ValueError, AttributeError):
@@ -272,48 +272,10 @@ def _same_labels(file: Path, table: LabelTable) -> bool:
     return (there.names, there.regions) == (table.names, table.regions)
 
 
-# ``predictions.json``: which image each mask came from, how it was cleaned, and whether it is finished.
-
-
-def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``predictions.json`` by file name."""
-    return _earlier(out / _ENTRIES_FILE)
-
-
-def _earlier(file: Path) -> dict[str, dict[str, Any]]:
-    """Entries by file name of the mask; those of files elsewhere, or a damaged file, count as none."""
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        for entry in read_record(file).get("cases", ()):
-            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
-            if all(inside(file.parent, name) for name in names):
-                found[names[0]] = entry
-    except (KeyError, TypeError, AttributeError):
-        return {}
-    return found
-
-
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
     """The entry of a mask that is not done yet, which an empty hash says; ``name`` is the mask's."""
     images = [str(real(path)) for path in files.images]
     return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
-
-
-def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
-    """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
-    entries[entry["prediction"]] = entry
-    write_entries(out, entries)
-
-
-def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``predictions.json``.
-
-    Raises:
-        VolsegError: If it cannot be written.
-    """
-    # A line per case: the file is written twice per case, and this is many times faster than indented JSON.
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
-    write_text(out / _ENTRIES_FILE, f'{{"cases": [\n{lines}\n]}}\n')
 
 
 def why_failed(case: str, error: BaseException) -> str:
@@ -344,9 +306,9 @@ def write_soft(soft: SoftPrediction, paths: SoftPaths, *, like: Path | None = No
 # ``statistics.json`` and ``statistics.csv``: volume, intensities and edges of every organ.
 
 
-def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
+def earlier_statistics(out: Path) -> Entries:
     """What is known of every mask, by file name."""
-    return _earlier(out / STATISTICS_FILES[0])
+    return by_mask(out, read_record(out / STATISTICS_FILES[0]).get("cases", ()))
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:

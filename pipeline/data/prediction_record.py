@@ -1,0 +1,124 @@
+"""``predictions.json``: which image each mask came from, how it was made, and whether it is finished.
+
+The file is written when a run begins and when it ends. In between, entries go to the end of a hidden file beside it,
+one line each, so that a case costs the same whether the folder has ten masks or 20,000. Readers take both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.files import inside, read_record, why_not_written, write_text
+
+RECORD_FILE = "predictions.json"
+_JOURNAL = ".predictions.jsonl"
+
+Entries = dict[str, dict[str, Any]]
+"""File name of a mask → its entry."""
+
+
+def by_mask(folder: Path, entries: Any) -> Entries:
+    """Entries by file name of the mask; those of files outside the folder, or what is no list of entries, is none."""
+    found: Entries = {}
+    try:
+        for entry in entries:
+            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
+            if all(inside(folder, name) for name in names):
+                found[names[0]] = entry
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    return found
+
+
+def recorded(folder: Path) -> Entries:
+    """The entries of a folder; a damaged file counts as none, and is written anew."""
+    return PredictionRecord(folder).entries
+
+
+def journal_entries(folder: Path) -> list[dict[str, Any]]:
+    """Entries that ``predictions.json`` does not have yet: a run is at work there, or was killed."""
+    return _entries(_read(folder / _JOURNAL, 0))
+
+
+class PredictionRecord:
+    """The entries of a folder of masks, while one run or several write there.
+
+    Args:
+        folder: The folder.
+
+    Attributes:
+        entries: By file name of the mask; kept up to date.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._read_bytes = folder, 0
+        self._turn = threading.RLock()  # one thread reads the next case while another writes the last one
+        self.entries = by_mask(read_record(folder / RECORD_FILE).get("cases", ()))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what other runs noted since; it costs what they wrote."""
+        with self._turn:
+            text = _read(self.folder / _JOURNAL, self._read_bytes)
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read_bytes += len(whole)
+            self.entries |= by_mask(self.folder, _entries(whole))
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Enter a mask, in place of an earlier entry of its name; on the disk when this returns.
+
+        Raises:
+            VolsegError: If it cannot be written.
+        """
+        path = self.folder / _JOURNAL
+        # A line end before it as well: a run that was killed, or a full disk, may have left half a line.
+        line = f"\n{json.dumps(entry, ensure_ascii=False, allow_nan=False)}\n".encode()
+        try:
+            with self._turn:
+                with path.open("ab") as stream:
+                    stream.write(line)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                self.entries[entry["prediction"]] = dict(entry)
+        except OSError as error:
+            raise why_not_written(error, path) from error
+
+    def write(self, *, alone: bool = True) -> None:
+        """Write ``predictions.json``; the lines beside it go where no other run reads them.
+
+        Raises:
+            VolsegError: If it cannot be written.
+        """
+        # A line per case: many times faster than indented JSON.
+        lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in self.entries.values())
+        write_text(self.folder / RECORD_FILE, f'{{"cases": [\n{lines}\n]}}\n')
+        if alone:
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
+            self._read_bytes = 0
+
+
+def _read(path: Path, start: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read()
+    except OSError:
+        return b""
+
+
+def _entries(text: bytes) -> list[dict[str, Any]]:
+    """The entries of whole lines; a line that was cut off is none."""
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("prediction"), str):
+            found.append(entry)
+    return found
