@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import remove_leftovers, write_bytes, write_json
+from pipeline.core.files import write_bytes, write_json
 from pipeline.core.paths import is_named
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
@@ -202,7 +202,7 @@ def class_voxels(
 
 
 def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> None:
-    """Write a case; ``case.json`` comes last and makes it visible. What a killed run left of it is removed.
+    """Write a case; ``case.json`` comes last and makes it visible.
 
     Args:
         folder: Folder of the prepared dataset.
@@ -212,7 +212,6 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
     home = _home(folder, case.id)
     # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
-    remove_leftovers(home)
     write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
     write_bytes(home / "label.b2nd", packed(case.label))
     write_bytes(home / _VOXELS, _packed_voxels(case.class_voxels))
