@@ -167,6 +167,7 @@ class PlannedTraining:
         split: Its cases.
         card: Network, plan and settings as the user gave them.
         start: The model to begin with, or None.
+        contents: Content hash of the cases of the split.
     """
 
     prepared: Path
@@ -175,13 +176,15 @@ class PlannedTraining:
     split: Fold
     card: ModelCard
     start: StartModel | None
+    contents: str
 
     @classmethod
     def of(cls, prepared: Path, out: Path, settings: Settings, fold: int, start: Path | None) -> PlannedTraining:
         """The training of one fold; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
-        split, card = PreparedFolds.read(prepared).fold(fold, plan), checked_card(plan, settings)
-        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None)
+        folds = PreparedFolds.read(prepared)
+        split, card = folds.fold(fold, plan), checked_card(plan, settings)
+        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, folds.contents(split))
 
     @classmethod
     def all_folds(
@@ -190,9 +193,12 @@ class PlannedTraining:
         """The trainings of all folds; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
         card = checked_card(plan, settings)
-        splits = PreparedFolds.read(prepared).for_training(plan)
+        folds = PreparedFolds.read(prepared)
         model = StartModel.read(start) if start else None
-        return tuple(cls(prepared, out, fold, split, card, model) for fold, split in enumerate(splits))
+        return tuple(
+            cls(prepared, out, fold, split, card, model, folds.contents(split))
+            for fold, split in enumerate(folds.for_training(plan))
+        )
 
     @property
     def folder(self) -> Path:
@@ -202,12 +208,14 @@ class PlannedTraining:
     @cached_property
     def training_hash(self) -> str:
         """Content hash of everything that must not change while the training goes on."""
-        return training_hash(self.card, self.split, self.start.weights(self.fold) if self.start else None)
+        start = self.start.weights(self.fold) if self.start else None
+        return training_hash(self.card, self.split, start, self.contents)
 
     @property
     def finished_hash(self) -> str:
         """Content hash that ``validation.json`` has once it is finished: also of how long it was."""
-        return text_hash(self.training_hash, self.settings.train.model_dump_json())
+        settings, _, contents = self.training_hash.partition("-")
+        return f"{text_hash(settings, self.settings.train.model_dump_json())}-{contents}"
 
     @property
     def settings(self) -> Settings:
