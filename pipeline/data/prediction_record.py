@@ -58,7 +58,9 @@ class PredictionRecord:
     def __init__(self, folder: Path) -> None:
         self.folder, self._read_bytes = folder, 0
         self._turn = threading.RLock()  # one thread reads the next case while another writes the last one
-        self.entries = by_mask(read_record(folder / RECORD_FILE).get("cases", ()))
+        cases = read_record(folder / RECORD_FILE).get("cases")
+        self.entries = by_mask(cases or ())
+        self._written = dict(self.entries) if isinstance(cases, list) else None  # what the file holds
         self.refresh()
 
     def refresh(self) -> None:
@@ -89,14 +91,17 @@ class PredictionRecord:
             raise why_not_written(error, path) from error
 
     def write(self, *, alone: bool = True) -> None:
-        """Write ``predictions.json``; the lines beside it go where no other run reads them.
+        """Write ``predictions.json``, if it does not hold this; the lines beside it go where no other run reads them.
 
         Raises:
             VolsegError: If it cannot be written.
         """
+        if alone and self._written == self.entries and not (self.folder / _JOURNAL).exists():
+            return
         # A line per case: many times faster than indented JSON.
         lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in self.entries.values())
         write_text(self.folder / RECORD_FILE, f'{{"cases": [\n{lines}\n]}}\n')
+        self._written = dict(self.entries)
         if alone:
             (self.folder / _JOURNAL).unlink(missing_ok=True)
             self._read_bytes = 0

@@ -18,6 +18,7 @@ from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import signature, text_hash, write_json
 from pipeline.core.machine import keep_freed_memory
 from pipeline.core.tables import number_cell
+from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
@@ -129,7 +130,11 @@ def _train(
     place, processes, log = source.device, run.processes, callbacks.log
     validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes)
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
-    for line in (_description(spec, source, network), *_notes(plan, planned.card.settings), *transferred):
+    notes = _notes(plan, planned.card.settings)
+    if not any(read_class_voxels(planned.prepared, case) for case in planned.split.validation):
+        kept = "The weights that are kept are the last ones that found nothing there."
+        notes.append(f"validation: none of its {len(planned.split.validation)} cases has an organ. {kept}")
+    for line in (_description(spec, source, network), *notes, *transferred):
         log(line)
     # Processes measure each for itself, and may differ; the first one decides.
     own = autotune(spec, plan, settings, place, log) if tune else PLAIN
