@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import tries
 from toy import toy_settings
 
 from pipeline.config.yaml_file import save_settings
@@ -70,7 +71,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(tries(2, 10)))
 def test_predicting(at_once: AtOnce, model: Path, dataset: Path, tmp_path: Path, seed: int) -> None:
     images = [dataset / "images" / f"toy_{n}.nii.gz" for n in CASES]
     everything = Output(split=True, statistics=True, entropy=True)
@@ -118,7 +120,8 @@ def datalist(path: Path, cases: list[int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(tries(2, 10)))
 def test_preprocessing_lists(at_once: AtOnce, lists: Path, tmp_path: Path, seed: int) -> None:
     preprocess(datalist(lists / "all.json", list(CASES)), tmp_path / "one", toy_settings(), jobs=1)
     words = [
@@ -153,7 +156,8 @@ def test_one_folder_has_one_plan(at_once: AtOnce, lists: Path, tmp_path: Path) -
     assert rule in " ".join(output.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(tries(2, 10)))
 def test_evaluating_lists(at_once: AtOnce, dataset: Path, tmp_path: Path, seed: int) -> None:
     (tmp_path / "labels.json").write_text('{"1": "box_left", "2": "box_small"}')
 
