@@ -36,17 +36,16 @@ class RunsTogether:
     Args:
         folder: The output folder; created on entering.
         name: Of the files, such as ``preprocess``: runs of one name see each other.
-        about: What others should know from the beginning.
 
     Attributes:
         rank: How many others were at work when this run came.
         notes: A sentence for the user where the file system has no locks.
     """
 
-    def __init__(self, folder: Path, name: str, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name, self.rank = folder, name, 0
         self.notes: tuple[str, ...] = ()
-        self._about = {"host": socket.gethostname(), "process": os.getpid(), **(about or {})}
+        self._about: dict[str, Any] = {"host": socket.gethostname(), "process": os.getpid()}
         self._own = folder / f".{name}.{uuid4().hex[:8]}.run"
         self._held: int | None = None
         self._made = not folder.exists()

@@ -59,8 +59,9 @@ class PredictionRecord:
         self.folder, self._read_bytes = folder, 0
         self._turn = threading.RLock()  # one thread reads the next case while another writes the last one
         cases = read_record(folder / RECORD_FILE).get("cases")
-        self.entries = by_mask(cases or ())
-        self._written = dict(self.entries) if isinstance(cases, list) else None  # what the file holds
+        self.entries = by_mask(folder, cases or ())
+        whole = isinstance(cases, list) and len(cases) == len(self.entries)
+        self._written = dict(self.entries) if whole else None  # what the file holds; None: other things, too
         self.refresh()
 
     def refresh(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import OutputFolder, write_json
+from pipeline.core.files import OutputFolder, text_hash, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
 from pipeline.core.together import RunsTogether
@@ -155,13 +156,14 @@ def evaluate(
     if measures.probabilities is not None and not measures.probabilities.is_dir():
         got, advice = "nothing there", "Check the path"
         raise VolsegError(sentence("probabilities", "a folder", got, advice, file=measures.probabilities))
-    asked = {"references": str(references.resolve()), "measures": measures.to_json()}
-    with RunsTogether(out, "evaluation", asked) as runs:
+    asked = text_hash(str(references.resolve()), json.dumps(measures.to_json()))
+    with RunsTogether(out, "evaluation") as runs:
         with runs.alone():
             for other in runs.others():
-                if {key: other.get(key) for key in asked} != asked:
+                if other.get("asked") not in (None, asked):
                     rule, advice = "scores of the same references and measures", "Use another output folder"
                     raise runs.refusal(rule, "others being taken", other, advice)
+            runs.tell(asked=asked)
         # Masks per organ become label maps first, since predictions are compared with these.
         references, failed = merged_references(predictions, references, out / "references", jobs, progress, runs)
         pairs = pair_files(predictions, references)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,15 +103,15 @@ class PredictionFolder:
         Raises:
             VolsegError: If it cannot be written to, a file is in the way, or another run writes other organs there.
         """
-        organs = self.labels.table.to_json()
-        with RunsTogether(self.out, "predictions", {"organs": organs}) as self.runs:
+        organs = text_hash(json.dumps(self.labels.table.to_json()))
+        with RunsTogether(self.out, "predictions") as self.runs:
             with self.runs.alone():
                 # All is read here: a mask that another run has written since would be taken for a stranger's file.
                 self.record = PredictionRecord(self.out)
                 self.statistics = earlier_statistics(self.out) if self.entries else {}
                 others = self.runs.others()
                 for other in others:
-                    if other.get("organs") != organs:
+                    if other.get("organs") not in (None, organs):
                         rule, advice = "masks of the same organs", "Use another output folder"
                         raise self.runs.refusal(rule, "others being written", other, advice)
                 files = ("labels.json", "labels.txt", *(STATISTICS_FILES if self.output.statistics else ()))
@@ -122,6 +123,8 @@ class PredictionFolder:
                         remove_leftovers(self.out / name, deep=True)
                 self.record.write(alone=not others)
                 write_labels(self.out, self.labels)
+                # Only now: of two that come at once, the second is refused.
+                self.runs.tell(organs=organs)
             yield self.runs
 
     @property
@@ -204,7 +207,9 @@ class PredictionFolder:
         """
         with self.runs.alone():
             self.record.refresh()
-            self.record.write(alone=not self.runs.others())
+            # One that has come to here as well, and has not left yet, reads nothing any more.
+            self.record.write(alone=all(other.get("finished") for other in self.runs.others()))
+            self.runs.tell(finished=True)
             there = earlier_statistics(self.out)
             current = {
                 name: _with_confidence(entry, self.entries[name].get("confidence", {}))

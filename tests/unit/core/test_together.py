@@ -21,7 +21,9 @@ OTHER = """
 import sys, time
 from pathlib import Path
 from pipeline.core.together import RunsTogether
-with RunsTogether(Path(sys.argv[1]), "work", {"plan": "one"}) as runs:
+with RunsTogether(Path(sys.argv[1]), "work") as runs:
+    with runs.alone():
+        runs.tell(plan="one")
     print(runs.rank, flush=True)
     time.sleep(60)
 """
@@ -37,8 +39,10 @@ def test_alone_in_a_folder_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_runs_tell_each_other_until_the_last_has_gone(tmp_path: Path) -> None:
-    with RunsTogether(tmp_path, "work", {"plan": "a"}) as first:
-        with RunsTogether(tmp_path, "work", {"plan": "b"}) as second:
+    with RunsTogether(tmp_path, "work") as first:
+        with first.alone():
+            first.tell(plan="a")
+        with RunsTogether(tmp_path, "work") as second:
             with second.alone():
                 (seen,) = second.others()
                 assert (second.rank, seen["plan"], seen["process"]) == (1, "a", os.getpid())

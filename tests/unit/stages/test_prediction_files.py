@@ -150,7 +150,7 @@ def test_damaged_files_count_as_none(tmp_path: Path, text: str) -> None:
 def test_entries_of_files_elsewhere_count_as_none(tmp_path: Path, hurt: dict[str, object]) -> None:
     entries = [{"prediction": "a.nii", "hash": "1"}, {"prediction": "b.nii", "hash": "2", **hurt}]
     (tmp_path / "predictions.json").write_text(json.dumps({"cases": entries}))
-    assert earlier_entries(tmp_path) == {"a.nii": entries[0]}
+    assert recorded(tmp_path) == {"a.nii": entries[0]}
 
 
 def test_reasons_are_sentences() -> None:
