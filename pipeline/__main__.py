@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from pipeline.core.errors import Stopped, VolsegError
+from pipeline.core.notices import told_to
 
 _USAGE = 1
 _INTERRUPTED = 130
@@ -32,7 +33,8 @@ def _run(arguments: list[str] | None) -> int:
 
     usage_error: Any = typer.BadParameter.__base__  # typer carries its own copy of click in newer versions
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with told_to(lambda text: typer.secho(f"Note: {text}", fg="yellow", err=True)):
+            code = app(args=arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
     except usage_error as error:

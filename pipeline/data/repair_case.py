@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import copy_file, file_hash, read_record, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
@@ -247,6 +247,6 @@ def _content_hash(task: RepairTask) -> str:
     for file in task.case.files.files:
         try:
             hashes.append(file_hash(file))
-        except OSError:  # reported, with the reason, when the file is read
+        except (OSError, VolsegError):  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), *hashes)

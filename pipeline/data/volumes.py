@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
+from pipeline.data.itk_open import open_itk
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
@@ -40,8 +41,6 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
     path = Path(path)
     if volume_suffix(path) in _NIFTI:
         return open_nifti(path, case=case, straighten=straighten)
-    from pipeline.data.itk import open_itk  # here: loading SimpleITK takes longer than reading a small NIfTI file
-
     return open_itk(path, case=case, straighten=straighten)
 
 
@@ -224,7 +223,7 @@ def write_voxels(
         table = caret_xml(legend) if legend else b""
         write_nifti(array, grid, path, like=None if like is None else split_source(like)[0], label_table=table)
     else:
-        from pipeline.data.itk import write_itk
+        from pipeline.data.itk import write_itk  # here: loading SimpleITK takes time
         from pipeline.data.legend import segment_fields
 
         named = bool(legend) and suffix in NRRD_SUFFIXES
