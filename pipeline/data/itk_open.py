@@ -118,6 +118,6 @@ def _explain(error: ReaderError, path: Path, case: str | None) -> VolumeError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else "no reason given"
     # ITK has no kinds of errors, so that texts of its messages must do.
-    if "expected" in reason or "fread got only" in str(error) or "File cannot be read" in str(error):
+    if error.damaged or "expected" in reason or "fread got only" in str(error) or "File cannot be read" in str(error):
         return refuse("truncated", "file", rule, "truncated or damaged voxel data", advice, case=case, file=path)
     return refuse("unreadable", "file", rule, f"an error ({reason})", advice, case=case, file=path)

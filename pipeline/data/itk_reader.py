@@ -10,13 +10,14 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import RLock, Thread, Timer
+from threading import Thread, Timer
 from typing import IO, Any
 
 import numpy as np
@@ -32,6 +33,10 @@ _SPARE = 1 << 30  # bytes that the process may take beside its libraries and thr
 _MOST_SAID, _MOST_LINES = 1 << 16, 3  # of what ITK says about one file
 _MOST_ANSWERED = 1 << 20
 _PREFIX = 4  # bytes before an answer that say how long it is
+# What ITK's libraries say of files that are damaged, and ITK reads nonetheless, to other voxels or another spacing.
+_DAMAGE = re.compile(
+    "uncompress failed|avoid buffer overrun|CRC error|not read completely|not enough data|IO error", re.I
+)
 _READY = {"ready": True}
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.data.itk_reader import serve; serve()"
 
@@ -42,11 +47,12 @@ class ReaderError(Exception):
     Args:
         reason: What it said.
         fatal: Whether the file has ended the process that read it, or kept it busy for too long.
+        damaged: Whether it is certain that voxels are wrong or missing.
     """
 
-    def __init__(self, reason: str, fatal: bool = False) -> None:
+    def __init__(self, reason: str, *, fatal: bool = False, damaged: bool = False) -> None:
         super().__init__(reason)
-        self.fatal = fatal
+        self.fatal, self.damaged = fatal, damaged
 
 
 def read_header(path: Path, decoder: str) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def read_header(path: Path, decoder: str) -> dict[str, Any]:
     Raises:
         ReaderError: If it cannot be read.
     """
-    return _READER.ask({"path": str(path), "decoder": decoder}, _HEADER_S)[0]
+    return _READERS.ask({"path": str(path), "decoder": decoder}, _HEADER_S)[0]
 
 
 def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
@@ -78,32 +84,37 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
         ReaderError: If they cannot be read, or are more or fewer.
     """
     request = {"path": str(path), "decoder": decoder, "values": values}
-    array = _READER.ask(request, _VOXELS_S + 8 * values / _SLOWEST)[1]
+    array = _READERS.ask(request, _VOXELS_S + 8 * values / _SLOWEST)[1]
     assert array is not None  # what was asked for came, or an error
     return array
 
 
-class _Reader:
-    """The process, one for all threads; started on first use, and again for the next file when a file has ended it."""
+class _Readers:
+    """Processes that wait for work: one as a rule, more where several threads read at once.
+
+    One is started where none waits. A file that has ended one leaves the others, and the next file, alone.
+    """
 
     def __init__(self) -> None:
-        self.lock = RLock()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.waiting: list[subprocess.Popen[bytes]] = []
         # A program that only embeds Python would start a second time itself.
         self.starts = not getattr(sys, "frozen", False) and "python" in Path(sys.executable or "").name.lower()
 
     def ask(self, request: dict[str, Any], limit_s: float) -> tuple[dict[str, Any], NDArray[Any] | None]:
         """Answer to a request, with the array if one was asked for."""
-        with self.lock:
-            process = self._running()
-            if process is None:
-                answer, image = _answer(request)
-                array = None if image is None else np.array(_voxels(image))
-            else:
-                answer, array = self._asked(process, request, limit_s)
+        process = self._taken()
+        if process is None:
+            answer, image = _answer(request)
+            array = None if image is None else np.array(_voxels(image))
+        else:
+            answer, array = self._asked(process, request, limit_s)
         if "error" in answer:  # what else was said is part of it
             raise ReaderError(answer["error"])
-        tell(about(request["path"], answer.get("said", ())))
+        said = answer.get("said", ())
+        damage = next((line for line in said if _DAMAGE.search(line)), None)
+        if damage is not None:
+            raise ReaderError(damage, damaged=True)
+        tell(about(request["path"], said))
         return answer, array
 
     def _asked(
@@ -119,33 +130,36 @@ class _Reader:
                     answer = answer if _filled(array, process.stdout) else None
         # Ctrl-C, say, or too little memory: what is still in the pipe would be taken for the next answer.
         except BaseException:
-            self.end()
+            _ended(process)
             raise
         if answer is None:
-            code = self.end()
+            code = _ended(process)
             reason = f"took more than {limit_s:.0f} s" if late else f"ended the process that read it (exit code {code})"
             raise ReaderError(reason, fatal=True)
+        self.waiting.append(process)
         return answer, array
 
-    def _running(self) -> subprocess.Popen[bytes] | None:
-        """The process, started if need be; None where none can be."""
-        if self.process is not None and self.process.poll() is not None:
-            self.end()
-        if self.process is None and self.starts:
-            try:
-                self.process = _started()
-            except OSError:
-                self.starts = False
-        return self.process
+    def _taken(self) -> subprocess.Popen[bytes] | None:
+        """A process for one request, started if need be; None where none can be."""
+        while self.waiting:
+            with suppress(IndexError):  # another thread was faster
+                process = self.waiting.pop()
+                if process.poll() is None:
+                    return process
+                _ended(process)
+        with suppress(OSError):
+            return _started() if self.starts else None
+        self.starts = False
+        return None
 
-    def end(self) -> int:
-        """End the process, and say with which exit code."""
-        process, self.process = self.process, None
-        return 0 if process is None else _ended(process)
+    def end(self) -> None:
+        """End those that wait."""
+        while self.waiting:
+            _ended(self.waiting.pop())
 
     def forget(self) -> None:
-        """Leave the process to the parent of this one, which was forked from it and has the same pipes."""
-        self.lock, self.process = RLock(), None
+        """Leave them to the parent of this process, which was forked from it and has the same pipes."""
+        self.waiting = []
 
 
 def _started() -> subprocess.Popen[bytes]:
@@ -251,14 +265,14 @@ def _promised(answer: dict[str, Any], request: dict[str, Any]) -> NDArray[Any]:
     """Memory for the voxels that follow, if they are as many as the header promised."""
     shape, dtype = tuple(int(n) for n in answer["shape"]), np.dtype(answer["dtype"])
     if int(np.prod(shape, dtype=object)) != request["values"] or dtype.kind not in "iuf":
-        raise ReaderError(f"{request['values']} values expected, {shape} of {dtype} found")
+        raise ReaderError(f"{shape} of {dtype} instead of {request['values']} values", damaged=True)
     return np.empty(shape, dtype)
 
 
-_READER = _Reader()
-atexit.register(_READER.end)
+_READERS = _Readers()
+atexit.register(_READERS.end)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_READER.forget)
+    os.register_at_fork(after_in_child=_READERS.forget)
 
 
 # The other side: what runs in the process.

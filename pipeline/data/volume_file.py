@@ -337,7 +337,17 @@ def detached_files(path: Path) -> tuple[Path, ...]:
     # Every end of a line that ITK knows.
     header = header.replace("\r\n", "\n").replace("\r", "\n") if suffix in NRRD_SUFFIXES else header
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
-    return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
+    # A null character would be an error wherever the name is used.
+    places = (_utf8(name).replace("\0", "?") for name in names)
+    return tuple(path.parent / name for name in places if name and name.upper() != "LOCAL")
+
+
+def _utf8(name: str) -> str:
+    """A name from :func:`header_text`, whose bytes are UTF-8 in most headers."""
+    try:
+        return name.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return name
 
 
 def detached_bytes(path: Path, case: str | None) -> int | None:

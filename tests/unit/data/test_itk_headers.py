@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.data.itk_reader import _READER
+from pipeline.data.itk_reader import _READERS
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image
 
@@ -23,8 +23,8 @@ SPACE = "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,
 def unseen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files that reach SimpleITK."""
     seen: list[str] = []
-    ask = _READER.ask
-    monkeypatch.setattr(_READER, "ask", lambda request, limit: (seen.append(request["path"]), ask(request, limit))[1])
+    ask = _READERS.ask
+    monkeypatch.setattr(_READERS, "ask", lambda request, limit: (seen.append(request["path"]), ask(request, limit))[1])
     return seen
 
 
@@ -135,7 +135,8 @@ def test_detached_voxels_lie_beside_or_below_their_header(tmp_path: Path, unseen
             assert "voxel data: expected a file beside or below its header, got " in message
             assert message.endswith("Put both into one folder, and its name into the header.")
     assert unseen == []
-    for name in ("a.raw", "./a.raw", "raw/b.raw", "raw/../a.raw", str(home / "a.raw")):
+    (home / "Gänge.raw").write_bytes(VOXELS)
+    for name in ("a.raw", "./a.raw", "raw/b.raw", "raw/../a.raw", str(home / "a.raw"), "Gänge.raw"):
         assert read_image(nrrd(home / "n.nrrd", f"{SPACE}data file: {name}\n", b"")).array.max() == 23
         assert read_image(meta(home / "m.mhd", place=name, data=b"")).array.max() == 23
     # Folders of links are common: both files lie together where the links point to.

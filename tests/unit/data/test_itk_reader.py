@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 from pipeline.data import itk_reader
-from pipeline.data.itk_reader import _READER, _Reader
+from pipeline.data.itk_reader import _READERS, _Readers
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image
 
@@ -92,9 +92,8 @@ def test_a_file_that_keeps_simpleitk_busy_is_given_up(
 
 def test_the_process_that_was_killed_is_started_again(good: Path) -> None:
     read(good)
-    assert _READER.process is not None
-    _READER.process.kill()
-    _READER.process.wait()
+    _READERS.waiting[-1].kill()
+    _READERS.waiting[-1].wait()
     assert read(good) == EXPECTED
 
 
@@ -127,12 +126,10 @@ def test_threads_share_the_process(good: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_has_a_process_of_its_own(good: Path) -> None:
     read(good)
-    here = _READER.process
-    assert here is not None
+    here = [process.pid for process in _READERS.waiting]
     with multiprocessing.get_context("fork").Pool(2) as pool:  # daemonic: they may not start processes of their own
         assert pool.map(read, [good] * 4) == [EXPECTED] * 4
-    assert _READER.process is here
-    assert here.poll() is None
+    assert [process.pid for process in _READERS.waiting if process.poll() is None] == here
     assert read(good) == EXPECTED
 
 
@@ -141,9 +138,9 @@ def test_where_no_process_can_be_started_this_one_reads(
     good: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
-    monkeypatch.setattr(itk_reader, "_READER", _Reader())
+    monkeypatch.setattr(itk_reader, "_READERS", _Readers())
     assert read(good) == EXPECTED
-    assert itk_reader._READER.process is None
+    assert itk_reader._READERS.waiting == []
 
 
 def test_a_program_that_is_not_python_is_not_taken_for_it(
@@ -153,10 +150,10 @@ def test_a_program_that_is_not_python_is_not_taken_for_it(
     program.write_text("#!/bin/sh\necho hello; echo world\nexec sleep 20\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(itk_reader, "_READER", _Reader())
+    monkeypatch.setattr(itk_reader, "_READERS", _Readers())
     monkeypatch.setattr(itk_reader, "_START_S", 1.0)
     assert read(good) == EXPECTED
-    assert itk_reader._READER.process is None
+    assert itk_reader._READERS.waiting == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
@@ -172,8 +169,8 @@ def test_a_header_that_asks_for_much_memory_gets_none(tmp_path: Path, good: Path
 
 def test_the_process_ends_with_the_one_that_asks(good: Path) -> None:
     code = (
-        "import os; from pipeline.data.volumes import read_image; from pipeline.data.itk_reader import _READER\n"
-        f"read_image({str(good)!r}); print(_READER.process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os; from pipeline.data.volumes import read_image; from pipeline.data.itk_reader import _READERS\n"
+        f"read_image({str(good)!r}); print(_READERS.waiting[0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     reader = int(done.stdout)
