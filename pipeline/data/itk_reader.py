@@ -8,16 +8,17 @@ started, as in some programs that embed Python, SimpleITK reads in this one.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread, Timer
+from threading import Timer
 from typing import IO, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ _PREFIX = 4  # bytes before an answer that say how long it is
 _DAMAGE = re.compile(
     "uncompress failed|avoid buffer overrun|CRC error|not read completely|not enough data|IO error", re.I
 )
+_LATE = -getattr(signal, "SIGALRM", 0)  # exit code of a process that took too long
 _READY = {"ready": True}
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.data.itk_reader import serve; serve()"
 
@@ -69,7 +71,7 @@ def read_header(path: Path, decoder: str) -> dict[str, Any]:
     Raises:
         ReaderError: If it cannot be read.
     """
-    return _READERS.ask({"path": str(path), "decoder": decoder}, _HEADER_S)[0]
+    return _READERS.ask({"path": str(path), "decoder": decoder, "limit_s": _HEADER_S})[0]
 
 
 def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
@@ -83,8 +85,8 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
     Raises:
         ReaderError: If they cannot be read, or are more or fewer.
     """
-    request = {"path": str(path), "decoder": decoder, "values": values}
-    array = _READERS.ask(request, _VOXELS_S + 8 * values / _SLOWEST)[1]
+    limit_s = _VOXELS_S + 8 * values / _SLOWEST
+    array = _READERS.ask({"path": str(path), "decoder": decoder, "values": values, "limit_s": limit_s})[1]
     assert array is not None  # what was asked for came, or an error
     return array
 
@@ -100,14 +102,14 @@ class _Readers:
         # A program that only embeds Python would start a second time itself.
         self.starts = not getattr(sys, "frozen", False) and "python" in Path(sys.executable or "").name.lower()
 
-    def ask(self, request: dict[str, Any], limit_s: float) -> tuple[dict[str, Any], NDArray[Any] | None]:
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None]:
         """Answer to a request, with the array if one was asked for."""
         process = self._taken()
         if process is None:
             answer, image = _answer(request)
             array = None if image is None else np.array(_voxels(image))
         else:
-            answer, array = self._asked(process, request, limit_s)
+            answer, array = self._asked(process, request)
         if "error" in answer:  # what else was said is part of it
             raise ReaderError(answer["error"])
         said = answer.get("said", ())
@@ -118,24 +120,23 @@ class _Readers:
         return answer, array
 
     def _asked(
-        self, process: subprocess.Popen[bytes], request: dict[str, Any], limit_s: float
+        self, process: subprocess.Popen[bytes], request: dict[str, Any]
     ) -> tuple[dict[str, Any], NDArray[Any] | None]:
         array = None
         try:
-            with _time_limit(process, limit_s) as late:
-                _send(process.stdin, request)
-                answer = _received(process.stdout)
-                if answer is not None and "shape" in answer:
-                    array = _promised(answer, request)
-                    answer = answer if _filled(array, process.stdout) else None
+            _send(process.stdin, request)
+            answer = _received(process.stdout)
+            if answer is not None and "shape" in answer:
+                array = _promised(answer, request)
+                answer = answer if _filled(array, process.stdout) else None
         # Ctrl-C, say, or too little memory: what is still in the pipe would be taken for the next answer.
         except BaseException:
             _ended(process)
             raise
         if answer is None:
             code = _ended(process)
-            reason = f"took more than {limit_s:.0f} s" if late else f"ended the process that read it (exit code {code})"
-            raise ReaderError(reason, fatal=True)
+            ended = f"ended the process that read it (exit code {code})"
+            raise ReaderError(f"took more than {request['limit_s']:.0f} s" if code == _LATE else ended, fatal=True)
         self.waiting.append(process)
         return answer, array
 
@@ -177,32 +178,18 @@ def _started() -> subprocess.Popen[bytes]:
         bufsize=0,
         start_new_session=True,
     )
-    try:
-        with _time_limit(process, _START_S):
-            if _received(process.stdout) != _READY:
-                raise OSError("another program answered")
-    except BaseException:
-        _ended(process)
-        raise
-    return process
-
-
-@contextmanager
-def _time_limit(process: subprocess.Popen[bytes], limit_s: float) -> Iterator[list[bool]]:
-    """Kill a process after some time, which ends its pipes; the list then has an entry."""
-    late: list[bool] = []
-
-    def end() -> None:
-        late.append(True)
-        process.kill()
-
-    timer = Timer(limit_s, end)
+    timer = Timer(_START_S, process.kill)
     timer.daemon = True
     timer.start()
     try:
-        yield late
+        if _received(process.stdout) != _READY:
+            raise OSError("another program answered")
+    except BaseException:
+        _ended(process)
+        raise
     finally:
         timer.cancel()
+    return process
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
@@ -284,26 +271,19 @@ def serve() -> None:
     os.dup2(2, 1)  # nothing but answers goes where answers go
     import SimpleITK  # noqa: F401  # before it is said to be ready
 
-    heard, queue = _hearing(), SimpleQueue[dict[str, Any]]()
-
-    # In a thread of its own, so that this process ends with the one that asks even while a file keeps it busy.
-    def listen() -> None:
-        while (request := _received(requests)) is not None:
-            queue.put(request)
-        os._exit(0)
-
-    Thread(target=listen, daemon=True).start()
+    heard = _hearing()
     _send(answers, _READY)
-    while True:
-        request = queue.get()
+    while (request := _received(requests)) is not None:
         _limit_memory(request.get("values", 0))
-        answer, image = _answer(request)
-        answer["said"] = _sayings(heard())
-        _send(answers, answer)
-        if image is not None:
-            # A view of its voxels: a copy would take the memory twice.
-            _write(answers, memoryview(_bytes(_voxels(image))))
-        del image
+        # Whatever keeps this process busy, it ends in time, also where nobody waits for its answer any more.
+        with _time_limit(request["limit_s"]):
+            answer, image = _answer(request)
+            answer["said"] = _sayings(heard())
+            _send(answers, answer)
+            if image is not None:
+                # A view of its voxels: a copy would take the memory twice.
+                _write(answers, memoryview(_bytes(_voxels(image))))
+            del image
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -363,6 +343,20 @@ def _sayings(printed: str) -> list[str]:
         if line and not line.startswith("WARNING: In ")
     ]
     return list(dict.fromkeys(texts))[:_MOST_LINES]
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer; the system does, since ITK may leave Python no chance to."""
+    if not hasattr(signal, "setitimer"):  # Windows
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        yield
+        faulthandler.cancel_dump_traceback_later()
+        return
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the asking process may have left it ignored
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _limit_memory(values: int) -> None:

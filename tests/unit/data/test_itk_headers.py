@@ -24,7 +24,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files that reach SimpleITK."""
     seen: list[str] = []
     ask = _READERS.ask
-    monkeypatch.setattr(_READERS, "ask", lambda request, limit: (seen.append(request["path"]), ask(request, limit))[1])
+    monkeypatch.setattr(_READERS, "ask", lambda request: (seen.append(request["path"]), ask(request))[1])
     return seen
 
 
