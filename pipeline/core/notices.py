@@ -31,8 +31,9 @@ def tell(texts: Iterable[str]) -> None:
 
 
 def about(path: Path | str, said: Iterable[str]) -> list[str]:
-    """What was said about a file, each text once and on one line, led by the file."""
-    return list(dict.fromkeys(f"{path}: {' '.join(text.split())}" for text in said))
+    """What was said about a file, each text once and on one line, led by the file; it may hold bytes of the file."""
+    lines = (" ".join(text.split()) for text in said)
+    return [f"{path}: {''.join(c if c.isprintable() else '?' for c in line)}" for line in dict.fromkeys(lines)]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.core.documents import read_json, require_regular
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import remove_leftovers, write_bytes, write_json
 from pipeline.core.paths import is_named
@@ -141,7 +141,6 @@ def open_array(path: Path) -> PreparedArray:
     Raises:
         DataError: If it is missing or damaged.
     """
-    require_regular(path)
     try:
         array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         step = array.schunk.meta[_STEP] if _STEP in array.schunk.meta else None  # noqa: SIM401  # no dictionary
@@ -264,7 +263,6 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
         DataError: If the file is missing or damaged.
     """
     path = _home(folder, case) / _VOXELS
-    require_regular(path)
     try:
         columns = np.load(io.BytesIO(gzip.decompress(path.read_bytes())), allow_pickle=False)
         return {int(value): columns[1:, columns[0] == value].T.copy() for value in np.unique(columns[0])}

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.config.settings import Settings
-from pipeline.core.documents import read_json, require_regular
+from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.paths import absence, is_named
@@ -137,11 +137,10 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
     Raises:
-        VolsegError: If it is missing, truncated, of another format, or a pipe or device.
+        VolsegError: If it is missing, truncated or of another format.
     """
     if gone := absence(path):
         raise VolsegError(sentence("weights", "a safetensors file", *gone, file=path))
-    require_regular(path)
     try:
         tensors: dict[str, Any] = load(path.read_bytes())  # not load_file: Windows cannot replace a mapped file
     except (OSError, SafetensorError) as error:

@@ -32,8 +32,8 @@ SAID = "vox offset (=355) not divisible by 16, not SPM compatible; leaving at cu
 
 
 def test_a_text_is_told_once_and_on_one_line(tmp_path: Path) -> None:
-    texts = about(tmp_path / "a.nii", ["one\n  two", "three", "three"])
-    assert texts == [f"{tmp_path}/a.nii: one two", f"{tmp_path}/a.nii: three"]
+    texts = about(tmp_path / "a.nii", ["one\n  two", "three", "three", "\x1b[31mred"])
+    assert texts == [f"{tmp_path}/a.nii: one two", f"{tmp_path}/a.nii: three", f"{tmp_path}/a.nii: ?[31mred"]
     told: list[str] = []
     with told_to(told.append):
         tell(texts)
