@@ -20,7 +20,7 @@ from pipeline.core import machine
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Grid, straightened
-from pipeline.core.paths import ABSENT, absence, composed, names_beside
+from pipeline.core.paths import ABSENT, absence, composed, is_named, names_beside
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
@@ -357,8 +357,11 @@ def detached_bytes(path: Path, case: str | None) -> int | None:
         VolumeError: If one is not there, is no regular file, or lies elsewhere than beside or below the header.
     """
     files = detached_files(path)
-    # Beside the header, or beside what it is a link to; links to the voxels are followed too.
-    homes = {path.parent.resolve(), path.resolve().parent} if files else ()
+    # Beside the header, or beside what it is a link to; links to the voxels are followed too. git-annex keeps all files
+    # of a repository in one place, to which it links.
+    homes = {path.parent.resolve(), path.resolve().parent} if files else set()
+    stores = [folder / ".git" / "annex" / "objects" for home in homes for folder in (home, *home.parents)]
+    homes |= {store for store in stores if store.is_dir() and store.resolve() == store}
     size = 0
     for file in files:
         try:
@@ -371,8 +374,10 @@ def detached_bytes(path: Path, case: str | None) -> int | None:
             raise refuse("unreadable", "voxel data", rule, file, advice, case=case, file=path)
         if not regular or "%" in file.name or file.name.startswith("LIST") or len(files) >= _MOST_FILES:
             got = f"no {file.name} beside it" if not there else "a list, a device or too many files"
-            rule, advice = f"the file {file.name}", "Copy both files of the volume"
-            raise refuse("missing", "voxel data", rule, got, advice, case=case, file=path)
+            gone = (got, "Copy both files of the volume")
+            if not there and is_named(file):  # a link to nowhere
+                gone = absence(file) or gone
+            raise refuse("missing", "voxel data", f"the file {file.name}", *gone, case=case, file=path)
         size += place.stat().st_size
     return size if files else None
 

@@ -148,6 +148,28 @@ def test_detached_voxels_lie_beside_or_below_their_header(tmp_path: Path, unseen
     assert read_image(links / "m.mhd").array.max() == 23
 
 
+def test_git_annex_links_to_one_place_in_the_repository(tmp_path: Path) -> None:
+    store = tmp_path / "repo" / ".git" / "annex" / "objects"
+    scans = tmp_path / "repo" / "sub-01" / "anat"
+    for folder in (store / "x1", store / "y2", scans):
+        folder.mkdir(parents=True)
+    (store / "x1" / "key").write_bytes(VOXELS)
+    meta(store / "y2" / "key", place="a.raw", data=b"")
+    (scans / "a.raw").symlink_to("../../.git/annex/objects/x1/key")
+    (scans / "a.mhd").symlink_to("../../.git/annex/objects/y2/key")
+    assert read_image(scans / "a.mhd").array.max() == 23
+    (store / "x1" / "key").unlink()
+    assert "voxel data: expected the file a.raw, got a link to ../../.git/annex" in str(refusal(scans / "a.mhd"))
+    # A repository from a stranger may have its place lead elsewhere.
+    (tmp_path / "x1").mkdir()
+    (tmp_path / "x1" / "key").write_bytes(VOXELS)
+    store.rename(tmp_path / "repo" / "moved")
+    store.symlink_to(tmp_path)
+    (scans / "a.mhd").unlink()
+    meta(scans / "a.mhd", place="a.raw", data=b"")
+    assert "expected a file beside or below its header" in str(refusal(scans / "a.mhd"))
+
+
 @pytest.mark.parametrize("name", ["LIST", "LIST 2", "s%02d.raw", "/dev/zero", "pipe", "no.raw", "a\0b", "n" * 300])
 def test_detached_voxels_are_regular_files(tmp_path: Path, unseen: list[str], name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
