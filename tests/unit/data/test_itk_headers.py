@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.itk_reader import _READERS
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image
@@ -178,6 +179,13 @@ def test_detached_voxels_are_regular_files(tmp_path: Path, unseen: list[str], na
     refusal(meta(tmp_path / "a.mhd", place=name, data=b""))
     refusal(nrrd(tmp_path / "a.nrrd", f"{SPACE}data file: {name}\n", b""))
     assert unseen == []
+
+
+def test_the_content_of_files_elsewhere_is_not_hashed(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    path = nrrd(tmp_path / "scans" / "a.nrrd", f"{SPACE}data file: /dev/zero\n", b"")
+    with pytest.raises(VolumeError, match=r"^case p7: .*a.nrrd: voxel data: expected a file beside or below its head"):
+        content_hashes(CaseFiles("p7", (path,)))
 
 
 def test_a_small_detached_header_asks_for_no_memory(tmp_path: Path) -> None:
