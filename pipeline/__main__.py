@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from pipeline.core.errors import Stopped, VolsegError, visible
+from pipeline.core.notices import told_to
 
 _USAGE = 1
 _INTERRUPTED = 130
@@ -41,7 +42,8 @@ def _run(arguments: list[str] | None) -> int:
         typer.secho(f"Error: {visible(name)}: {advice}", fg="red", err=True)
         return _USAGE
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with told_to(lambda text: typer.secho(f"Note: {text}", fg="yellow", err=True)):
+            code = app(args=arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
     except usage_error as error:

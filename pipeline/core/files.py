@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import read_json, require_regular
 from pipeline.core.errors import VolsegError, sentence
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
@@ -137,7 +137,12 @@ def text_hash(*parts: str) -> str:
 
 
 def file_hash(path: Path | str) -> str:
-    """Content hash (32 hex digits) of a file, read in pieces."""
+    """Content hash (32 hex digits) of a file, read in pieces.
+
+    Raises:
+        VolsegError: If it is a pipe or a device.
+    """
+    require_regular(Path(path))
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -16,10 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.core.errors import VolsegError, unforeseen
 from pipeline.core.machine import available_bytes, processors
+from pipeline.core.notices import tell, told_to
 from pipeline.core.signals import Progress, silent
 from pipeline.engine.workers import starting_workers, worker_pool
 
@@ -133,7 +135,7 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
     ) -> Iterator[Outcome[R]]:
         waiting = (_Flight(index, _size(bytes_of, item)) for index, item in enumerate(items))
         following = next(waiting, None)
-        flying: dict[Future[R], _Flight] = {}
+        flying: dict[Future[tuple[R, list[str]]], _Flight] = {}
         lost: list[int] = []
         while True:
             # One item per worker and one in the queue: only these can be lost with a worker, and a list of 20,000
@@ -154,7 +156,7 @@ def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Ite
                 pool[0] = worker_pool(jobs, light=light)
             done = [(flying.pop(future).item, future) for future in ready]
             lost += [index for index, future in done if _is_lost(future)]
-            yield from (outcome_of(index, future.result) for index, future in done if not _is_lost(future))
+            yield from (outcome_of(index, partial(_result, future)) for index, future in done if not _is_lost(future))
         yield from _run_alone(function, items, sorted(lost))
 
     try:
@@ -267,7 +269,7 @@ def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[in
                 future = _submit(pool, function, items[index])
                 wait([future])
                 if not _is_lost(future):
-                    yield outcome_of(index, future.result)
+                    yield outcome_of(index, partial(_result, future))
                     break
                 pool.shutdown()
                 pool = None
@@ -293,16 +295,30 @@ def _nothing(_: None) -> None:
     """Work that only stirs the pool."""
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[tuple[R, list[str]]]:
     """Submit an item; a pool that broke while it was idle loses it like one that breaks later."""
     try:
         with starting_workers():
-            return pool.submit(function, item)
+            return pool.submit(_heard, function, item)
     except BrokenProcessPool as error:
-        future: Future[R] = Future()
+        future: Future[tuple[R, list[str]]] = Future()
         future.set_exception(error)
         return future
 
 
-def _is_lost(future: Future[R]) -> bool:
+def _heard(function: Callable[[T], R], item: T) -> tuple[R, list[str]]:
+    """In a worker: the result, and what is to be told about files that were read for it."""
+    said: list[str] = []
+    with told_to(said.append):
+        return function(item), said
+
+
+def _result(future: Future[tuple[R, list[str]]]) -> R:
+    """The result of a worker; what it was told about files is told here."""
+    value, said = future.result()
+    tell(said)
+    return value
+
+
+def _is_lost(future: Future[Any]) -> bool:
     return isinstance(future.exception(), BrokenProcessPool)
