@@ -52,7 +52,7 @@ def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 # Bounds far above what anyone wants, so that no product of two overflows.
-Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+Positive = Annotated[float, Field(gt=0.0, le=1e30)]
 Millimetres = Annotated[float, Field(ge=1e-6, le=1e4)]
 """Length of a voxel: from electron microscopes to whole bodies."""
 Size = Annotated[int, Field(ge=1, le=10**9)]
