@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Self, cast
 
-from pipeline.core.documents import read_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+
+from pipeline.core.documents import conform, possible_path, read_json, read_text, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
@@ -19,6 +22,7 @@ from pipeline.evaluate.metrics import (
     CALIBRATION_COLUMNS,
     COMPAT_TOOLS,
     LESION_COLUMNS,
+    METRICS,
     OVERLAP_ONLY,
     STATUSES,
     SURFACE_COLUMNS,
@@ -137,11 +141,108 @@ def write_evaluation(
     return summary
 
 
+_Number = float | None
+_Interval = Annotated[list[float], Field(min_length=2, max_length=2)] | None
+
+
+class _Part(BaseModel):
+    """Base of what is checked of ``summary.json``; further keys are for others."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Mean(_Part):
+    mean: _Number
+    interval_95: _Interval
+
+
+class _Spread(_Mean):
+    median: _Number
+    sd: _Number
+    min: _Number
+    max: _Number
+
+
+class _OverallMean(_Mean):
+    over_cases: _Spread
+
+
+class _Volume(_Part):
+    reference_ml: _Number
+    bias_ml: _Number
+    sd_ml: _Number
+    limits_of_agreement_ml: _Interval
+    bias_percent: _Number
+
+
+class _Group(_Part):
+    n_cases: int
+    dice: _Mean
+
+
+class _Case(_Part):
+    case: str
+    dice: _Number
+    worst_organ: str | None
+    worst_dice: _Number
+    reference: Annotated[str, AfterValidator(possible_path)] | None = None
+    prediction: Annotated[str, AfterValidator(possible_path)] | None = None
+    images: list[Annotated[str, AfterValidator(possible_path)]] = []
+
+
+class _Failure(_Part):
+    case: str
+    message: str
+
+
+def _counts(kind: type[_Mean], **more: Any) -> Any:
+    """A model of counts, and of means of those metrics that were measured."""
+    counts: dict[str, Any] = dict.fromkeys(("n", *(f"n_{status}" for status in STATUSES)), (int, ...))
+    # A default is not checked: a metric may be missing, but not null.
+    means: dict[str, Any] = dict.fromkeys(METRICS, (kind, None)) | {"dice": (kind, ...), "iou": (kind, ...)}
+    return create_model("_Counts", __base__=_Part, **{**counts, **means, **more})
+
+
+def _label_table(content: dict[str, Any]) -> dict[str, Any]:
+    LabelTable.from_json(content)  # called for its refusals
+    return content
+
+
+_Overall: Any = _counts(_OverallMean, n_cases=(int, ...), n_organs=(int, ...))
+_Organ: Any = _counts(_Spread, volume=(_Volume, ...))
+
+
+class _Summary(_Part):
+    """Content of ``summary.json``, as far as it is read."""
+
+    overall: _Overall
+    organs: dict[str, _Organ]
+    cases: list[_Case]
+    labels: Annotated[dict[str, Any], AfterValidator(_label_table)]
+    conventions: list[str]
+    failures: list[_Failure]
+    notes: list[str]
+    subgroups: dict[str, dict[str, _Group]] = {}
+
+    @model_validator(mode="after")
+    def _of_one_evaluation(self) -> Self:
+        measured = METRICS.keys() & self.overall.model_fields_set
+        odd: list[str | None] = [
+            name for name, organ in self.organs.items() if METRICS.keys() & organ.model_fields_set != measured
+        ]
+        odd += [case.worst_organ for case in self.cases if case.worst_organ not in (None, *self.organs)]
+        odd += [*self.organs.keys() - set(LabelTable.from_json(self.labels).targets)]
+        if odd:
+            got = short(odd[0])
+            raise ValueError(sentence("organs", "those of the labels, all measured alike", got, _ADVICE))
+        return self
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read the ``summary.json`` that :func:`write_evaluation` wrote; a VolsegError if it is missing or damaged."""
-    summary = read_json(folder / _SUMMARY, missing=_ADVICE)
-    if not isinstance(summary, dict) or not {"overall", "organs", "cases", "labels"} <= summary.keys():
-        raise VolsegError(f"{folder / _SUMMARY}: expected the summary of an evaluation, got something else. {_ADVICE}")
+    path = folder / _SUMMARY
+    summary: dict[str, Any] = read_json(path, missing=_ADVICE)
+    conform(summary, _Summary, path, _ADVICE)
     return summary
 
 
@@ -151,21 +252,20 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         VolsegError: If a file is missing or damaged.
     """
-    summary = read_summary(folder)
-    path = folder / _SCORES
+    summary, path = read_summary(folder), folder / _SCORES
+    labels = LabelTable.from_json(summary["labels"])
     try:
         # Not read_csv, which strips blanks: names of cases and organs come back as they are.
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = tuple(_row(cells) for cells in csv.DictReader(stream))
+        table = csv.DictReader(io.StringIO(read_text(path, "a table of scores", _ADVICE), newline=""))
+        rows = tuple(_row(cells, labels.targets) for cells in table)
         cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))
-        failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
-        measures = Measures.from_json(summary.get("measures", {"surface": "none"}))
-        labels, notes = LabelTable.from_json(summary["labels"]), tuple(summary["notes"])
-        return Evaluation(labels, rows, cases, failures, notes, measures)
-    except FileNotFoundError:
-        raise VolsegError(f"{path}: expected a table of scores, got nothing there. {_ADVICE}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise VolsegError(f"{folder}: expected the files of an evaluation, got {error!r}. {_ADVICE}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        got = short(error)
+        raise VolsegError(f"{folder}: expected the files of an evaluation, got {got}. {_ADVICE}") from None
+    failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
+    # Scores of an earlier version lack newer options, which then have their defaults.
+    measures: Measures = conform(summary.get("measures", {"surface": "none"}), Measures, folder / _SUMMARY, _ADVICE)
+    return Evaluation(labels, rows, cases, failures, tuple(summary["notes"]), measures)
 
 
 def _cell(row: Row, column: str) -> str | int | float | None:
@@ -177,15 +277,18 @@ def _cell(row: Row, column: str) -> str | int | float | None:
     return None if math.isnan(value) else value
 
 
-def _row(cells: dict[str, str]) -> Row:
-    if cells["status"] not in STATUSES:
-        raise ValueError(f"status {cells['status']!r}")
+def _row(cells: dict[str, str], targets: Collection[str]) -> Row:
+    case, name = read_cell(cells["case"]), read_cell(cells["name"])
+    if cells["status"] not in STATUSES or name not in targets:
+        raise ValueError(f"{name} with status {cells['status']}")
     own = {name: float(cells[name] or "nan") for name in _NUMBERS}
     more = {name: float(cells[name] or "nan") for name in COLUMNS if name in cells and name not in _ALWAYS}
     label = tuple(int(value) for value in cells["label"].split("+"))
-    return Row(
-        read_cell(cells["case"]), label, read_cell(cells["name"]), cast("Any", cells["status"]), **own, more=more
-    )
+    # NaN where nothing is defined; only distances are infinite.
+    wrong = [name for name, value in own.items() if not ((value >= 0.0 and math.isfinite(value)) or math.isnan(value))]
+    if wrong or own["dice"] > 1.0 or own["iou"] > 1.0:
+        raise ValueError(f"{case} with {own}")
+    return Row(case, label, name, cast("Any", cells["status"]), **own, more=more)
 
 
 def _case_files(case: ScoredFiles) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_damaged_folders_are_one_sentence(evaluation, tmp_path):
     with pytest.raises(VolsegError, match=r"scores\.csv: expected a table of scores, got nothing there"):
         read_evaluation(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(VolsegError, match=r"expected the summary of an evaluation"):
+    with pytest.raises(VolsegError, match=r"summary\.json: overall: expected one more value, got nothing\. Run"):
         read_summary(tmp_path)
 
 
