@@ -169,7 +169,8 @@ def read_record(path: Path, kind: Any = None) -> dict[str, Any]:
         content = read_json(path)
         if kind is not None:
             conform(content, kind, path)
-    except VolsegError:
+        json.dumps(content, allow_nan=False)  # what no record can hold could not be written again
+    except (VolsegError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
