@@ -7,7 +7,7 @@ weights, ``fold_<k>/validation.json`` the scores. These name cases and machines;
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,13 +188,18 @@ def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
         got = f"{len(other)} tensors that are missing, surplus or of another shape or type, such as {cut(other[0])}"
         advice = "Train it again, or restore the options in model.json"
         raise VolsegError(sentence("weights", f"those of {name}", got, advice, file=path))
+    require_numbers(weights, path)
     network = card.network.build()
     network.load_state_dict(weights)
-    bad = next((key for key, value in network.state_dict().items() if not value.isfinite().all()), None)
-    if bad is not None:
-        got, advice = f"NaN or infinity in {bad}", "Copy or train the model again"
-        raise VolsegError(sentence("weights", "numbers", got, advice, file=path))
     return network.eval()
+
+
+def require_numbers(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that hold NaN or infinity, which every mask would be made of."""
+    bad = next((key for key, value in weights.items() if not value.float().isfinite().all()), None)
+    if bad is not None:
+        got, advice = f"NaN or infinity in {cut(bad)}", "Copy or train the model again"
+        raise VolsegError(sentence("weights", "numbers", got, advice, file=path))
 
 
 def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:

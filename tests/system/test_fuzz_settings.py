@@ -137,7 +137,6 @@ def _scores(home: Path) -> None:
 def _masks(home: Path) -> None:
     _predict(home)
     assert len(list((home / "masks").glob("*.nii.gz"))) == 2
-    find_images(home / "masks", pair_files(home / "masks", home / "data" / "labels"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,11 @@ TARGETS = {
     "validation": Target("model/fold_0/validation.json", _validation, ("prepared",)),
     "scores": Target("scores/*", _scores, ("data", "masks"), 3),
     "masks": Target("masks/*.json", _masks, ("data", "model"), 0.5),
+    "images": Target(
+        "masks/predictions.json",
+        lambda home: find_images(home / "masks", pair_files(home / "masks", home / "data" / "labels")),
+        ("data",),
+    ),
     "conversion": Target(
         "converted/*.json", lambda home: convert(home / "data", home / "converted", "pairs", jobs=1), ("data",), 0.5
     ),
