@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, own_version, read_record, text_hash
 from pipeline.data.store import prepared_ids, read_info
@@ -105,7 +105,7 @@ def validation_cases(
         cases = folds.folds[number].validation if number < len(folds.folds) else ()
         # A fold that is still in training has no scores to compare with.
         note = fold_folder(model, number) / "validation.json"
-        if not cases or (note.is_file() and set(read_json(note, kind=_Scores).cases) != set(cases)):
+        if not cases or (note.is_file() and set(_scores(model, number).get("cases", ())) != set(cases)):
             rule = f"the validation cases of fold {number} as they were in training"
             raise VolsegError(sentence("splits.json", rule, "others", advice, file=folds.prepared))
         others = folds.prepared_by_others([Fold((), cases)], card.plan)
@@ -245,6 +245,6 @@ def mean_dice_of(out: Path, fold: int) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _scores(out: Path, fold: int) -> dict[str, object]:
+def _scores(out: Path, fold: int) -> dict[str, Any]:
     """Content of ``validation.json``; a missing or damaged file counts as empty, and is written anew."""
     return read_record(fold_folder(out, fold) / "validation.json", _Scores)
