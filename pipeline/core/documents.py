@@ -6,7 +6,6 @@ Whatever such a file holds, the reader gets a value of the type it asked for, or
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Sequence
@@ -32,7 +31,6 @@ _NOT_JSON = {f"{_TAG}{name}" for name in ("binary", "set", "omap", "pairs")}
 _LONGEST_NUMBER = 1000  # characters; Python refuses numbers of 4300, and sexagesimal ones take quadratic time
 _SHOWN = 60  # characters of a wrong value that a message quotes
 _LONGEST_REASON = 300
-_LONGEST_PATH, _LONGEST_NAME = 4000, 255  # characters, bytes
 
 # Kinds of pydantic's errors whose own words do not fit behind "expected".
 _RULES = {
@@ -232,18 +230,6 @@ def rule_of(details: ErrorDetails) -> str:
     for pattern, words in _SHORTENED:
         rule = re.sub(pattern, words, rule)
     return rule
-
-
-def possible_path(text: str) -> str:
-    """A path as a file has it; for the models of files.
-
-    Raises:
-        ValueError: If no file can have it, on whatever system: asking for one so named would be an error of its own.
-    """
-    parts = re.split(r"[/\\]", text)
-    if "\0" in text or len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
-        raise ValueError(sentence("path", "one that a file can have", short(text), "Correct it"))
-    return text
 
 
 def short(value: object) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.core.documents import possible_path, read_json, short
+from pipeline.core.documents import read_json, short
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.paths import absence, composed, is_named, located, real
+from pipeline.core.paths import absence, composed, is_named, located, possible_path, real
 from pipeline.data.descriptions import read_description
 from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels

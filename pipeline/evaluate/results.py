@@ -12,11 +12,11 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from pipeline.core.documents import conform, possible_path, read_json, read_text, short
+from pipeline.core.documents import conform, read_json, read_text, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
-from pipeline.core.paths import real
+from pipeline.core.paths import possible_path, real
 from pipeline.core.tables import read_cell, write_csv
 from pipeline.evaluate.metrics import (
     CALIBRATION_COLUMNS,

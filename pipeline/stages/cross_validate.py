@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.core.documents import conform, possible_path
+from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
+from pipeline.core.paths import possible_path
 from pipeline.core.signals import Progress, silent
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
