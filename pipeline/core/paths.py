@@ -24,7 +24,6 @@ _POINTERS = (
 )
 _POINTER_BYTES = 1 << 15  # git-annex takes no longer file for a pointer
 _HEAD_BYTES = 200
-_LONGEST_PATH, _LONGEST_NAME = 4000, 255  # characters, bytes
 
 ABSENT = "nothing there"
 """What is at a path that no folder names."""
@@ -117,18 +116,6 @@ def names_beside(path: Path) -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _names(folder: Path, _: int) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in folder.iterdir()))
-
-
-def possible_path(text: str) -> str:
-    """A path as a file has it; for the models of files.
-
-    Raises:
-        ValueError: If no file can have it, on whatever system: asking for one so named would be an error of its own.
-    """
-    parts = re.split(r"[/\\]", text)
-    if "\0" in text or len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts):
-        raise ValueError(sentence("path", "one that a file can have", repr(text[:60]), "Correct it"))
-    return text
 
 
 def located(root: Path, name: str) -> Path:

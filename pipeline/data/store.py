@@ -16,18 +16,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import blosc2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from pipeline.core.documents import conform, read_json, require_regular
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import remove_leftovers, write_bytes, write_json
 from pipeline.core.paths import is_named
+from pipeline.data.dataset import possible_file
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
@@ -277,8 +278,8 @@ class _CaseInfo(BaseModel):
     hash: str | None = None
     recipe: str | None = None
     group: str | None = None
-    images: list[str] = []
-    labels: list[str] = []
+    images: list[Annotated[str, AfterValidator(possible_file)]] = []
+    labels: list[Annotated[str, AfterValidator(possible_file)]] = []
     trace: dict[str, Any] = {}
     checksums: dict[str, str] = {}
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.core.documents import read_json, short
 from pipeline.core.errors import DataError, VolsegError, sentence
-from pipeline.core.paths import absence, composed, is_named, located, possible_path, real
+from pipeline.core.paths import absence, composed, is_named, located, real
+from pipeline.data.dataset import possible_file
 from pipeline.data.descriptions import read_description
 from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels
@@ -240,7 +241,7 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
 def _listed_images(content: Mapping[str, Any], home: Path) -> dict[str, tuple[Path, ...]]:
     """File name of the prediction → its images; relative paths start at the record's folder."""
     return {
-        composed(Path(entry["prediction"]).name): tuple(located(home, possible_path(path)) for path in entry["images"])
+        composed(Path(entry["prediction"]).name): tuple(located(home, possible_file(path)) for path in entry["images"])
         for entry in content["cases"]
         if entry.get("prediction")
     }

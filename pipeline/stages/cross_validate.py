@@ -17,10 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
-from pipeline.core.paths import possible_path
 from pipeline.core.signals import Progress, silent
 from pipeline.core.volume import LabelMap
-from pipeline.data.dataset import CaseFiles
+from pipeline.data.dataset import CaseFiles, possible_file
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
@@ -195,7 +194,7 @@ def cross_validate_models(
 
 class _Model(BaseModel):
     name: str
-    prepared: Annotated[str, AfterValidator(possible_path)]
+    prepared: Annotated[str, AfterValidator(possible_file)]
 
 
 class _Fold(BaseModel):
