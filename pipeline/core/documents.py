@@ -217,7 +217,8 @@ def conform(content: Any, kind: Any, path: Path | str, advice: str = "Correct or
         first = error.errors()[0]
         where = ".".join(cut(str(part)) for part in first["loc"]) or "content"
         if first["type"] == "value_error":
-            raise VolsegError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+            place = f"{where}: " if first["loc"] else ""  # else the sentence itself says which keys
+            raise VolsegError(f"{path}: {place}{first['msg'].removeprefix('Value error, ')}") from None
         got = short(first["input"]) if first["type"] != "missing" else "nothing"
         raise VolsegError(sentence(where, rule_of(first), got, advice, file=path)) from None
     except RecursionError:
