@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json
 from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
 from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
@@ -289,22 +290,21 @@ class _Entry(BaseModel):
     confidence: dict[str, float | None] = {}
 
 
-class _Entries(BaseModel):
-    cases: list[_Entry]
-
-
 def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
     """Entries of ``predictions.json`` by file name."""
-    return _earlier(out / _ENTRIES_FILE, _Entries)
+    return _earlier(out / _ENTRIES_FILE, _Entry)
 
 
 def _earlier(file: Path, kind: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Entries by file name of the mask; those of files elsewhere, or a damaged file, count as none."""
+    """Entries by file name of the mask; those of files elsewhere, or of another kind, count as none."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in read_record(file, kind).get("cases", ()):
-        names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
-        if all(inside(file.parent, name) for name in names):
-            found[names[0]] = entry
+    entries = read_record(file).get("cases")
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(VolsegError):  # damaged
+            conform(entry, kind, file)
+            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
+            if all(inside(file.parent, name) for name in names):
+                found[names[0]] = entry
     return found
 
 
@@ -378,13 +378,9 @@ class _Measured(_Entry):
     organs: dict[str, _Organ]
 
 
-class _Statistics(BaseModel):
-    cases: list[_Measured]
-
-
 def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
     """What is known of every mask, by file name."""
-    return _earlier(out / STATISTICS_FILES[0], _Statistics)
+    return _earlier(out / STATISTICS_FILES[0], _Measured)
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
