@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.volume import LabelMap
-from pipeline.data.dataset import CaseFiles
+from pipeline.data.dataset import CaseFiles, possible_file
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
@@ -190,11 +192,40 @@ def cross_validate_models(
     return CrossValidation(out, found.batch, summary, chosen)
 
 
+class _Model(BaseModel):
+    name: str
+    prepared: Annotated[str, AfterValidator(possible_file)]
+
+
+class _Fold(BaseModel):
+    fold: int
+    cases: list[str]
+    mean_dice: float | None
+    dice: dict[str, float | None]
+
+
+class NotedValidation(BaseModel):
+    """What ``summary.json`` says of a cross-validation."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    hash: str | None
+    models: Annotated[list[_Model], Field(min_length=1)]
+    folds: list[_Fold]
+    prepared_grid: list[str]
+
+
+def noted_validation(summary: Mapping[str, Any], folder: Path) -> NotedValidation:
+    """The part on the cross-validation; a VolsegError if it is missing or damaged."""
+    noted: NotedValidation = conform(summary.get("cross_validation"), NotedValidation, folder / "summary.json")
+    return noted
+
+
 def _earlier(found: OutOfFold, out: Path, home: Path) -> CrossValidation | None:
     """The finished cross-validation of the same predictions, if there is one."""
     try:
         summary = read_summary(out)
-        if summary.get("cross_validation", {}).get("hash") != found.hash:
+        if noted_validation(summary, out).hash != found.hash:
             return None
         return CrossValidation(out, found.batch, summary, read_postprocessing(home))
     except VolsegError:  # missing or damaged: done again
@@ -366,7 +397,10 @@ def _predict(
     # Each model sees the case as it was prepared for it.
     prepared = []
     for model in models:
-        history = GridHistory.from_json(read_info(model.prepared, name)["trace"])
+        try:
+            history = GridHistory.from_json(read_info(model.prepared, name).get("trace", {}))
+        except ValueError as error:
+            raise DataError(f"case {name}: {error}") from None
         prepared.append((np.asarray(open_prepared(model.prepared, name)[0][...]), history))
     history = prepared[0][1]
     if case.own_grid:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.documents import read_json
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.core.documents import conform, read_json
 from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
 from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
@@ -275,21 +278,33 @@ def _same_labels(file: Path, table: LabelTable) -> bool:
 # ``predictions.json``: which image each mask came from, how it was cleaned, and whether it is finished.
 
 
+class _Entry(BaseModel):
+    """What is used of an entry of either record; further keys stay as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    prediction: str
+    hash: str = ""
+    organ_files: list[str] | None = None
+    soft_files: list[str] | None = None
+    confidence: dict[str, float | None] = {}
+
+
 def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
     """Entries of ``predictions.json`` by file name."""
-    return _earlier(out / _ENTRIES_FILE)
+    return _earlier(out / _ENTRIES_FILE, _Entry)
 
 
-def _earlier(file: Path) -> dict[str, dict[str, Any]]:
-    """Entries by file name of the mask; those of files elsewhere, or a damaged file, count as none."""
+def _earlier(file: Path, kind: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Entries by file name of the mask; those of files elsewhere, or of another kind, count as none."""
     found: dict[str, dict[str, Any]] = {}
-    try:
-        for entry in read_record(file).get("cases", ()):
+    entries = read_record(file).get("cases")
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(VolsegError):  # damaged
+            conform(entry, kind, file)
             names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
             if all(inside(file.parent, name) for name in names):
                 found[names[0]] = entry
-    except (KeyError, TypeError, AttributeError):
-        return {}
     return found
 
 
@@ -344,9 +359,28 @@ def write_soft(soft: SoftPrediction, paths: SoftPaths, *, like: Path | None = No
 # ``statistics.json`` and ``statistics.csv``: volume, intensities and edges of every organ.
 
 
+class _Organ(BaseModel):
+    """What becomes a line of the table."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: int | list[int]
+    voxels: int
+    volume_ml: float
+    intensity: dict[str, dict[str, float | None]]
+    touches_edge: bool
+    edges: list[str]
+    confidence: float | None = None
+
+
+class _Measured(_Entry):
+    case: str
+    organs: dict[str, _Organ]
+
+
 def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
     """What is known of every mask, by file name."""
-    return _earlier(out / STATISTICS_FILES[0])
+    return _earlier(out / STATISTICS_FILES[0], _Measured)
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:
