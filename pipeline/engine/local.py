@@ -12,6 +12,7 @@ Where no processes can be had, this one does the work, and says so once.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -20,9 +21,9 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.errors import AllFailedError, VolsegError, sentence
 from pipeline.core.machine import available_bytes, processors
 from pipeline.core.notices import tell, told_to
 from pipeline.core.signals import Progress, silent
@@ -80,6 +81,16 @@ class Batch:
             return 0
         return 2 if self.done or self.kept else 3
 
+    def require_some(self, result: Any = None) -> Batch:
+        """This batch, unless all cases failed; ``result`` is what the call would have returned, by default the batch.
+
+        Raises:
+            AllFailedError: If so.
+        """
+        if self.exit_code == 3:
+            raise AllFailedError(self if result is None else result, self.failed)
+        return self
+
 
 class _Flight(NamedTuple):
     """An item that a worker has, or gets next: its position in the input, and the bytes that it takes."""
@@ -109,27 +120,43 @@ def case_limit(seconds: float | None) -> Iterator[None]:
         _limit_s.reset(token)
 
 
+class Task(Generic[R]):
+    """A call in a thread of its own, which does not keep this process from ending, whatever the call hangs in."""
+
+    def __init__(self, call: Callable[[], R]) -> None:
+        self._future: Future[R] = Future()
+        self._limit_s = _limit_s.get()
+
+        def settle() -> None:
+            try:
+                self._future.set_result(call())
+            except BaseException as error:
+                self._future.set_exception(error)
+
+        self._thread = Thread(target=copy_context().run, args=(settle,), daemon=True)
+        self._thread.start()
+
+    def result(self, limit_s: float | None = None) -> R:
+        """Wait for the call, at most as long as a case may take, or for the seconds that are given.
+
+        Raises:
+            VolsegError: If it takes longer; Python code that runs in it is ended then, what hangs is left alone.
+        """
+        limit_s = self._limit_s if limit_s is None else limit_s
+        if not wait([self._future], limit_s).done:
+            number = ctypes.c_ulong(self._thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+            raise VolsegError(_late(limit_s or 0.0))
+        return self._future.result()
+
+
 def within_limit(call: Callable[[], R]) -> R:
     """Call in this process, but not for longer than a case may take.
 
     Raises:
-        VolsegError: If the time is over. What hangs is left in a thread of its own, which ends with this process.
+        VolsegError: As :meth:`Task.result`.
     """
-    seconds = _limit_s.get()
-    if seconds is None:
-        return call()
-    future: Future[R] = Future()
-
-    def settle() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=copy_context().run, args=(settle,), daemon=True).start()
-    if not wait([future], seconds).done:
-        raise VolsegError(_late(seconds))
-    return future.result()
+    return call() if _limit_s.get() is None else Task(call).result()
 
 
 def _late(seconds: float) -> str:
@@ -271,7 +298,7 @@ def map_cases(
 
 def _size(bytes_of: Callable[[T], int] | None, item: T) -> int:
     try:
-        return 0 if bytes_of is None else bytes_of(item)
+        return 0 if bytes_of is None else within_limit(lambda: bytes_of(item))
     except Exception:  # a file that cannot be read, say: the item's own turn reports it
         return 0
 
