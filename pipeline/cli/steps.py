@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -175,6 +174,7 @@ def train(
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_training
     from pipeline.stages.train import train as run
+    from pipeline.train.distributed import is_first
     from pipeline.train.state import Callbacks
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
@@ -193,7 +193,7 @@ def train(
             tune=autotune,
             callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, print_line),
         )
-    if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
+    if is_first():
         print_training(result, out, number)
 
 
