@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import spawn
 from pathlib import Path
@@ -77,7 +77,7 @@ def warm_up(jobs: int | None, module: str) -> None:
         return
     ours, theirs = socket.socketpair()
     with theirs, suppress(NoWorkerError):  # whoever needs workers finds out
-        process = _started("serve", [module], stdin=theirs.fileno(), stdout=None)
+        process = _started(f"serve([{module!a}])", theirs.fileno(), None)
         _servers[:] = [_Server(os.getpid(), process, ours)]
         # Killed, because it takes seconds to hear of the end while it imports.
         atexit.register(_end_server, _servers[0])
@@ -94,14 +94,10 @@ def _server() -> _Server | None:
     return next((server for server in _servers if server.owner == os.getpid()), None)
 
 
-def _started(function: str, arguments: Sequence[object], stdin: int, stdout: int | None) -> subprocess.Popen[bytes]:
+def _started(call: str, stdin: int, stdout: int | None) -> subprocess.Popen[bytes]:
     """A new interpreter that calls a function of :mod:`pipeline.engine.worker_process`."""
     path = [str(entry) for entry in sys.path]
-    words = ascii(arguments)[1:-1]
-    code = (
-        f"import sys; sys.path[:] = {path!a}; "
-        f"from pipeline.engine.worker_process import {function}; {function}({words if arguments else ''})"
-    )
+    code = f"import sys; sys.path[:] = {path!a}; from pipeline.engine import worker_process; worker_process.{call}"
     environment = {**_WORKER_ENVIRONMENT, **os.environ}
     try:
         with _interrupts_held():
@@ -197,7 +193,7 @@ class Worker:
         return True
 
     def _spawn(self, niceness: int) -> None:
-        self._process = _started("main", (), subprocess.PIPE, subprocess.PIPE)
+        self._process = _started("main()", subprocess.PIPE, subprocess.PIPE)
         try:
             self._greet(self._process.stdout, self._process.stdin, niceness)
         except (OSError, NoWorkerError) as error:

@@ -230,21 +230,21 @@ def test_workers_of_a_killed_process_end(tmp_path: Path) -> None:
 def test_light_workers_yield_to_the_imports_of_the_server_and_others_can_plot(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(
         "import os\ndef niceness(_):\n    return os.nice(0)\ndef plots(_):\n    import matplotlib\n"
-        "    return matplotlib.__name__\n"
+        "    return matplotlib.__name__\ndef loaded(_):\n    import sys\n    return 'torch' in sys.modules\n"
     )
     script = tmp_path / "script.py"
     script.write_text(
         "from pipeline.engine.local import open_engine\n"
-        "from pipeline.engine.workers import warm_up\nfrom work import niceness, plots\n"
+        "from pipeline.engine.workers import warm_up\nfrom work import loaded, niceness, plots\n"
         "def first(function, **how):\n    with open_engine(2, **how) as run:\n"
         "        return next(iter(run(function, [0, 0]))).value\n"
         "if __name__ == '__main__':\n    before = first(niceness, light=True)\n"
         "    warm_up(2, 'pipeline.preprocess.prepare_case')\n"
-        "    print(first(niceness, light=True) - before, first(niceness) - before, first(plots))\n"
+        "    print(first(niceness, light=True) - before, first(niceness) - before, first(plots), first(loaded))\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATHS + os.pathsep + str(tmp_path)}
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
-    assert (run.stdout, run.stderr) == ("5 0 matplotlib\n", "")
+    assert (run.stdout, run.stderr) == ("5 0 matplotlib True\n", "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
