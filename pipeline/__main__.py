@@ -19,6 +19,7 @@ from pipeline.core.notices import told_to
 
 _USAGE = 1
 _INTERRUPTED = 130
+_ENDED = "Interrupted. What was finished is kept: the same command goes on from there."
 _PLAIN = {"…": "...", "·": "-", "–": "-", "—": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "±": "+-"}
 
 
@@ -36,11 +37,18 @@ def main(arguments: list[str] | None = None) -> None:
     # SIGTERM ends commands as Ctrl-C does, so that temporary files are removed and workers told.
     if threading.current_thread() is not threading.main_thread():
         sys.exit(_run(arguments))
-    before = signal.signal(signal.SIGTERM, _stop)
+    before, hook = signal.signal(signal.SIGTERM, _stop), sys.unraisablehook
+    sys.unraisablehook = _stop_again
     try:
-        sys.exit(_run(arguments))
+        code = _run(arguments)
+    except Stopped as error:
+        code = 128 + error.signal
+        if sys.stderr is not None:
+            sys.stderr.write(f"{_ENDED}\n")
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+    sys.exit(code)
 
 
 class _Unread(io.FileIO):
@@ -91,7 +99,17 @@ def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
+    raise Stopped(signal.SIGTERM)
+
+
+def _stop_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Ask again where Python had to drop the request, as it does in callbacks of its own."""
+    if isinstance(ignored.exc_value, Stopped) and hasattr(signal, "setitimer"):
+        # Not at once: raised here, it would be dropped again.
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -120,9 +138,9 @@ def _run(arguments: list[str] | None) -> int:
     except VolsegError as error:
         typer.secho(f"Error: {visible(str(error))}", fg="red", err=True)
         return _USAGE
-    except (KeyboardInterrupt, Stopped, typer.Abort) as error:
-        typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
-        return 128 + error.signal if isinstance(error, Stopped) else _INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        typer.secho(_ENDED, err=True)
+        return _INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
