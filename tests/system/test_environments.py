@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from toy import write_toy
 
+from pipeline.core.errors import AllFailedError
 from pipeline.core.grid import Grid
 from pipeline.core.volume import LabelMap
 from pipeline.data.volumes import write_label_map
+from pipeline.evaluate.results import read_summary
+from pipeline.stages.evaluate import evaluate
 
 COMMAND = [sys.executable, "-m", "pipeline"]
 ORGANS = ("zürich", "胃", "left…")
@@ -93,6 +96,16 @@ def test_a_home_that_is_not_there_is_not_needed(masks: Path, tmp_path: Path) -> 
     done = run(*words, HOME="/proc/none", XDG_CACHE_HOME="", TMPDIR=str(tmp_path))
     assert done.returncode == 2
     assert json.loads((tmp_path / "c" / "comparison.json").read_text("utf-8"))
+
+
+def test_a_call_of_which_every_case_fails_raises(masks: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copy(masks / "bäd.nii.gz", tmp_path / f"{name}.nii.gz")
+    with pytest.raises(AllFailedError, match=r"case a: .* All 2 cases failed"):
+        evaluate(tmp_path, tmp_path, tmp_path / "scores", jobs=1)
+    assert len(read_summary(tmp_path / "scores")["failures"]) == 2
+    done = run("evaluate", tmp_path, tmp_path, "-o", tmp_path / "again")
+    assert (done.returncode, done.stderr) == (3, b"")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
