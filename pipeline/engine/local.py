@@ -328,7 +328,7 @@ def _settled(answer: Answer, function: Callable[[T], R], items: Sequence[T]) -> 
     """The outcome of an item, also where its worker has none; what no worker can take is done here."""
     index, result = answer
     if isinstance(result, Outcome):
-        if result.error is not None:
+        if result.value is None:
             return result
         value, said = result.value
         tell(said)
