@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.errors import AllFailedError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
@@ -144,6 +144,7 @@ def evaluate(
 
     Raises:
         VolsegError: If there is nothing to score, or label tables contradict each other.
+        AllFailedError: If no case could be scored; the scores and the reasons are written.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
     known = None if metadata is None else read_metadata(Path(metadata))  # first: a wrong path costs no scoring
@@ -162,7 +163,11 @@ def evaluate(
             predictions, references, labels, map_cases(run, progress, "evaluate", _case_bytes), measures, notes
         )
     extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
-    return write_evaluation(replace(result, failures=(*result.failures, *failed)), out, extra=extra)
+    result = replace(result, failures=(*result.failures, *failed))
+    summary = write_evaluation(result, out, extra=extra)
+    if exit_code(summary) == 3:
+        raise AllFailedError(summary, result.failures)
+    return summary
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:

@@ -260,6 +260,7 @@ def preprocess(
 
     Raises:
         VolsegError: If there is no dataset, or no usable case, or the plan is that of another dataset.
+        AllFailedError: If no case could be prepared.
     """
     settings, out = settings or Settings(), Path(out)
     opened = open_dataset(dataset, layout)
@@ -289,6 +290,7 @@ def preprocess(
         prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
         written, more = collect(run, prepare, usable, progress, "prepare", size_of)
     failed += more
+    Batch.of(written, failed).require_some()
     notes += (*opened.notes, *_write_folds(out / "splits.json", opened, written, settings, failed))
     return Batch.of(written, failed, notes)
 

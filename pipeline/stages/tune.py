@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 from torch import Tensor
@@ -229,4 +230,8 @@ def remembered(content_hash: str) -> Execution | None:
 
 
 def _memory_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volseg" / "autotune.json"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user whom the system does not know, as in containers
+        home = Path(gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "volseg" / "autotune.json"
