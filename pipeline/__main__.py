@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
+import signal
 import sys
-from typing import Any
+import threading
+import warnings
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn
 
 from pipeline.core.errors import Stopped, VolsegError, visible
+from pipeline.core.notices import told_to
 
 _USAGE = 1
 _INTERRUPTED = 130
+_ENDED = "Interrupted. What was finished is kept: the same command goes on from there."
+_PLAIN = {"…": "...", "·": "-", "–": "-", "—": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "±": "+-"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +32,84 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting threads sleep instead of spinning: 5 to 12 % slower on a quiet machine, 2.6 times as fast on a shared one
     # (benchmarks/wait_policy.py). OpenMP reads it once, so it must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(_run(arguments))
+    _open_streams()
+    warnings.formatwarning = _warning_line
+    # SIGTERM ends commands as Ctrl-C does, so that temporary files are removed and workers told.
+    if threading.current_thread() is not threading.main_thread():
+        sys.exit(_run(arguments))
+    before, hook = signal.signal(signal.SIGTERM, _stop), sys.unraisablehook
+    sys.unraisablehook = _stop_again
+    try:
+        code = _run(arguments)
+    except Stopped as error:
+        code = 128 + error.signal
+        if sys.stderr is not None:
+            sys.stderr.write(f"{_ENDED}\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+    sys.exit(code)
+
+
+class _Unread(io.FileIO):
+    """Output that somebody may stop reading, as ``| head`` does: the rest is lost, and the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _open_streams() -> None:
+    """Let standard output and errors take all that is printed, whatever their encoding, and whoever reads them."""
+    codecs.register_error("volseg", _in_plain_characters)
+    # Without this a file that is opened next would get the number of a closed stream, and what others print.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Others than Python's own, of tests and notebooks, are left alone.
+        if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
+            continue
+        if os.name == "nt":
+            stream.reconfigure(errors="volseg")
+            continue
+        with suppress(OSError, ValueError):
+            raw = io.BufferedWriter(_Unread(stream.fileno(), "w", closefd=False))
+            wrapped = io.TextIOWrapper(raw, stream.encoding, "volseg", line_buffering=stream.line_buffering)
+            setattr(sys, name, wrapped)
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for characters that an encoding lacks: a look-alike, else its number."""
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] in _PLAIN:
+        return _PLAIN[error.object[error.start]], error.start + 1
+    if isinstance(error, UnicodeEncodeError):
+        error.end = error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as users see it: the sentence, without the place in the code."""
+    return f"{message}\n"
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(signal.SIGTERM)
+
+
+def _stop_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Ask again where Python had to drop the request, as it does in callbacks of its own."""
+    if isinstance(ignored.exc_value, Stopped) and hasattr(signal, "setitimer"):
+        # Not at once: raised here, it would be dropped again.
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -41,7 +128,8 @@ def _run(arguments: list[str] | None) -> int:
         typer.secho(f"Error: {visible(name)}: {advice}", fg="red", err=True)
         return _USAGE
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with told_to(lambda text: typer.secho(f"Note: {text}", fg="yellow", err=True)):
+            code = app(args=arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
     except usage_error as error:
@@ -50,9 +138,9 @@ def _run(arguments: list[str] | None) -> int:
     except VolsegError as error:
         typer.secho(f"Error: {visible(str(error))}", fg="red", err=True)
         return _USAGE
-    except (KeyboardInterrupt, Stopped, typer.Abort) as error:
-        typer.secho("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
-        return 128 + error.signal if isinstance(error, Stopped) else _INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        typer.secho(_ENDED, err=True)
+        return _INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

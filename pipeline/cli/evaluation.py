@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pipeline.cli.options import Jobs, OutFolder
+from pipeline.cli.options import CaseTimeout, Jobs, OutFolder
 
 if TYPE_CHECKING:
     from pipeline.evaluate.metrics import Measures
@@ -59,6 +59,7 @@ def evaluate(
     ] = None,
     by: Annotated[list[str] | None, typer.Option("--by", help="Column of the metadata, e.g. scanner.")] = None,
     jobs: Jobs = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Overlap, surface distances and volumes per organ: scores.csv, summary.json and a table.
 
@@ -68,6 +69,8 @@ def evaluate(
 
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_evaluation
+    from pipeline.core.errors import result_of
+    from pipeline.engine.local import case_limit
     from pipeline.stages.evaluate import Meaning, exit_code
     from pipeline.stages.evaluate import evaluate as run
 
@@ -80,8 +83,9 @@ def evaluate(
         resample=resample,
     )
     meaning = Meaning(labels, cast("Any", _one_of("--match", match, ("value", "name"))), tuple(remap or ()))
-    with progress_bars() as bars:
-        summary = run(
+    with progress_bars() as bars, case_limit(case_timeout):
+        summary = result_of(
+            run,
             predictions,
             references,
             out,
@@ -136,6 +140,7 @@ def compare(
     match: Match = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     jobs: Jobs = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Compare models on the same cases: paired tests, wins and losses, stability of their order, plots.
 
@@ -143,12 +148,13 @@ def compare(
     """
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_comparison
+    from pipeline.engine.local import case_limit
     from pipeline.stages.compare import compare as run
     from pipeline.stages.evaluate import Meaning
 
     meaning = Meaning(labels, cast("Any", _one_of("--match", match, ("value", "name"))))
     measures = _measures(tolerance, surface, None)
-    with progress_bars() as bars:
+    with progress_bars() as bars, case_limit(case_timeout):
         found = run(
             models,
             out,
@@ -171,14 +177,17 @@ def stats(
     ] = None,
     labels: LabelsFile = None,
     jobs: Jobs = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Volumes, intensities and cut-off organs of label maps without a reference: stats.csv and a table."""
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_batch, print_stats
-    from pipeline.stages.label_stats import label_stats
+    from pipeline.core.errors import result_of
+    from pipeline.engine.local import case_limit
+    from pipeline.stages.label_stats import label_stats as run
 
-    with progress_bars() as bars:
-        batch, rows = label_stats(label_maps, out, images=images, labels=labels, jobs=jobs, progress=bars.update)
+    with progress_bars() as bars, case_limit(case_timeout):
+        batch, rows = result_of(run, label_maps, out, images=images, labels=labels, jobs=jobs, progress=bars.update)
     print_stats(rows)
     print_batch(batch, "measured", out / "stats.csv")
     raise typer.Exit(batch.exit_code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.cross_validation import train_all
-from pipeline.cli.options import Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
+from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
 
 
 def check(
@@ -28,6 +27,7 @@ def check(
         bool, typer.Option("--label-header", help="With --fix: other label maps lie where their header says.")
     ] = False,
     keep_header_text: KeepHeaderText = False,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """List every problem of a dataset, case by case. Exit code 2: some cases have errors, 3: all have.
 
@@ -38,13 +38,14 @@ def check(
     from pipeline.console.printing import print_check, print_repair
     from pipeline.core.errors import listed
     from pipeline.core.files import write_json
+    from pipeline.engine.local import case_limit
     from pipeline.stages import prepare
     from pipeline.stages.repair import repair
 
     if fix is None and (remap or image_grid or label_header or keep_header_text):
         options = "--remap, --image-grid, --label-header and --keep-header-text"
         raise typer.BadParameter(f"{options} say how to repair: give --fix and a folder as well.")
-    with progress_bars() as bars:
+    with progress_bars() as bars, case_limit(case_timeout):
         if fix is None:
             found = prepare.check(dataset, layout=layout, jobs=jobs, progress=bars.update)
         else:
@@ -85,16 +86,18 @@ def plan(
         str | None, typer.Option("--budget", help="With a trial: how many steps fit, e.g. into 8h.")
     ] = None,
     device: Device = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Measure a dataset and plan: fingerprint.html to look at, plan.yaml to edit and give to preprocess --plan."""
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_batch, print_fingerprint, print_plan
+    from pipeline.engine.local import case_limit
     from pipeline.stages.prepare import PAGE_FILE
     from pipeline.stages.prepare import plan as run
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
-    with progress_bars() as bars:
+    with progress_bars() as bars, case_limit(case_timeout):
         batch = run(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update)
     print_fingerprint(out / "fingerprint.json")
     print_plan(out)
@@ -116,6 +119,7 @@ def preprocess(
     layout: Layout = None,
     jobs: Jobs = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Follow this plan, such as an edited plan.yaml.")] = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Plan, and bring every case to one grid: crop, normalize, resample, store; draw the folds."""
     from pipeline.engine.workers import warm_up
@@ -125,11 +129,15 @@ def preprocess(
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_batch, print_plan
+    from pipeline.core.errors import result_of
+    from pipeline.engine.local import case_limit
     from pipeline.stages import prepare
 
     settings = load_settings(config, overrides or ())
-    with progress_bars() as bars:
-        batch = prepare.preprocess(dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update, plan=plan)
+    with progress_bars() as bars, case_limit(case_timeout):
+        batch = result_of(
+            prepare.preprocess, dataset, out, settings, layout=layout, jobs=jobs, progress=bars.update, plan=plan
+        )
     print_plan(out)
     print_batch(batch, "prepared", out)
     raise typer.Exit(batch.exit_code)
@@ -166,6 +174,7 @@ def train(
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_training
     from pipeline.stages.train import train as run
+    from pipeline.train.distributed import is_first
     from pipeline.train.state import Callbacks
 
     settings = load_settings(config, [*(overrides or ()), *([f"train.budget={budget}"] if budget else [])])
@@ -184,7 +193,7 @@ def train(
             tune=autotune,
             callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, print_line),
         )
-    if os.environ.get("RANK", "0") == "0":  # the others of torchrun are silent
+    if is_first():
         print_training(result, out, number)
 
 
@@ -232,6 +241,7 @@ def predict(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also note each organ's mean probability (comes with these two).")
     ] = False,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Segment images; every mask comes back on its image's grid under its image's name.
 
@@ -239,14 +249,17 @@ def predict(
     """
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_batch
+    from pipeline.core.errors import result_of
+    from pipeline.engine.local import case_limit
     from pipeline.stages.predict import predict as run
     from pipeline.stages.prediction_files import Output
 
     chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
     output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
     settings = [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])]
-    with progress_bars() as bars:
-        batch = run(
+    with progress_bars() as bars, case_limit(case_timeout):
+        batch = result_of(
+            run,
             model,
             inputs,
             out,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
+from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
@@ -21,14 +21,18 @@ def convert(
     link: Annotated[bool, typer.Option("--link", help="Hard links instead of copies of files that fit.")] = False,
     keep_header_text: KeepHeaderText = False,
     jobs: Jobs = None,
+    case_timeout: CaseTimeout = None,
 ) -> None:
     """Write a dataset in another layout, e.g. for nnU-Net: -o nnUNet_raw/Dataset501_Liver --to nnunet."""
     from pipeline.console.bars import progress_bars
     from pipeline.console.printing import print_batch
+    from pipeline.core.errors import result_of
+    from pipeline.engine.local import case_limit
     from pipeline.stages.convert import convert as run
 
-    with progress_bars() as bars:
-        batch = run(
+    with progress_bars() as bars, case_limit(case_timeout):
+        batch = result_of(
+            run,
             dataset,
             out,
             to,

@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.core.documents import short
 from pipeline.core.grid import check_orientation
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
+_LONGEST_S = 1e9  # 30 years
 _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
@@ -29,8 +31,10 @@ def parse_duration_s(text: str) -> float:
     match = _DURATION.fullmatch(f"{plain}s" if re.fullmatch(_NUMBER, plain) else plain)
     parts = match.groups(default="0") if match else ()
     total = sum(float(part) * unit_s for part, unit_s in zip(parts, (86400.0, 3600.0, 60.0, 1.0), strict=False))
-    if not total > 0:
-        raise ValueError(f"duration: expected a time such as 90s, 10m or 1h30m, got {text!r}. Write number and unit.")
+    if not 0 < total < _LONGEST_S:
+        raise ValueError(
+            f"duration: expected a time such as 90s, 10m or 1h30m, got {short(text)}. Write number and unit."
+        )
     return total
 
 
@@ -47,8 +51,12 @@ def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Size = Annotated[int, Field(ge=1)]
+# Bounds far above what anyone wants, so that no product of two overflows.
+Positive = Annotated[float, Field(gt=0.0, le=1e30)]
+Millimetres = Annotated[float, Field(ge=1e-6, le=1e4)]
+"""Length of a voxel: from electron microscopes to whole bodies."""
+Size = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 PositiveRange = Annotated[tuple[float, float], AfterValidator(_above_zero)]
 
@@ -69,7 +77,7 @@ class PreprocessSettings(Section):
     """Axis codes every case is turned to, e.g. RAS."""
     crop: Literal["nonzero", "none"] = "nonzero"
     """Cut away the border in which every channel is exactly 0, or keep the whole volume."""
-    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     """Target spacing along the axes of `orientation`; by default planned from the dataset."""
     shape: tuple[Size, Size, Size] | None = None
     """Resize every case to this many voxels instead, whatever its size, e.g. photographs to [224, 224, 1]."""
@@ -154,9 +162,9 @@ class AugmentSettings(Section):
 class SampleSettings(Section):
     """Which cases train, and how patches are drawn from them."""
 
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=2, le=10**9)] = 5
     """Number of cross-validation folds, written to splits.json, which you may edit; one if the dataset fixes it."""
-    split_seed: int = 12345
+    split_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 12345
     """Seed of the shuffle that makes the folds."""
     strategy: Literal["balanced", "sliding"] = "balanced"
     """balanced: random patches with a forced share of foreground. sliding: a regular grid over every volume."""
@@ -172,7 +180,7 @@ class SampleSettings(Section):
     """2 or 3 numbers; by default the plan's."""
     batch_size: Size | None = None
     """Patches per iteration; by default the plan's."""
-    cache_mb: Annotated[int, Field(ge=0)] = 8192
+    cache_mb: Annotated[int, Field(ge=0, le=10**9)] = 8192
     """Prepared cases kept in memory up to this size; the rest is read from disk patch by patch."""
 
 
@@ -281,7 +289,7 @@ class TrainSettings(Section):
     """A checkpoint is written after every epoch, and within long ones whenever so much time has passed."""
     keep_checkpoints: Size = 1
     """Number of checkpoints to keep, the last one included."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of weights, sampling and augmentation."""
     mlflow: str | None = None
     """Tracking URI of an MLflow server, e.g. http://localhost:5000, that settings, epochs and curves are sent to."""

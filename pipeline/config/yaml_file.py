@@ -18,12 +18,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config.settings import Settings
-from pipeline.core.documents import rule_of
-from pipeline.core.errors import ConfigError
+from pipeline.core.documents import YAML_MB, cut, parse_yaml, read_text, rule_of, short
+from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import write_text
 
 # What pydantic adds to the path of a value that may be a word or a list.
 _FORMS = ("literal[", "tuple[")
+_MOST = 50  # problems that are told
+_DEEPEST = 10  # keys within keys of --set
 
 
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -45,7 +47,10 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        problems += [_problem(details) for details in _in_one_form(error.errors())]
+        # Not all of them: a file may have as many as it has values, and each is compared with all keys there are.
+        problems += [_problem(details) for details in _in_one_form(error.errors()[:_MOST])]
+    if len(problems) > _MOST:
+        problems = [*problems[:_MOST], "… and more. Correct these first."]
     if problems:
         raise ConfigError(problems, source)
     return settings
@@ -72,59 +77,45 @@ def json_schema() -> str:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The sections of a file, empty ones as {}, and a problem for every key that is given twice."""
     try:
-        # Nodes first: they have the line numbers, and the keys that a dictionary would pass over in silence.
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        content = loader.construct_document(root) if root else None
-    except FileNotFoundError:
-        raise ConfigError(["expected a YAML file, got nothing there. Check the path."], str(path)) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        raise ConfigError([f"expected YAML, got {detail}. Correct the file."], str(path)) from None
+        content, repeated = parse_yaml(read_text(path, "a YAML file", most_mb=YAML_MB))
+    except ValueError as error:
+        raise ConfigError([f"expected YAML, got {error}. Correct the file."], str(path)) from None
+    except VolsegError as error:
+        raise ConfigError([str(error).removeprefix(f"{path}: ")], str(path)) from None
     if content is None:
         return {}, []
     if not isinstance(content, dict):
         raise ConfigError([f"expected sections with keys, got {type(content).__name__}. See configs/."], str(path))
-    return {key: {} if value is None else value for key, value in content.items()}, _repeated_keys(root)
-
-
-def _repeated_keys(node: yaml.Node | None, prefix: str = "") -> list[str]:
-    """One problem for every key that a mapping holds twice."""
-    problems: list[str] = []
-    first: dict[str, int] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
-        if name in first:
-            problems.append(f"{name}: expected the key once, got it on lines {first[name]} and {line}. Keep one.")
-        first.setdefault(name, line)
-        problems += _repeated_keys(value, f"{name}.")
-    return problems
+    return {key: {} if value is None else value for key, value in content.items()}, repeated
 
 
 def _apply_override(content: dict[str, Any], text: str) -> str:
     """Set one key in place; returns a problem or an empty string."""
     key, equals, value = text.partition("=")
-    keys = key.strip().split(".")
-    if not equals or not all(keys):
+    keys, text = key.strip().split("."), cut(text)
+    if not equals or not all(keys) or len(keys) > _DEEPEST:
         return f"--set {text}: expected section.key=value, got {text!r}. For example train.learning_rate=3e-4."
     try:
         parsed = _yaml_value(value)
-    except yaml.YAMLError:
-        return f"--set {text}: expected a YAML value after =, got {value!r}. Quote it."
+    except ValueError:
+        return f"--set {text}: expected a YAML value after =, got {short(value)}. Quote it."
     section: Any = content
     for name in keys[:-1]:
-        section = section.setdefault(name, {}) if isinstance(section, dict) else None
-        if section is None:
-            return f"--set {text}: expected a section at {name}, got a value. Check the key."
+        inner = section.get(name, {}) if isinstance(section, dict) else None
+        if inner is None:
+            return f"--set {text}: expected a section at {cut(name)}, got a value. Check the key."
+        if isinstance(inner, dict):  # a copy: with aliases, one dictionary of a file may stand in two places
+            inner = section[name] = dict(inner)
+        section = inner
     if not isinstance(section, dict):
-        return f"--set {text}: expected a section before {keys[-1]}, got a value. Check the key."
+        return f"--set {text}: expected a section before {cut(keys[-1])}, got a value. Check the key."
     section[keys[-1]] = parsed
     return ""
 
 
 def _yaml_value(text: str) -> Any:
     """YAML value; 3e-4, which YAML 1.1 takes for text, is a number as people expect."""
-    value = yaml.safe_load(text)
+    value, _ = parse_yaml(text)
     if isinstance(value, str) and value == text.strip():  # not in quotes
         try:
             return float(value)
@@ -151,7 +142,7 @@ def _in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
 def _problem(details: ErrorDetails) -> str:
     """One sentence for one of pydantic's findings, led by its YAML path."""
-    path = ".".join(str(part) for part in details["loc"])
+    path = ".".join(cut(str(part)) for part in details["loc"])
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
         known = _keys_at(details["loc"][:-1])
@@ -162,7 +153,7 @@ def _problem(details: ErrorDetails) -> str:
         return f"{path}: {details['msg'].removeprefix('Value error, ')}"
     rule = rule_of(details)
     hint = _closest(str(given), re.findall(r"'(.*?)'", rule)) if kind == "literal_error" else ""
-    return f"{path}: expected {rule}, got {given!r}. {hint or 'Correct the value.'}"
+    return f"{path}: expected {rule}, got {short(given)}. {hint or 'Correct the value.'}"
 
 
 def _elsewhere(key: str) -> str:

@@ -7,8 +7,12 @@ is one. The command line prints them without a traceback.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LONGEST = 1000  # characters of a wrong value that a sentence shows
 
@@ -51,6 +55,34 @@ def require_arguments(source: str, *rules: tuple[str, bool, str, object]) -> Non
 
 class DataError(VolsegError, ValueError):
     """A case or file cannot be used. ``str(error)`` is one sentence that says what to do."""
+
+
+class AllFailedError(VolsegError):
+    """Not one case of a batch could be used. What could be written is there: the reasons, say.
+
+    Args:
+        result: What the call would have returned.
+        failed: Case id and one sentence for each case, at least one.
+    """
+
+    def __init__(self, result: Any, failed: Sequence[tuple[str, str]]) -> None:
+        self.result, self.failed = result, tuple(failed)
+        case, reason = self.failed[0]
+        first = reason if reason.startswith(f"case {case}") else f"case {case}: {reason}"
+        super().__init__(first if len(failed) == 1 else f"{first} All {len(failed)} cases failed.")
+
+    def __reduce__(self) -> tuple[type, tuple[Any, tuple[tuple[str, str], ...]]]:
+        """Survive the trip back from a worker process."""
+        return type(self), (self.result, self.failed)
+
+
+def result_of(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a call gives back, also where all cases failed: for those who report every case themselves."""
+    try:
+        return call(*args, **kwargs)
+    except AllFailedError as error:
+        found: T = error.result
+        return found
 
 
 class Stopped(BaseException):

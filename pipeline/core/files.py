@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json, require_regular
 from pipeline.core.errors import VolsegError, sentence
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
@@ -137,7 +137,12 @@ def text_hash(*parts: str) -> str:
 
 
 def file_hash(path: Path | str) -> str:
-    """Content hash (32 hex digits) of a file, read in pieces."""
+    """Content hash (32 hex digits) of a file, read in pieces.
+
+    Raises:
+        VolsegError: If it is a pipe or a device.
+    """
+    require_regular(Path(path))
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -158,11 +163,19 @@ def why_not_written(error: OSError, target: Path) -> VolsegError:
     return VolsegError(f"{target}: could not be written ({error.strerror or error}). Check the path and the disk.")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of an earlier run; empty if it is missing, cannot be read or is no JSON object."""
+def read_record(path: Path, kind: Any = None) -> dict[str, Any]:
+    """The record of an earlier run, as it was written; empty if it is missing or damaged.
+
+    Args:
+        path: The file.
+        kind: The type it must have, a pydantic model; None for any JSON object.
+    """
     try:
         content = read_json(path)
-    except VolsegError:
+        if kind is not None:
+            conform(content, kind, path)
+        json.dumps(content, allow_nan=False)  # what no record can hold could not be written again
+    except (VolsegError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -196,8 +209,8 @@ class OutputFolder:
     3. **Only files of its own.** Where the files of others may stand beside (masks of ``predict``), a run overwrites
        only files that its record names, and refuses to begin if another file is in the way. Pages and tables of fixed
        names (``scores.csv``, ``plan.yaml``) are always replaced.
-    4. **A damaged record is none.** A record that is missing, cannot be read, or is no JSON object counts as none:
-       all is made anew, or by rule 2 refused.
+    4. **A damaged record is none.** A record that is missing, cannot be read, or holds values of another type than was
+       written counts as none: all is made anew, or by rule 2 refused.
     5. **What is unchanged is kept.** The entry of a case holds the content hash of all that its files depend on. It
        is entered when the files are complete; until then it is empty.
     6. **What is stale is removed**: files that the record names and this run does not make, and temporary files of a

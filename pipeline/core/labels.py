@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.documents import short
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.regions import (
     PaintingStep,
@@ -26,6 +28,8 @@ IGNORE_INDEX = -1
 """Class index of voxels that carry the ignore label: neither loss nor score sees them."""
 
 _UNKNOWN = -2  # class index of values that are not in the table, before they are refused
+_MOST = np.iinfo(np.int16).max  # class indices are stored in 16 bits
+_LARGEST = 2**63  # label maps are read as 64-bit integers
 _DENSE = 2**16  # tables of values closer together than this are looked up directly
 
 
@@ -57,6 +61,8 @@ class LabelTable:
     def __post_init__(self) -> None:
         """Sort by value and refuse ambiguous tables."""
         names = {int(value): str(name).strip() for value, name in sorted(self.names.items())}
+        if len(names) > _MOST:
+            raise ValueError(f"label table: expected at most {_MOST} values, got {len(names)}. Merge some.")
         low = [value for value in names if value < 1]
         if low:
             raise ValueError(f"label table: expected foreground values of at least 1, got {low}. 0 is the background.")
@@ -81,10 +87,26 @@ class LabelTable:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LabelTable:
-        """Read what :meth:`to_json` wrote."""
-        names = {int(value): name for value, name in content["names"].items()}
-        painted = tuple(content.get("regions_class_order", ()))
-        return cls(names, content.get("ignore_label"), content.get("regions", {}), painted)
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If it is no such table, or the table contradicts itself.
+        """
+        names, regions = content.get("names"), content.get("regions", {})
+        painted, ignored = content.get("regions_class_order", []), content.get("ignore_label")
+        if (
+            not (isinstance(names, Mapping) and isinstance(regions, Mapping))
+            or not all(isinstance(name, str) for name in (*names.values(), *regions))
+            or not all(isinstance(values, list | tuple) for values in (painted, *regions.values()))
+        ):
+            rule, advice = "names by value, and lists of values as regions", "Write it as volseg does"
+            raise ValueError(sentence("label table", rule, short(dict(content)), advice))
+        return cls(
+            {_value(value): name for value, name in names.items()},
+            None if ignored is None else _value(ignored),
+            {name: tuple(map(_value, held)) for name, held in regions.items()},
+            tuple(map(_value, painted)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for JSON, keys as strings; regions only where there are any."""
@@ -249,6 +271,15 @@ class LabelTable:
         """Channels of the logits that swap when left and right do, as (left, right)."""
         first = 0 if self.regions else 1  # channel 0 of a softmax is the background
         return tuple((left + first, right + first) for left, right in paired_names(self.targets))
+
+
+def _value(value: Any) -> int:
+    """A label value from a file: a whole number, or its digits, which keys of JSON are."""
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST:
+        return value
+    raise ValueError(sentence("label table", "whole numbers as values", short(value), "Correct it"))
 
 
 def select_organs(table: LabelTable, names: Sequence[str]) -> LabelTable:

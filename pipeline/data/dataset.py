@@ -13,7 +13,7 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, utf8_name
-from pipeline.data.volume_file import detached_files, join_source, split_source
+from pipeline.data.volume_file import detached_bytes, detached_files, join_source, split_source
 
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
@@ -176,6 +176,8 @@ def content_hashes(files: CaseFiles) -> list[str]:
     Raises:
         DataError: If a file cannot be read.
     """
+    for source in (*files.images, *files.label_sources):
+        detached_bytes(split_source(source)[0], files.id)  # voxels elsewhere are not even looked at
     hashes = []
     for path in files.files:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.core.documents import short
+from pipeline.core.documents import YAML_MB, compose_yaml, read_text, short
 from pipeline.core.errors import DataError, listed, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.tables import read_csv
@@ -79,10 +79,9 @@ def _pairs(text: str) -> Iterable[tuple[str, str]]:
     if path.suffix.lower() == ".csv":
         return [(row["from"], row["to"]) for row in read_csv(path, required=("from", "to"))]
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        got = " ".join(str(error).split())
-        raise DataError(sentence("--remap", "CSV or YAML", got, _EXAMPLE, file=path)) from None
+        root = compose_yaml(read_text(path, "CSV or YAML", most_mb=YAML_MB))
+    except ValueError as error:
+        raise DataError(sentence("--remap", "CSV or YAML", error, _EXAMPLE, file=path)) from None
     entries = root.value if isinstance(root, yaml.MappingNode) else []  # the text itself: 3 stays "3", no stays "no"
     if not entries or not all(isinstance(node, yaml.ScalarNode) for entry in entries for node in entry):
         raise DataError(sentence("--remap", "a table of old and new values", "something else", _EXAMPLE, file=path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.files import atomic_path
 from pipeline.core.grid import Grid
+from pipeline.core.notices import about, listening, tell
 from pipeline.data.nifti_forms import copy_forms, read_forms, stored_header, unit_of
 from pipeline.data.volume_file import (
     VolumeError,
@@ -37,6 +39,11 @@ PROBABILITY_STEP = 2.0**-14
 _GZIP_LEVEL = 5
 _BLOCK = 16  # voxels
 _GZIP_MAGIC = b"\x1f\x8b"
+_OFFSETS = {348: ("f", 108), 540: ("q", 168)}  # size of NIfTI-1's and -2's header: type and place of vox_offset
+# A gzip stream may hold a thousand times its size, and a header may promise extensions without end.
+_MOST_HEADER = 64 << 20  # bytes before the voxels
+_MOST_BEHIND = 64 << 20  # bytes behind them, or as many as they take
+_MOST_LOOKED_AT = 1 << 28  # bytes of a damaged stream, to find out what is wrong with it
 _READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
 
 
@@ -48,9 +55,17 @@ def load_nifti(path: Path, *, case: str | None = None) -> Any:
     """
     checked_path(path, case)
     try:
-        image = nib.load(path, mmap=False)
+        offset = _voxel_offset(path)
+        if offset > _MOST_HEADER:
+            rule, again = f"at most {_MOST_HEADER} bytes before the voxels", "Copy or export the file again"
+            raise refuse("unreadable", "header", rule, f"{offset:.0f}", again, case=case, file=path)
+        with listening("nibabel.global", "nibabel") as said:
+            image = nib.load(path, mmap=False)
+    except VolumeError:  # a ValueError too
+        raise
     except _READ_ERRORS as error:
         raise _explain(error, path, case) from None
+    tell(about(path, said))
     if not isinstance(image, nib.Nifti1Image):
         got = f"a file of type {type(image).__name__}"
         raise refuse("format", "file", "a NIfTI volume", got, "Export it as NIfTI", case=case, file=path)
@@ -85,7 +100,15 @@ def _voxels(image: Any, path: Path, case: str | None) -> NDArray[Any]:
     """(I, J, K), or (I, J, K, N) for N > 1 volumes, the last axis fastest in memory, in native byte order."""
     shape, volumes = checked_shape(image.shape, path, case)
     try:
-        array = _unpacked(image.dataobj, path) if volume_suffix(path) == ".nii.gz" else np.asanyarray(image.dataobj)
+        # What a scale makes infinite is found where voxels are checked, not printed.
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = (
+                _unpacked(image.dataobj, path, case)
+                if volume_suffix(path) == ".nii.gz"
+                else np.asanyarray(image.dataobj)
+            )
+    except VolumeError:  # a ValueError too
+        raise
     except _READ_ERRORS as error:
         raise _explain(error, path, case) from None
     return _row_major(array.reshape((*shape, volumes) if volumes > 1 else shape, order="F"))
@@ -170,13 +193,26 @@ def _row_major(array: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def _unpacked(proxy: Any, path: Path) -> NDArray[Any]:
+def _unpacked(proxy: Any, path: Path, case: str | None) -> NDArray[Any]:
     """Voxels of a gzip-compressed file, read to its end, which compares the checksum (nibabel alone does not)."""
     with gzip.open(path) as stream:
         layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
         array: NDArray[Any] = np.asanyarray(ArrayProxy(stream, layout))
-        _drain(stream)
+        if not _drained(stream, max(_MOST_BEHIND, array.size * proxy.dtype.itemsize)):
+            got, advice = f"more than {_MOST_BEHIND >> 20} MB", "Copy or export the file again"
+            raise refuse("size", "file", "little or nothing behind the voxels", got, advice, case=case, file=path)
     return array
+
+
+def _voxel_offset(path: Path) -> float:
+    """Where a header says that the voxels begin; 0 of what is no NIfTI file, which nibabel refuses."""
+    with (gzip.open if volume_suffix(path) == ".nii.gz" else open)(path, "rb") as stream:
+        start = stream.read(176)
+    for order in ("<", ">") if len(start) == 176 else ():
+        form, place = _OFFSETS.get(struct.unpack_from(f"{order}i", start)[0], ("", 0))
+        if form:
+            return float(struct.unpack_from(order + form, start, place)[0])
+    return 0.0
 
 
 def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
@@ -191,7 +227,7 @@ def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
     if packed:
         try:
             with gzip.open(path) as stream:
-                _drain(stream)
+                _drained(stream, _MOST_LOOKED_AT)
         except EOFError:
             got = f"a truncated gzip stream ({path.stat().st_size} bytes)"
             return refuse("truncated", "file", "a complete NIfTI volume", got, again, case=case, file=path)
@@ -205,10 +241,11 @@ def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
     return refuse("unreadable", "file", "a readable NIfTI volume", f"an error ({reason})", again, case=case, file=path)
 
 
-def _drain(stream: gzip.GzipFile) -> None:
-    """Read to the end, which checks the whole gzip stream, keeping nothing."""
-    while stream.read(1 << 20):
-        pass
+def _drained(stream: gzip.GzipFile, most: int) -> bool:
+    """Read to the end, which checks the whole gzip stream, keeping nothing; False if that is after many bytes."""
+    while most >= 0 and (part := stream.read(1 << 20)):
+        most -= len(part)
+    return most >= 0
 
 
 def write_probabilities(

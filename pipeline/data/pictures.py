@@ -20,7 +20,6 @@ from pipeline.data.volume_file import (
     TIFF_SUFFIXES,
     Doubt,
     VolumeError,
-    refuse,
     spacing_file,
     volume_stem,
     volume_suffix,
@@ -83,32 +82,25 @@ def write_spacing(path: Path, spacing_mm: tuple[float, float, float]) -> None:
     write_json(file, content)
 
 
-def palette_indices(path: Path, case: str | None) -> NDArray[np.uint8] | None:
-    """Indices of a picture with a palette, (J, I) or (K, J, I); None if it has none.
+def has_palette(path: Path) -> bool:
+    """Whether the pixels of a picture are indices of a palette."""
+    if volume_suffix(path) in TIFF_SUFFIXES:
+        return _tags(path).get(_PHOTOMETRIC) == _PALETTE
+    with path.open("rb") as stream:
+        return stream.read(_PNG_COLOUR_TYPE + 1)[_PNG_COLOUR_TYPE:] == bytes([_PALETTE])
 
-    Raises:
-        VolumeError: If they cannot be read.
-    """
+
+def decoded_indices(path: Path) -> NDArray[np.uint8]:
+    """Indices of a picture with a palette, (J, I) or (K, J, I); decoders have errors of many kinds."""
     from PIL import PngImagePlugin, TiffImagePlugin  # here: pictures are seldom, and it takes 50 ms
 
     tiff = volume_suffix(path) in TIFF_SUFFIXES
-    if tiff:
-        palette = _tags(path).get(_PHOTOMETRIC) == _PALETTE
-    else:
-        with path.open("rb") as stream:
-            palette = stream.read(_PNG_COLOUR_TYPE + 1)[_PNG_COLOUR_TYPE:] == bytes([_PALETTE])
-    if not palette:
-        return None
-    try:
-        # Not by Image.open, which takes a scan of a whole slide for an attack; its size was checked before.
-        with (TiffImagePlugin.TiffImageFile if tiff else PngImagePlugin.PngImageFile)(path) as image:
-            pages = []
-            for page in range(getattr(image, "n_frames", 1) if tiff else 1):
-                image.seek(page)
-                pages.append(np.array(image, dtype=np.uint8))
-    except Exception as error:  # each decoder has errors of its own
-        got, advice = f"an error ({error})", "Copy or export the file again"
-        raise refuse("unreadable", "file", "a readable picture", got, advice, case=case, file=path) from None
+    # Not by Image.open, which takes a scan of a whole slide for an attack; its size was checked before.
+    with (TiffImagePlugin.TiffImageFile if tiff else PngImagePlugin.PngImageFile)(path) as image:
+        pages = []
+        for page in range(getattr(image, "n_frames", 1) if tiff else 1):
+            image.seek(page)
+            pages.append(np.array(image, dtype=np.uint8))
     return pages[0] if len(pages) == 1 else np.stack(pages)
 
 

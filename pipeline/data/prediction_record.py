@@ -10,9 +10,12 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.documents import conform
+from pipeline.core.errors import VolsegError
 from pipeline.core.files import inside, read_record, why_not_written, write_text
 
 RECORD_FILE = "predictions.json"
@@ -22,22 +25,23 @@ Entries = dict[str, dict[str, Any]]
 """File name of a mask → its entry."""
 
 
-def by_mask(folder: Path, entries: Any) -> Entries:
-    """Entries by file name of the mask; those of files outside the folder, or what is no list of entries, is none."""
+def by_mask(file: Path, entries: Any, kind: Any = None) -> Entries:
+    """Entries by file name of the mask; those of files elsewhere, or of another kind, count as none.
+
+    Args:
+        file: Where they were read.
+        entries: What stands there as their list.
+        kind: The type that each must have, a pydantic model.
+    """
     found: Entries = {}
-    try:
-        for entry in entries:
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(VolsegError, KeyError, TypeError, AttributeError):  # damaged
+            if kind is not None:
+                conform(entry, kind, file)
             names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
-            if all(inside(folder, name) for name in names):
+            if all(inside(file.parent, name) for name in names):
                 found[names[0]] = entry
-    except (KeyError, TypeError, AttributeError):
-        return {}
     return found
-
-
-def recorded(folder: Path) -> Entries:
-    """The entries of a folder; a damaged file counts as none, and is written anew."""
-    return PredictionRecord(folder).entries
 
 
 def journal_entries(folder: Path) -> list[dict[str, Any]]:
@@ -50,16 +54,17 @@ class PredictionRecord:
 
     Args:
         folder: The folder.
+        kind: The type that every entry must have, a pydantic model.
 
     Attributes:
         entries: By file name of the mask; kept up to date.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._read_bytes = folder, 0
+    def __init__(self, folder: Path, kind: Any = None) -> None:
+        self.folder, self._kind, self._read_bytes = folder, kind, 0
         self._turn = threading.RLock()  # one thread reads the next case while another writes the last one
         cases = read_record(folder / RECORD_FILE).get("cases")
-        self.entries = by_mask(folder, cases or ())
+        self.entries = by_mask(folder / RECORD_FILE, cases, kind)
         whole = isinstance(cases, list) and len(cases) == len(self.entries)
         self._written = dict(self.entries) if whole else None  # what the file holds; None: other things, too
         self.refresh()
@@ -70,7 +75,7 @@ class PredictionRecord:
             text = _read(self.folder / _JOURNAL, self._read_bytes)
             whole = text[: text.rfind(b"\n") + 1]
             self._read_bytes += len(whole)
-            self.entries |= by_mask(self.folder, _entries(whole))
+            self.entries |= by_mask(self.folder / _JOURNAL, _entries(whole), self._kind)
 
     def note(self, entry: Mapping[str, Any]) -> None:
         """Enter a mask, in place of an earlier entry of its name; on the disk when this returns.

@@ -294,6 +294,6 @@ def _content_hash(task: RepairTask) -> str:
     for file in task.case.files.files:
         try:
             hashes.append(file_hash(file))
-        except OSError:  # reported, with the reason, when the file is read
+        except (OSError, VolsegError):  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), repr(task.keep_text), *hashes)

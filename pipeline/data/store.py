@@ -1,7 +1,10 @@
 """The prepared-case store: one folder per case, compressed in chunks, read whole or patch by patch.
 
 ``cases/<id>/image.b2nd`` (C, I, J, K), ``label.b2nd`` (I, J, K) class indices, ``voxels.npy.gz`` (positions of some
-voxels of every class), and ``case.json``, written last: a case without it is not there.
+voxels of every class), and ``case.json``, written last: a case without it is not there. It holds a checksum of each of
+the others, because blosc2 has none: a changed byte is another voxel. A file is compared with it whenever it is opened,
+which a training does once per case, before anything else reads it. That takes 0.6 s per GB on disk, a quarter of what
+decoding takes (16 and 62 ms for 13 million voxels); patch by patch it would take more each time.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import blosc2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json, require_regular
 from pipeline.core.errors import DataError, VolsegError
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.paths import is_named
+from pipeline.data.dataset import possible_file
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
@@ -33,7 +38,8 @@ _LARGEST = np.iinfo(np.int16).max
 _LARGEST_STEP = 2.0**-9
 _STEP = "step"  # its key in the file's metadata
 _ADVICE = "Delete the case's folder and run `volseg preprocess` again."
-_VOXELS = "voxels.npy.gz"
+_IMAGE, _LABEL, _VOXELS = "image.b2nd", "label.b2nd", "voxels.npy.gz"
+_PIECE = 1 << 22  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,18 +141,40 @@ def packed(array: NDArray[Any], step: float | None = None) -> bytes:
     return bytes(compressed.to_cframe())
 
 
-def open_array(path: Path) -> PreparedArray:
+def open_array(path: Path, checksum: str | None = None) -> PreparedArray:
     """Open a file that holds the result of :func:`packed`.
+
+    Args:
+        path: The file.
+        checksum: What ``case.json`` says of it; None if an older version, which noted none, prepared the case.
 
     Raises:
         DataError: If it is missing or damaged.
     """
+    rule = "a blosc2 array"
+    _require_intact(path, rule, checksum)  # before blosc2, which trusts what it reads
     try:
         array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         step = array.schunk.meta[_STEP] if _STEP in array.schunk.meta else None  # noqa: SIM401  # no dictionary
     except (RuntimeError, OSError, ValueError) as error:
-        raise damaged(path, "a blosc2 array", error) from None
+        raise damaged(path, rule, error) from None
     return PreparedArray(path, array, step)
+
+
+def _require_intact(path: Path, rule: str, checksum: str | None) -> None:
+    """Refuse a file of another content; CRC-32, because damage is no attack and a hash takes twice as long."""
+    require_regular(path)
+    if checksum is None:
+        return
+    found = 0
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                found = zlib.crc32(piece, found)
+    except OSError as error:
+        raise damaged(path, rule, error) from None
+    if f"{found:08x}" != checksum:
+        raise damaged(path, rule, "another content than was prepared")
 
 
 def damaged(path: Path, rule: str, got: object) -> DataError:
@@ -212,10 +240,19 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
     home = _home(folder, case.id)
     # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
-    write_bytes(home / "image.b2nd", packed(case.image, step_of(case.image) if steps else None))
-    write_bytes(home / "label.b2nd", packed(case.label))
-    write_bytes(home / _VOXELS, _packed_voxels(case.class_voxels))
-    write_json(home / "case.json", {"id": case.id, "shape": list(case.label.shape), **case.info}, indent=None)
+    checksums = {
+        _IMAGE: _written(home / _IMAGE, packed(case.image, step_of(case.image) if steps else None)),
+        _LABEL: _written(home / _LABEL, packed(case.label)),
+        _VOXELS: _written(home / _VOXELS, _packed_voxels(case.class_voxels)),
+    }
+    info = {"id": case.id, "shape": list(case.label.shape), **case.info, "checksums": checksums}
+    write_json(home / "case.json", info, indent=None)
+
+
+def _written(path: Path, content: bytes) -> str:
+    """Write a file; its checksum."""
+    write_bytes(path, content)
+    return f"{zlib.crc32(content):08x}"
 
 
 def prepared_ids(folder: Path) -> tuple[str, ...]:
@@ -232,6 +269,20 @@ def stored_hash(folder: Path, case: str) -> str | None:
     return content_hash if isinstance(content_hash, str) else None
 
 
+class _CaseInfo(BaseModel):
+    """What is used of ``case.json``; its grid history is checked by whoever follows it."""
+
+    model_config = ConfigDict(strict=True)
+
+    hash: str | None = None
+    recipe: str | None = None
+    group: str | None = None
+    images: list[Annotated[str, AfterValidator(possible_file)]] = []
+    labels: list[Annotated[str, AfterValidator(possible_file)]] = []
+    trace: dict[str, Any] = {}
+    checksums: dict[str, str] = {}
+
+
 def read_info(folder: Path, case: str) -> dict[str, Any]:
     """Content of ``case.json``.
 
@@ -240,9 +291,8 @@ def read_info(folder: Path, case: str) -> dict[str, Any]:
     """
     path = _home(folder, case) / "case.json"
     info = read_json(path, "Run `volseg preprocess`.")
-    if not isinstance(info, dict):
-        raise damaged(path, "a JSON object", type(info).__name__)
-    return info
+    conform(info, _CaseInfo, path, _ADVICE)
+    return dict(info)
 
 
 def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
@@ -251,8 +301,11 @@ def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray
     Raises:
         DataError: If a file of the case is missing or damaged, now or when a damaged part is read.
     """
-    home = _home(folder, case)
-    return open_array(home / "image.b2nd"), open_array(home / "label.b2nd")
+    home, known = _home(folder, case), read_info(folder, case).get("checksums", {})
+    image, label = open_array(home / _IMAGE, known.get(_IMAGE)), open_array(home / _LABEL, known.get(_LABEL))
+    if image.packed.ndim != 4 or image.shape[1:] != label.shape:
+        raise damaged(home, "an image and its label map", f"shapes {image.shape} and {label.shape}")
+    return image, label
 
 
 def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
@@ -261,12 +314,13 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path = _home(folder, case) / _VOXELS
+    path, rule = _home(folder, case) / _VOXELS, "stored voxel positions"
+    _require_intact(path, rule, read_info(folder, case).get("checksums", {}).get(_VOXELS))
     try:
         columns = np.load(io.BytesIO(gzip.decompress(path.read_bytes())), allow_pickle=False)
         return {int(value): columns[1:, columns[0] == value].T.copy() for value in np.unique(columns[0])}
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise damaged(path, "stored voxel positions", error) from None
+    except (OSError, MemoryError, ValueError, LookupError, EOFError, zlib.error) as error:
+        raise damaged(path, rule, error) from None
 
 
 def _packed_voxels(class_voxels: Mapping[int, NDArray[np.int32]]) -> bytes:

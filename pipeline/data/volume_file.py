@@ -16,10 +16,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core import machine
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Grid, straightened
-from pipeline.core.paths import ABSENT, absence, composed, names_beside, utf8_name
+from pipeline.core.paths import ABSENT, absence, composed, is_named, names_beside, utf8_name
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
@@ -55,19 +56,23 @@ _DICOM = _UNREAD[6]
 MAX_LABEL = 2**32 - 1
 """Largest label value: what every format stores as an unsigned integer."""
 
+MAX_DEFLATE_RATIO = 1040
+"""Deflate cannot compress better than 1032:1 (zlib technical details); plus some room."""
+
 _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count means a damaged header
-_MAX_DEFLATE_RATIO = 1040  # deflate cannot compress better than 1032:1 (zlib technical details), plus some room
+_LARGE = 1 << 30  # bytes of voxels from which on the free memory is looked up
 _SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
 
 # Voxels in files of their own: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and
 # "Detached headers" of NRRD (https://teem.sourceforge.net/nrrd/format.html).
 _MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
-_META = re.compile(r"^ElementDataFile\s*=\s*(.*?)\s*$", re.MULTILINE)
-_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE)
+_META = re.compile(r"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(.*?)\s*$", re.MULTILINE)
+_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 _NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
 _CHANNEL = re.compile(r"_\d{4}$")  # number of a channel, as nnU-Net has it
-_HEADER_BYTES = 1 << 16
+_HEADER_BYTES, _LONG_HEADER_BYTES = 1 << 16, 1 << 20  # the second of segmentations with hundreds of segments
+_HEADER_ENDS = (b"\n\n", b"\r\n\r\n", b"ElementDataFile")
 
 
 class VolumeError(DataError):
@@ -222,7 +227,7 @@ def require_utf8(path: Path, case: str | None = None) -> None:
 
 
 def checked_path(path: Path, case: str | None) -> str:
-    """Suffix of an existing, readable, non-empty file of a known format; refuses all others."""
+    """Suffix of an existing, regular, readable, non-empty file of a known format; refuses all others."""
     suffix = volume_suffix(path)
     if gone := absence(path):
         got, advice = _look_alike(path) or gone if gone[0] == ABSENT else gone
@@ -288,7 +293,9 @@ def checked_shape(shape: Sequence[int], path: Path, case: str | None) -> tuple[t
 def checked_size(
     shape: Sequence[int], itemsize: int, available_bytes: int, compressed: bool, path: Path, case: str | None
 ) -> None:
-    """Refuse a file too short for what its header promises, or of more than 4e9 voxels, before memory is taken.
+    """Refuse a file too short for what its header promises, or too large, before memory is taken.
+
+    Too large are more than 4e9 voxels, and more than the memory that is free.
 
     Args:
         shape: Voxels along all axes.
@@ -304,10 +311,14 @@ def checked_size(
         got = f"{voxels:.3g} voxels, shape {tuple(int(n) for n in shape)}"
         raise refuse("size", "header", f"at most {_MAX_VOXELS:.0e} voxels", got, advice, case=case, file=path)
     needed = voxels * itemsize
-    if needed > available_bytes * (_MAX_DEFLATE_RATIO if compressed else 1):
+    if needed > available_bytes * (MAX_DEFLATE_RATIO if compressed else 1):
         got = f"{available_bytes} bytes{' (compressed)' if compressed else ''}"
         rule = f"{needed} bytes for shape {tuple(int(n) for n in shape)}"
         raise refuse("truncated", "voxel data", rule, got, advice, case=case, file=path)
+    free = machine.available_bytes() if needed > _LARGE else None
+    if free is not None and needed > free:
+        rule, got = f"at most {machine.bytes_in_words(free)}, the free memory", machine.bytes_in_words(needed)
+        raise refuse("size", "voxels", rule, got, "Read it where there is more, or crop it", case=case, file=path)
 
 
 def checked_type(dtype: np.dtype[Any], path: Path, case: str | None) -> None:
@@ -329,15 +340,19 @@ def checked_grid(
 
 
 def header_text(path: Path) -> str:
-    """The first 64 KB of a file as text, which hold the header of NRRD and MetaImage."""
+    """The first 64 KB of a file as text, which hold the header of NRRD and MetaImage; 1 MB where that goes on."""
     with path.open("rb") as stream:
-        return stream.read(_HEADER_BYTES).decode("latin-1")
+        start = stream.read(_HEADER_BYTES)
+        if not any(end in start for end in _HEADER_ENDS):
+            start += stream.read(_LONG_HEADER_BYTES - _HEADER_BYTES)
+    return start.decode("latin-1")
 
 
 def detached_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a header that hold its voxels, in the header's order, whether they exist or not.
+    """Files that hold a header's voxels, in its order, wherever it says that they are, whether they exist or not.
 
-    Empty if the voxels are in the file itself, or it cannot be read. Of a TIFF it is the file that has its spacing.
+    :func:`detached_bytes` refuses those elsewhere than beside or below it. Empty if the voxels are in the file itself,
+    or it cannot be read. Of a TIFF it is the file that has its spacing.
     """
     suffix = volume_suffix(path)
     if suffix in TIFF_SUFFIXES:
@@ -348,8 +363,52 @@ def detached_files(path: Path) -> tuple[Path, ...]:
         header = header_text(path)
     except OSError:
         return ()
+    # Every end of a line that ITK knows.
+    header = header.replace("\r\n", "\n").replace("\r", "\n") if suffix in NRRD_SUFFIXES else header
     names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
-    return tuple(path.parent / name for name in names if name and name.upper() != "LOCAL")
+    # A null character would be an error wherever the name is used.
+    places = (_utf8(name).replace("\0", "?") for name in names)
+    return tuple(path.parent / name for name in places if name and name.upper() != "LOCAL")
+
+
+def _utf8(name: str) -> str:
+    """A name from :func:`header_text`, whose bytes are UTF-8 in most headers."""
+    try:
+        return name.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return name
+
+
+def detached_bytes(path: Path, case: str | None) -> int | None:
+    """Bytes of the files beside a header that hold its voxels; None if its own file holds them.
+
+    Raises:
+        VolumeError: If one is not there, is no regular file, or lies elsewhere than beside or below the header.
+    """
+    files = () if volume_suffix(path) in TIFF_SUFFIXES else detached_files(path)
+    # Beside the header, or beside what it is a link to; links to the voxels are followed too. git-annex keeps all files
+    # of a repository in one place, to which it links.
+    homes = {path.parent.resolve(), path.resolve().parent} if files else set()
+    stores = [folder / ".git" / "annex" / "objects" for home in homes for folder in (home, *home.parents)]
+    homes |= {store for store in stores if store.is_dir() and store.resolve() == store}
+    size = 0
+    for file in files:
+        try:
+            place = file.resolve()
+            inside, there, regular = any(map(place.is_relative_to, homes)), place.exists(), place.is_file()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+            inside, there, regular = True, False, False
+        if not inside:
+            rule, advice = "a file beside or below its header", "Put both into one folder, and its name into the header"
+            raise refuse("unreadable", "voxel data", rule, file, advice, case=case, file=path)
+        if not regular or "%" in file.name or file.name.startswith("LIST") or len(files) >= _MOST_FILES:
+            got = f"no {file.name} beside it" if not there else "a list, a device or too many files"
+            gone = (got, "Copy both files of the volume")
+            if not there and is_named(file):  # a link to nowhere
+                gone = absence(file) or gone
+            raise refuse("missing", "voxel data", f"the file {file.name}", *gone, case=case, file=path)
+        size += place.stat().st_size
+    return size if files else None
 
 
 def spacing_file(path: Path) -> Path | None:
@@ -362,11 +421,12 @@ def spacing_file(path: Path) -> Path | None:
 def _nrrd_names(header: str) -> list[str]:
     """One name, numbered names, or a list that ends the header; an attached header ends with an empty line."""
     # A header within the file ends at the first empty line; voxels behind it may look like anything.
-    found = _NRRD.search(re.split(r"\r?\n\r?\n", header, maxsplit=1)[0])
+    found = _NRRD.search(header.split("\n\n", maxsplit=1)[0])
     if found is None:
         return []
-    if found[1].split()[:1] == ["LIST"]:
-        return header[found.end() :].split("\n")[1 : 1 + _MOST_FILES]
+    if found[1].startswith("LIST"):
+        names = header[found.end() :].split("\n")[1 : 1 + _MOST_FILES]
+        return [name for name in names if name] or ["LIST"]
     numbered = _NUMBERED.fullmatch(found[1])
     if numbered is None:
         return [found[1]]

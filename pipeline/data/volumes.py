@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
+from pipeline.data.itk_open import open_itk, palette_indices
 from pipeline.data.nifti import open_nifti, write_nifti
-from pipeline.data.pictures import palette_indices
 from pipeline.data.volume_file import (
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -44,8 +44,6 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
     path = Path(path)
     if volume_suffix(path) in _NIFTI:
         return open_nifti(path, case=case, straighten=straighten)
-    from pipeline.data.itk import open_itk  # here: loading SimpleITK takes longer than reading a small NIfTI file
-
     return open_itk(path, case=case, straighten=straighten)
 
 
@@ -162,9 +160,9 @@ def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
 
 def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:
     """A label map stored in colour: the indices of a palette, or greys."""
-    indices = palette_indices(picture.path, case)
+    indices = palette_indices(picture, case)
     if indices is not None:
-        return LabelMap(indices.T.reshape(picture.grid.shape), picture.grid)
+        return LabelMap(indices, picture.grid)
     red, green, blue = np.moveaxis(picture.load(), -1, 0)
     coloured = int(np.count_nonzero((red != green) | (red != blue)))
     if coloured:
@@ -255,7 +253,7 @@ def write_voxels(
         pattern = None if like is None else split_source(like)[0]
         write_nifti(array, grid, path, like=pattern, label_table=table, settle=settle)
     else:
-        from pipeline.data.itk import write_itk
+        from pipeline.data.itk import write_itk  # here: loading SimpleITK takes time
         from pipeline.data.legend import segment_fields
 
         named = bool(legend) and suffix in NRRD_SUFFIXES

@@ -5,44 +5,34 @@ a value, or a sentence on why it failed; a case that fails never ends the others
 run a function over all cases and report progress, and a :class:`Batch` says what became of them.
 
 Items are begun in their order, no more at once than there are workers and than their estimated memory allows. One that
-is larger than all memory runs alone. A worker that dies takes only the few items in flight with it. Each of these is
-tried again in a process of its own, which shows whose fault it was, while the others go on side by side.
+is larger than all memory runs alone. A worker that dies costs only its own item, which is tried once more at the end,
+when nothing else takes memory. An item that takes longer than :func:`case_limit` allows fails, and its worker ends.
+Where no processes can be had, this one does the work, and says so once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.core.errors import VolsegError, unforeseen
+from pipeline.core.errors import AllFailedError, VolsegError, sentence
 from pipeline.core.machine import available_bytes, processors
+from pipeline.core.notices import tell, told_to
 from pipeline.core.signals import Progress, silent
-from pipeline.engine.workers import starting_workers, worker_pool
+from pipeline.engine.worker_process import Outcome as Outcome
+from pipeline.engine.worker_process import outcome_of, refuse_while_importing
+from pipeline.engine.workers import Answer, Crew, LateError, LostError, NoWorkerError, heavy_worker, light_worker
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_ROUND_S = 10.0
-"""Seconds without a result after which the pool is asked whether all its workers live."""
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[R]):
-    """What became of one item.
-
-    Args:
-        index: Position of the item in the input.
-        value: The function's result, or None if it failed.
-        error: One sentence, or None if it went well.
-    """
-
-    index: int
-    value: R | None
-    error: str | None
 
 
 class Run(Protocol):
@@ -91,6 +81,16 @@ class Batch:
             return 0
         return 2 if self.done or self.kept else 3
 
+    def require_some(self, result: Any = None) -> Batch:
+        """This batch, unless all cases failed; ``result`` is what the call would have returned, by default the batch.
+
+        Raises:
+            AllFailedError: If so.
+        """
+        if self.exit_code == 3:
+            raise AllFailedError(self if result is None else result, self.failed)
+        return self
+
 
 class _Flight(NamedTuple):
     """An item that a worker has, or gets next: its position in the input, and the bytes that it takes."""
@@ -104,63 +104,126 @@ def default_jobs(items: int) -> int:
     return max(1, min(processors(), items // 4))
 
 
+_limit_s: ContextVar[float | None] = ContextVar("seconds that a case may take", default=None)
+
+
+@contextmanager
+def case_limit(seconds: float | None) -> Iterator[None]:
+    """Within the block, a case fails that takes longer; None for no limit. Work that is stuck can be ended then.
+
+    A case in a process of its own is ended with it, so with a limit all cases get one, also where there is one worker.
+    """
+    token = _limit_s.set(seconds)
+    try:
+        yield
+    finally:
+        _limit_s.reset(token)
+
+
+class Task(Generic[R]):
+    """A call in a thread of its own, which does not keep this process from ending, whatever the call hangs in."""
+
+    def __init__(self, call: Callable[[], R]) -> None:
+        self._future: Future[R] = Future()
+        self._limit_s = _limit_s.get()
+
+        def settle() -> None:
+            try:
+                self._future.set_result(call())
+            except BaseException as error:
+                self._future.set_exception(error)
+
+        self._thread = Thread(target=copy_context().run, args=(settle,), daemon=True)
+        self._thread.start()
+
+    def result(self, limit_s: float | None = None) -> R:
+        """Wait for the call, at most as long as a case may take, or for the seconds that are given.
+
+        Raises:
+            VolsegError: If it takes longer; Python code that runs in it is ended then, what hangs is left alone.
+        """
+        limit_s = self._limit_s if limit_s is None else limit_s
+        if not wait([self._future], limit_s).done:
+            number = ctypes.c_ulong(self._thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+            raise VolsegError(_late(limit_s or 0.0))
+        return self._future.result()
+
+
+def within_limit(call: Callable[[], R]) -> R:
+    """Call in this process, but not for longer than a case may take.
+
+    Raises:
+        VolsegError: As :meth:`Task.result`.
+    """
+    return call() if _limit_s.get() is None else Task(call).result()
+
+
+def _late(seconds: float) -> str:
+    advice = "Look at its files, or give it more time"
+    return sentence("time limit of a case", f"an end within {seconds:g} s", "none", advice)
+
+
 @contextmanager
 def open_engine(jobs: int, worker_bytes: int = 0, *, light: bool = False) -> Iterator[Run]:
     """Start workers and hand out the function that uses them; they live until the block ends.
 
     Args:
-        jobs: Number of local processes at most; 1 or less means this process.
+        jobs: Number of local processes at most; 1 or less means this process, unless cases have a time limit.
         worker_bytes: Memory that a worker takes before it has begun an item; 0 if unknown. Workers get at most half the
             machine's memory; what they leave is the budget for the items that run at once.
         light: The work needs neither torch nor MONAI: workers begin at once, while a server may still import these.
 
     Yields:
         The function that runs a batch.
+
+    Raises:
+        VolsegError: In a worker that is only importing a main script, which has no main guard.
     """
+    refuse_while_importing()
     memory = available_bytes()
     # Half for the workers themselves, half for what they work on: more workers than that would wait for memory.
     if memory is not None and worker_bytes > 0:
         jobs = min(jobs, memory // (2 * worker_bytes))
-    if jobs <= 1:
+    if jobs <= 1 and _limit_s.get() is None:
         yield _run_here
         return
+    jobs = max(jobs, 1)
     budget = None if memory is None else memory - jobs * worker_bytes
-    # In a list, because the function below puts a new pool in place of a broken one.
-    pool = [worker_pool(jobs, light=light)]
+    crew = Crew(jobs, light_worker if light else heavy_worker, _limit_s.get())
 
     def run(
         function: Callable[[T], R], items: Sequence[T], bytes_of: Callable[[T], int] | None = None
     ) -> Iterator[Outcome[R]]:
         waiting = (_Flight(index, _size(bytes_of, item)) for index, item in enumerate(items))
         following = next(waiting, None)
-        flying: dict[Future[R], _Flight] = {}
+        flying: dict[int, _Flight] = {}
+        answers: SimpleQueue[Answer] = SimpleQueue()
         lost: list[int] = []
-        while True:
-            # One item per worker and one in the queue: only these can be lost with a worker, and a list of 20,000
-            # cases takes no memory in the pool.
+        while following or flying:
+            # One item per worker and one in the queue: a list of 20,000 cases takes no memory in the queue.
             while following and len(flying) <= jobs and _fits(following, flying.values(), budget):
-                flying[_submit(pool[0], function, items[following.item])] = following
+                flying[following.item] = following
+                crew.submit(following.item, _heard, (function, items[following.item]), answers)
                 following = next(waiting, None)
-            if not flying:
-                break
-            ready = wait(flying, _ROUND_S, FIRST_COMPLETED).done
-            # ProcessPoolExecutor overlooks the death of a worker that it has just started, until new work stirs it.
-            if not ready:
-                _submit(pool[0], _nothing, None)
-            # One dead worker breaks the whole pool: all that was in flight is lost, and the next pool does the rest.
-            if any(_is_lost(future) for future in ready):
-                ready = wait(flying).done
-                pool[0].shutdown()
-                pool[0] = worker_pool(jobs, light=light)
-            done = [(flying.pop(future).item, future) for future in ready]
-            lost += [index for index, future in done if _is_lost(future)]
-            yield from (outcome_of(index, future.result) for index, future in done if not _is_lost(future))
-        yield from _run_alone(function, items, sorted(lost))
+            answer = crew.answer(answers)
+            del flying[answer.item]
+            if isinstance(answer.result, LostError):
+                lost.append(answer.item)
+            else:
+                yield _settled(answer, function, items)
+        # One at a time: an item that was lost for want of memory may find enough now.
+        for index in sorted(lost):
+            crew.submit(index, _heard, (function, items[index]), answers)
+            yield _settled(crew.answer(answers), function, items)
 
     try:
         yield run
-    finally:
-        pool[0].shutdown(wait=True, cancel_futures=True)
+    except BaseException:
+        crew.stop()
+        raise
+    else:
+        crew.close()
 
 
 def collect(
@@ -235,7 +298,7 @@ def map_cases(
 
 def _size(bytes_of: Callable[[T], int] | None, item: T) -> int:
     try:
-        return 0 if bytes_of is None else bytes_of(item)
+        return 0 if bytes_of is None else within_limit(lambda: bytes_of(item))
     except Exception:  # a file that cannot be read, say: the item's own turn reports it
         return 0
 
@@ -254,55 +317,27 @@ def _run_here(
         yield outcome_of(index, lambda item=item: function(item))  # type: ignore[misc]
 
 
-def _run_alone(function: Callable[[T], R], items: Sequence[T], lost: Sequence[int]) -> Iterator[Outcome[R]]:
-    """Try again what was lost with a worker: one item at a time, in a process that only death ends.
-
-    Twice: an item that was lost with the worker of another may need a second try itself.
-    """
-    pool: ProcessPoolExecutor | None = None
-    try:
-        for index in lost:
-            for _ in range(2):
-                pool = pool or worker_pool(1)
-                future = _submit(pool, function, items[index])
-                wait([future])
-                if not _is_lost(future):
-                    yield outcome_of(index, future.result)
-                    break
-                pool.shutdown()
-                pool = None
-            else:
-                advice = "It may have run out of memory: run again with --jobs 1."
-                yield Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+def _heard(function: Callable[[T], R], item: T) -> tuple[R, list[str]]:
+    """In a worker: the result, and what is to be told about files that were read for it."""
+    said: list[str] = []
+    with told_to(said.append):
+        return function(item), said
 
 
-def outcome_of(index: int, call: Callable[[], R]) -> Outcome[R]:
-    """Call, and say in a sentence what went wrong if something did."""
-    try:
-        return Outcome(index, call(), None)
-    except (VolsegError, MemoryError) as error:
-        return Outcome(index, None, str(error) or "out of memory: run again with --jobs 1.")
-    except Exception as error:  # one bad case never ends a batch
-        return Outcome(index, None, f"unexpected {unforeseen(error)}")
-
-
-def _nothing(_: None) -> None:
-    """Work that only stirs the pool."""
-
-
-def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
-    """Submit an item; a pool that broke while it was idle loses it like one that breaks later."""
-    try:
-        with starting_workers():
-            return pool.submit(function, item)
-    except BrokenProcessPool as error:
-        future: Future[R] = Future()
-        future.set_exception(error)
-        return future
-
-
-def _is_lost(future: Future[R]) -> bool:
-    return isinstance(future.exception(), BrokenProcessPool)
+def _settled(answer: Answer, function: Callable[[T], R], items: Sequence[T]) -> Outcome[R]:
+    """The outcome of an item, also where its worker has none; what no worker can take is done here."""
+    index, result = answer
+    if isinstance(result, Outcome):
+        if result.value is None:
+            return result
+        value, said = result.value
+        tell(said)
+        return Outcome(index, value, None)
+    if isinstance(result, NoWorkerError):
+        advice = "This process does the work itself, one case after the other"
+        warnings.warn(sentence("worker processes", "to take the cases", result, advice), RuntimeWarning, stacklevel=3)
+        return outcome_of(index, lambda: within_limit(lambda: function(items[index])))
+    if isinstance(result, LateError):
+        return Outcome(index, None, _late(_limit_s.get() or 0.0))
+    advice = "It may have run out of memory: run again with --jobs 1."
+    return Outcome(index, None, f"worker process: expected to finish, got killed twice. {advice}")

@@ -210,7 +210,8 @@ def _chosen_from(prediction: Path) -> LabelTable | None:
     """All labels of the model, where its prediction was asked for some and says so in ``labels.json``."""
     file = _beside(prediction)
     content: Any = read_json(file) if is_named(file) else {}
-    return label_table(content["chosen_from"], file) if "chosen_from" in content else None
+    given = isinstance(content, dict) and "chosen_from" in content
+    return label_table(content["chosen_from"], file) if given else None
 
 
 def _beside(prediction: Path) -> Path:

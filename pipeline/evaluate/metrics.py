@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -342,19 +342,6 @@ class Measures:
         content["remap"] = {str(old): new for old, new in self.remap.items()}
         content["unscored"] = {str(value): name for value, name in self.unscored.items()}
         return {**content, "compat": list(self.compat), "lesions": list(self.lesions)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Measures:
-        """Read what :meth:`to_json` wrote; what it does not name has its default."""
-        # Scores of an earlier version lack newer options, which then have their defaults.
-        known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
-        if known.get("probabilities") is not None:
-            known["probabilities"] = Path(known["probabilities"])
-        for name in ("compat", "lesions"):
-            known[name] = tuple(known.get(name, ()))
-        known["remap"] = {int(old): int(new) for old, new in known.get("remap", {}).items()}
-        known["unscored"] = {int(value): str(name) for value, name in known.get("unscored", {}).items()}
-        return cls(**known)
 
 
 OVERLAP_ONLY = Measures(surface="none")

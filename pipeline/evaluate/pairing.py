@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import read_json, short
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.paths import absence, composed, is_named, located, real
+from pipeline.data.dataset import possible_file
 from pipeline.data.descriptions import read_description
 from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels
@@ -221,8 +222,9 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
     if is_named(record):
         try:
             listed = _listed_images([*read_json(record)["cases"], *later], home)
-        except (VolsegError, KeyError, TypeError) as error:
-            notes = (f"{record}: expected a list of cases with their images, got {error!r}. Overlays may lack images.",)
+        except (VolsegError, LookupError, TypeError, ValueError, AttributeError) as error:
+            rule, got = "a list of cases with their images", short(error)
+            notes = (f"{record}: expected {rule}, got {got}. Overlays may lack images.",)
     found: dict[str, tuple[Path, ...]] = {}
     folders: dict[Path, dict[str, tuple[Path, ...]]] = {}
     for pair in pairs:
@@ -240,7 +242,7 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
 def _listed_images(entries: Sequence[Mapping[str, Any]], home: Path) -> dict[str, tuple[Path, ...]]:
     """File name of the prediction → its images; relative paths start at the record's folder."""
     return {
-        composed(Path(entry["prediction"]).name): tuple(located(home, path) for path in entry["images"])
+        composed(Path(entry["prediction"]).name): tuple(located(home, possible_file(path)) for path in entry["images"])
         for entry in entries
         if entry.get("prediction")
     }

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
@@ -101,6 +102,7 @@ def _on_grid(path: Path, case: str, grid: Grid) -> VolumeFile:
 
 
 def _npz(path: Path, case: str) -> NDArray[np.floating[Any]]:
+    require_regular(path)
     try:
         with np.load(path, allow_pickle=False) as content:
             # nnU-Net keeps arrays in the axis order of SimpleITK: channel, k, j, i.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import conform, read_json, read_text, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
 from pipeline.core.labels import LabelTable
@@ -139,9 +140,11 @@ def write_evaluation(
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read the ``summary.json`` that :func:`write_evaluation` wrote; a VolsegError if it is missing or damaged."""
-    summary = read_json(folder / _SUMMARY, missing=_ADVICE)
-    if not isinstance(summary, dict) or not {"overall", "organs", "cases", "labels"} <= summary.keys():
-        raise VolsegError(f"{folder / _SUMMARY}: expected the summary of an evaluation, got something else. {_ADVICE}")
+    from pipeline.evaluate.summary_model import SummaryModel  # here: scoring starts without
+
+    path = folder / _SUMMARY
+    summary: dict[str, Any] = read_json(path, missing=_ADVICE)
+    conform(summary, SummaryModel, path, _ADVICE)
     return summary
 
 
@@ -151,21 +154,20 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         VolsegError: If a file is missing or damaged.
     """
-    summary = read_summary(folder)
-    path = folder / _SCORES
+    summary, path = read_summary(folder), folder / _SCORES
+    labels = LabelTable.from_json(summary["labels"])
     try:
         # Not read_csv, which strips blanks: names of cases and organs come back as they are.
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = tuple(_row(cells) for cells in csv.DictReader(stream))
+        table = csv.DictReader(io.StringIO(read_text(path, "a table of scores", _ADVICE), newline=""))
+        rows = tuple(_row(cells, labels.targets) for cells in table)
         cases = tuple(sorted((_read_case(entry) for entry in summary["cases"]), key=lambda case: case.id))
-        failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
-        measures = Measures.from_json(summary.get("measures", {"surface": "none"}))
-        labels, notes = LabelTable.from_json(summary["labels"]), tuple(summary["notes"])
-        return Evaluation(labels, rows, cases, failures, notes, measures)
-    except FileNotFoundError:
-        raise VolsegError(f"{path}: expected a table of scores, got nothing there. {_ADVICE}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise VolsegError(f"{folder}: expected the files of an evaluation, got {error!r}. {_ADVICE}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        got = short(error)
+        raise VolsegError(f"{folder}: expected the files of an evaluation, got {got}. {_ADVICE}") from None
+    failures = tuple((entry["case"], entry["message"]) for entry in summary["failures"])
+    # Scores of an earlier version lack newer options, which then have their defaults.
+    measures: Measures = conform(summary.get("measures", {"surface": "none"}), Measures, folder / _SUMMARY, _ADVICE)
+    return Evaluation(labels, rows, cases, failures, tuple(summary["notes"]), measures)
 
 
 def joined(one: Evaluation, other: Evaluation) -> Evaluation:
@@ -219,15 +221,18 @@ def _cell(row: Row, column: str) -> str | int | float | None:
     return None if math.isnan(value) else value
 
 
-def _row(cells: dict[str, str]) -> Row:
-    if cells["status"] not in STATUSES:
-        raise ValueError(f"status {cells['status']!r}")
+def _row(cells: dict[str, str], targets: Collection[str]) -> Row:
+    case, name = read_cell(cells["case"]), read_cell(cells["name"])
+    if cells["status"] not in STATUSES or name not in targets:
+        raise ValueError(f"{name} with status {cells['status']}")
     own = {name: float(cells[name] or "nan") for name in _NUMBERS}
     more = {name: float(cells[name] or "nan") for name in COLUMNS if name in cells and name not in _ALWAYS}
     label = tuple(int(value) for value in cells["label"].split("+"))
-    return Row(
-        read_cell(cells["case"]), label, read_cell(cells["name"]), cast("Any", cells["status"]), **own, more=more
-    )
+    # NaN where nothing is defined; only distances are infinite.
+    wrong = [name for name, value in own.items() if not ((value >= 0.0 and math.isfinite(value)) or math.isnan(value))]
+    if wrong or own["dice"] > 1.0 or own["iou"] > 1.0:
+        raise ValueError(f"{case} with {own}")
+    return Row(case, label, name, cast("Any", cells["status"]), **own, more=more)
 
 
 def _case_files(case: ScoredFiles) -> dict[str, Any]:

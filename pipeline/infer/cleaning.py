@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from scipy.ndimage import find_objects
 
-from pipeline.config.settings import InferSettings
-from pipeline.core.documents import read_json
+from pipeline.config.settings import InferSettings, Positive
+from pipeline.core.documents import conform, read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
@@ -103,6 +104,18 @@ class Cleaning:
         return index
 
 
+class _Kept(BaseModel):
+    keep_largest: tuple[str, ...]
+    remove_small_ml: dict[str, Positive]
+    fill_holes: tuple[str, ...]
+
+
+class _Postprocessing(BaseModel):
+    """What is read of ``postprocessing.json``."""
+
+    kept: _Kept
+
+
 def read_cleaning(folder: Path, labels: LabelTable) -> Cleaning:
     """What cross-validation found to help a model; nothing if the folder has no such file.
 
@@ -116,15 +129,9 @@ def read_cleaning(folder: Path, labels: LabelTable) -> Cleaning:
     path = folder / POSTPROCESSING_FILE
     if not is_named(path):
         return Cleaning()
-    try:
-        kept = read_json(path)["kept"]
-        volumes = {str(name): float(volume) for name, volume in kept["remove_small_ml"].items()}
-        found = Cleaning(tuple(kept["keep_largest"]), volumes, tuple(kept["fill_holes"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        advice = "Write it again with `volseg cross-validate`, or delete it"
-        raise VolsegError(
-            sentence("post-processing", "the one of a cross-validation", repr(error), advice, file=path)
-        ) from None
+    advice = "Write it again with `volseg cross-validate`, or delete it"
+    kept = conform(read_json(path), _Postprocessing, path, advice).kept
+    found = Cleaning(kept.keep_largest, kept.remove_small_ml, kept.fill_holes)
     unknown = [name for name in found.names() if name not in labels.targets]
     if unknown:
         rule, advice = f"organs of the model ({', '.join(labels.targets)})", "Delete it: it is of another model"

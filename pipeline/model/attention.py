@@ -26,7 +26,7 @@ from pipeline.model.blocks import (
     style_of,
     upsampling,
 )
-from pipeline.model.network_options import LevelOptions, Size, Stage, StageOptions
+from pipeline.model.network_options import Count, LevelOptions, Size, Stage, StageOptions
 from pipeline.model.unet import UShape, level_heads
 
 
@@ -182,7 +182,7 @@ class OktayAttentionUNetOptions(LevelOptions):
 
     features: tuple[Size, ...] = Field(default=(16, 32, 64, 128, 256), min_length=3)
     """Channels of each stage, full resolution first; their number is the number of stages."""
-    convs_per_stage: Size = 2
+    convs_per_stage: Count = 2
     """Convolution units of each stage, in the encoder as in the decoder."""
     bias: bool = True
     """Whether the convolutions of units have a bias; gates have their own rule, heads always have one."""

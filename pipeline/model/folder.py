@@ -6,24 +6,26 @@ weights, ``fold_<k>/validation.json`` the scores. These name cases and machines;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.config.settings import Settings
-from pipeline.core.documents import read_json
-from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.documents import conform, cut, read_json, require_regular, short
+from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.paths import absence, is_named
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
+_LONGEST_NAME = 255  # bytes, of any file system
 ENSEMBLE_FILE = "ensemble.json"
 """Names the members of an ensemble, model folders beside it."""
 
@@ -56,12 +58,18 @@ def read_card(folder: Path) -> ModelCard:
         raise VolsegError(
             f"{folder}: expected a model folder with model.json, got none. Train one with `volseg train`."
         )
-    try:
-        return ModelCard.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise VolsegError(f"{path}: {where}: {first['msg']}. Use the volseg version that wrote the model.") from None
+    card: ModelCard = conform(read_json(path), ModelCard, path, "Use the volseg version that wrote the model")
+    network, plan = card.network, card.plan
+    # What the plan names, the network must take and give: else masks would have organs that nobody trained.
+    for key, there, wanted in (
+        ("patch_size", len(network.patch_size), network.dims),
+        ("in_channels", network.in_channels, len(plan.channels)),
+        ("out_channels", network.out_channels, plan.label_table.outputs),
+    ):
+        if there != wanted:
+            rule = f"{wanted}, as dims, channels and labels have it"
+            raise VolsegError(sentence(f"network.{key}", rule, there, "Copy or train the model again", file=path))
+    return card
 
 
 def member_folders(folder: Path) -> tuple[Path, ...]:
@@ -90,13 +98,13 @@ def ensemble_members(folder: Path) -> tuple[str, ...]:
     names = content.get("members") if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
         advice = "Write it again with `volseg choose`"
-        raise VolsegError(sentence("ensemble", "a list of members", repr(names), advice, file=path))
+        raise VolsegError(sentence("ensemble", "a list of members", short(names), advice, file=path))
     return tuple(names)
 
 
 def _is_plain(name: str) -> bool:
     """Whether a name leads nowhere but to a folder beside the file that it is in."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\:")
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0") and len(name.encode()) <= _LONGEST_NAME
 
 
 def fold_folder(folder: Path, fold: int) -> Path:
@@ -105,10 +113,19 @@ def fold_folder(folder: Path, fold: int) -> Path:
 
 
 def trained_folds(folder: Path) -> tuple[int, ...]:
-    """Folds that have weights, ascending."""
+    """Folds that have weights, ascending.
+
+    Raises:
+        VolsegError: If a folder has a number that another one may have, as ``fold_00`` has that of ``fold_0``.
+    """
     # Named, not there: of weights that were not fetched, reading them says so; an ensemble must not shrink in silence.
     found = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if is_named(path / "model.safetensors"))
-    return tuple(sorted(int(name) for name in found if name.isdigit()))
+    names = [name for name in found if re.fullmatch(r"[0-9]{1,9}", name)]
+    for name in names:
+        if name != str(int(name)):
+            got, advice = f"fold_{name}", "Remove it, or give it the name of its fold"
+            raise VolsegError(sentence("folds", f"fold_{int(name)}", got, advice, file=folder))
+    return tuple(sorted(map(int, names)))
 
 
 def wanted_folds(folder: Path, folds: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -141,12 +158,13 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if gone := absence(path):
         raise VolsegError(sentence("weights", "a safetensors file", *gone, file=path))
+    require_regular(path)
     try:
         tensors: dict[str, Any] = load(path.read_bytes())  # not load_file: Windows cannot replace a mapped file
-    except (OSError, SafetensorError) as error:
-        raise VolsegError(
-            f"{path}: expected safetensors weights, got {error}. Copy or train the model again."
-        ) from None
+    # KeyError and the rest: a header that names types or shapes which its content does not have
+    except (OSError, MemoryError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        got = str(error) or type(error).__name__
+        raise VolsegError(f"{path}: expected safetensors weights, got {got}. Copy or train the model again.") from None
     return tensors
 
 
@@ -154,17 +172,36 @@ def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
     """The trained network of one fold, on the CPU in evaluation mode.
 
     Raises:
-        VolsegError: If the weights are missing or do not fit the network.
+        VolsegError: If the description is that of no network, or the weights are missing, no numbers, or do not fit it.
     """
-    path = fold_folder(folder, fold) / "model.safetensors"
-    network, weights = card.network.build(), load_weights(path)
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    path, name = fold_folder(folder, fold) / "model.safetensors", card.network.name
+    try:
+        with torch.device("meta"):  # no memory is taken that the file does not fill
+            wanted = {key: _kind(value) for key, value in card.network.build().state_dict().items()}
+    except ConfigError as error:
+        raise VolsegError(f"{folder / 'model.json'}: network: {'; '.join(error.problems)}") from None
+    weights = load_weights(path)
+    found = {key: _kind(value) for key, value in weights.items()}
     if found != wanted:
         # Compared by hand, because PyTorch lists every name in its message.
-        other = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-        got = f"{len(other)} tensors that are missing, surplus or of another shape, such as {other[0]}"
+        other = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+        got = f"{len(other)} tensors that are missing, surplus or of another shape or type, such as {cut(other[0])}"
         advice = "Train it again, or restore the options in model.json"
-        raise VolsegError(sentence("weights", f"those of {card.network.name}", got, advice, file=path))
+        raise VolsegError(sentence("weights", f"those of {name}", got, advice, file=path))
+    require_numbers(weights, path)
+    network = card.network.build()
     network.load_state_dict(weights)
     return network.eval()
+
+
+def require_numbers(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that hold NaN or infinity, which every mask would be made of."""
+    bad = next((key for key, value in weights.items() if not value.float().isfinite().all()), None)
+    if bad is not None:
+        got, advice = f"NaN or infinity in {cut(bad)}", "Copy or train the model again"
+        raise VolsegError(sentence("weights", "numbers", got, advice, file=path))
+
+
+def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
+    """Shape of a tensor, and whether it holds fractions; their precision may differ."""
+    return tuple(tensor.shape), tensor.is_floating_point()

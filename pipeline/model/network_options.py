@@ -10,12 +10,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from pipeline.core.documents import rule_of
+from pipeline.core.documents import cut, rule_of, short
 from pipeline.core.errors import ConfigError, sentence
 
 Norm = Literal["batch", "instance", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "prelu", "elu", "gelu", "silu"]
-Size = Annotated[int, Field(ge=1)]
+# Bounds far above what anyone wants: building what a file asks for must end.
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=1, le=100)]
+"""How many of something there are in each stage."""
+_MOST_STAGES, _LARGEST = 32, 1024
 PerAxis = int | tuple[int, ...]
 """One number for all spatial axes, or one per axis."""
 
@@ -23,9 +27,9 @@ PerAxis = int | tuple[int, ...]
 def _counts(value: object) -> int | tuple[int, ...]:
     if _is_count(value):
         return value
-    if isinstance(value, (list, tuple)) and all(_is_count(n) for n in value):
+    if isinstance(value, (list, tuple)) and len(value) <= _MOST_STAGES and all(_is_count(n) for n in value):
         return tuple(value)
-    raise ValueError(f"expected a number of at least 1 or one per stage, got {value!r}. Write e.g. [1, 3].")
+    raise ValueError(f"expected a number of at least 1 or one per stage, got {short(value)}. Write e.g. [1, 3].")
 
 
 PerStage = Annotated[int | tuple[int, ...], BeforeValidator(_counts)]
@@ -89,12 +93,17 @@ class LevelOptions(NetworkOptions):
         if isinstance(value, (list, tuple)):
             entries = [tuple(entry) if isinstance(entry, (list, tuple)) else entry for entry in value]
             numbers = [n for entry in entries for n in (entry if isinstance(entry, tuple) else (entry,))]
-            if all(_is_count(n) for n in numbers) and all(entry != () for entry in entries):
+            few = len(entries) <= _MOST_STAGES
+            if few and all(_is_count(n) for n in numbers) and all(entry != () for entry in entries):
                 return tuple(entries)
-        raise ValueError(f"expected a number of at least 1 or one entry per stage, got {value!r}. Write e.g. [1, 3].")
+        raise ValueError(
+            f"expected a number of at least 1 or one entry per stage, got {short(value)}. Write e.g. [1, 3]."
+        )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        if len(self.features) > _MOST_STAGES:
+            raise ValueError(sentence("features", f"at most {_MOST_STAGES}", len(self.features), "Shorten the list"))
         for name in self.per_stage:
             entries = getattr(self, name)
             if isinstance(entries, tuple) and len(entries) != len(self.features):
@@ -136,7 +145,7 @@ class LevelOptions(NetworkOptions):
 class StageOptions(LevelOptions):
     """Options that U-Nets with a fixed number of plain convolution units per stage share."""
 
-    convs_per_stage: Size = 2
+    convs_per_stage: Count = 2
     """Convolution units of each stage, in the encoder as in the decoder."""
     down: Literal["pool", "stride"] = "pool"
     """Max-pooling before a stage, or strides in its first convolution."""
@@ -162,12 +171,12 @@ def parse_options(model: type[Options], options: Mapping[str, Any], *, network: 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """Advice for a misspelt name: the closest known one, or to choose one of them."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:_LARGEST], list(known), n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else "Choose one of them."
 
 
 def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
-    path, value = ".".join(str(part) for part in details["loc"]), details["input"]
+    path, value = ".".join(cut(str(part)) for part in details["loc"]), details["input"]
     message = details["msg"].removeprefix("Value error, ")
     # YAML takes norm:batch without a blank for one key.
     if details["type"] == "extra_forbidden" and ":" in path:
@@ -176,14 +185,14 @@ def _problem(details: ErrorDetails, known: tuple[str, ...]) -> str:
         return f"{path}: expected one of {', '.join(known)}, got an unknown option. {suggestion(path, known)}"
     if details["type"] == "literal_error":
         legal = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{path}: expected one of {', '.join(legal)}, got {value!r}. {suggestion(value, legal)}"
+        return f"{path}: expected one of {', '.join(legal)}, got {short(value)}. {suggestion(value, legal)}"
     if details["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: expected {rule_of(details)}, got {value!r}. Correct the value."
+    return f"{path}: expected {rule_of(details)}, got {short(value)}. Correct the value."
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _flat(entries: int | tuple[PerAxis, ...]) -> tuple[int, ...]:

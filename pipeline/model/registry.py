@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.core.documents import short
 from pipeline.core.errors import ConfigError
 from pipeline.model.attention import AttentionUNet, AttentionUNetOptions, OktayAttentionUNet, OktayAttentionUNetOptions
 from pipeline.model.base import SegmentationNetwork, initialize
@@ -267,7 +268,7 @@ def _checked_entry(name: str, dims: int, in_channels: int, out_channels: int) ->
     problems = []
     if entry is None:
         known = tuple(NETWORKS)
-        problems.append(f"name: expected one of {', '.join(known)}, got {name!r}. {suggestion(name, known)}")
+        problems.append(f"name: expected one of {', '.join(known)}, got {short(name)}. {suggestion(name, known)}")
     elif dims not in entry.dims:
         legal = " or ".join(str(n) for n in entry.dims)
         problems.append(f"dims: expected {legal} for {name}, got {dims!r}. It is the number of spatial axes.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config.settings import ModelSettings, SampleSettings
+from pipeline.config.settings import ModelSettings, SampleSettings, Size
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.registry import NETWORKS, new_network
@@ -33,10 +33,10 @@ class NetworkSpec(BaseModel):
 
     name: str
     dims: Literal[2, 3]
-    in_channels: int
-    out_channels: int
+    in_channels: Size
+    out_channels: Size
     options: dict[str, Any]
-    patch_size: tuple[int, ...]
+    patch_size: Annotated[tuple[Size, ...], Field(min_length=2, max_length=3)]
 
     def build(self, seed: int | None = None, initialization: Literal["he", "pytorch"] = "he") -> SegmentationNetwork:
         """The network with freshly drawn weights; arguments as for :func:`build_network`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import Heads, LevelNetwork, SizeRule
 from pipeline.model.blocks import conv_stage, head, interpolation, preactivated_block, style_of, upsampling
-from pipeline.model.network_options import LevelOptions, Size, Stage, StageOptions
+from pipeline.model.network_options import Count, LevelOptions, Size, Stage, StageOptions
 
 
 class UShape(LevelNetwork):
@@ -272,7 +272,7 @@ class ResUNetOptions(LevelOptions):
 
     features: tuple[Size, ...] = Field(default=(64, 128, 256, 512), min_length=2)
     """Channels of each stage, full resolution first; their number is the number of stages."""
-    convs_per_stage: Size = 2
+    convs_per_stage: Count = 2
     """Convolution units of each residual block; every stage is one block, in the encoder as in the decoder."""
     bias: bool = True
     """Whether the convolutions of blocks and shortcuts have a bias; heads always have one."""

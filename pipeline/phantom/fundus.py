@@ -18,7 +18,8 @@ from pipeline.core.errors import require_arguments
 from pipeline.core.files import OutputFolder
 from pipeline.core.grid import Box
 from pipeline.core.signals import Progress, silent
-from pipeline.data.itk import read_picture, write_picture
+from pipeline.data.itk import write_picture
+from pipeline.data.itk_open import read_picture
 from pipeline.phantom.fundus_eye import (
     Eye,
     Outline,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.core.documents import short
 from pipeline.core.errors import sentence
 from pipeline.core.grid import Box, Grid, check_orientation
 
@@ -46,14 +47,22 @@ class GridHistory:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GridHistory:
-        """Read what :meth:`to_json` wrote."""
-        return cls(
-            source=_grid(content["source"]),
-            orientation=str(content["orientation"]),
-            crop_start=tuple(content["crop_start"]),
-            crop_stop=tuple(content["crop_stop"]),
-            prepared=_grid(content["prepared"]),
-        )
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If it is no such way.
+        """
+        try:
+            return cls(
+                source=_grid(content["source"]),
+                orientation=str(content["orientation"]),
+                crop_start=tuple(content["crop_start"]),
+                crop_stop=tuple(content["crop_stop"]),
+                prepared=_grid(content["prepared"]),
+            )
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            got, advice = short(error), "Run `volseg preprocess` again"
+            raise ValueError(sentence("grid history", "two grids and a crop", got, advice)) from None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for JSON; affines keep every digit."""

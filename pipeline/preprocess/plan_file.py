@@ -10,13 +10,16 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.core.errors import VolsegError
+from pipeline.config.settings import Millimetres, Size
+from pipeline.core.documents import YAML_MB, conform, cut, parse_yaml, read_text, short
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import text_hash, write_text
+from pipeline.core.grid import check_orientation
 from pipeline.core.labels import LabelTable
 
 _PASSIVE = {
@@ -31,9 +34,14 @@ _PASSIVE = {
 }
 """Keys that prepared cases do not depend on."""
 
+_LABEL_KEYS = {"names", "ignore_label", "regions", "regions_class_order"}
+
+
+Intensity = Annotated[float, Field(ge=-1e30, le=1e30)]  # of 32-bit floats
+
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Normalization(_Value):
@@ -45,26 +53,33 @@ class Normalization(_Value):
     """
 
     scheme: Literal["ct", "zscore", "zscore_nonzero", "none"]
-    mean: float = 0.0
-    sd: float = 1.0
-    low: float | None = None
-    high: float | None = None
+    mean: Intensity = 0.0
+    sd: Annotated[float, Field(ge=1e-20, le=1e30)] = 1.0
+    low: Intensity | None = None
+    high: Intensity | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if (self.low is None) != (self.high is None) or (self.low or 0.0) > (self.high or 0.0):
+            got, advice = f"{self.low} and {self.high}", "Swap or correct them, or leave both out"
+            raise ValueError(sentence("low, high", "low <= high, or none", got, advice))
+        return self
 
 
 class PatchPlan(_Value):
     """Patch and batch of one kind of network; sizes along the axes the network sees."""
 
-    patch_size: tuple[int, ...]
-    batch_size: int
+    patch_size: tuple[Size, ...]
+    batch_size: Size
 
 
 class LowResolution(_Value):
     """A coarser grid on which a 3D patch sees a quarter of the median case; ``preprocess.resolution: low`` takes it."""
 
-    spacing_mm: tuple[float, float, float]
-    median_shape: tuple[int, int, int]
-    patch_size: tuple[int, int, int]
-    batch_size: int
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
+    median_shape: tuple[Size, Size, Size]
+    patch_size: tuple[Size, Size, Size]
+    batch_size: Size
 
 
 class Plan(_Value):
@@ -96,17 +111,17 @@ class Plan(_Value):
 
     format_version: Literal[1] = 1
     dataset: str
-    channels: tuple[str, ...]
+    channels: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: dict[str, Any]
-    orientation: str
+    orientation: Annotated[str, AfterValidator(check_orientation)]
     crop: Literal["nonzero", "none"]
-    spacing_mm: tuple[float, float, float]
-    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
+    shape: tuple[Size, Size, Size] | None = None
     image_order: Literal[0, 1, 3]
     coarse_axis_order: Literal[0, 1, 3] = 0
     store_dtype: Literal["int16", "float32"]
     normalization: tuple[Normalization, ...]
-    median_shape: tuple[int, int, int]
+    median_shape: tuple[Size, Size, Size]
     slice_axis: Literal[0, 1, 2]
     patch_3d: PatchPlan
     patch_2d: PatchPlan
@@ -115,6 +130,28 @@ class Plan(_Value):
     extra: tuple[str, ...] = ()
     reasons: Mapping[str, str] = Field(default_factory=dict)
 
+    @field_validator("labels")
+    @classmethod
+    def _label_table(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value.keys() <= _LABEL_KEYS:
+            raise ValueError(
+                sentence("keys", f"some of {', '.join(sorted(_LABEL_KEYS))}", short(list(value)), "Correct")
+            )
+        LabelTable.from_json(value)  # called for its refusals
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        numbers = {
+            "normalization": (len(self.normalization), len(self.channels)),
+            "patch_3d.patch_size": (len(self.patch_3d.patch_size), 3),
+            "patch_2d.patch_size": (len(self.patch_2d.patch_size), 2),
+        }
+        for key, (there, wanted) in numbers.items():
+            if there != wanted:
+                raise ValueError(sentence(key, f"{wanted} entries", there, "Correct it"))
+        return self
+
     @field_validator("class_weights")
     @classmethod
     def _known_organs(cls, value: Mapping[str, float] | None, info: ValidationInfo) -> Mapping[str, float] | None:
@@ -122,7 +159,7 @@ class Plan(_Value):
         known = names.values() if isinstance(names, Mapping) else ()
         unknown = [name for name in value or {} if name not in known]
         if unknown:
-            raise ValueError(f"no such organ: {', '.join(unknown)}")
+            raise ValueError(sentence("organs", "names of the labels", cut(", ".join(unknown)), "Correct them"))
         return value
 
     @property
@@ -180,29 +217,20 @@ def read_plan(path: Path) -> Plan:
         path: The file.
 
     Raises:
-        VolsegError: If it is missing, no YAML or not a plan, naming the first wrong key.
+        VolsegError: If it is missing, no YAML, holds a key twice or is not a plan, naming the first wrong key.
     """
+    text = read_text(path, "a plan", "Run `volseg preprocess` first, or check the path.", YAML_MB)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise VolsegError(
-            f"{path}: expected a plan, got nothing there. Run `volseg preprocess` first, or check the path."
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        got = " ".join(str(error).split())
-        raise VolsegError(f"{path}: expected a plan in YAML, got {got}. Correct it, or delete it.") from None
-    try:
-        if not isinstance(content, dict):
-            raise VolsegError(f"{path}: expected keys with values, got {type(content).__name__}. Correct it.")
-        return Plan.model_validate({**content, "reasons": _reasons(text)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise VolsegError(
-            f"{path}: {where}: expected a valid plan, got {first['input']!r} ({first['msg']}). "
-            "Correct it or run `volseg preprocess` again."
-        ) from None
+        content, repeated = parse_yaml(text)
+    except ValueError as error:
+        raise VolsegError(f"{path}: expected a plan in YAML, got {error}. Correct it, or delete it.") from None
+    if repeated:
+        raise VolsegError(f"{path}: {repeated[0]}")
+    if not isinstance(content, dict):
+        raise VolsegError(f"{path}: expected keys with values, got {type(content).__name__}. Correct it.")
+    advice = "Correct it or run `volseg preprocess` again"
+    plan: Plan = conform({**content, "reasons": _reasons(text)}, Plan, path, advice)
+    return plan
 
 
 def _reasons(text: str) -> dict[str, str]:

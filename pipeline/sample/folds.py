@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.documents import read_json
+from pipeline.core.documents import cut, read_json, short
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import text_hash, write_json
 from pipeline.core.paths import composed
@@ -163,7 +163,7 @@ def read_splits(
         parts = _parts(entry)
         if parts is None:
             rule = 'an object {"train": [case ids], "validation": [case ids]}'
-            problems.append(sentence(f"fold {number}", rule, _short(entry), _REWRITE, file=path))
+            problems.append(sentence(f"fold {number}", rule, short(entry), _REWRITE, file=path))
             continue
         # Whoever edits the file on macOS may write accented letters otherwise than the ids have them.
         train, validation = ([known.get(composed(case), case) for case in part] for part in parts)
@@ -219,9 +219,4 @@ def _problems(
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
-    return ", ".join(names[:_LONGEST_LIST]) + more
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return ", ".join(map(cut, names[:_LONGEST_LIST])) + more

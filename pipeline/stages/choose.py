@@ -21,6 +21,7 @@ from pipeline.stages.cross_validate import (
     CrossValidation,
     ModelUnderTest,
     cross_validate_models,
+    noted_validation,
 )
 from pipeline.stages.postprocessing import postprocessing_lines, write_postprocessing
 
@@ -129,10 +130,9 @@ def _validated(
     """A model and its cross-validation, brought up to date where anything changed since."""
     advice = f"Run `volseg cross-validate {model} --prepared …` first"
     try:
-        summary = read_summary(model / FOLDER)
-        entry = summary["cross_validation"]
-        prepared, folds = Path(entry["models"][0]["prepared"]), [fold["fold"] for fold in entry["folds"]]
-    except (VolsegError, KeyError, IndexError, TypeError):
+        noted = noted_validation(read_summary(model / FOLDER), model / FOLDER)
+        prepared, folds = Path(noted.models[0].prepared), [fold.fold for fold in noted.folds]
+    except VolsegError:
         ModelUnderTest.read(model, model)  # says what is wrong if it is no model at all
         raise VolsegError(sentence("model", "a cross-validated one", "one that is not", advice, file=model)) from None
     if not prepared.is_dir():

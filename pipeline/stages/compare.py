@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import VolsegError, listed, sentence
+from pipeline.core.errors import VolsegError, listed, result_of, sentence
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
@@ -87,7 +87,9 @@ def compare(
                 rule, advice = "scores, or --reference to score against", "Give --reference"
                 raise VolsegError(sentence("model", rule, "a folder without scores", advice, file=path))
             folder = out / name
-            evaluate(path, references, folder, measures=measures, meaning=meaning, jobs=jobs, progress=progress)
+            result_of(
+                evaluate, path, references, folder, measures=measures, meaning=meaning, jobs=jobs, progress=progress
+            )
         found[name] = read_evaluation(folder)
     # Before any statistics: a difference between other cases or tolerances would be none between models.
     _require_comparable(found)

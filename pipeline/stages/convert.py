@@ -62,6 +62,7 @@ def convert(
 
     Raises:
         VolsegError: If there is no dataset, the layout cannot hold it, or the folder is not free.
+        AllFailedError: If no case could be converted.
     """
     opened = open_dataset(dataset, layout)
     target = converted_dataset(opened, out, to)
@@ -100,7 +101,7 @@ def convert(
     folder.remove_empty_folders()  # of cases that failed or are gone: in the layout organs they would count as cases
     write_json(folder.record, record)
     notes = (*target.notes, *_case_notes(results), *_describe(opened, target, results))
-    return Batch.of({case: result.new for case, result in results.items()}, failed, notes)
+    return Batch.of({case: result.new for case, result in results.items()}, failed, notes).require_some()
 
 
 def require_apart(opened: Dataset, dataset: Path, out: Path) -> None:

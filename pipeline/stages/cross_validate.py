@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.together import RunsTogether
 from pipeline.core.volume import LabelMap
-from pipeline.data.dataset import CaseFiles
+from pipeline.data.dataset import CaseFiles, possible_file
 from pipeline.data.prediction_record import PredictionRecord
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
@@ -44,7 +46,7 @@ from pipeline.stages.postprocessing import (
     read_postprocessing,
     write_postprocessing,
 )
-from pipeline.stages.prediction_files import prediction_entry, why_failed
+from pipeline.stages.prediction_files import Entry, prediction_entry, why_failed
 
 FOLDER = "cross_validation"
 """In a model folder: predictions of the training cases, each by the fold that did not train on it, and their scores."""
@@ -193,11 +195,40 @@ def cross_validate_models(
     return CrossValidation(out, found.batch, summary, chosen)
 
 
+class _Model(BaseModel):
+    name: str
+    prepared: Annotated[str, AfterValidator(possible_file)]
+
+
+class _Fold(BaseModel):
+    fold: int
+    cases: list[str]
+    mean_dice: float | None
+    dice: dict[str, float | None]
+
+
+class NotedValidation(BaseModel):
+    """What ``summary.json`` says of a cross-validation."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    hash: str | None
+    models: Annotated[list[_Model], Field(min_length=1)]
+    folds: list[_Fold]
+    prepared_grid: list[str]
+
+
+def noted_validation(summary: Mapping[str, Any], folder: Path) -> NotedValidation:
+    """The part on the cross-validation; a VolsegError if it is missing or damaged."""
+    noted: NotedValidation = conform(summary.get("cross_validation"), NotedValidation, folder / "summary.json")
+    return noted
+
+
 def _earlier(found: OutOfFold, out: Path, home: Path) -> CrossValidation | None:
     """The finished cross-validation of the same predictions, if there is one."""
     try:
         summary = read_summary(out)
-        if summary.get("cross_validation", {}).get("hash") != found.hash:
+        if noted_validation(summary, out).hash != found.hash:
             return None
         return CrossValidation(out, found.batch, summary, read_postprocessing(home))
     except VolsegError:  # missing or damaged: done again
@@ -367,7 +398,10 @@ def _predict(
     # Each model sees the case as it was prepared for it.
     prepared = []
     for model in models:
-        history = GridHistory.from_json(read_info(model.prepared, name)["trace"])
+        try:
+            history = GridHistory.from_json(read_info(model.prepared, name).get("trace", {}))
+        except ValueError as error:
+            raise DataError(f"case {name}: {error}") from None
         prepared.append((np.asarray(open_prepared(model.prepared, name)[0][...]), history))
     history = prepared[0][1]
     if case.own_grid:
@@ -408,7 +442,7 @@ def _own_record(home: Path, names: set[str]) -> Iterator[PredictionRecord]:
             for other in runs.others():
                 rule, advice = "one cross-validation at a time", "Wait for it, or end it"
                 raise runs.refusal(rule, "another", other, advice)
-            record = PredictionRecord(home)
+            record = PredictionRecord(home, Entry)
             stale = set(record.entries) - names
             record.entries = {name: entry for name, entry in record.entries.items() if name not in stale}
             OutputFolder(home).remove(stale)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.errors import AllFailedError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, text_hash, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
@@ -149,6 +149,7 @@ def evaluate(
 
     Raises:
         VolsegError: If there is nothing to score, or label tables contradict each other.
+        AllFailedError: If no case could be scored; the scores and the reasons are written.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
     known = None if metadata is None else read_metadata(Path(metadata))  # first: a wrong path costs no scoring
@@ -179,7 +180,10 @@ def evaluate(
             extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
             summary = write_evaluation(result, out, extra=extra)
             runs.tell(scored=True)
-    return summary | {"notes": [*summary["notes"], *said, *runs.notes]}
+    summary = summary | {"notes": [*summary["notes"], *said, *runs.notes]}
+    if exit_code(summary) == 3:
+        raise AllFailedError(summary, result.failures)
+    return summary
 
 
 def _with_earlier(result: Evaluation, out: Path, runs: RunsTogether) -> tuple[Evaluation, tuple[str, ...]]:

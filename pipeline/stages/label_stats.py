@@ -65,6 +65,7 @@ def label_stats(
 
     Raises:
         VolsegError: If there is nothing to measure, or the folder cannot be written to.
+        AllFailedError: If no case could be measured.
     """
     tasks = _tasks(label_maps, images)
     table = label_table(read_json(labels), labels) if labels is not None else find_labels(label_maps, label_maps)
@@ -83,7 +84,8 @@ def label_stats(
     if without:
         notes.append(f"{len(without)} label maps have no image of their name, e.g. {without[0]}: no intensities.")
     done = tuple(task.case for task in tasks if task.case in found)
-    return Batch(done, (), tuple(sorted(failed)), tuple(notes)), tuple(row for _, row in rows)
+    batch = Batch(done, (), tuple(sorted(failed)), tuple(notes))
+    return batch.require_some((batch, ())), tuple(row for _, row in rows)
 
 
 def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStatistics, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, own_version, read_record, text_hash
 from pipeline.data.store import prepared_ids, read_info
@@ -113,7 +113,7 @@ def validation_cases(
         cases = folds.folds[number].validation if number < len(folds.folds) else ()
         # A fold that is still in training has no scores to compare with.
         note = fold_folder(model, number) / "validation.json"
-        if not cases or (note.is_file() and _scored(read_json(note)) != set(cases)):
+        if not cases or (note.is_file() and set(_scores(model, number).get("cases", ())) != set(cases)):
             rule = f"the validation cases of fold {number} as they were in training"
             raise VolsegError(sentence("splits.json", rule, "others", advice, file=folds.prepared))
         others = folds.prepared_by_others([Fold((), cases)], card.plan)
@@ -124,9 +124,14 @@ def validation_cases(
     return cases_of
 
 
-def _scored(validation: Any) -> set[str] | None:
-    """Cases of a ``validation.json``; None if it is no such file."""
-    return set(validation.get("cases", ())) if isinstance(validation, dict) else None
+class _Scores(BaseModel):
+    """What is read of a ``validation.json``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    training: str | None = None
+    mean_dice: float | None = None
+    cases: dict[str, dict[str, float | None]] = {}
 
 
 def training_hash(card: ModelCard, split: Fold, start: Path | None, contents: str) -> str:
@@ -253,6 +258,6 @@ def mean_dice_of(out: Path, fold: int) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _scores(out: Path, fold: int) -> dict[str, object]:
+def _scores(out: Path, fold: int) -> dict[str, Any]:
     """Content of ``validation.json``; a missing or damaged file counts as empty, and is written anew."""
-    return read_record(fold_folder(out, fold) / "validation.json")
+    return read_record(fold_folder(out, fold) / "validation.json", _Scores)

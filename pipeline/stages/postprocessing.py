@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.documents import read_json
-from pipeline.core.errors import VolsegError
+from pipeline.config.settings import Probability
+from pipeline.core.documents import conform, read_json
 from pipeline.core.files import write_json, write_text
 from pipeline.core.grid import Box
 from pipeline.core.labels import LabelTable
@@ -358,10 +359,20 @@ def _cells(decision: Decision) -> tuple[str, ...]:
 def read_postprocessing(folder: Path) -> Postprocessing:
     """Read what :func:`write_postprocessing` wrote; a VolsegError if it is missing or damaged."""
     path = folder / POSTPROCESSING_FILE
-    content = read_json(path, _ADVICE)
-    try:
-        decisions = [Decision(**{**entry, "step": Step(**entry["step"])}) for entry in content["decisions"]]
-        mean = content["mean_dice"]
-        return Postprocessing(tuple(decisions), int(content["cases"]), mean["before"], mean["after"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VolsegError(f"{path}: expected the decisions of a cross-validation, got {error!r}. {_ADVICE}") from None
+    found: _Found = conform(read_json(path, _ADVICE), _Found, path, _ADVICE)
+    return Postprocessing(found.decisions, found.cases, found.mean_dice.before, found.mean_dice.after)
+
+
+class _Means(BaseModel):
+    before: Probability | None
+    after: Probability | None
+
+
+class _Found(BaseModel):
+    """What is read of ``postprocessing.json``."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    decisions: tuple[Decision, ...]
+    cases: int
+    mean_dice: _Means

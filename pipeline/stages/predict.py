@@ -6,8 +6,8 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -26,7 +26,7 @@ from pipeline.core.signals import STOPS, Progress, silent, stoppable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_inputs import Inputs, find_inputs
-from pipeline.engine.local import Batch
+from pipeline.engine.local import Batch, Task, within_limit
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, segment, segment_region, segment_softly
@@ -243,11 +243,12 @@ class Predictor:
         Raises:
             VolsegError: If the predictor has no folder, there is nothing to segment, two inputs would be written to one
                 file, an organ is not known, or a file is in the way.
+            AllFailedError: If no case could be predicted.
             KeyboardInterrupt, Stopped: If someone ended the work. What is finished is noted, and no file half written.
         """
         folder, found = _planned(self, inputs, Path(out), output or Output())
         if not found.cases:
-            return Batch((), (), tuple(sorted(found.failed)), found.notes)
+            return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
         with folder.opened() as runs, keep_freed_memory():
             # A run that joins others begins elsewhere: given the same inputs, they share them.
@@ -260,7 +261,7 @@ class Predictor:
             if on_stop is not None:
                 on_stop(batch)
             raise stopped
-        return batch
+        return batch.require_some()
 
     def require_whole_images(self) -> None:
         """Make sure that every window is looked at, as probabilities need it: where none was, there are no logits.
@@ -436,6 +437,8 @@ def _origin(predictor: Predictor) -> dict[str, str]:
 
 # Reading the next case and writing the last one while one is computed.
 
+_WRITE_S = 30.0  # for the mask that is being written when someone ends the work
+
 
 def overlapped(
     items: Sequence[T],
@@ -460,38 +463,37 @@ def overlapped(
         done: Called after the second step of every item, also where one failed.
 
     Raises:
-        KeyboardInterrupt, Stopped: If someone ended the work, once the item that is being written has been written.
+        KeyboardInterrupt, Stopped: If someone ended the work, once the item that is being written has been written; a
+            reader or writer that hangs is not waited for.
     """
 
-    def settle(writing: tuple[T, Future[None]] | None) -> None:
+    def settle(writing: tuple[T, Task[None]] | None) -> None:
         if writing is not None:
             try:
-                writing[1].result()
+                writing[1].result(_WRITE_S if stop.signal else None)
             except Exception as error:  # of the disk, say
                 failed(writing[0], error)
 
-    with stoppable() as stop, ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        writing: tuple[T, Future[None]] | None = None
-        coming = [reader.submit(read, item) for item in items[:1]]
+    with stoppable() as stop:
+        writing: tuple[T, Task[None]] | None = None
+        coming = [Task(partial(read, item)) for item in items[:1]]
         try:
             for number, item in enumerate(items):
                 current = coming.pop()
-                coming = [reader.submit(read, following) for following in items[number + 1 : number + 2]]
+                coming = [Task(partial(read, following)) for following in items[number + 1 : number + 2]]
                 try:
                     with stop.at_once():
-                        made = work(current.result())
+                        made = within_limit(partial(work, current.result()))
                 except Exception as error:
                     failed(item, error)
                 else:
                     # Waiting for the write before this one keeps one result in memory, not one per case.
                     before, writing = writing, None
                     settle(before)
-                    writing = item, writer.submit(write, made)
+                    writing = item, Task(partial(write, made))
                     del made
                 # The future holds the image, which the case after the next one must not wait for.
                 del current
                 done()
         finally:
-            for future in coming:
-                future.cancel()
             settle(writing)

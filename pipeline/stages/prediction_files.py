@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
 from pipeline.core.files import OutputFolder, read_record, write_json, write_text
@@ -18,7 +20,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
-from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
+from pipeline.data.prediction_record import RECORD_FILE, Entries, PredictionRecord, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
@@ -272,6 +274,26 @@ def same_labels(file: Path, table: LabelTable) -> bool:
     return (there.names, there.regions) == (table.names, table.regions)
 
 
+# ``predictions.json``: which image each mask came from, how it was cleaned, and whether it is finished.
+
+
+class Entry(BaseModel):
+    """What is used of an entry of either record; further keys stay as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    prediction: str
+    hash: str = ""
+    organ_files: list[str] | None = None
+    soft_files: list[str] | None = None
+    confidence: dict[str, float | None] = {}
+
+
+def earlier_entries(out: Path) -> Entries:
+    """Entries of ``predictions.json`` by file name."""
+    return PredictionRecord(out, Entry).entries
+
+
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
     """The entry of a mask that is not done yet, which an empty hash says; ``name`` is the mask's."""
     images = [str(real(path)) for path in files.images]
@@ -306,9 +328,29 @@ def write_soft(soft: SoftPrediction, paths: SoftPaths, *, like: Path | None = No
 # ``statistics.json`` and ``statistics.csv``: volume, intensities and edges of every organ.
 
 
+class _Organ(BaseModel):
+    """What becomes a line of the table."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: int | list[int]
+    voxels: int
+    volume_ml: float
+    intensity: dict[str, dict[str, float | None]]
+    touches_edge: bool
+    edges: list[str]
+    confidence: float | None = None
+
+
+class _Measured(Entry):
+    case: str
+    organs: dict[str, _Organ]
+
+
 def earlier_statistics(out: Path) -> Entries:
     """What is known of every mask, by file name."""
-    return by_mask(out, read_record(out / STATISTICS_FILES[0]).get("cases", ()))
+    file = out / STATISTICS_FILES[0]
+    return by_mask(file, read_record(file).get("cases"), _Measured)
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pipeline.stages.prediction_files import (
     PROBABILITIES,
     STATISTICS_FILES,
     CasePaths,
+    Entry,
     Labels,
     Output,
     earlier_statistics,
@@ -107,7 +108,7 @@ class PredictionFolder:
         with RunsTogether(self.out, "predictions") as self.runs:
             with self.runs.alone():
                 # All is read here: a mask that another run has written since would be taken for a stranger's file.
-                self.record = PredictionRecord(self.out)
+                self.record = PredictionRecord(self.out, Entry)
                 self.statistics = earlier_statistics(self.out) if self.entries else {}
                 others = self.runs.others()
                 for other in others:

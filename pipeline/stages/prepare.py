@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, read_record, remove_leftovers, signature, write_json
@@ -284,6 +286,7 @@ def preprocess(
 
     Raises:
         VolsegError: If there is no dataset, or no usable case, or the plan is that of another dataset.
+        AllFailedError: If no case could be prepared.
     """
     settings, out = settings or Settings(), Path(out)
     opened = open_dataset(dataset, layout)
@@ -319,8 +322,9 @@ def preprocess(
                 "prepare",
                 lambda files: prepare_bytes(files, chosen, known.get(files.id)),
             )
+        failed += more
+        Batch.of(written, failed).require_some()
         with runs.alone():
-            failed += more
             notes += (*opened.notes, *remove_former(opened, source, out))
             notes += _write_folds(runs, out / "splits.json", opened, written, settings, failed)
     return Batch.of(written, failed, (*notes, *runs.notes))
@@ -330,6 +334,14 @@ def source_of(dataset: Path | str) -> str:
     """What tells whether two runs were given the same dataset."""
     path = Path(dataset).resolve()
     return str(path.parent if path.name == "dataset.json" else path)
+
+
+class _Noted(BaseModel):
+    """What ``case.json`` tells of where a case came from."""
+
+    images: list[str] = []
+    labels: list[str] = []
+    dataset: str | None = None
 
 
 def remove_former(dataset: Dataset, source: str, out: Path) -> tuple[str, ...]:
@@ -342,11 +354,11 @@ def remove_former(dataset: Dataset, source: str, out: Path) -> tuple[str, ...]:
     for note in sorted((out / "cases").glob("*/case.json")):
         if note.parent.name in listed:
             continue
-        info = read_record(note)
-        files = [split_source(Path(path))[0] for path in (*info.get("images", ()), *info.get("labels", ()))]
+        info = _Noted(**read_record(note, _Noted))
+        files = [split_source(Path(path))[0] for path in (*info.images, *info.labels)]
         # Cases that an older version prepared do not tell their dataset; a folder that is not there may come back.
         lost = bool(files) and not any(path.exists() or not path.parent.is_dir() for path in files)
-        if info.get("dataset") == source or lost:
+        if info.dataset == source or lost:
             note.unlink()  # first: without it the case is not there
             for path in note.parent.iterdir():
                 path.unlink()

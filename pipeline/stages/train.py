@@ -23,7 +23,7 @@ from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import PLAIN, choose_device
-from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, trained_folds
+from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
@@ -368,7 +368,9 @@ class StartModel:
             VolsegError: If nothing fits.
         """
         path, other = self.weights(fold), self.card.plan
-        result = transfer_weights(network, load_weights(path))
+        weights = load_weights(path)
+        require_numbers(weights, path)
+        result = transfer_weights(network, weights)
         if not result.kernels:
             rule, advice = "weights that fit the network", "Train the same network, or another model with its options"
             raise VolsegError(f"{path}: expected {rule}, got those of {self.card.network.name}. {advice}.")

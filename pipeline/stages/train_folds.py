@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from pipeline.engine.places import run_at_places
 from pipeline.model.device import choose_device
 from pipeline.stages.model_files import finished_as, mean_dice_of
 from pipeline.stages.train import PlannedTraining, train
+from pipeline.train.distributed import launched
 from pipeline.train.log import EpochRecord
 from pipeline.train.state import Callbacks
 
@@ -135,7 +135,7 @@ def train_folds(
 
 
 def _require_one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         rule, advice = "one fold", "Leave torchrun out: every GPU gets a fold of its own, or give --fold 0"
         raise VolsegError(sentence("torchrun", rule, "all folds", advice))
 

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 from torch import Tensor
 
 from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
+from pipeline.core.documents import conform
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_record, text_hash, write_json
 from pipeline.model.base import SegmentationNetwork, SizeRule
@@ -218,11 +220,18 @@ def remember(content_hash: str, how: Execution) -> None:
 
 def remembered(content_hash: str) -> Execution | None:
     """The choice that was kept; None if there is none."""
+    path = _memory_file()
+    given = read_record(path).get(content_hash)
     try:
-        return Execution(**read_record(_memory_file())[content_hash])
-    except (KeyError, TypeError):
+        known: Execution | None = conform(given, Execution | None, path)
+    except VolsegError:  # damaged: measured again
         return None
+    return None if known is None or asdict(known) != given else known
 
 
 def _memory_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volseg" / "autotune.json"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user whom the system does not know, as in containers
+        home = Path(gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "volseg" / "autotune.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.core.documents import conform, require_regular
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import copy_file
 from pipeline.model.folder import load_weights, save_weights
-from pipeline.train.log import EpochRecord
-from pipeline.train.state import EpochPart, TrainingProgress, TrainState
+from pipeline.train.state import TrainingProgress, TrainState
 
 _FILE = "last.safetensors"
 _NUMBERED = "step_"
+_ADVICE = "Begin anew with --restart"
+_LONGEST_REASON = 300  # PyTorch lists every tensor
 
 
 def save_checkpoint(
@@ -88,26 +91,42 @@ def load_checkpoint(folder: Path, training_hash: str, state: TrainState) -> Trai
     content = require_same_training(folder, training_hash)
     if content is None:
         return TrainingProgress()
-    parts = _parts(load_weights(folder / _FILE))
-    state.network.load_state_dict(parts["network"])
-    # In place: the average keeps its device and memory format.
-    for name, tensor in state.average.items():
-        tensor.copy_(parts["average"][name])
-    _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
-    if content["scaler"]:  # empty where another device trained without a loss scale
-        state.scaler.load_state_dict(content["scaler"])
-    _set_dropout_state(state, parts["random"])
-    progress = content["progress"]
-    records = tuple(EpochRecord(**record) for record in progress.pop("records"))
-    return TrainingProgress(**{**progress, "part": EpochPart(**progress["part"])}, records=records)
+    path = folder / _FILE
+    parts = _parts(load_weights(path))
+    try:
+        state.network.load_state_dict(parts["network"])
+        # In place: the average keeps its device and memory format.
+        for name, tensor in state.average.items():
+            tensor.copy_(parts["average"][name])
+        _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
+        if content["scaler"]:  # empty where another device trained without a loss scale
+            state.scaler.load_state_dict(content["scaler"])
+        _set_dropout_state(state, parts["random"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        got = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise VolsegError(f"{path}: expected a checkpoint of this network, got {got}. {_ADVICE}.") from None
+    progress: TrainingProgress = conform(content["progress"], TrainingProgress, path, _ADVICE)
+    return replace(progress, records=tuple(progress.records))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A checkpoint beside its tensors."""
+
+    identity: str
+    progress: TrainingProgress
+    scaler: dict[str, Any]
 
 
 def _content(path: Path) -> Any:
+    require_regular(path)
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["state"])
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise VolsegError(f"{path}: expected a checkpoint, got {error}. Begin anew with --restart.") from None
+            content = json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
+        raise VolsegError(f"{path}: expected a checkpoint, got {error}. {_ADVICE}.") from None
+    conform(content, _Content, path, _ADVICE)
+    return content
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -102,6 +102,19 @@ class Processes:
 SINGLE = Processes()
 
 
+def launched() -> int:
+    """How many processes ``torchrun`` started together with this one; 1 without it.
+
+    Batch systems set WORLD_SIZE and RANK for every job, also where one process is to train alone.
+    """
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints."""
+    return launched() == 1 or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Join the other processes if ``torchrun`` started this one; without it the training is this one's alone.
@@ -109,7 +122,7 @@ def joined() -> Iterator[Processes]:
     Raises:
         VolsegError: If there are more processes than GPUs on this machine.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = launched()
     if count == 1:
         yield SINGLE
         return

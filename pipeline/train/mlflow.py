@@ -113,8 +113,8 @@ class Tracker:
 
     def _earlier_run(self) -> str | None:
         """The run of this fold on the same server, if there is one."""
-        known = read_record(self.folder / RUN_FILE)
-        return str(known["run"]) if "run" in known and known.get("uri") == self.uri else None
+        known = read_record(self.folder / RUN_FILE, dict[str, str])
+        return known.get("run") if known.get("uri") == self.uri else None
 
     def _send_epoch(self, record: EpochRecord) -> None:
         self._send_metrics([(record.epoch, scalars(record))])

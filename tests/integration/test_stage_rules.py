@@ -152,7 +152,8 @@ def test_an_edited_plan_is_followed(dataset: Path, prepared: Path, tmp_path: Pat
     assert (len(batch.done), batch.failed) == (6, ())
     assert read_plan(tmp_path / "p" / "plan.yaml") == edited
     assert read_info(tmp_path / "p", "toy_0")["recipe"] == edited.content_hash
-    write_plan(edited.model_copy(update={"channels": ("CT", "MR")}), tmp_path / "mine.yaml")
+    other = {"channels": ("CT", "MR"), "normalization": edited.normalization * 2}
+    write_plan(edited.model_copy(update=other), tmp_path / "mine.yaml")
     with pytest.raises(VolsegError, match=r"mine.yaml: plan: expected one with this dataset's channels and labels"):
         preprocess(dataset, tmp_path / "p", toy_settings(), jobs=1, plan=tmp_path / "mine.yaml")
 

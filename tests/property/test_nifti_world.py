@@ -19,7 +19,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import check_case
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.itk import itk_affine
+from pipeline.data.itk_open import itk_affine
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_volume, write_label_map
 from tests.helpers.effort import tries
@@ -133,7 +133,8 @@ def _itk(path: Path) -> np.ndarray | None:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    return itk_affine(reader)
+    read = {"size": reader.GetSize(), "spacing": reader.GetSpacing(), "origin": reader.GetOrigin()}
+    return itk_affine({**read, "direction": reader.GetDirection()})
 
 
 def _apart_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:

@@ -67,7 +67,9 @@ def browser() -> Iterator[Browser]:
             pytest.fail(message)
         pytest.skip(message)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, OFFLINE])
+        # Chromium puts a socket into its temporary folder, whose path must be short.
+        own = {**os.environ, "TMPDIR": "/tmp"}
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, OFFLINE], env=own)
         yield browser
         browser.close()
 

@@ -195,9 +195,73 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path, text: str, probl
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert problems(tmp_path / "none.yaml") == ("expected a YAML file, got nothing there. Check the path.",)
-    assert problems(tmp_path)[0].startswith("expected YAML, got ")
+    assert problems(tmp_path) == ("expected a readable file, got 'Is a directory'. Check path and permissions.",)
     (tmp_path / "latin.yaml").write_bytes(b"model: {name: \xe9}\n")
-    assert problems(tmp_path / "latin.yaml")[0].startswith("expected YAML, got 'utf-8' codec")
+    assert problems(tmp_path / "latin.yaml")[0].startswith("expected a YAML file in UTF-8, got 'utf-8' codec")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (2 << 20))
+    assert problems(tmp_path / "large.yaml") == ("expected a YAML file of at most 1 MB, got more. Check the path.",)
+
+
+def chain(first: str, link: str, length: int) -> str:
+    """Values each of which names the one before, several times."""
+    return f"a0: &a0 {first}\n" + "".join(f"a{n}: &a{n} {link.format(f'a{n - 1}')}\n" for n in range(1, length))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (chain("[x, x]", "[*{0}, *{0}]", 20), "more than 100,000 values, or aliases"),
+        (chain("{k: 1}", "{{<<: [*{0}, *{0}, *{0}]}}", 12), "more than 100,000 values, or aliases"),
+        ("train: &a {epochs: [*a]}\n", "more than 100,000 values, or aliases that lead back to themselves. Correct"),
+        ("train: " + "[" * 100_000, "too many levels. Correct the file."),
+        ("train: " + "{a: " * 60 + "}" * 60, "too many levels. Correct the file."),
+        ("train: {epochs: !!int foo}\n", "a value that is not of the type it names. Correct the file."),
+        ("train: {epochs: !!bool foo}\n", "a value that is not of the type it names. Correct the file."),
+        ("train: {epochs: !!set {a, b}}\n", "the type !!set. Correct the file."),
+        ("train: {epochs: !!binary gIGC}\n", "the type !!binary. Correct the file."),
+        ("train: {epochs: " + "9" * 5000 + "}\n", "a number of 5000 characters. Correct the file."),
+        ("train: {epochs: 1" + ":1" * 100_000 + "}\n", "a number of 200001 characters. Correct the file."),
+        ('model: {name: "\\ud800"}\n', "'utf-8' codec can't encode character '\\ud800'"),
+    ],
+)
+def test_yaml_that_would_fill_the_memory_or_break_off_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    (found,) = problems(written(tmp_path, text))
+    assert found.startswith(f"expected YAML, got {problem}")
+    value = text.partition(": ")[2].strip()
+    if text.startswith("train: {epochs: "):  # the same values, given with --set
+        (found,) = problems(overrides=(f"train.epochs={value.removeprefix('{epochs: ').removesuffix('}')}",))
+        assert "expected a YAML value after =, got " in found
+        assert len(found) < 250
+
+
+def test_what_looks_like_a_date_is_text() -> None:
+    assert load_settings(overrides=["model.name=2024-01-01"]).model.name == "2024-01-01"
+    assert problems(overrides=("train.epochs=2024-13-45",)) == (
+        "train.epochs: expected a valid integer, got '2024-13-45'. Correct the value.",
+    )
+
+
+def test_aliases_are_read_and_an_override_changes_one_place_only(tmp_path: Path) -> None:
+    path = written(tmp_path, "augment: {scale: &a [0.9, 1.1], gamma: *a}\nmodel: &m {}\ninfer: *m\n")
+    settings = load_settings(path, ["infer.mirror=true"])
+    assert settings.augment.scale == settings.augment.gamma == (0.9, 1.1)
+    assert settings.infer.mirror
+
+
+def test_many_problems_are_told_in_part(tmp_path: Path) -> None:
+    found = problems(written(tmp_path, f"infer: {{window_size: [{'x, ' * 500}]}}\n"), tuple(["x"] * 3))
+    assert found[3] == "infer.window_size.0: expected a valid integer, got 'x'. Correct the value."
+    assert (len(found), found[-1]) == (51, "… and more. Correct these first.")
+
+
+def test_numbers_stay_within_what_machines_count_with(tmp_path: Path) -> None:
+    assert problems(overrides=("train.seed=1e30",)) == (
+        "train.seed: expected a smaller number, got 1e+30. Correct the value.",
+    )
+    assert problems(overrides=("sample.batch_size=10000000000",))[0].startswith("sample.batch_size: expected at most")
+    assert problems(overrides=("preprocess.spacing_mm=[1, 1, 1e30]",))[0].startswith("preprocess.spacing_mm.2: expect")
+    assert problems(overrides=(f"train.budget={'9' * 400}d",))[0].startswith("train.budget: duration: expected a time")
+    assert problems(overrides=(f"model.options.{'a.' * 3000}b=1",))[0].startswith("--set model.options.a.a.")
 
 
 def test_yaml_tags_run_no_code(tmp_path: Path) -> None:

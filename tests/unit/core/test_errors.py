@@ -3,7 +3,17 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from pipeline.core.errors import ConfigError, DataError, VolsegError, one_line, sentence, unforeseen, visible
+from pipeline.core.errors import (
+    AllFailedError,
+    ConfigError,
+    DataError,
+    VolsegError,
+    one_line,
+    result_of,
+    sentence,
+    unforeseen,
+    visible,
+)
 
 
 def test_a_sentence_names_case_file_rule_value_and_what_to_do() -> None:
@@ -68,3 +78,14 @@ def test_no_name_of_a_case_or_file_begins_a_line_of_its_own() -> None:
 def test_addresses_of_objects_tell_no_one_anything() -> None:
     error = RuntimeError(f"applying transform {object()}\nand more")
     assert unforeseen(error) == "RuntimeError: applying transform <object object> and more"
+
+
+def test_the_error_of_a_batch_says_why_the_first_case_fell_and_holds_what_there_is() -> None:
+    error = pickle.loads(pickle.dumps(AllFailedError({"cases": 2}, [("a", "a.nii: no volume."), ("b", "case b: x.")])))
+    assert (str(error), error.result) == ("case a: a.nii: no volume. All 2 cases failed.", {"cases": 2})
+    assert str(AllFailedError(None, [("b", "case b: x.")])) == "case b: x."
+
+    def fail(number: int) -> int:
+        raise AllFailedError(number, [("a", "x.")])
+
+    assert (result_of(fail, 7), result_of(abs, -3)) == (7, 3)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError
@@ -14,6 +15,7 @@ from pipeline.core.files import (
     atomic_path,
     copy_file,
     file_hash,
+    read_record,
     remove_leftovers,
     text_hash,
     write_bytes,
@@ -194,3 +196,20 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -
     remove_leftovers(tmp_path, deep=True)
     assert there() == sorted(kept)
     remove_leftovers(tmp_path / "missing")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    cases: dict[str, int]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", '{"cases": [1]}', '{"cases": {"a": "1"}}', '{"cases": {"a": 1}, "more": 1e999}']
+)
+def test_a_damaged_record_is_none(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    assert read_record(path, _Record) == {}
+    path.write_text('{"cases": {"a": 1}, "more": [2]}')
+    assert read_record(path, _Record) == read_record(path) == {"cases": {"a": 1}, "more": [2]}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,3 +178,26 @@ def test_other_values_become_background() -> None:
     found = keep_values(labels, (1, 7))
     assert found.dtype == np.uint8
     assert found.tolist() == [0, 1, 0, 7, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"names": None, "regions": []},
+        {"names": ["a"]},
+        {"names": {"1": 2}},
+        {"names": {"1": "a"}, "regions": {"r": 1}},
+        {"names": {"1": "a"}, "regions": {"r": ["1.5"]}},
+        {"names": {"²": "a"}},
+        {"names": {"1" * 5000: "a"}},
+        {"names": {1.5: "a"}},
+        {"names": {"1": "a"}, "ignore_label": True},
+        {"names": {"1": "a"}, "ignore_label": 2**70},
+        {"names": {str(n): f"organ {n}" for n in range(1, 40_000)}},
+    ],
+)
+def test_tables_of_files_are_checked(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(label table|regions|region 'r'): expected") as caught:
+        LabelTable.from_json(content)
+    assert len(str(caught.value)) < 250

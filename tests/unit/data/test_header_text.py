@@ -167,6 +167,7 @@ def test_png(tmp_path: Path) -> None:
     require_same(path, copy)
 
 
+@pytest.mark.filterwarnings("ignore::pipeline.core.notices.FileWarning")  # nibabel and ITK say it, too
 @pytest.mark.parametrize("big", [False, True])
 def test_tiff(tmp_path: Path, big: bool) -> None:
     path = tmp_path / "a.tif"

@@ -410,6 +410,16 @@ def test_a_grey_picture_among_coloured_ones_is_named(tmp_path: Path) -> None:
     assert "case b: image channels: expected 3 files, got 1." in next(p.message for p in report.problems)
 
 
+def test_a_coloured_picture_among_grey_ones_is_named(tmp_path: Path) -> None:
+    for name, pixels in (("a", PIXELS), ("b", PIXELS[..., 0]), ("c", PIXELS[..., 1])):
+        write(tmp_path / "images" / f"{name}.png", pixels)
+        write(tmp_path / "labels" / f"{name}.png", LABEL)
+    report = check_dataset(open_dataset(tmp_path))
+    wrong = [(problem.case, problem.message) for problem in report.problems if problem.severity == "error"]
+    assert [case for case, _ in wrong] == ["a"]
+    assert "a.png: shape: expected one number per pixel, got the three colours of a picture. Save it in" in wrong[0][1]
+
+
 def test_pictures_to_predict_are_cases_whatever_their_numbers(tmp_path: Path) -> None:
     for name in ("eye_0001", "eye_0002", "b"):
         write(tmp_path / f"{name}.png", PIXELS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import VolsegError
-from pipeline.data.prediction_record import PredictionRecord, journal_entries, recorded
+from pipeline.data.prediction_record import PredictionRecord, journal_entries
 
 
 def entry(name: str, content_hash: str = "") -> dict[str, object]:
@@ -23,7 +23,10 @@ def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
     assert list(again.entries) == ["a.nii"]
     again.note(entry("c", "2"))
     again.note(entry("a", "3"))
-    assert {name: found["hash"] for name, found in recorded(tmp_path).items()} == {"a.nii": "3", "c.nii": "2"}
+    assert {name: found["hash"] for name, found in PredictionRecord(tmp_path).entries.items()} == {
+        "a.nii": "3",
+        "c.nii": "2",
+    }
     assert [found["case"] for found in journal_entries(tmp_path)] == ["a", "c", "a"]
     again.write()
     assert [found["hash"] for found in json.loads((tmp_path / "predictions.json").read_text())["cases"]] == ["3", "2"]
@@ -40,14 +43,14 @@ def test_what_others_note_is_taken_over(tmp_path: Path) -> None:
     one.write(alone=False)
     other.note(entry("late"))
     one.refresh()
-    assert set(one.entries) == set(recorded(tmp_path)) == {*other.entries, *one.entries}
+    assert set(one.entries) == set(PredictionRecord(tmp_path).entries) == {*other.entries, *one.entries}
     assert "late.nii" in one.entries
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\n", b"[1]\n", b'{"prediction": 3}\n', b"\n\n", b"3\nnull\n"])
 def test_lines_that_are_no_entries_do_not_count(tmp_path: Path, text: bytes) -> None:
     (tmp_path / ".predictions.jsonl").write_bytes(text)
-    assert recorded(tmp_path) == {}
+    assert PredictionRecord(tmp_path).entries == {}
 
 
 def test_a_note_costs_the_same_in_a_large_folder(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_note_costs_the_same_in_a_large_folder(tmp_path: Path) -> None:
     assert (tmp_path / ".predictions.jsonl").stat().st_size < 1000 < size / 1000
     assert (tmp_path / "predictions.json").stat().st_size == size
     assert time.perf_counter() - began < 0.5  # each took 0.1 s when the file was written anew
-    assert recorded(tmp_path)["c7.nii"]["hash"] == "2"
+    assert PredictionRecord(tmp_path).entries["c7.nii"]["hash"] == "2"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

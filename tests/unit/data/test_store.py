@@ -1,5 +1,6 @@
 """The prepared-case store."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,8 @@ def test_a_missing_or_truncated_file_is_named(tmp_path: Path, case: PreparedCase
 def test_damage_inside_a_chunk_is_named_when_it_is_read(tmp_path: Path, case: PreparedCase, damage: bytes) -> None:
     write_prepared(tmp_path, case)
     path = tmp_path / "cases" / "case 1" / "image.b2nd"
+    info = {key: value for key, value in read_info(tmp_path, "case 1").items() if key != "checksums"}
+    path.with_name("case.json").write_text(json.dumps(info))  # as older versions wrote it
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(content[:half] + damage * 400 + content[half + 400 :])
@@ -106,6 +109,42 @@ def test_damage_inside_a_chunk_is_named_when_it_is_read(tmp_path: Path, case: Pr
     ):
         with pytest.raises(DataError, match=r"image.b2nd: expected a blosc2 array, got .* `volseg preprocess` again"):
             read()
+
+
+@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "voxels.npy.gz"])
+def test_a_changed_byte_anywhere_is_found_before_a_voxel_is_read(tmp_path: Path, case: PreparedCase, name: str) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / name
+    content = path.read_bytes()
+    for place in np.linspace(0, len(content) - 1, 40).astype(int).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=f"{name}: expected .*, got another content than was prepared. Delete the"):
+            read_class_voxels(tmp_path, "case 1") if name == "voxels.npy.gz" else open_prepared(tmp_path, "case 1")
+    path.write_bytes(content)
+    assert np.array_equal(read_prepared(tmp_path, "case 1").label, case.label)
+
+
+def test_arrays_of_other_cases_are_refused(tmp_path: Path, case: PreparedCase) -> None:
+    write_prepared(tmp_path, case)
+    home = tmp_path / "cases" / "case 1"
+    (home / "image.b2nd").write_bytes(packed(case.image[:, 1:]))
+    info = read_info(tmp_path, "case 1")
+    (home / "case.json").write_text(json.dumps({key: value for key, value in info.items() if key != "checksums"}))
+    with pytest.raises(
+        DataError, match=r"case 1: expected an image and its label map, got shapes \(2, 19, 70, 9\) and"
+    ):
+        open_prepared(tmp_path, "case 1")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"group": ["a"]}, {"images": "a"}, {"hash": 3}, {"trace": []}, {"checksums": {"image.b2nd": 1}}]
+)
+def test_entries_of_another_type_are_named(tmp_path: Path, case: PreparedCase, wrong: dict[str, object]) -> None:
+    write_prepared(tmp_path, case)
+    path = tmp_path / "cases" / "case 1" / "case.json"
+    path.write_text(json.dumps({**read_info(tmp_path, "case 1"), **wrong}))
+    with pytest.raises(VolsegError, match=rf"case.json: {next(iter(wrong))}.*: expected .* Delete the case's folder"):
+        open_prepared(tmp_path, "case 1")
 
 
 def test_damaged_voxels_inside_the_archive_are_named(tmp_path: Path, case: PreparedCase) -> None:
@@ -126,7 +165,7 @@ def test_a_damaged_case_json_means_that_the_case_is_made_again(
     path.write_bytes(content)
     assert stored_hash(tmp_path, "case 1") is None
     if b"3" not in content:
-        with pytest.raises(VolsegError, match=r"case.json: expected "):
+        with pytest.raises(VolsegError, match=r"case.json: (content: )?expected "):
             read_info(tmp_path, "case 1")
 
 

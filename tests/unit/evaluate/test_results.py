@@ -86,8 +86,54 @@ def test_damaged_folders_are_one_sentence(evaluation, tmp_path):
     with pytest.raises(VolsegError, match=r"scores\.csv: expected a table of scores, got nothing there"):
         read_evaluation(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(VolsegError, match=r"expected the summary of an evaluation"):
+    with pytest.raises(VolsegError, match=r"summary\.json: overall: expected one more value, got nothing\. Run"):
         read_summary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("overall", "dice"), None, r"overall\.dice: expected a section with keys, got None\. Run `volseg evaluate`"),
+        (("overall", "dice", "mean"), "0.5", r"overall\.dice\.mean: expected a valid number, got '0\.5'"),
+        (("organs", "liver", "n"), [], r"organs\.liver\.n: expected a valid integer, got \[\]"),
+        (("cases", 0, "images"), "x", r"cases\.0\.images: expected a valid list, got 'x'"),
+        (("cases", 0, "reference"), "a/" + "b" * 300, r"cases\.0\.reference: expected a file name of at most"),
+        (("cases", 0, "reference"), "a\0", r"cases\.0\.reference: expected a file name of at most"),
+        (("cases", 0, "worst_organ"), "heart", "organs: expected those of the labels, all measured alike, got 'heart'"),
+        (("labels", "names"), {"²": "a"}, r"labels: label table: expected whole numbers as values, got '²'"),
+        (("measures", "tolerance_mm"), "wide", r"tolerance_mm: expected a valid number, got 'wide'"),
+        (("failures",), [1], r"failures\.0: expected a section with keys, got 1"),
+    ],
+)
+def test_a_summary_of_other_types_is_named(evaluation, tmp_path, keys, value, message):
+    write_evaluation(evaluation, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    part = summary
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(VolsegError, match=rf"summary\.json: (content: )?{message}"):
+        read_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (",1,", ",²,"),
+        (",1,", "," + "1" * 5000 + ","),
+        ("liver", "heart"),
+        ("scored", ""),
+        ("a,1", "a," + "x" * 200_000),
+    ],
+)
+def test_a_table_of_other_scores_is_refused(evaluation, tmp_path, old, new):
+    write_evaluation(evaluation, tmp_path)
+    path = tmp_path / "scores.csv"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(VolsegError, match=r"expected the files of an evaluation, got .*`volseg evaluate`") as caught:
+        read_evaluation(tmp_path)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
 
 
 def test_measured_columns_come_back_and_infinity_is_written_out(tmp_path):

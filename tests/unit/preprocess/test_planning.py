@@ -86,10 +86,10 @@ def test_a_plan_of_an_earlier_version_is_read_and_prepares_the_same_cases(tmp_pa
 @pytest.mark.parametrize(
     ("edited", "message"),
     [
-        ("livr: 4.0", "class_weights: expected a valid plan, got .*no such organ: livr"),
-        ("tumour: 0", "class_weights.tumour: expected a valid plan, got 0 .*greater than 0"),
-        ("tumour: .inf", "class_weights.tumour: expected a valid plan, got inf"),
-        ("tumour: heavy", "class_weights.tumour: expected a valid plan, got 'heavy'"),
+        ("livr: 4.0", "class_weights: organs: expected names of the labels, got livr"),
+        ("tumour: 0", "class_weights.tumour: expected more than 0, got 0"),
+        ("tumour: .inf", "class_weights.tumour: expected a finite number, got inf"),
+        ("tumour: heavy", "class_weights.tumour: expected a valid number, got 'heavy'"),
     ],
 )
 def test_wrong_edits_are_named(tmp_path: Path, edited: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,8 +128,21 @@ def test_an_edited_plan_with_a_wrong_key_is_refused(tmp_path: Path) -> None:
     write_plan(plan_of(tmp_path, case(tmp_path)), tmp_path / "plan.yaml")
     text = (tmp_path / "plan.yaml").read_text()
     for wrong, message in (
-        (text.replace("crop: nonzero", "crop: body"), "plan.yaml: crop: expected a valid plan, got 'body'"),
+        (text.replace("crop: nonzero", "crop: body"), "plan.yaml: crop: expected 'nonzero' or 'none', got 'body'"),
         (text.replace("crop: nonzero", "crop: [nonzero"), "plan.yaml: expected a plan in YAML, got"),
+        (text + "crop: none\n", "plan.yaml: crop: expected the key once, got it on lines"),
+        (text.replace("crop: nonzero", "crop: &a [*a]"), "plan.yaml: expected a plan in YAML, got more than 100,000"),
+        (
+            re.sub(r"spacing_mm: \[[0-9.]+", "spacing_mm: [1.0e+30", text),
+            "spacing_mm.0: expected at most 10000, got",
+        ),
+        (text.replace("orientation: RAS", "orientation: RAA"), "plan.yaml: orientation: orientation: expected three"),
+        (re.sub("'([0-9]+)': ", r"'x\1': ", text), "plan.yaml: labels: label table: expected whole numbers"),
+        (
+            text.replace("  names:", "  x: 2024-13-45\n  names:"),
+            "plan.yaml: labels: keys: expected some of ignore_label",
+        ),
+        (text.replace("low: null", "low: 3").replace("high: null", "high: 2"), "low, high: expected low <= high"),
         ("- crop", "plan.yaml: expected keys with values, got list"),
     ):
         (tmp_path / "plan.yaml").write_text(wrong)

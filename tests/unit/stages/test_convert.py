@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.documents import read_json
-from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.errors import AllFailedError, DataError, VolsegError
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import Image, LabelMap
@@ -213,8 +213,9 @@ def test_without_a_usable_case_there_is_no_description(tmp_path) -> None:
     root, out = write_source(tmp_path / "source", LABELS, ("CT",), tests=0), tmp_path / "out"
     for path in (root / "volumes").glob("*channel*"):
         path.write_bytes(b"no volume")
-    batch = convert(root, out, "decathlon", jobs=1)
-    assert batch.exit_code == 3
+    with pytest.raises(AllFailedError, match=r"^case c_000: .* All 4 cases failed\.$") as caught:
+        convert(root, out, "decathlon", jobs=1)
+    assert caught.value.result.exit_code == 3
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["conversion.json"]
 
 

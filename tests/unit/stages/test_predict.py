@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pipeline.core.errors import Stopped
+from pipeline.engine.local import case_limit
 from pipeline.stages.predict import overlapped
 
 WAIT_S = 30.0
@@ -120,6 +121,46 @@ def test_a_signal_waits_for_the_write_and_for_nothing_else(number: signal.Signal
     assert isinstance(caught.value, KeyboardInterrupt) == (number == signal.SIGINT)
     assert written == [0, 1]
     assert time.monotonic() - began < WAIT_S
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_does_not_wait_for_a_reader_that_hangs() -> None:
+    let_go = threading.Event()
+
+    def read(item: int) -> int:
+        if item == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            let_go.wait(WAIT_S)  # no signal ends another thread
+        return item
+
+    began, written = time.monotonic(), []
+    with pytest.raises(Stopped):
+        overlapped(range(3), read, abs, written.append, failed=no_failure, done=lambda: None)
+    let_go.set()
+    assert time.monotonic() - began < WAIT_S / 2
+    assert written in ([], [0])
+
+
+def test_a_step_that_takes_too_long_costs_its_item_only() -> None:
+    let_go, lost, written = threading.Event(), [], []
+
+    def slowly(item: int, slow: int) -> int:
+        if item == slow:
+            let_go.wait(WAIT_S)
+        return item
+
+    with case_limit(1.0):
+        overlapped(
+            range(5),
+            lambda item: slowly(item, 1),
+            lambda item: slowly(item, 3),
+            written.append,
+            failed=lambda item, error: lost.append((item, str(error)[:49])),
+            done=lambda: None,
+        )
+    let_go.set()
+    reason = "time limit of a case: expected an end within 1 s,"
+    assert (lost, written) == ([(1, reason), (3, reason)], [0, 2, 4])
 
 
 def test_predicting_waits_for_nothing_that_draws_reports() -> None:

@@ -335,7 +335,8 @@ def plan(table: LabelTable, weights: dict[str, float] | None) -> Plan:
     return Plan.model_validate(
         {
             **{"dataset": "toy", "channels": ["CT"], "labels": table.to_json(), "orientation": "RAS", "crop": "none"},
-            **{"spacing_mm": [1, 1, 1], "image_order": 3, "store_dtype": "float32", "normalization": []},
+            **{"spacing_mm": [1, 1, 1], "image_order": 3, "store_dtype": "float32"},
+            **{"normalization": [{"scheme": "none"}]},
             **{"median_shape": [9, 9, 9], "slice_axis": 2, "class_weights": weights},
             "patch_3d": {"patch_size": [8, 8, 8], "batch_size": 2},
             "patch_2d": {"patch_size": [8, 8], "batch_size": 2},

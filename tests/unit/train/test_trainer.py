@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -14,13 +15,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from pipeline.config.settings import LossSettings, Settings, TrainSettings
 from pipeline.core.errors import ConfigError, Stopped, VolsegError
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.model.cost import kept_bytes, multiply_adds
-from pipeline.model.folder import load_weights
+from pipeline.model.folder import load_weights, save_weights
 from pipeline.model.spec import build_network
 from pipeline.sample.augment import PatchGeometry
 from pipeline.train import trainer
@@ -214,6 +216,37 @@ def test_other_settings_do_not_continue_an_old_training(prepared: Path, tmp_path
     network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
     with pytest.raises(VolsegError, match=r"expected the settings, plan and split this training began with.*--restart"):
         train_fold(TrainRun(tmp_path / "m", "other", settings(), GEOMETRY), network, source, NO_VALIDATION)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": "[]"}, "content: expected"),
+        (
+            {"state": '{"identity": "hash", "progress": {"iteration": "x"}, "scaler": {}}'},
+            "progress.iteration: expected a",
+        ),
+        ({"state": "{" * 100_000}, "expected a checkpoint, got "),
+        ({}, "expected a checkpoint, got "),
+        ("network", "expected a checkpoint of this network, got "),
+        ("random", "expected a checkpoint of this network, got 'random'. Begin anew with --restart."),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    prepared: Path, tmp_path: Path, change: dict[str, str] | str, message: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, tmp_path / "m", settings(), stop_after=1)
+    path = tmp_path / "m" / "last.safetensors"
+    tensors = load_weights(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if isinstance(change, str):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{change}.")}
+        tensors |= {"network.other": torch.zeros(1)} if change == "network" else {}
+    save_weights(path, tensors, metadata if isinstance(change, str) else change)
+    with pytest.raises(VolsegError, match=f"last.safetensors: {re.escape(message)}"):
+        run(prepared, tmp_path / "m", settings())
 
 
 def test_early_stop_after_validations_without_progress(prepared: Path, tmp_path: Path) -> None:
