@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.data.store import open_prepared
+from pipeline.data.store import open_prepared, read_class_voxels
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.infer.tta import mirror_axes, rotation_of, views
@@ -39,10 +39,10 @@ def make_validation(
         processes: Those that train together: each scores its share of the cases, and all learn of all.
 
     Returns:
-        The validation; its quick subset are the first ``train.validation_cases``.
+        The validation; its quick subset are ``train.validation_cases`` of them, see :func:`quick_cases`.
     """
     spec, plan, settings = card.network, card.plan, card.settings
-    subset = cases[: settings.train.validation_cases]
+    subset = quick_cases(prepared, cases, settings.train.validation_cases)
     quick = settings.infer.model_copy(update={"mirror": False, "rotate": False})
 
     def validate(network: nn.Module, everything: bool) -> ValidationScores:
@@ -71,6 +71,31 @@ def make_validation(
     window = in_volume(sizes if isinstance(sizes, tuple) else spec.patch_size, plan, spec)
     passes = len(views(axes, rotation and rotation.within(window)))
     return Validation(validate, len(subset), len(cases), passes)
+
+
+def quick_cases(prepared: Path, cases: Sequence[str], number: int | None) -> Sequence[str]:
+    """Some of the cases, so that every organ is in as many of them as can be; the first ones where all have all organs.
+
+    The first by name may all be healthy, and would then say nothing about the organ that matters.
+
+    Args:
+        prepared: Folder of the prepared dataset.
+        cases: All, in their order.
+        number: How many; None takes all.
+    """
+    if number is None or number >= len(cases):
+        return cases
+    held = {case: set(read_class_voxels(prepared, case)) for case in cases}
+    count = dict.fromkeys(sorted(set().union(*held.values())), 0)
+    chosen: list[str] = []
+    while len(chosen) < number:
+        left = [case for case in cases if case not in chosen]
+        # The organ that was chosen least often decides, as long as a case is left that has it.
+        wanted = sorted((times, organ) for organ, times in count.items() if any(organ in held[case] for case in left))
+        chosen.append(next((case for case in left if wanted and wanted[0][1] in held[case]), left[0]))
+        for organ in held[chosen[-1]]:
+            count[organ] += 1
+    return sorted(chosen, key=list(cases).index)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

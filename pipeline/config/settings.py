@@ -282,7 +282,7 @@ class TrainSettings(Section):
     validate_every: Size = 5
     """Epochs between two full-volume validations."""
     validation_cases: Size | None = None
-    """Validate on the first so many cases only; the final validation always takes all."""
+    """Validate on so many cases only, chosen so that all organs are in them; the final validation always takes all."""
     patience: Size | None = None
     """Stop after so many validations without a better mean Dice."""
     checkpoint_minutes: Positive = 10.0

@@ -56,10 +56,6 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> None:
         _print_wide(columns, "Scores by group", _subgroup_rows(summary["subgroups"]))
     _print_failures(failure["message"] for failure in summary["failures"])
     _print_notes(summary["notes"])
-    missing = [entry["case"] for entry in summary["cases"] if entry.get("prediction") is None]
-    if missing:
-        count = f"{len(missing)} of {len(summary['cases'])}"
-        print_line(f"note  {count} references have no prediction, e.g. {missing[0]}: their organs score 0.")
     print_line(f"Scores: {out / 'scores.csv'}, {out / 'summary.json'}")
 
 
@@ -106,8 +102,8 @@ def print_comparison(comparison: Comparison) -> None:
     """Print paired tests and ranks."""
     from pipeline.evaluate.significance import ALL_ORGANS
 
-    columns = ("Metric", "Organ", "Models", "Difference", "95 % interval", "Win/tie/loss", "p (Holm)")
-    rows = []
+    columns = ["Metric", "Organ", "Models", "Difference", "95 % interval", "Win/tie/loss", "p (Holm)", "No mask"]
+    rows: list[list[str]] = []
     for test in comparison.tests:
         shown = test.metric == "dice" or (test.metric in _COMPARED and test.organ == ALL_ORGANS)
         if shown and test.difference is not None:
@@ -115,7 +111,10 @@ def print_comparison(comparison: Comparison) -> None:
             numbers = f"{test.difference:+.3f}", f"{low:+.3f} {DASH} {high:+.3f}"
             p = DASH if test.p_holm is None else f"{test.p_holm:.3g}"
             counts = f"{test.wins}/{test.ties}/{test.losses}"
-            rows.append((test.metric, test.organ, f"{test.one} {DASH} {test.other}", *numbers, counts, p))
+            lacking = " / ".join(str(len(comparison.lacking[name])) for name in (test.one, test.other))
+            rows.append([test.metric, test.organ, f"{test.one} {DASH} {test.other}", *numbers, counts, p, lacking])
+    if not any(comparison.lacking.values()):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     _print_wide(columns, "Differences on the same cases", rows)
     for ranking in comparison.ranks:
         order = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(ranking.models, ranking.means, strict=True))

@@ -217,6 +217,8 @@ class OutputFolder:
        killed run. The file that makes the folder usable (a dataset's description, ``model.json``) is removed first
        and written last. Nothing outside the folder is touched, whatever a record says, because it can be edited, or
        come from elsewhere: :func:`inside` decides. Files of the input that a record names are read, never written.
+    7. **Others may be at work.** Where runs of one command meet in a folder (:mod:`~pipeline.core.together`), temporary
+       files are those of a killed run only if no other lives.
 
     Args:
         path: The folder; it need not exist.

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from pipeline.core.documents import conform, read_json, require_regular
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import remove_leftovers, write_bytes, write_json
+from pipeline.core.files import write_bytes, write_json
 from pipeline.core.paths import is_named
 from pipeline.data.dataset import possible_file
 
@@ -230,7 +230,7 @@ def class_voxels(
 
 
 def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> None:
-    """Write a case; ``case.json`` comes last and makes it visible. What a killed run left of it is removed.
+    """Write a case; ``case.json`` comes last and makes it visible.
 
     Args:
         folder: Folder of the prepared dataset.
@@ -240,7 +240,6 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
     home = _home(folder, case.id)
     # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
-    remove_leftovers(home)
     checksums = {
         _IMAGE: _written(home / _IMAGE, packed(case.image, step_of(case.image) if steps else None)),
         _LABEL: _written(home / _LABEL, packed(case.label)),

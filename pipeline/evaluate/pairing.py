@@ -15,6 +15,7 @@ from pipeline.data.dataset import possible_file
 from pipeline.data.descriptions import read_description
 from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels
+from pipeline.data.prediction_record import RECORD_FILE, journal_entries
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem, volume_suffix
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
@@ -217,10 +218,10 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
     home = prediction if prediction.is_dir() else prediction.parent
     listed: dict[str, tuple[Path, ...]] = {}
     notes: tuple[str, ...] = ()
-    record = home / "predictions.json"
+    record, later = home / RECORD_FILE, journal_entries(home)
     if is_named(record):
         try:
-            listed = _listed_images(read_json(record), home)
+            listed = _listed_images([*read_json(record)["cases"], *later], home)
         except (VolsegError, LookupError, TypeError, ValueError, AttributeError) as error:
             rule, got = "a list of cases with their images", short(error)
             notes = (f"{record}: expected {rule}, got {got}. Overlays may lack images.",)
@@ -238,11 +239,11 @@ def find_images(prediction: Path, pairs: Sequence[FilePair]) -> tuple[dict[str, 
     return found, notes
 
 
-def _listed_images(content: Mapping[str, Any], home: Path) -> dict[str, tuple[Path, ...]]:
+def _listed_images(entries: Sequence[Mapping[str, Any]], home: Path) -> dict[str, tuple[Path, ...]]:
     """File name of the prediction → its images; relative paths start at the record's folder."""
     return {
         composed(Path(entry["prediction"]).name): tuple(located(home, possible_file(path)) for path in entry["images"])
-        for entry in content["cases"]
+        for entry in entries
         if entry.get("prediction")
     }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -168,6 +168,48 @@ def read_evaluation(folder: Path) -> Evaluation:
     # Scores of an earlier version lack newer options, which then have their defaults.
     measures: Measures = conform(summary.get("measures", {"surface": "none"}), Measures, folder / _SUMMARY, _ADVICE)
     return Evaluation(labels, rows, cases, failures, tuple(summary["notes"]), measures)
+
+
+def joined(one: Evaluation, other: Evaluation) -> Evaluation:
+    """Two evaluations as one. Of a case that both have, that with a prediction counts, else that of ``other``.
+
+    Raises:
+        VolsegError: If they do not score the same organs.
+    """
+    if one.labels != other.labels:
+        rule, got = "scores of the same organs", "others"
+        raise VolsegError(sentence("scores", rule, got, "Give --labels, or use another output folder"))
+    files = {case.id: case for case in one.cases}
+    kept = {case for case, found in files.items() if found.prediction is not None}
+    kept -= {case.id for case in other.cases if case.prediction is not None}
+    kept |= files.keys() - {case.id for case in other.cases}
+    files |= {case.id: case for case in other.cases if case.id not in kept}
+    rows = [*(row for row in one.rows if row.case in kept), *(row for row in other.rows if row.case not in kept)]
+    failures = dict(
+        [*(pair for pair in one.failures if pair[0] in kept), *(p for p in other.failures if p[0] not in kept)]
+    )
+    cases = tuple(files[case] for case in sorted(files))
+    counted = {*_missing(one.cases), *_missing(other.cases)}
+    notes = dict.fromkeys(note for note in (*one.notes, *other.notes) if note not in counted)
+    return replace(
+        other,
+        rows=tuple(sorted(rows, key=lambda row: row.case)),
+        cases=cases,
+        failures=tuple(sorted(failures.items())),
+        notes=(*notes, *_missing(cases)),
+    )
+
+
+def missing_note(missing: Sequence[str], references: int) -> tuple[str, ...]:
+    """A note on cases without a prediction; none if there are none."""
+    if not missing:
+        return ()
+    count = f"{len(missing)} of {references} references have"
+    return (f"{count} no prediction, e.g. {missing[0]}: their organs score 0.",)
+
+
+def _missing(cases: Sequence[ScoredFiles]) -> tuple[str, ...]:
+    return missing_note([case.id for case in cases if case.prediction is None], len(cases))
 
 
 def _cell(row: Row, column: str) -> str | int | float | None:

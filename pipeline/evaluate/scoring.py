@@ -17,7 +17,7 @@ from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures, Row
 from pipeline.evaluate.pairing import FilePair, find_images, pair_files, prediction_names, unpaired_predictions
-from pipeline.evaluate.results import Evaluation, ScoredFiles
+from pipeline.evaluate.results import Evaluation, ScoredFiles, missing_note
 
 _LOST = "scoring: expected a result, got none (its worker stopped). Run again with --jobs 1."
 
@@ -34,6 +34,7 @@ class CaseScores:
         resampled: Whether the prediction was on another grid and was brought to the reference's.
         uncalibrated: Whether probabilities were asked for and those of an organ were not there.
         doubtful: File of a label map that other programs may place elsewhere, and what its header says.
+        missing: Whether there was no prediction.
     """
 
     case: str
@@ -43,6 +44,7 @@ class CaseScores:
     resampled: bool = False
     uncalibrated: bool = False
     doubtful: str | None = None
+    missing: bool = False
 
 
 class MapCases(Protocol):
@@ -213,7 +215,7 @@ def _score(
     try:
         if prediction_source is None:
             rows = score_without_prediction(reference, labels, case, measures=measures)
-            return CaseScores(case, tuple(rows), spacing_mm=spacing)
+            return CaseScores(case, tuple(rows), spacing_mm=spacing, missing=True)
         prediction = _opened(prediction_source, case)
         moved = not reference.grid.matches(prediction.grid)
         probabilities = None
@@ -235,8 +237,8 @@ def _opened(source: LabelMap | Path | str, case: str) -> LabelMap:
 
 
 def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
-    """What a reader of surface Dice, of scores of resampled predictions, and of calibration should know."""
-    notes = []
+    """What a reader should know of missing predictions, surface Dice, resampled predictions, and calibration."""
+    notes = [*missing_note([scores.case for scores in results if scores.missing], len(results))]
     tolerance = min((measures.tolerance_mm, *measures.tolerances_mm.values()))
     coarse = [scores for scores in results if scores.spacing_mm > tolerance * (1 + 1e-6)]
     if coarse and measures.surface != "none":

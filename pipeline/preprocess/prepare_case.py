@@ -78,7 +78,7 @@ def case_hash(files: CaseFiles, plan: Plan, extra: Sequence[Any] = ()) -> str:
     )
 
 
-def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] = ()) -> bool:
+def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] = (), source: str = "") -> bool:
     """Prepare one case and write it, unless the store already holds it unchanged.
 
     Args:
@@ -86,6 +86,7 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
         plan: The plan of the dataset.
         out: Folder of the prepared dataset.
         extra: Further MONAI dictionary transforms, run last.
+        source: The dataset it is from; noted, so that the case can go when it has left it.
 
     Returns:
         True if it was written, False if nothing had changed.
@@ -96,6 +97,8 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
     data = {"id": files.id, "image": list(files.images), "label": files.label_sources}
     result, history = run_transforms(data, plan, extra=extra)
     index = result["label"].as_tensor().numpy()[0]
+    if stored_hash(out, files.id) == content_hash:  # another run has made it meanwhile
+        return False
     # From the name, so that the store is the same whichever worker prepares the case.
     seed = int(text_hash(files.id), 16)
     write_prepared(
@@ -111,6 +114,7 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
                 "group": files.group,
                 "images": [str(path.absolute()) for path in files.images],
                 "labels": [str(path.absolute()) for path in files.label_sources],
+                "dataset": source,
                 "trace": history.to_json(),
             },
         ),

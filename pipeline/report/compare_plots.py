@@ -15,16 +15,17 @@ _DPI = 150
 _MOST_PIXELS = 60_000  # in height; PNG writers give up at 65,536
 
 
-def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
+def difference_plot(tests: Sequence[PairedTest], metric: str, caution: str = "") -> bytes:
     """Mean differences of one metric with their intervals, a row per organ, a panel per pair of models.
 
-    PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow.
+    PNG on white. Significant differences (p_holm below 0.05) are filled, others hollow. ``caution`` stands above.
     """
     shown = [test for test in tests if test.metric == metric and test.difference is not None]
     pairs = list(dict.fromkeys((test.one, test.other) for test in shown))
     organs = list(dict.fromkeys(test.organ for test in shown))
     height = 1.1 + 0.3 * max(1, len(organs))
     figure = Figure(figsize=(WIDTH_INCHES, height * max(1, len(pairs))), layout="constrained")
+    _set_caution(figure, caution)
     panels = figure.subplots(max(1, len(pairs)), 1, squeeze=False)[:, 0]
     side = "right" if METRICS[metric].higher else "left"
     for axes, (one, other) in zip(panels, pairs, strict=False):
@@ -44,13 +45,17 @@ def difference_plot(tests: Sequence[PairedTest], metric: str) -> bytes:
     return figure_png(figure, min(_DPI, int(_MOST_PIXELS / figure.get_figheight())), transparent=False)
 
 
-def rank_plot(ranks: Sequence[Ranking]) -> bytes:
-    """How often each model takes each place when the cases are drawn again, a panel per metric; PNG on white."""
+def rank_plot(ranks: Sequence[Ranking], caution: str = "") -> bytes:
+    """How often each model takes each place when the cases are drawn again, a panel per metric; PNG on white.
+
+    ``caution`` stands above.
+    """
     count = max(1, len(ranks))
     columns = min(3, count)
     lines = -(-count // columns)
     largest = max((len(ranking.models) for ranking in ranks), default=1)
     figure = Figure(figsize=(WIDTH_INCHES, lines * (1.2 + 0.4 * largest)), layout="constrained")
+    _set_caution(figure, caution)
     panels = panel_grid(figure, len(ranks), columns)
     for axes, ranking in zip(panels, ranks, strict=False):
         shares = np.array(ranking.shares)
@@ -65,3 +70,8 @@ def rank_plot(ranks: Sequence[Ranking]) -> bytes:
         style_axes(axes, LIGHT, grid="x")
         axes.grid(visible=False)
     return figure_png(figure, _DPI, transparent=False)
+
+
+def _set_caution(figure: Figure, caution: str) -> None:
+    if caution:
+        figure.suptitle(plain_text(caution, 110), fontsize=8, color=LIGHT.text)

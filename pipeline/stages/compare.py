@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import VolsegError, result_of, sentence
+from pipeline.core.errors import VolsegError, listed, result_of, sentence
 from pipeline.core.files import write_bytes, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import write_csv
@@ -38,6 +38,7 @@ class Comparison:
         ranks: The models' order by every metric.
         notes: Sentences a reader should know.
         failures: Files that could not be used.
+        lacking: Model → cases without a usable prediction, which count as misses.
     """
 
     out: Path
@@ -45,6 +46,7 @@ class Comparison:
     ranks: tuple[Ranking, ...]
     notes: tuple[str, ...]
     failures: tuple[str, ...]
+    lacking: Mapping[str, tuple[str, ...]]
 
 
 def compare(
@@ -92,14 +94,37 @@ def compare(
     # Before any statistics: a difference between other cases or tolerances would be none between models.
     _require_comparable(found)
     scores = {name: evaluation.rows for name, evaluation in found.items()}
-    tests, ranks = paired_tests(scores, seed), rankings(scores, seed)
-    _write(out, tests, ranks, list(found), len({row.case for rows in scores.values() for row in rows}))
-    for metric in dict.fromkeys(test.metric for test in tests):
-        write_bytes(out / f"difference_{metric}.png", difference_plot(tests, metric))
-    write_bytes(out / "ranks.png", rank_plot(ranks))
-    notes = tuple(f"{name}: {note}" for name, evaluation in found.items() for note in evaluation.notes)
+    lacking = {name: _lacking(evaluation) for name, evaluation in found.items()}
+    notes = _notes(found, lacking)
     failures = tuple(f"{name}: {text}" for name, evaluation in found.items() for _, text in evaluation.failures)
-    return Comparison(out, tests, ranks, notes, failures)
+    result = Comparison(out, paired_tests(scores, seed), rankings(scores, seed), notes, failures, lacking)
+    _write(result, len({row.case for rows in scores.values() for row in rows}))
+    caution = notes[0] if any(lacking.values()) else ""
+    for metric in dict.fromkeys(test.metric for test in result.tests):
+        write_bytes(out / f"difference_{metric}.png", difference_plot(result.tests, metric, caution))
+    write_bytes(out / "ranks.png", rank_plot(result.ranks, caution))
+    return result
+
+
+def _lacking(evaluation: Evaluation) -> tuple[str, ...]:
+    """Cases that count as misses because their prediction is missing or could not be used."""
+    unused = {row.case for row in evaluation.rows if row.status in ("missing_prediction", "failed")}
+    return tuple(sorted(unused.union(case.id for case in evaluation.cases if case.prediction is None)))
+
+
+def _notes(found: Mapping[str, Evaluation], lacking: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What a reader should know: first who lacks predictions, then which cases nobody could be compared on."""
+    notes = []
+    if any(lacking.values()):
+        total = max(len(evaluation.cases) for evaluation in found.values())
+        counts = ", ".join(f"{name} {len(cases)} of {total}" for name, cases in lacking.items())
+        notes.append(f"Predictions that are missing or could not be used count as misses: {counts}.")
+        notes += [f"{name}: no usable prediction of {listed(cases)}." for name, cases in lacking.items() if cases]
+    scored = {row.case for evaluation in found.values() for row in evaluation.rows}
+    left_out = sorted({case.id for evaluation in found.values() for case in evaluation.cases} - scored)
+    if left_out:
+        notes.append(f"Left out of the comparison, because their reference could not be used: {listed(left_out)}.")
+    return (*notes, *(f"{name}: {note}" for name, evaluation in found.items() for note in evaluation.notes))
 
 
 def _names(models: Sequence[Path]) -> list[str]:
@@ -137,16 +162,27 @@ def _require_comparable(found: dict[str, Evaluation]) -> None:
             )
 
 
-def _write(out: Path, tests: Sequence[PairedTest], ranks: Sequence[Ranking], models: Sequence[str], cases: int) -> None:
+def _write(found: Comparison, cases: int) -> None:
     names = [field.name for field in fields(PairedTest) if field.name != "interval_95"]
-    rows = [[*(getattr(test, name) for name in names), *(test.interval_95 or (None, None))] for test in tests]
-    write_csv(out / "comparison.csv", [[*names, "interval_low", "interval_high"], *rows])
+    rows = [
+        [
+            *(getattr(test, name) for name in names),
+            *(test.interval_95 or (None, None)),
+            *(len(found.lacking[model]) for model in (test.one, test.other)),
+        ]
+        for test in found.tests
+    ]
+    header = [*names, "interval_low", "interval_high", "lacking_one", "lacking_other"]
+    write_csv(found.out / "comparison.csv", [header, *rows])
     content: dict[str, Any] = {
-        "models": list(models),
+        "models": list(found.lacking),
         "cases": cases,
-        "higher_is_better": {test.metric: METRICS[test.metric].higher for test in tests},
-        "tests": [asdict(test) for test in tests],
-        "ranks": [asdict(ranking) for ranking in ranks],
+        "higher_is_better": {test.metric: METRICS[test.metric].higher for test in found.tests},
+        "tests": [asdict(test) for test in found.tests],
+        "ranks": [asdict(ranking) for ranking in found.ranks],
         "conventions": list(_CONVENTIONS),
+        "lacking": {name: list(lost) for name, lost in found.lacking.items()},
+        "notes": list(found.notes),
+        "failures": list(found.failures),
     }
-    write_json(out / "comparison.json", content)
+    write_json(found.out / "comparison.json", content)

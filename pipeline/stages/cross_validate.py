@@ -5,7 +5,8 @@ Every case is predicted by the fold that did not train on it (out of fold), on i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
 from pipeline.core.signals import Progress, silent
+from pipeline.core.together import RunsTogether
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles, possible_file
+from pipeline.data.prediction_record import PredictionRecord
 from pipeline.data.store import open_prepared, read_info
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
@@ -43,7 +46,7 @@ from pipeline.stages.postprocessing import (
     read_postprocessing,
     write_postprocessing,
 )
-from pipeline.stages.prediction_files import earlier_entries, note_prediction, prediction_entry, why_failed
+from pipeline.stages.prediction_files import Entry, prediction_entry, why_failed
 
 FOLDER = "cross_validation"
 """In a model folder: predictions of the training cases, each by the fold that did not train on it, and their scores."""
@@ -313,27 +316,25 @@ def predict_out_of_fold(
     hashes = {fold: _model_hash(models, fold) for fold in folds}
     cases = {case: _case_task(models, case, hashes[fold_of[case]], out) for case in sorted(fold_of)}
     home = out / "predictions"
-    entries = earlier_entries(home)
-    # Cases that are in no fold any more would be scored by whoever evaluates the folder.
-    _remove_stale(home, entries, {case.prediction.name for case in cases.values()})
-    write_json(home / "labels.json", models[0].card.plan.label_table.to_json())
     done, kept, failed = [], [], []
-    for fold in sorted(folds):
-        members: list[TrainedModel] = []
-        for case in (cases[name] for name in folds[fold]):
-            try:
-                if not _is_done(case, entries):
-                    # The networks are loaded for the first case that needs them: often all are up to date.
-                    members = members or [
-                        TrainedModel.load(model.folder, model.card, device, [fold]) for model in models
-                    ]
-                    _predict(case, models, members, entries)
-                    done.append(case.files.id)
-                else:
-                    kept.append(case.files.id)
-            except Exception as error:  # one bad case never ends a batch
-                failed.append((case.files.id, why_failed(case.files.id, error)))
-            progress(len(done) + len(kept) + len(failed), len(cases), "out of fold")
+    with _own_record(home, {case.prediction.name for case in cases.values()}) as record:
+        write_json(home / "labels.json", models[0].card.plan.label_table.to_json())
+        for fold in sorted(folds):
+            members: list[TrainedModel] = []
+            for case in (cases[name] for name in folds[fold]):
+                try:
+                    if not _is_done(case, record.entries):
+                        # The networks are loaded for the first case that needs them: often all are up to date.
+                        members = members or [
+                            TrainedModel.load(model.folder, model.card, device, [fold]) for model in models
+                        ]
+                        _predict(case, models, members, record)
+                        done.append(case.files.id)
+                    else:
+                        kept.append(case.files.id)
+                except Exception as error:  # one bad case never ends a batch
+                    failed.append((case.files.id, why_failed(case.files.id, error)))
+                progress(len(done) + len(kept) + len(failed), len(cases), "out of fold")
     lost = {case for case, _ in failed}
     return OutOfFold(
         Batch(tuple(sorted(done)), tuple(sorted(kept)), tuple(sorted(failed))),
@@ -390,7 +391,7 @@ def _predict(
     case: _CaseTask,
     models: Sequence[ModelUnderTest],
     members: Sequence[TrainedModel],
-    entries: dict[str, dict[str, Any]],
+    record: PredictionRecord,
 ) -> None:
     """Write the prediction of a case, and its reference unless that is a file of the dataset."""
     name, table = case.files.id, models[0].card.plan.label_table
@@ -423,16 +424,30 @@ def _predict(
     elif case.files.label is None:
         write_reference(ReferenceTask(case.files, case.reference))
     # Noted twice: first, so that a killed run knows its own file; then with the hash, which says that it is finished.
-    note_prediction(case.prediction.parent, entries, entry)
+    record.note(entry)
     image = split_source(case.files.images[0])[0] if case.files.images else None
     like = image if case.own_grid and image is not None and image.is_file() else None
     write_label_map(LabelMap(table.from_index(cleaned), grid), case.prediction, like=like)
-    note_prediction(case.prediction.parent, entries, {**entry, "hash": case.prediction_hash})
+    record.note({**entry, "hash": case.prediction_hash})
 
 
-def _remove_stale(home: Path, entries: dict[str, dict[str, Any]], names: set[str]) -> None:
-    """Remove the predictions of cases that are in no fold any more."""
-    stale = set(entries) - names
-    OutputFolder(home).remove(stale)
-    for name in stale:
-        del entries[name]
+@contextmanager
+def _own_record(home: Path, names: set[str]) -> Iterator[PredictionRecord]:
+    """The record of the predictions, from which those of cases that are in no fold any more are removed.
+
+    Whoever evaluates the folder would score them. No other run may be at work there: its cases would be gone.
+    """
+    with RunsTogether(home, "predictions") as runs:
+        with runs.alone():
+            for other in runs.others():
+                rule, advice = "one cross-validation at a time", "Wait for it, or end it"
+                raise runs.refusal(rule, "another", other, advice)
+            record = PredictionRecord(home, Entry)
+            stale = set(record.entries) - names
+            record.entries = {name: entry for name, entry in record.entries.items() if name not in stale}
+            OutputFolder(home).remove(stale)
+            record.write()
+        try:
+            yield record
+        finally:
+            record.write()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import AllFailedError, VolsegError, sentence
-from pipeline.core.files import OutputFolder, write_json
+from pipeline.core.files import OutputFolder, text_hash, write_json
 from pipeline.core.labels import LabelTable
 from pipeline.core.signals import Progress, silent
+from pipeline.core.together import RunsTogether
 from pipeline.data.dataset import CaseFiles, Dataset
 from pipeline.data.folder_files import list_volumes
 from pipeline.data.layout_names import LAYOUTS
@@ -22,7 +24,7 @@ from pipeline.engine.local import collect, default_jobs, map_cases, open_engine
 from pipeline.evaluate.label_choice import MatchLabels, choose_labels
 from pipeline.evaluate.metrics import Measures
 from pipeline.evaluate.pairing import FilePair, pair_files
-from pipeline.evaluate.results import write_evaluation
+from pipeline.evaluate.results import Evaluation, joined, read_evaluation, write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
 from pipeline.evaluate.summary import read_metadata, summarize_subgroups
 from pipeline.stages.memory import READING_WORKER_BYTES
@@ -41,7 +43,7 @@ class ReferenceTask:
 
 
 def merged_references(
-    predictions: Path, references: Path, out: Path, jobs: int | None, progress: Progress
+    predictions: Path, references: Path, out: Path, jobs: int | None, progress: Progress, runs: RunsTogether
 ) -> tuple[Path, list[tuple[str, str]]]:
     """Write the label maps of a dataset whose references are organ masks.
 
@@ -62,8 +64,9 @@ def merged_references(
         for files in labelled
         if not parts or files.split in parts
     ]
-    _remove_earlier(out, {task.target.name for task in tasks})
-    write_json(out / "labels.json", dataset.labels.to_json())
+    with runs.alone():
+        _remove_earlier(out, {task.target.name for task in tasks}, runs)
+        write_json(out / "labels.json", dataset.labels.to_json())
     with open_engine(jobs or default_jobs(len(tasks))) as run:
         _, failed = collect(run, write_reference, {task.files.id: task for task in tasks}, progress, "references")
     if failed and len(failed) == len(tasks):
@@ -76,9 +79,11 @@ def write_reference(task: ReferenceTask) -> None:
     write_label_map(read_reference(task.files), task.target, like=task.files.organs[0][1])
 
 
-def _remove_earlier(out: Path, names: set[str]) -> None:
+def _remove_earlier(out: Path, names: set[str], runs: RunsTogether) -> None:
     """Remove the label maps of another dataset, which would count as missed, and note those about to be written."""
     folder = OutputFolder(out, _RECORD)
+    if runs.others():  # theirs are needed
+        names = names | folder.listed("files")
     folder.remove(folder.listed("files") - names)
     write_json(folder.record, {"files": sorted(names)})
 
@@ -152,22 +157,48 @@ def evaluate(
     if measures.probabilities is not None and not measures.probabilities.is_dir():
         got, advice = "nothing there", "Check the path"
         raise VolsegError(sentence("probabilities", "a folder", got, advice, file=measures.probabilities))
-    # Masks per organ become label maps first, since predictions are compared with these.
-    references, failed = merged_references(predictions, references, out / "references", jobs, progress)
-    pairs = pair_files(predictions, references)
-    notes: tuple[str, ...] = ()
-    if labels is None:
-        labels, measures, notes = _labels(predictions, references, measures, meaning or Meaning())
-    with open_engine(jobs or default_jobs(len(pairs)), READING_WORKER_BYTES) as run:
-        result = score(
-            predictions, references, labels, map_cases(run, progress, "evaluate", _case_bytes), measures, notes
-        )
-    extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
-    result = replace(result, failures=(*result.failures, *failed))
-    summary = write_evaluation(result, out, extra=extra)
+    asked = text_hash(str(references.resolve()), json.dumps(measures.to_json()))
+    with RunsTogether(out, "evaluation") as runs:
+        with runs.alone():
+            for other in runs.others():
+                if other.get("asked") not in (None, asked):
+                    rule, advice = "scores of the same references and measures", "Use another output folder"
+                    raise runs.refusal(rule, "others being taken", other, advice)
+            runs.tell(asked=asked)
+        # Masks per organ become label maps first, since predictions are compared with these.
+        references, failed = merged_references(predictions, references, out / "references", jobs, progress, runs)
+        pairs = pair_files(predictions, references)
+        notes: tuple[str, ...] = ()
+        if labels is None:
+            labels, measures, notes = _labels(predictions, references, measures, meaning or Meaning())
+        with open_engine(jobs or default_jobs(len(pairs)), READING_WORKER_BYTES) as run:
+            mapped = map_cases(run, progress, "evaluate", _case_bytes)
+            result = score(predictions, references, labels, mapped, measures, notes)
+        result = replace(result, failures=(*result.failures, *failed))
+        with runs.alone():
+            result, said = _with_earlier(result, out, runs)
+            extra = {} if known is None else {"subgroups": summarize_subgroups(result.rows, known, by)}
+            summary = write_evaluation(result, out, extra=extra)
+            runs.tell(scored=True)
+    summary = summary | {"notes": [*summary["notes"], *said, *runs.notes]}
     if exit_code(summary) == 3:
         raise AllFailedError(summary, result.failures)
     return summary
+
+
+def _with_earlier(result: Evaluation, out: Path, runs: RunsTogether) -> tuple[Evaluation, tuple[str, ...]]:
+    """The scores with those of runs that were at work at the same time; else a note on others that are replaced."""
+    try:
+        there = read_evaluation(out)
+    except VolsegError:  # none, or damaged: replaced
+        return result, ()
+    if not any(other.get("scored") for other in runs.together()):
+        gone = sorted({case.id for case in there.cases} - {case.id for case in result.cases})
+        if not gone:
+            return result, ()
+        advice = "Cases are scored together by one list, or by runs that are at work at the same time."
+        return result, (f"{out}: replaced the scores of {len(gone)} other cases, e.g. {gone[0]}. {advice}",)
+    return joined(there, result), ()
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:

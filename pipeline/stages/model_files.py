@@ -23,6 +23,7 @@ from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
+from pipeline.train.checkpoint import is_same_training
 from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.loss import planned_weights, sampling_weights
 from pipeline.train.mlflow import RUN_FILE
@@ -41,11 +42,13 @@ class PreparedFolds:
         prepared: Folder that ``preprocess`` wrote.
         folds: Its folds.
         plan_hashes: Case id → content hash of the plan that it was prepared by, None where an old version noted none.
+        case_hashes: Case id → content hash of all that it was prepared from.
     """
 
     prepared: Path
     folds: tuple[Fold, ...]
     plan_hashes: Mapping[str, str | None]
+    case_hashes: Mapping[str, str | None]
 
     @classmethod
     def read(cls, prepared: Path) -> PreparedFolds:
@@ -60,7 +63,12 @@ class PreparedFolds:
             raise VolsegError(sentence("prepared dataset", "prepared cases", "none", advice, file=prepared))
         groups = {case: info.get("group") for case, info in infos.items()}
         folds = read_splits(prepared / "splits.json", infos, groups=groups)
-        return cls(prepared, folds, {case: info.get("recipe") for case, info in infos.items()})
+        plans, contents = ({case: info.get(key) for case, info in infos.items()} for key in ("recipe", "hash"))
+        return cls(prepared, folds, plans, contents)
+
+    def contents(self, fold: Fold) -> str:
+        """Content hash of all cases of a fold."""
+        return text_hash(json.dumps([[case, self.case_hashes[case]] for case in (*fold.train, *fold.validation)]))
 
     def prepared_by_others(self, folds: Sequence[Fold], plan: Plan) -> list[str]:
         """Cases of some folds that were not prepared by a plan, sorted."""
@@ -126,8 +134,11 @@ class _Scores(BaseModel):
     cases: dict[str, dict[str, float | None]] = {}
 
 
-def training_hash(card: ModelCard, split: Fold, start: Path | None) -> str:
-    """Content hash of what must not change while a training goes on; how long it lasts and where it is logged may."""
+def training_hash(card: ModelCard, split: Fold, start: Path | None, contents: str) -> str:
+    """Content hash of what must not change while a training goes on; how long it lasts and where it is logged may.
+
+    That of the cases (``contents``) comes behind a hyphen: older versions noted the first part alone.
+    """
     plan, settings = card.plan, card.settings
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
     length |= {"checkpoint_minutes", "keep_checkpoints", "mlflow"}
@@ -142,7 +153,8 @@ def training_hash(card: ModelCard, split: Fold, start: Path | None) -> str:
     parts = [sample, settings.augment.model_dump(mode="json"), loss, train]
     planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
     begun_with = [] if start is None else [file_hash(start)]
-    return text_hash(card.network.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun_with)
+    texts = (card.network.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun_with)
+    return f"{text_hash(*texts)}-{contents}"
 
 
 def provenance(device: torch.device) -> dict[str, str]:
@@ -236,7 +248,8 @@ def remove_training(home: Path) -> None:
 def finished_as(out: Path, fold: int, finished_hash: str) -> bool:
     """Whether a fold was trained to its end, with everything as it is now, as its ``validation.json`` says."""
     scores = _scores(out, fold)
-    return (fold_folder(out, fold) / "model.safetensors").is_file() and scores.get("training") == finished_hash
+    there = (fold_folder(out, fold) / "model.safetensors").is_file()
+    return there and is_same_training(scores.get("training"), finished_hash)
 
 
 def mean_dice_of(out: Path, fold: int) -> float | None:

@@ -36,14 +36,10 @@ from pipeline.model.folder import ModelCard, member_folders, read_card
 from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.stages.model_files import provenance
 from pipeline.stages.prediction_files import (
-    STATISTICS_FILES,
     Output,
     case_paths,
     chosen_labels,
-    earlier_entries,
-    earlier_statistics,
     prediction_entry,
-    require_own_files,
     soft_organs,
     why_failed,
 )
@@ -236,7 +232,7 @@ class Predictor:
 
         Args:
             inputs: See :func:`~pipeline.data.prediction_inputs.find_inputs`.
-            out: Folder for the masks; no two calls may write to one at the same time.
+            out: Folder for the masks; several calls, also of other processes, may write to one at the same time.
             output: What to write; by default a mask per case in its image's format.
             progress: Called after every case that was computed; those that are kept do not count.
             on_stop: Called with what became of the cases when Ctrl-C or SIGTERM ends the work.
@@ -251,13 +247,16 @@ class Predictor:
             KeyboardInterrupt, Stopped: If someone ended the work. What is finished is noted, and no file half written.
         """
         folder, found = _planned(self, inputs, Path(out), output or Output())
-        if found.cases:
-            folder.open()
+        if not found.cases:
+            return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
-        with keep_freed_memory():
-            batch, stopped = _predict_cases(self, folder, found.cases, progress)
+        with folder.opened() as runs, keep_freed_memory():
+            # A run that joins others begins elsewhere: given the same inputs, they share them.
+            first = len(found.cases) * runs.rank // (runs.rank + 1)
+            cases = [*found.cases[first:], *found.cases[:first]]
+            batch, stopped = _predict_cases(self, folder, cases, progress)
         failed = tuple(sorted((*found.failed, *batch.failed)))
-        batch = Batch(batch.done, batch.kept, failed, (*found.notes, *batch.notes))
+        batch = Batch(batch.done, batch.kept, failed, (*found.notes, *batch.notes, *runs.notes))
         if stopped is not None:
             if on_stop is not None:
                 on_stop(batch)
@@ -335,13 +334,9 @@ def _planned(
     organs = soft_organs(predictor.labels, labels.table, output.probabilities)
     output = replace(output, probabilities=organs)
     found = find_inputs(inputs, len(channels))
-    entries = earlier_entries(out)
     paths = case_paths(found.cases, out, output, labels.table, predictor.labels)
-    files = ("labels.json", "labels.txt", *(STATISTICS_FILES if output.statistics else ()))
-    require_own_files(out, paths.values(), files, entries, labels.table)
-    measured = earlier_statistics(out) if entries else {}
     model, model_hash = predictor.folder, _model_hash(predictor, output.organs)
-    return PredictionFolder(out, model, model_hash, output, labels, channels, paths, entries, measured), found
+    return PredictionFolder(out, model, model_hash, output, labels, channels, paths), found
 
 
 def _model_hash(predictor: Predictor, organs: Sequence[str]) -> str:
@@ -388,7 +383,7 @@ def _predict_cases(
     notes = [*([f"{left} of {len(cases)} cases were not reached."] if left else []), *notes_in_short(told)]
     # Also after a stop: the statistics of the masks that were finished are not lost.
     try:
-        folder.finish_statistics()
+        folder.finish()
     except VolsegError as error:
         failed.append(("statistics", str(error)))
     return Batch(tuple(done), tuple(kept), tuple(failed), tuple(notes)), stopped
@@ -429,9 +424,6 @@ def segment_case(predictor: Predictor, folder: PredictionFolder, read: CaseRead)
         entry["notes"] = notes
     if soft is not None:
         entry["confidence"] = {name: soft.confidence.get(name) for name in folder.labels.table.targets}
-    if read.same:
-        earlier = folder.entries[mask]
-        entry |= {name: earlier[name] for name in ("organ_files", "soft_files") if name in earlier}
     image = read.image if output.statistics else None
     return CaseSegmented(replace(read, image=image, label_map=label_map), entry, soft)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.documents import conform, read_json
+from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError, sentence, unforeseen
-from pipeline.core.files import OutputFolder, inside, read_record, write_json, write_text
+from pipeline.core.files import OutputFolder, read_record, write_json, write_text
 from pipeline.core.labels import LabelTable, select_organs
 from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
@@ -22,6 +20,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
+from pipeline.data.prediction_record import RECORD_FILE, Entries, PredictionRecord, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
@@ -36,7 +35,6 @@ PROBABILITIES, ENTROPY = "probabilities", "entropy"
 STATISTICS_FILES = ("statistics.json", "statistics.csv")
 """Names of what :func:`write_statistics` writes."""
 
-_ENTRIES_FILE = "predictions.json"
 _SOFT_SUFFIX = ".nii.gz"
 _ALL = ("all",)
 _CONVENTIONS = (
@@ -234,7 +232,7 @@ def require_own_files(
     out: Path,
     wanted: Iterable[CasePaths],
     beside: Sequence[str],
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Entries,
     table: LabelTable,
 ) -> None:
     """Refuse to overwrite what no earlier prediction wrote, and to mix masks whose values mean different organs.
@@ -257,17 +255,18 @@ def require_own_files(
     for name, paths in masks.items():
         own |= {paths.folder / file for file in entries.get(name, {}).get("organ_files") or ()}
         files += [*(paths.folder / file for file in paths.organ_files.values()), *paths.soft.files]
-    if not (out / _ENTRIES_FILE).exists():
+    if not (out / RECORD_FILE).exists():
         files += [out / name for name in beside]
     OutputFolder(out).require_free(files, own, "the mask of an earlier prediction")
     others = [name for name in entries if name not in masks and (out / name).is_file()]
     legend = out / "labels.json"
-    if others and legend.is_file() and not _same_labels(legend, table):
+    if others and legend.is_file() and not same_labels(legend, table):
         rule = f"the organs of the masks that stay there, e.g. {others[0]}"
         raise VolsegError(sentence(str(legend), rule, "others", "Use another output folder"))
 
 
-def _same_labels(file: Path, table: LabelTable) -> bool:
+def same_labels(file: Path, table: LabelTable) -> bool:
+    """Whether a ``labels.json`` holds a table."""
     try:
         there = LabelTable.from_json(read_json(file))
     except (VolsegError, KeyError, TypeError, ValueError, AttributeError):
@@ -278,7 +277,7 @@ def _same_labels(file: Path, table: LabelTable) -> bool:
 # ``predictions.json``: which image each mask came from, how it was cleaned, and whether it is finished.
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
     """What is used of an entry of either record; further keys stay as they are."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -290,45 +289,15 @@ class _Entry(BaseModel):
     confidence: dict[str, float | None] = {}
 
 
-def earlier_entries(out: Path) -> dict[str, dict[str, Any]]:
+def earlier_entries(out: Path) -> Entries:
     """Entries of ``predictions.json`` by file name."""
-    return _earlier(out / _ENTRIES_FILE, _Entry)
-
-
-def _earlier(file: Path, kind: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Entries by file name of the mask; those of files elsewhere, or of another kind, count as none."""
-    found: dict[str, dict[str, Any]] = {}
-    entries = read_record(file).get("cases")
-    for entry in entries if isinstance(entries, list) else ():
-        with suppress(VolsegError):  # damaged
-            conform(entry, kind, file)
-            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
-            if all(inside(file.parent, name) for name in names):
-                found[names[0]] = entry
-    return found
+    return PredictionRecord(out, Entry).entries
 
 
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
     """The entry of a mask that is not done yet, which an empty hash says; ``name`` is the mask's."""
     images = [str(real(path)) for path in files.images]
     return {"case": files.id, "images": images, "prediction": name, "postprocessing": cleaning, "hash": ""}
-
-
-def note_prediction(out: Path, entries: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
-    """Enter a mask in ``predictions.json``, in place of an earlier entry of its name."""
-    entries[entry["prediction"]] = entry
-    write_entries(out, entries)
-
-
-def write_entries(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``predictions.json``.
-
-    Raises:
-        VolsegError: If it cannot be written.
-    """
-    # A line per case: the file is written twice per case, and this is many times faster than indented JSON.
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in entries.values())
-    write_text(out / _ENTRIES_FILE, f'{{"cases": [\n{lines}\n]}}\n')
 
 
 def why_failed(case: str, error: BaseException) -> str:
@@ -373,14 +342,15 @@ class _Organ(BaseModel):
     confidence: float | None = None
 
 
-class _Measured(_Entry):
+class _Measured(Entry):
     case: str
     organs: dict[str, _Organ]
 
 
-def earlier_statistics(out: Path) -> dict[str, dict[str, Any]]:
+def earlier_statistics(out: Path) -> Entries:
     """What is known of every mask, by file name."""
-    return _earlier(out / STATISTICS_FILES[0], _Measured)
+    file = out / STATISTICS_FILES[0]
+    return by_mask(file, read_record(file).get("cases"), _Measured)
 
 
 def measure(label_map: LabelMap, table: LabelTable, image: Image, channels: Sequence[str]) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import sentence
+from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, text_hash
+from pipeline.core.together import RunsTogether
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.organ_masks import write_organs
+from pipeline.data.prediction_record import Entries, PredictionRecord
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import position_doubts, read_image, read_label_map, write_label_map
 from pipeline.infer.probability_maps import SoftPrediction
@@ -19,12 +23,14 @@ from pipeline.preprocess.plan_file import Plan
 from pipeline.stages.prediction_files import (
     ENTROPY,
     PROBABILITIES,
+    STATISTICS_FILES,
     CasePaths,
+    Entry,
     Labels,
     Output,
+    earlier_statistics,
     measure,
-    note_prediction,
-    write_entries,
+    require_own_files,
     write_labels,
     write_soft,
     write_statistics,
@@ -42,7 +48,6 @@ class CaseRead:
         image: None if nothing is to be done with it.
         label_map: Its mask, if there is one already but not all that is to be made of it.
         kept: Whether its mask is there already, and what else only the network gives.
-        same: Whether what is there is of the same image and model.
     """
 
     files: CaseFiles
@@ -51,7 +56,6 @@ class CaseRead:
     image: Image | None
     label_map: LabelMap | None
     kept: bool
-    same: bool
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,9 @@ class CaseSegmented:
     soft: SoftPrediction | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class PredictionFolder:
-    """The folder that a prediction writes into, and what its cases share.
+    """The folder that a prediction writes into, and what its cases share. Other runs may be at work in it, too.
 
     Args:
         out: Folder of the masks.
@@ -81,7 +85,6 @@ class PredictionFolder:
         labels: Names and colours of it.
         channels: Name of every channel of the images.
         paths: Case id → where its files go.
-        entries: Entries of ``predictions.json`` by file name; kept up to date.
         statistics: Entries of ``statistics.json`` by file name; kept up to date.
     """
 
@@ -92,21 +95,43 @@ class PredictionFolder:
     labels: Labels
     channels: Sequence[str]
     paths: Mapping[str, CasePaths]
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: Entries = field(default_factory=dict)
 
-    def open(self) -> None:
-        """Mark the folder as ours and remove what a run that was killed left half written.
+    @contextmanager
+    def opened(self) -> Iterator[RunsTogether]:
+        """Mark the folder as ours, and remove what a run that was killed left half written.
 
         Raises:
-            VolsegError: If it cannot be written to.
+            VolsegError: If it cannot be written to, a file is in the way, or another run writes other organs there.
         """
-        # What a killed run was writing lies beside the masks under temporary names.
-        remove_leftovers(self.out)
-        for name in (PROBABILITIES, ENTROPY):
-            remove_leftovers(self.out / name, deep=True)
-        write_entries(self.out, self.entries)
-        write_labels(self.out, self.labels)
+        organs = text_hash(json.dumps(self.labels.table.to_json()))
+        with RunsTogether(self.out, "predictions") as self.runs:
+            with self.runs.alone():
+                # All is read here: a mask that another run has written since would be taken for a stranger's file.
+                self.record = PredictionRecord(self.out, Entry)
+                self.statistics = earlier_statistics(self.out) if self.entries else {}
+                others = self.runs.others()
+                for other in others:
+                    if other.get("organs") not in (None, organs):
+                        rule, advice = "masks of the same organs", "Use another output folder"
+                        raise self.runs.refusal(rule, "others being written", other, advice)
+                files = ("labels.json", "labels.txt", *(STATISTICS_FILES if self.output.statistics else ()))
+                require_own_files(self.out, self.paths.values(), files, self.entries, self.labels.table)
+                if not others:
+                    # What a killed run was writing lies beside the masks under temporary names.
+                    remove_leftovers(self.out)
+                    for name in (PROBABILITIES, ENTROPY):
+                        remove_leftovers(self.out / name, deep=True)
+                self.record.write(alone=not others)
+                write_labels(self.out, self.labels)
+                # Only now: of two that come at once, the second is refused.
+                self.runs.tell(organs=organs)
+            yield self.runs
+
+    @property
+    def entries(self) -> Entries:
+        """Entries of ``predictions.json`` by file name."""
+        return self.record.entries
 
     def read_case(self, files: CaseFiles) -> CaseRead:
         """Read a case, as far as something is to be done.
@@ -114,6 +139,7 @@ class PredictionFolder:
         Raises:
             VolsegError: If a file cannot be used.
         """
+        self.record.refresh()  # another run may have made it meanwhile
         paths, hashes = self.paths[files.id], tuple(content_hashes(files))
         mask_hash, entry = text_hash(self.model_hash, *hashes), self.entries.get(paths.mask.name, {})
         # Three questions: is the mask that of this image and model, is all there that only the network gives, and is
@@ -126,7 +152,7 @@ class PredictionFolder:
         wanted = not (kept and measured)
         image = read_image(files.images, case=files.id) if wanted else None
         label_map = read_label_map(paths.mask, case=files.id) if kept and not (split and measured) else None
-        return CaseRead(files, hashes, mask_hash, image, label_map, kept, same)
+        return CaseRead(files, hashes, mask_hash, image, label_map, kept)
 
     def write_case(self, made: CaseSegmented) -> None:
         """Write what a case gave: its mask, a file per organ, its statistics and its entry.
@@ -134,42 +160,66 @@ class PredictionFolder:
         Raises:
             VolsegError: If something cannot be written.
         """
-        read, paths = made.read, self.paths[made.read.files.id]
-        if read.label_map is None:
+        if made.read.label_map is None:
             return
+        # No other run between the first file and the entry: they would be those of two models.
+        with self.runs.alone():
+            self.record.refresh()
+            self._write_case(made, made.read.label_map)
+
+    def _write_case(self, made: CaseSegmented, label_map: LabelMap) -> None:
+        read, paths = made.read, self.paths[made.read.files.id]
+        earlier = self.entries.get(paths.mask.name, {})
+        same = earlier.get("hash") == read.mask_hash and paths.mask.is_file()
+        if read.kept and not same:
+            got, advice = "another run that replaced it", "Run again when the other has ended"
+            raise DataError(sentence("mask", "one that stays", got, advice, case=read.files.id, file=paths.mask))
         like, organ_files = split_source(read.files.images[0])[0], list(paths.organ_files.values())
-        entry = made.entry | ({"organ_files": organ_files} if organ_files else {})
+        beside = {name: earlier[name] for name in ("organ_files", "soft_files") if same and name in earlier}
+        entry = dict(earlier) if read.kept else made.entry | beside
+        entry |= {"organ_files": organ_files} if organ_files else {}
         if made.soft is not None:
             files = {file.relative_to(self.out).as_posix() for file in paths.soft.files}
             entry["soft_files"] = sorted(files.union(entry.get("soft_files", ())))
             self._take_over(paths.mask.name, files)
-        if not read.same:
+        if not same:
             self._remove_earlier(paths)
         # First without its hash, so that a run that was killed knows its own file; with it once all is written.
-        note_prediction(self.out, self.entries, entry)
+        self.record.note({**entry, "hash": ""} if not same else entry)
         if not read.kept:
-            write_label_map(read.label_map, paths.mask, like=like, legend=self.labels.legend)
+            write_label_map(label_map, paths.mask, like=like, legend=self.labels.legend)
         if paths.organ_files:
-            write_organs(
-                read.label_map, self.labels.table, paths.folder, paths.organ_files, self.labels.colors, like=like
-            )
+            write_organs(label_map, self.labels.table, paths.folder, paths.organ_files, self.labels.colors, like=like)
         if made.soft is not None:
             write_soft(made.soft, paths.soft, like=like)
         if self.output.statistics and read.image is not None:
-            organs = measure(read.label_map, self.labels.table, read.image, self.channels)
+            organs = measure(label_map, self.labels.table, read.image, self.channels)
             about = {"case": read.files.id, "prediction": paths.mask.name, "hash": read.mask_hash}
             self.statistics[paths.mask.name] = {**about, "organs": organs}
-        note_prediction(self.out, self.entries, {**entry, "hash": read.mask_hash})
+        self.record.note({**entry, "hash": read.mask_hash})
 
-    def finish_statistics(self) -> None:
-        """Write the statistics of all masks in the folder; those of masks that were replaced since are dropped."""
-        current = {
-            name: _with_confidence(entry, self.entries[name].get("confidence", {}))
-            for name, entry in self.statistics.items()
-            if entry.get("hash") and self.entries.get(name, {}).get("hash") == entry["hash"]
-        }
-        if self.output.statistics or current != self.statistics:
-            write_statistics(self.out, current, self.channels)
+    def finish(self) -> None:
+        """Write the entries and statistics of all masks in the folder, also of those that other runs made.
+
+        Statistics of masks that were replaced since are dropped.
+
+        Raises:
+            VolsegError: If something cannot be written.
+        """
+        with self.runs.alone():
+            self.record.refresh()
+            # One that has come to here as well, and has not left yet, reads nothing any more.
+            self.record.write(alone=all(other.get("finished") for other in self.runs.others()))
+            self.runs.tell(finished=True)
+            there = earlier_statistics(self.out)
+            current = {
+                name: _with_confidence(entry, self.entries[name].get("confidence", {}))
+                for entries in (there, self.statistics)
+                for name, entry in entries.items()
+                if entry.get("hash") and self.entries.get(name, {}).get("hash") == entry["hash"]
+            }
+            if self.output.statistics or current != there:
+                write_statistics(self.out, current, self.channels)
 
     def _soft_there(self, paths: CasePaths, entry: Mapping[str, Any]) -> bool:
         """Whether an earlier run wrote all that is wanted beside the winner of every voxel."""
@@ -188,9 +238,9 @@ class PredictionFolder:
 
     def _take_over(self, mask: str, files: set[str]) -> None:
         """No other entry may say that these are its soft outputs, as that of a mask in another format would."""
-        for name, entry in self.entries.items():
+        for name, entry in list(self.entries.items()):
             if name != mask and files.intersection(entry.get("soft_files", ())):
-                self.entries[name] = {**entry, "soft_files": sorted(set(entry["soft_files"]) - files)}
+                self.record.note({**entry, "soft_files": sorted(set(entry["soft_files"]) - files)})
 
 
 def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, str]:

@@ -8,20 +8,24 @@ are imported in workers only: this process needs neither.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import OutputFolder, remove_leftovers, signature, write_json
+from pipeline.core.files import OutputFolder, file_hash, read_record, remove_leftovers, signature, write_json
 from pipeline.core.signals import Progress, silent
+from pipeline.core.together import RunsTogether
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.layouts import open_dataset
+from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
@@ -148,7 +152,7 @@ def kept_patches(path: Path, fresh: Plan, settings: Settings) -> tuple[Plan, tup
 def require_fitting(dataset: Dataset, out: Path) -> None:
     """Refuse case ids that are used twice, and a folder that holds another dataset, before anything is written.
 
-    What a killed run left in the folder is removed. ``plan.yaml`` stands for the record.
+    ``plan.yaml`` stands for the record.
     """
     twice = sorted(case for case, number in Counter(files.id for files in dataset.cases).items() if number > 1)
     if twice:
@@ -160,7 +164,28 @@ def require_fitting(dataset: Dataset, out: Path) -> None:
         there = dataset.name
     if there != dataset.name:
         OutputFolder(out).refuse(f"a new folder or one of dataset {dataset.name}", f"one of {there}")
-    remove_leftovers(out)
+
+
+@contextmanager
+def at_work(out: Path) -> Iterator[RunsTogether]:
+    """Be one of the runs that plan and prepare in a folder; the first one removes what a killed run left."""
+    with RunsTogether(out, "preprocess") as runs:
+        with runs.alone():
+            if not runs.others():  # else the temporary files are those of a run that lives
+                remove_leftovers(out)
+                for folder in (out / "cases").glob("*"):
+                    remove_leftovers(folder)
+        yield runs
+
+
+def settle_plan(runs: RunsTogether, planned: Plan, out: Path) -> None:
+    """Write the plan; where other runs are at work, it must be theirs."""
+    for other in runs.together():
+        if other.get("plan") not in (None, planned.content_hash):
+            advice = "Wait for it; or plan once with `volseg plan`, and give its plan.yaml to all runs as --plan"
+            raise runs.refusal("cases that are prepared by one plan", "another plan", other, advice)
+    write_plan(planned, out / PLAN_FILE)
+    runs.tell(plan=planned.content_hash)
 
 
 def check(
@@ -220,8 +245,9 @@ def plan(
         prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
         planned = fresh_plan(opened, prints, settings.preprocess, run)
     found = dataset_fingerprint(opened, prints, orientation=planned.orientation)
-    write_json(out / "fingerprint.json", found)
-    write_plan(planned, out / PLAN_FILE)
+    with at_work(out) as runs, runs.alone():
+        write_json(out / "fingerprint.json", found)
+        settle_plan(runs, planned, out)
     write_fingerprint_page(
         found,
         out / PAGE_FILE,
@@ -230,7 +256,7 @@ def plan(
         why=planned.reasons["class_weights"],
         **signature(),
     )
-    return Batch(tuple(found.id for found in prints), (), tuple(sorted(failed)))
+    return Batch(tuple(found.id for found in prints), (), tuple(sorted(failed)), runs.notes)
 
 
 def preprocess(
@@ -267,7 +293,6 @@ def preprocess(
     require_fitting(opened, out)
     if fixed := own_split(opened.cases):  # one that cannot be used is refused before hours of work
         _fresh_folds(out / "splits.json", opened.cases, fixed, settings)
-    names = tuple(type(transform).__name__ for transform in extra)
     given = None if plan is None else given_plan(Path(plan), opened)
     workers = jobs or default_jobs(len(opened.cases))
     prints: list[CaseFingerprint] = []
@@ -275,49 +300,115 @@ def preprocess(
     if given is None:
         with open_engine(reading_jobs(opened, workers), READING_WORKER_BYTES, light=True) as run:
             prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
-    with open_engine(workers, TORCH_WORKER_BYTES) as run:
-        chosen = given or fresh_plan(opened, prints, settings.preprocess, run)
-        chosen = chosen.model_copy(update={"extra": names})
-        chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
-        write_plan(chosen, out / PLAN_FILE)
-        bad = {case for case, _ in failed}
-        usable = {files.id: files for files in opened.cases if files.id not in bad}
-        known = {found.id: found for found in prints}
+    with at_work(out) as runs:
+        with open_engine(workers, TORCH_WORKER_BYTES) as run:
+            chosen = given or fresh_plan(opened, prints, settings.preprocess, run)
+            chosen = chosen.model_copy(update={"extra": tuple(type(transform).__name__ for transform in extra)})
+            with runs.alone():
+                chosen, notes = (chosen, ()) if given else kept_patches(out / PLAN_FILE, chosen, settings)
+                settle_plan(runs, chosen, out)
+            bad, known = {case for case, _ in failed}, {found.id: found for found in prints}
+            usable = [files for files in opened.cases if files.id not in bad]
+            # A run that joins others begins elsewhere: given the same dataset, they share its cases.
+            first = len(usable) * runs.rank // (runs.rank + 1)
+            cases = {files.id: files for files in (*usable[first:], *usable[:first])}
+            source = source_of(dataset)
+            prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra), source=source)
+            written, more = collect(
+                run,
+                prepare,
+                cases,
+                progress,
+                "prepare",
+                lambda files: prepare_bytes(files, chosen, known.get(files.id)),
+            )
+        failed += more
+        Batch.of(written, failed).require_some()
+        with runs.alone():
+            notes += (*opened.notes, *remove_former(opened, source, out))
+            notes += _write_folds(runs, out / "splits.json", opened, written, settings, failed)
+    return Batch.of(written, failed, (*notes, *runs.notes))
 
-        def size_of(files: CaseFiles) -> int:
-            return prepare_bytes(files, chosen, known.get(files.id))
 
-        prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra))
-        written, more = collect(run, prepare, usable, progress, "prepare", size_of)
-    failed += more
-    Batch.of(written, failed).require_some()
-    notes += (*opened.notes, *_write_folds(out / "splits.json", opened, written, settings, failed))
-    return Batch.of(written, failed, notes)
+def source_of(dataset: Path | str) -> str:
+    """What tells whether two runs were given the same dataset."""
+    path = Path(dataset).resolve()
+    return str(path.parent if path.name == "dataset.json" else path)
 
 
-def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...]) -> bool:
+class _Noted(BaseModel):
+    """What ``case.json`` tells of where a case came from."""
+
+    images: list[str] = []
+    labels: list[str] = []
+    dataset: str | None = None
+
+
+def remove_former(dataset: Dataset, source: str, out: Path) -> tuple[str, ...]:
+    """Remove prepared cases that have left their dataset, which would be trained on; returns a note on them.
+
+    Cases that came from another list stay.
+    """
+    listed, gone = {files.id for files in dataset.cases}, []
+    # Read here without the store, which needs torch.
+    for note in sorted((out / "cases").glob("*/case.json")):
+        if note.parent.name in listed:
+            continue
+        info = _Noted(**read_record(note, _Noted))
+        files = [split_source(Path(path))[0] for path in (*info.images, *info.labels)]
+        # Cases that an older version prepared do not tell their dataset; a folder that is not there may come back.
+        lost = bool(files) and not any(path.exists() or not path.parent.is_dir() for path in files)
+        if info.dataset == source or lost:
+            note.unlink()  # first: without it the case is not there
+            for path in note.parent.iterdir():
+                path.unlink()
+            note.parent.rmdir()
+            gone.append(note.parent.name)
+    if not gone:
+        return ()
+    number = f"{len(gone)} prepared case{'s' if len(gone) > 1 else ''}"
+    return (f"{out}: removed {number} that the dataset no longer has, e.g. {gone[0]}.",)
+
+
+def _prepare(files: CaseFiles, plan: Plan, out: Path, extra: tuple[Any, ...], source: str) -> bool:
     # Imported here, in a worker: torch and MONAI take seconds, and this process can do without them.
     from pipeline.preprocess.prepare_case import prepare_case
 
-    return prepare_case(files, plan, out, extra)
+    return prepare_case(files, plan, out, extra, source)
 
 
 def _write_folds(
+    runs: RunsTogether,
     path: Path,
     dataset: Dataset,
     written: Mapping[str, bool],
     settings: Settings,
     failed: Sequence[tuple[str, str]],
 ) -> tuple[str, ...]:
-    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those."""
-    fixed = own_split(dataset.cases)
-    fresh = _fresh_folds(path, [files for files in dataset.cases if files.id in written], fixed, settings, failed)
-    if not path.is_file():
+    """Draw folds, unless there are some, which a user may have edited; returns what is worth knowing about those.
+
+    Runs that were at work together draw them together: each that ends draws them of all cases so far.
+    """
+    told = runs.together()
+    own = {files.id: (files.group, files.split, files.fold) for files in dataset.cases if files.id in written}
+    theirs = {case: about for other in told for case, about in other.get("cases", {}).items()}
+    cases = [
+        CaseFiles(case, (), group=group, split=split, fold=fold)
+        for case, (group, split, fold) in sorted((theirs | own).items())
+    ]
+    known = {files.id: files for files in (*cases, *dataset.cases)}
+    fixed = own_split(known.values())
+    runs.tell(cases=own)
+    if len(cases) < 2 and runs.others():
+        return ("The folds are drawn by the runs that are still at work here.",)
+    fresh = _fresh_folds(path, cases, fixed, settings, failed)
+    if not path.is_file() or any(other.get("folds") == file_hash(path) for other in told):
         write_splits(path, fresh)
+        runs.tell(folds=file_hash(path))
         return ()
     # Of all cases of the dataset: one that failed this time is reported as failed, not as missing from the folds.
     try:
-        folds = read_splits(path, [files.id for files in dataset.cases])
+        folds = read_splits(path, known)
     except VolsegError as error:
         return (f"{error} Or delete the file to draw new folds.",)
     left_out = sorted(set(written) - {case for fold in folds for case in (*fold.train, *fold.validation)})

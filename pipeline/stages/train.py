@@ -18,6 +18,7 @@ from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import signature, text_hash, write_json
 from pipeline.core.machine import keep_freed_memory
 from pipeline.core.tables import number_cell
+from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
@@ -129,7 +130,11 @@ def _train(
     place, processes, log = source.device, run.processes, callbacks.log
     validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes)
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
-    for line in (_description(spec, source, network), *_notes(plan, planned.card.settings), *transferred):
+    notes = _notes(plan, planned.card.settings)
+    if not any(read_class_voxels(planned.prepared, case) for case in planned.split.validation):
+        kept = "The weights that are kept are the last ones that found nothing there."
+        notes.append(f"validation: none of its {len(planned.split.validation)} cases has an organ. {kept}")
+    for line in (_description(spec, source, network), *notes, *transferred):
         log(line)
     # Processes measure each for itself, and may differ; the first one decides.
     own = autotune(spec, plan, settings, place, log) if tune else PLAIN
@@ -167,6 +172,7 @@ class PlannedTraining:
         split: Its cases.
         card: Network, plan and settings as the user gave them.
         start: The model to begin with, or None.
+        contents: Content hash of the cases of the split.
     """
 
     prepared: Path
@@ -175,13 +181,15 @@ class PlannedTraining:
     split: Fold
     card: ModelCard
     start: StartModel | None
+    contents: str
 
     @classmethod
     def of(cls, prepared: Path, out: Path, settings: Settings, fold: int, start: Path | None) -> PlannedTraining:
         """The training of one fold; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
-        split, card = PreparedFolds.read(prepared).fold(fold, plan), checked_card(plan, settings)
-        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None)
+        folds = PreparedFolds.read(prepared)
+        split, card = folds.fold(fold, plan), checked_card(plan, settings)
+        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, folds.contents(split))
 
     @classmethod
     def all_folds(
@@ -190,9 +198,12 @@ class PlannedTraining:
         """The trainings of all folds; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
         card = checked_card(plan, settings)
-        splits = PreparedFolds.read(prepared).for_training(plan)
+        folds = PreparedFolds.read(prepared)
         model = StartModel.read(start) if start else None
-        return tuple(cls(prepared, out, fold, split, card, model) for fold, split in enumerate(splits))
+        return tuple(
+            cls(prepared, out, fold, split, card, model, folds.contents(split))
+            for fold, split in enumerate(folds.for_training(plan))
+        )
 
     @property
     def folder(self) -> Path:
@@ -202,12 +213,14 @@ class PlannedTraining:
     @cached_property
     def training_hash(self) -> str:
         """Content hash of everything that must not change while the training goes on."""
-        return training_hash(self.card, self.split, self.start.weights(self.fold) if self.start else None)
+        start = self.start.weights(self.fold) if self.start else None
+        return training_hash(self.card, self.split, start, self.contents)
 
     @property
     def finished_hash(self) -> str:
         """Content hash that ``validation.json`` has once it is finished: also of how long it was."""
-        return text_hash(self.training_hash, self.settings.train.model_dump_json())
+        settings, _, contents = self.training_hash.partition("-")
+        return f"{text_hash(settings, self.settings.train.model_dump_json())}-{contents}"
 
     @property
     def settings(self) -> Settings:

@@ -58,18 +58,25 @@ def require_same_training(folder: Path, training_hash: str) -> Any:
     """Content of the checkpoint beside tensors, None without one; that of another training is refused.
 
     Raises:
-        VolsegError: If settings, plan or split changed since, or the file is damaged.
+        VolsegError: If settings, plan, split or the cases' contents changed since, or the file is damaged.
     """
     path = folder / _FILE
     if not path.is_file():
         return None
     content = _content(path)
-    if content["identity"] != training_hash:
+    if not is_same_training(content["identity"], training_hash):
+        what, got = "settings, plan and split this training began with", "others"
+        if str(content["identity"]).partition("-")[0] == training_hash.partition("-")[0]:
+            what, got = "cases this training began with", "some that were changed and prepared again since"
         raise VolsegError(
-            f"{path}: expected the settings, plan and split this training began with, got others. "
-            "Choose another model folder, or begin anew with --restart."
+            f"{path}: expected the {what}, got {got}. Choose another model folder, or begin anew with --restart."
         )
     return content
+
+
+def is_same_training(noted: object, training_hash: str) -> bool:
+    """Whether an earlier training noted this content hash; older versions noted it without that of the cases."""
+    return noted in (training_hash, training_hash.partition("-")[0])
 
 
 def load_checkpoint(folder: Path, training_hash: str, state: TrainState) -> TrainingProgress:

@@ -280,10 +280,14 @@ class Trainer:
         # The average is scored and kept where there is one: it is what will predict.
         scores = self._validate(False, self.state.average)
         best, dice = self.progress.best_dice, scores.mean_dice
-        better = best is None or (dice is not None and dice > best)
-        if better and self.run.processes.first:
+        # Where no case has an organ, there is a Dice (of 0) only if one was hallucinated: no Dice is the best.
+        clean = best is None and any(record.validation_s > 0 for record in self.progress.records)
+        better = dice is None or (not clean and (best is None or dice > best))
+        # While nothing is found, or all is hallucinated, the weights are no worse for having learnt more.
+        kept = better or dice == best == 0.0
+        if kept and self.run.processes.first:
             save_weights(self.run.folder / "best.safetensors", self.state.average or self.state.network.state_dict())
-        self.best_scores = self.best_scores if not better else scores if self.validation.complete else None
+        self.best_scores = self.best_scores if not kept else scores if self.validation.complete else None
         self.progress = replace(
             self.progress,
             best_dice=dice if better else best,

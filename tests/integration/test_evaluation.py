@@ -132,6 +132,42 @@ def test_compare_and_stats(place: Path, call: Call) -> None:
     assert (rows[0]["touches_edge"], rows[0]["edges"], "mean" in rows[0]) == ("no", "", False)
 
 
+def test_missing_and_broken_predictions_stand_in_every_outcome(place: Path, call: Call) -> None:
+    for number in (1, 2, 3):
+        (place / "b" / f"c{number}_seg.nii.gz").unlink()
+    (place / "b" / "c4_seg.nii.gz").write_bytes(b"broken")
+    (place / "ref" / "c0.nii.gz").write_bytes(b"broken")
+    code, output = call("compare", "a", "b", "--reference", "ref", "-o", "cmp")
+    assert code == 2
+    found = json.loads((place / "cmp" / "comparison.json").read_text())
+    assert found["lacking"] == {"a": [], "b": ["c1", "c2", "c3", "c4"]}
+    assert found["notes"][:3] == [
+        "Predictions that are missing or could not be used count as misses: a 0 of 5, b 4 of 5.",
+        "b: no usable prediction of c1, c2, c3, c4.",
+        "Left out of the comparison, because their reference could not be used: c0.",
+    ]
+    assert "b: 3 of 5 references have no prediction, e.g. c1: their organs score 0." in found["notes"]
+    assert [text.split(":")[0] for text in found["failures"]] == ["a", "b", "b"]
+    assert {(t["lacking_one"], t["lacking_other"]) for t in table(place / "cmp" / "comparison.csv")} == {("0", "4")}
+    assert "No mask" in output
+    assert "0 / 4" in output
+    assert found["notes"][0] in " ".join(output.split())
+    summary = json.loads((place / "cmp" / "b" / "summary.json").read_text())
+    assert "3 of 5 references have no prediction, e.g. c1: their organs score 0." in summary["notes"]
+    call("report", "cmp/b", "-o", "report.html", "--show-names")
+    assert "3 of 5 references have no prediction, e.g. c1: their organs score 0." in (place / "report.html").read_text()
+
+
+def test_scores_of_other_cases_are_not_replaced_without_a_word(place: Path, call: Call) -> None:
+    for name, cases in (("one", "01"), ("two", "23")):
+        rows = [f"c{n},a/c{n}.nii.gz,ref/c{n}.nii.gz" for n in cases]
+        (place / f"{name}.csv").write_text("\n".join(["case,prediction,reference", *rows]))
+    assert "replaced" not in call("evaluate", "one.csv", "one.csv", "--labels", "ref/labels.json", "-o", "s")[1]
+    assert "replaced" not in call("evaluate", "one.csv", "one.csv", "--labels", "ref/labels.json", "-o", "s")[1]
+    output = call("evaluate", "two.csv", "two.csv", "--labels", "ref/labels.json", "-o", "s")[1]
+    assert "s: replaced the scores of 2 other cases, e.g. c0. Cases are scored together by one list" in output
+
+
 def test_bad_cases_are_misses_with_one_sentence_each(place: Path, call: Call) -> None:
     write_label_map(label_map(grid=Grid.from_spacing((16, 14, 9), (2.0, 2.0, 4.0))), place / "a" / "c0.nii.gz")
     moved = GRID.affine.copy()

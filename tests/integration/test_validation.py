@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from members import logits_of
 from toy import toy_settings
 
-from pipeline.data.store import open_prepared, prepared_ids
+from pipeline.data.store import PreparedCase, class_voxels, open_prepared, prepared_ids, write_prepared
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import design_network
 from pipeline.preprocess.plan_file import read_plan
-from pipeline.validation import make_validation
+from pipeline.validation import make_validation, quick_cases
 
 
 def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
@@ -46,3 +47,17 @@ def test_all_cases_are_scored_as_the_model_predicts(prepared: Path) -> None:
         index = logits_of(member, torch.from_numpy(image[...]).float()).argmax(0).numpy()
         expected = {row.name: row.dice for row in overlaps(label[...], index, plan.label_table.indexed(), case=case)}
         assert found[case] == pytest.approx(expected)
+
+
+def test_quick_cases_have_every_organ_as_often_as_can_be(tmp_path: Path) -> None:
+    held: dict[str, tuple[int, ...]] = {"a": (), "b": (1,), "c": (1,), "d": (1, 2), "e": (2,), "f": (1, 2)}
+    for name, organs in held.items():
+        label = np.zeros((4, 4, 4), np.int8)
+        label.flat[: len(organs)] = organs
+        voxels = class_voxels(label, 9, np.random.default_rng(0))
+        write_prepared(tmp_path, PreparedCase(name, label[None].astype(np.float32), label, voxels, {}))
+    chosen = {number: "".join(quick_cases(tmp_path, "abcdef", number)) for number in range(1, 7)}
+    assert chosen == {1: "b", 2: "bd", 3: "bde", 4: "bcde", 5: "bcdef", 6: "abcdef"}
+    assert "".join(quick_cases(tmp_path, "adf", 2)) == "df"
+    assert "".join(quick_cases(tmp_path, "fd", 1)) == "f"
+    assert quick_cases(tmp_path, "abc", None) == "abc"

@@ -10,14 +10,13 @@ from pipeline.core.labels import LabelTable
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.label_tables import label_table
 from pipeline.data.legend import organ_color
+from pipeline.data.prediction_record import PredictionRecord
 from pipeline.stages.prediction_files import (
     CasePaths,
     Output,
     case_paths,
     chosen_labels,
-    earlier_entries,
     earlier_statistics,
-    note_prediction,
     prediction_entry,
     require_own_files,
     why_failed,
@@ -125,22 +124,24 @@ def test_masks_of_other_organs_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_entries_are_replaced_by_name_and_each_has_a_line(tmp_path: Path) -> None:
-    entries: dict[str, dict[str, object]] = {}
+    record = PredictionRecord(tmp_path)
     for case in ("ä", "b"):
-        entry = prediction_entry(CaseFiles(case, (Path("/scans") / f"{case}.nii",)), f"{case}.nii", None)
-        note_prediction(tmp_path, entries, entry)
-    note_prediction(tmp_path, entries, {**entries["ä.nii"], "hash": "1"})
+        record.note(prediction_entry(CaseFiles(case, (Path("/scans") / f"{case}.nii",)), f"{case}.nii", None))
+    record.note({**record.entries["ä.nii"], "hash": "1"})
+    assert PredictionRecord(tmp_path).entries == record.entries  # a run that was killed has written no more
+    record.write()
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
     text = (tmp_path / "predictions.json").read_text(encoding="utf-8")
     assert [entry["hash"] for entry in json.loads(text)["cases"]] == ["1", ""]
     assert [line[:13] for line in text.splitlines()] == ['{"cases": [', '{"case": "ä",', '{"case": "b",', "]}"]
-    assert earlier_entries(tmp_path) == entries
+    assert PredictionRecord(tmp_path).entries == record.entries
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', '{"cases": [{"case": "a"}]}', '{"cases": {"a": 1}}'])
 def test_damaged_files_count_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "predictions.json").write_text(text)
     (tmp_path / "statistics.json").write_text(text)
-    assert earlier_entries(tmp_path) == earlier_statistics(tmp_path) == {}
+    assert PredictionRecord(tmp_path).entries == earlier_statistics(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_damaged_files_count_as_none(tmp_path: Path, text: str) -> None:
 def test_entries_of_files_elsewhere_count_as_none(tmp_path: Path, hurt: dict[str, object]) -> None:
     entries = [{"prediction": "a.nii", "hash": "1"}, {"prediction": "b.nii", "hash": "2", **hurt}]
     (tmp_path / "predictions.json").write_text(json.dumps({"cases": entries}))
-    assert earlier_entries(tmp_path) == {"a.nii": entries[0]}
+    assert PredictionRecord(tmp_path).entries == {"a.nii": entries[0]}
 
 
 def test_reasons_are_sentences() -> None:

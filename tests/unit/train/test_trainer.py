@@ -104,6 +104,37 @@ def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path:
     assert record.peak_memory_mb > 100
 
 
+@pytest.mark.parametrize(
+    ("dice", "kept"),
+    [
+        ((0.0, 0.0, None, None), 4),  # healthy cases: first all hallucinated, then none
+        ((None, 0.0, 0.0, 0.0), 1),
+        ((None, None, 0.0, 0.0), 2),
+        ((0.0, 0.0, 0.0, 0.0), 4),
+        ((0.0, 0.5, 0.5, 0.4), 2),
+        ((0.5, 0.0, 0.6, 0.6), 3),
+    ],
+)
+def test_weights_without_a_false_finding_are_better_than_those_with(
+    prepared: Path, tmp_path: Path, dice: tuple[float | None, ...], kept: int
+) -> None:
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, settings().sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    scores, seen = iter(dice), []
+
+    def validate(network: nn.Module, everything: bool) -> ValidationScores:
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        value = None if everything else next(scores)
+        return ValidationScores({"organ": value}, value, {})
+
+    options = settings(epochs=4, iterations_per_epoch=1, validate_every=1)
+    train_fold(TrainRun(tmp_path / "m", "hash", options, GEOMETRY), network, source, Validation(validate, 1, 2))
+    weights = load_weights(tmp_path / "m" / "model.safetensors")
+    assert [all(torch.equal(weights[name], each[name]) for name in weights) for each in seen[:4]].index(
+        True
+    ) == kept - 1
+
+
 def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, tmp_path: Path) -> None:
     options = settings(ema_decay=0.9)
     run(prepared, tmp_path / "whole", options)

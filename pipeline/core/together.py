@@ -1,0 +1,186 @@
+"""Several runs at work in one output folder: one at a time where they meet, and all of them as one.
+
+The locks are those of the system (``flock``, which Linux sends on to the server of an NFS): they end with their
+process, however that ends. Where a file system has none, runs cannot see each other, and say so.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.files import why_not_written
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+class RunsTogether:
+    """The runs of one command that are at work in a folder at the same time, and what they tell each other.
+
+    Each has a hidden file in the folder, which it locks for as long as it lives. What a run told stays there after its
+    end until the last one has gone; what a killed run told counts as long.
+
+    Args:
+        folder: The output folder; created on entering.
+        name: Of the files, such as ``preprocess``: runs of one name see each other.
+
+    Attributes:
+        rank: How many others were at work when this run came.
+        notes: A sentence for the user where the file system has no locks.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name, self.rank = folder, name, 0
+        self.notes: tuple[str, ...] = ()
+        self._about: dict[str, Any] = {"host": socket.gethostname(), "process": os.getpid()}
+        self._own = folder / f".{name}.{uuid4().hex[:8]}.run"
+        self._held: int | None = None
+        self._made = not folder.exists()
+
+    def __enter__(self) -> Self:
+        """Come to the others; what is left of runs that all have ended is removed.
+
+        Raises:
+            VolsegError: If the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise why_not_written(error, self.folder) from error
+        with self.alone():
+            self.rank = len(self.others())
+            if not self.rank:
+                self._remove(self._files())
+            self._held = None if self.notes else _lock(self._own, wait=False)
+            self.tell()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Go; the last one takes all files along."""
+        with suppress(OSError, VolsegError), self.alone():
+            last = not self.others()
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+            if last:
+                self._remove([*self._files(), self._mutex])
+                if self._made:  # and nothing written: what was asked for was refused
+                    self.folder.rmdir()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A short block in which no other run is at the same time; threads of one run count as runs, too.
+
+        Raises:
+            VolsegError: If the folder cannot be written.
+        """
+        try:
+            held = None if self.notes else _lock(self._mutex, wait=True)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise why_not_written(error, self.folder) from error
+            held = None
+            rule, got = "a file system with locks", "one without, where two runs at once cannot see each other"
+            self.notes = (sentence("output folder", rule, got, "Run one at a time there", file=self.folder),)
+        try:
+            yield
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def others(self) -> list[dict[str, Any]]:
+        """What the other runs told that are at work now; called in :meth:`alone`."""
+        return [_told(path) for path in self._files() if path != self._own and _is_locked(path)]
+
+    def together(self) -> list[dict[str, Any]]:
+        """What all others told since the first one came, also those that have ended; called in :meth:`alone`."""
+        return [_told(path) for path in self._files() if path != self._own]
+
+    def tell(self, **more: Any) -> None:
+        """Tell something more, which replaces what was told under its name; called in :meth:`alone`.
+
+        Raises:
+            VolsegError: If it cannot be written.
+        """
+        self._about |= more
+        if self._held is None:
+            return
+        try:
+            # In place: the lock is that of the file, not of its name.
+            os.ftruncate(self._held, 0)
+            os.pwrite(self._held, json.dumps(self._about).encode(), 0)
+        except OSError as error:
+            raise why_not_written(error, self._own) from error
+
+    def refusal(self, rule: str, got: str, other: Mapping[str, Any], advice: str) -> VolsegError:
+        """The error that names another run."""
+        got = f"{got} in process {other.get('process')} on {other.get('host')}"
+        return VolsegError(sentence("output folder", rule, got, advice, file=self.folder))
+
+    @property
+    def _mutex(self) -> Path:
+        return self.folder / f".{self.name}.lock"
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f".{self.name}.*.run"))
+
+    def _remove(self, paths: list[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """Open and lock a file, which is made if it is not there; its descriptor, None where there are no locks at all."""
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "no locks")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The last run removes the file. Whoever had opened it before then holds a lock that nobody else sees.
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What a run told; a file that was cut off by a kill says nothing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
