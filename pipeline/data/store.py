@@ -277,6 +277,7 @@ class _CaseInfo(BaseModel):
     hash: str | None = None
     recipe: str | None = None
     group: str | None = None
+    classes: list[int] | None = None
     images: list[Annotated[str, AfterValidator(possible_file)]] = []
     labels: list[Annotated[str, AfterValidator(possible_file)]] = []
     trace: dict[str, Any] = {}

@@ -100,18 +100,19 @@ def prepare_case(files: CaseFiles, plan: Plan, out: Path, extra: Sequence[Any] =
     if stored_hash(out, files.id) == content_hash:  # another run has made it meanwhile
         return False
     # From the name, so that the store is the same whichever worker prepares the case.
-    seed = int(text_hash(files.id), 16)
+    voxels = class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(int(text_hash(files.id), 16)))
     write_prepared(
         out,
         PreparedCase(
             files.id,
             result["image"].as_tensor().numpy(),
             index,
-            class_voxels(index, _VOXELS_PER_CLASS, np.random.default_rng(seed)),
+            voxels,
             {
                 "hash": content_hash,
                 "recipe": plan.content_hash,
                 "group": files.group,
+                "classes": sorted(voxels),
                 "images": [str(path.absolute()) for path in files.images],
                 "labels": [str(path.absolute()) for path in files.label_sources],
                 "dataset": source,

@@ -26,6 +26,7 @@ from pipeline.core.signals import STOPS, Progress, silent, stoppable
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_inputs import Inputs, find_inputs
+from pipeline.data.volume_file import volume_suffix
 from pipeline.engine.local import Batch, Task, within_limit
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
@@ -328,6 +329,9 @@ def _planned(
     if predictor.folder is None:
         rule, got = "one that was loaded from a model folder", "one of networks in memory"
         raise VolsegError(sentence("predictor", rule, got, "Take Predictor.load, or call predict for each image"))
+    if volume_suffix(out) and not out.is_dir():
+        got, advice = "the name of a file", "Give a folder: every mask has the name of its image"
+        raise VolsegError(sentence("output", "a folder", got, advice, file=out))
     labels, channels = chosen_labels(predictor.labels, output.organs), predictor.card.plan.channels
     if output.soft:
         predictor.require_whole_images()

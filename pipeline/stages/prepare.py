@@ -325,7 +325,7 @@ def preprocess(
         failed += more
         Batch.of(written, failed).require_some()
         with runs.alone():
-            notes += (*opened.notes, *remove_former(opened, source, out))
+            notes += (*opened.notes, *remove_former(opened, source, out), *_vanished(prints, chosen, out))
             notes += _write_folds(runs, out / "splits.json", opened, written, settings, failed)
     return Batch.of(written, failed, (*notes, *runs.notes))
 
@@ -342,6 +342,25 @@ class _Noted(BaseModel):
     images: list[str] = []
     labels: list[str] = []
     dataset: str | None = None
+    classes: list[int] | None = None
+
+
+def _vanished(prints: Sequence[CaseFingerprint], plan: Plan, out: Path) -> tuple[str, ...]:
+    """A note on every organ that has voxels in a case, and none where that was prepared: nothing can learn it there."""
+    lost: dict[str, list[str]] = {}
+    for case in prints:
+        left = _Noted(**read_record(out / "cases" / case.id / "case.json", _Noted)).classes
+        if left is None:  # it failed, or an earlier version prepared it
+            continue
+        present = (n for n, count in enumerate(case.class_voxels[1:], start=1) if count and n not in left)
+        for name in (plan.label_table.organs[n - 1] for n in present):
+            lost.setdefault(name, []).append(case.id)
+    spacing = " x ".join(f"{n:.3g}" for n in plan.spacing_mm)
+    advice = "Plan a finer preprocess.spacing_mm if it matters"
+    return tuple(
+        sentence(name, f"voxels at {spacing} mm", f"none in {len(cases)} of its cases, e.g. {cases[0]}", advice)
+        for name, cases in lost.items()
+    )
 
 
 def remove_former(dataset: Dataset, source: str, out: Path) -> tuple[str, ...]:

@@ -387,8 +387,9 @@ def test_wrong_words_cost_no_work(
         (("--format", "dcm"), "format: expected one of nii.gz, nii, nrrd, seg.nrrd, mha, got 'dcm'"),
         (("--organs", "liver"), "organs: expected some of box_left, box_small, got liver. Correct the names."),
         (("--organs", " , "), "--organs: expected names such as liver,spleen, got none."),
+        (("-o", tmp_path / "mask.nii.gz"), "expected a folder, got the name of a file."),
     ):
         code, _, err = run(capfd, *words, *wrong)
         assert code == 1
         assert message in err.replace(" │ ", " ").replace("│ ", "")
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out")) + list(tmp_path.glob("mask*"))

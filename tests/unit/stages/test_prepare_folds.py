@@ -1,15 +1,18 @@
-"""What ``volseg preprocess`` writes to ``splits.json`` where a dataset fixes its folds."""
+"""What ``volseg preprocess`` writes to ``splits.json`` where a dataset fixes its folds, and what it says of organs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toy import write_toy
 
-from pipeline.config.settings import Settings
+from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import DataError
+from pipeline.core.volume import LabelMap
+from pipeline.data.volumes import read_label_map, write_label_map
 from pipeline.stages.prepare import preprocess
 
 LABELS = {"labels": {"1": "box_left", "2": "box_small"}}
@@ -49,3 +52,18 @@ def test_folds_that_part_a_patient_are_refused_before_any_work(tmp_path: Path) -
     rule = "expected no group (patient) in both train and validation, got p0, p1. Move all of its cases to one side."
     assert str(caught.value).splitlines() == [f"fold 0: {rule}", f"fold 1: {rule}"]
     assert not (tmp_path / "prepared").exists()
+
+
+def test_an_organ_without_a_voxel_at_the_target_spacing_is_told(tmp_path: Path) -> None:
+    data, out = write_toy(tmp_path / "data", 3), tmp_path / "prepared"
+    labels = read_label_map(data / "labels" / "toy_1.nii.gz")
+    array = np.where(labels.array == 2, 0, labels.array)
+    array[(0,) * 3] = 2  # one voxel of 2 x 1.5 x 2.5 mm in a corner
+    write_label_map(LabelMap(array, labels.grid), data / "labels" / "toy_1.nii.gz")
+    settings = Settings(preprocess=PreprocessSettings(spacing_mm=(5, 5, 5)))
+    told = "box_small: expected voxels at 5 x 5 x 5 mm, got none in 1 of its cases, e.g. toy_1."
+    for _ in ("prepared", "kept"):
+        (note,) = preprocess(data, out, settings, jobs=1).notes
+        assert note.startswith(told)
+    settings = Settings(preprocess=PreprocessSettings(spacing_mm=(2, 1.5, 2.5)))
+    assert not preprocess(data, out, settings, jobs=1).notes
