@@ -68,6 +68,11 @@ def same_name(first: Path, second: Path) -> DataError:
     return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
 
 
+def has_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one that is not there: listing it says so."""
+    return path.is_dir() or is_broken_link(path)
+
+
 def folder_holds(folder: Path) -> str:
     """The first few names in a folder, for messages; folders end in a slash."""
     found = entries(folder, hidden=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.labels import LabelTable
 from pipeline.core.paths import composed, entries, is_broken_link, is_named, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
 from pipeline.data.descriptions import (
@@ -25,7 +24,16 @@ from pipeline.data.descriptions import (
     nnunet_content,
     read_description,
 )
-from pipeline.data.folder_files import CHANNEL, folder_holds, group_channels, list_volumes, or_unread, same_name
+from pipeline.data.drishti import is_drishti, read_drishti
+from pipeline.data.folder_files import (
+    CHANNEL,
+    folder_holds,
+    group_channels,
+    has_folder,
+    list_volumes,
+    or_unread,
+    same_name,
+)
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
@@ -35,15 +43,7 @@ _ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IG
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
-# Drishti-GS1: label value and file name of the soft maps (the cup is painted over the disc); its parts, the folders of
-# their references and their split; where the parts are, as the archives unpack into one or two folders of their own.
-_SOFT_MAPS = ((1, "ODsegSoftmap"), (2, "cupsegSoftmap"))
-_PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
-    ("Training", ("GT",), "train"),
-    ("Test", ("Test_GT", "GT"), "validation"),
-)
 _NORMALIZATIONS = ("nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")  # what nnU-Net understands beside CT
-_DEPTHS = ("", "*/", "*/*/")
 
 
 def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
@@ -228,12 +228,7 @@ def read_organs(source: Description) -> Dataset:
 
 def _is_organ_case(folder: Path) -> bool:
     """Whether a folder has ``segmentations``, or is a link to nowhere, of which no one knows better."""
-    return _has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
-
-
-def _has_folder(path: Path) -> bool:
-    """Whether there is a folder, or a link to one that is not there: listing it says so."""
-    return path.is_dir() or is_broken_link(path)
+    return has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
 
 
 def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
@@ -393,76 +388,13 @@ def bare_name(file: Path) -> str:
     return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)
 
 
-def read_drishti(source: Description) -> Dataset:
-    """Drishti-GS1: fundus photographs with soft maps of the optic disc and the optic cup by four experts.
-
-    ``Training/Images/x.png`` with ``Training/GT/x/SoftMap/x_ODsegSoftmap.png``, …; ``Test`` with ``Test_GT``. Images
-    may be in folders by diagnosis (``Images/GLAUCOMA``). A soft map is the share of four experts who marked a pixel, 0
-    to 255; disc and cup are where at least half of them did. The split is the dataset's own: ``Training`` trains,
-    ``Test`` validates. Without references of the test images they are held out, and folds are drawn.
-
-    Raises:
-        DataError: If two images have the same name, or there is no labelled case.
-
-    Reference: Sivaswamy et al., A comprehensive retinal image dataset for the assessment of glaucoma from the optic
-    nerve head analysis, JSM Biomedical Imaging Data Papers 2(1), 2015.
-    """
-    cases: list[CaseFiles] = []
-    tests: list[CaseFiles] = []
-    for name, references, split in _PARTS:
-        if folders := _drishti_part(source.root, name, references):
-            cases += _drishti_cases(*folders, split)
-        elif folders := _drishti_part(source.root, name, ("Images",)):
-            tests += [CaseFiles(stem, (path,)) for stem, path in _drishti_images(folders[0]).items()]
-    # Value 1 is the disc around the cup; what is predicted is the whole disc and the cup in it.
-    labels = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
-    return build_dataset("drishti", source, cases, tests, channels=RGB, labels=labels)
-
-
-def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[Path, Path] | None:
-    """Folders of images and of references of a part."""
-    for depth in _DEPTHS:
-        for folder in sorted(root.glob(f"{depth}{name}")):
-            there = [folder / reference for reference in references if _has_folder(folder / reference)]
-            if _has_folder(folder / "Images") and there:
-                return folder / "Images", there[0]
-    return None
-
-
-def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
-    """Every image and every reference is a case; of what is missing, the expected file is named."""
-    listed = _drishti_images(images)
-    folders = (folder for folder in entries(references) if _has_folder(folder / "SoftMap") or is_broken_link(folder))
-    stems = {composed(folder.name) for folder in folders}
-    cases = []
-    for stem in sorted({*listed, *stems}):
-        maps = ((value, f"{stem}/SoftMap/{stem}_{name}.png") for value, name in _SOFT_MAPS)
-        organs = tuple((value, located(references, name)) for value, name in maps)
-        image = listed.get(stem, images / f"{stem}.png")
-        cases.append(CaseFiles(stem, (image,), organs=organs, soft=True, split=split))
-    return cases
-
-
-def _drishti_images(folder: Path) -> dict[str, Path]:
-    """Images by name, of the folder and of the folders in it."""
-    found: dict[str, Path] = {}
-    for part in (folder, *(entry for entry in entries(folder) if entry.is_dir())):
-        for file in list_volumes(part):
-            stem = volume_stem(file)
-            if stem in found:
-                got, advice = f"{found[stem]} and {file}", "Remove or rename one"
-                raise DataError(sentence("images", "one file per case", got, advice, case=stem, file=folder))
-            found[stem] = file
-    return found
-
-
 def _is_decathlon(source: Description) -> bool:
     return isinstance(source.content.get("training"), list)
 
 
 def _is_nnunet(source: Description) -> bool:
     described = "channel_names" in source.content or "modality" in source.content
-    there = _has_folder(source.root / "imagesTr") or isinstance(source.content.get("dataset"), Mapping)
+    there = has_folder(source.root / "imagesTr") or isinstance(source.content.get("dataset"), Mapping)
     return described and "labels" in source.content and there
 
 
@@ -471,15 +403,11 @@ def _is_datalist(source: Description) -> bool:
 
 
 def _is_organs(source: Description) -> bool:
-    return any(_has_folder(folder / "segmentations") for folder in entries(source.root))
-
-
-def _is_drishti(source: Description) -> bool:
-    return _drishti_part(source.root, "Training", ("GT",)) is not None
+    return any(has_folder(folder / "segmentations") for folder in entries(source.root))
 
 
 def _pair_folders(source: Description) -> list[tuple[str, str]]:
-    return [pair for pair in _PAIRS if all(_has_folder(source.root / name) for name in pair)]
+    return [pair for pair in _PAIRS if all(has_folder(source.root / name) for name in pair)]
 
 
 # Keys as in LAYOUTS: whether a described folder has the layout, and what reads it.
@@ -488,6 +416,6 @@ _READERS: dict[str, tuple[Callable[[Description], bool], Callable[[Description],
     "nnunet": (_is_nnunet, read_nnunet),
     "datalist": (_is_datalist, read_datalist),
     "organs": (_is_organs, read_organs),
-    "drishti": (_is_drishti, read_drishti),
+    "drishti": (is_drishti, read_drishti),
     "pairs": (lambda source: bool(_pair_folders(source)), read_pairs),
 }
