@@ -17,7 +17,9 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 from pipeline.data.volume_file import (
     MAX_DEFLATE_RATIO,
+    META_SUFFIXES,
     NRRD_SUFFIXES,
+    TIFF_SUFFIXES,
     checked_size,
     detached_bytes,
     header_text,
@@ -27,8 +29,8 @@ from pipeline.data.volume_file import (
 
 DECODERS = {
     **dict.fromkeys(NRRD_SUFFIXES, "NrrdImageIO"),
-    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFFImageIO"),
+    **dict.fromkeys(META_SUFFIXES, "MetaImageIO"),
+    **dict.fromkeys(TIFF_SUFFIXES, "TIFFImageIO"),
     ".png": "PNGImageIO",
 }
 """File name endings and ITK's class that reads them: no other decoder looks at a file."""
@@ -85,7 +87,7 @@ def check_header(path: Path, case: str | None) -> Stored | None:
     if suffix == ".png":
         _check_png(path, case)
         return None
-    if suffix in (".tif", ".tiff"):
+    if suffix in TIFF_SUFFIXES:
         _check_tiff(path, case)
         return None
     return _nrrd(path, case) if suffix in NRRD_SUFFIXES else _meta_image(path, case)

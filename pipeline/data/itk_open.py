@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid, flip_world
 from pipeline.data.itk_headers import DECODERS, check_header
-from pipeline.data.itk_reader import ReaderError, read_array, read_header, read_indices
+from pipeline.data.itk_reader import PALETTE, ReaderError, read_array, read_header
 from pipeline.data.pictures import has_palette, tiff_spacing, unknown_spacing
 from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
@@ -109,7 +109,7 @@ def palette_indices(picture: VolumeFile, case: str | None) -> NDArray[np.uint8] 
     if not has_palette(picture.path):
         return None
     try:
-        return read_indices(picture.path, prod(picture.grid.shape)).T.reshape(picture.grid.shape)
+        return read_array(picture.path, PALETTE, prod(picture.grid.shape)).T.reshape(picture.grid.shape)
     except ReaderError as error:
         raise _explain(error, picture.path, case) from None
 

@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 from pipeline.core.notices import about, tell
 from pipeline.data.pictures import decoded_indices
 
+PALETTE = "palette"
+"""In place of a decoder: the indices of a picture with a palette."""
+
 _START_S = 120.0  # it takes a fifth of a second, and on a busy machine with a slow disk far longer
 _HEADER_S = 120.0
 _VOXELS_S = 300.0  # and one second more for every _SLOWEST bytes
@@ -82,7 +85,7 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
 
     Args:
         path: The file.
-        decoder: As for :func:`read_header`.
+        decoder: As for :func:`read_header`; PALETTE for the indices of a picture, which Pillow decodes.
         values: How many its header promises, all components counted.
 
     Raises:
@@ -90,18 +93,6 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
     """
     limit_s = _VOXELS_S + 8 * values / _SLOWEST
     array = _READERS.ask({"path": str(path), "decoder": decoder, "values": values, "limit_s": limit_s})[1]
-    assert array is not None  # what was asked for came, or an error
-    return array
-
-
-def read_indices(path: Path, values: int) -> NDArray[np.uint8]:
-    """Indices of a picture with a palette, (J, I) or (K, J, I); ``values`` is how many there must be.
-
-    Raises:
-        ReaderError: If they cannot be read, or are more or fewer.
-    """
-    limit_s = _VOXELS_S + 8 * values / _SLOWEST
-    array = _READERS.ask({"path": str(path), "palette": True, "values": values, "limit_s": limit_s})[1]
     assert array is not None  # what was asked for came, or an error
     return array
 
@@ -306,7 +297,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     import SimpleITK as sitk  # noqa: N813  # its usual name; here, because the process that asks needs none of it
 
     try:
-        if "palette" in request:
+        if request["decoder"] == PALETTE:
             indices = decoded_indices(Path(request["path"]))
             return {"shape": indices.shape, "dtype": indices.dtype.str}, indices
         reader = sitk.ImageFileReader()

@@ -19,7 +19,7 @@ from pipeline.core.files import write_json
 from pipeline.data.volume_file import (
     TIFF_SUFFIXES,
     Doubt,
-    VolumeError,
+    refusal_of,
     spacing_file,
     volume_stem,
     volume_suffix,
@@ -42,7 +42,7 @@ def tiff_spacing(path: Path, slices: int, case: str | None) -> tuple[float, floa
             return _read_spacing(file)
         except VolsegError as error:
             if slices > 1:
-                raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "spacing") from None
+                raise refusal_of(error, "spacing", case) from None
     tags = _tags(path)
     text = str(tags.get(_DESCRIPTION, ""))
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

@@ -25,14 +25,18 @@ from pipeline.core.paths import ABSENT, absence, composed, is_named, names_besid
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
-"""Those of NRRD."""
+META_SUFFIXES = (".mha", ".mhd")
 
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 """Those of pictures: slices, grey or in colour."""
 
 TIFF_SUFFIXES = (".tiff", ".tif")
 """Those of pictures that may be stacks of slices."""
+
+LIST_SUFFIXES = (".json", ".csv")
+"""Those of descriptions and lists of cases."""
 
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
@@ -219,6 +223,11 @@ def refuse(
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
 
 
+def refusal_of(reason: object, code: str, case: str | None) -> VolumeError:
+    """A VolumeError of a sentence that is led by its file already."""
+    return VolumeError(f"case {case}: {reason}" if case else str(reason), code)
+
+
 def require_utf8(path: Path, case: str | None = None) -> None:
     """Refuse a path that ITK cannot take: it would end the process."""
     if utf8_name(str(path)) != str(path):
@@ -240,7 +249,7 @@ def checked_path(path: Path, case: str | None) -> str:
     try:
         require_regular(path)
     except VolsegError as error:
-        raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "format") from None
+        raise refusal_of(error, "format", case) from None
     if suffix.startswith(".nii") and path.name[-len(suffix) :][:4] not in (".nii", ".NII"):  # nibabel finds no others
         rule, advice = "an ending in small or in capital letters", "Rename it"
         raise refuse("format", "file", rule, repr(path.name), advice, case=case, file=path)
@@ -336,7 +345,7 @@ def checked_grid(
     try:
         return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
-        raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None
+        raise refusal_of(f"{path}: {error}", "affine", case) from None
 
 
 def header_text(path: Path) -> str:
@@ -357,7 +366,7 @@ def detached_files(path: Path) -> tuple[Path, ...]:
     suffix = volume_suffix(path)
     if suffix in TIFF_SUFFIXES:
         return tuple(file for file in [spacing_file(path)] if file)
-    if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
+    if suffix not in (*META_SUFFIXES, *NRRD_SUFFIXES):
         return ()
     try:
         header = header_text(path)

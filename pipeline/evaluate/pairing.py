@@ -16,7 +16,7 @@ from pipeline.data.descriptions import read_description
 from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels
 from pipeline.data.prediction_record import RECORD_FILE, journal_entries
-from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem, volume_suffix
+from pipeline.data.volume_file import LIST_SUFFIXES, VOLUME_SUFFIXES, volume_stem, volume_suffix
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
@@ -163,7 +163,7 @@ def _no_match(predictions: Mapping[str, Path], references: Mapping[str, Path], f
 
 def is_list(path: Path) -> bool:
     """Whether a path is a file that lists cases."""
-    return path.suffix.lower() in (".csv", ".json") and not path.is_dir()
+    return path.suffix.lower() in LIST_SUFFIXES and not path.is_dir()
 
 
 def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[str, Path]:

@@ -248,10 +248,7 @@ class Predictor:
             return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
         with folder.opened() as runs, keep_freed_memory():
-            # A run that joins others begins elsewhere: given the same inputs, they share them.
-            first = len(found.cases) * runs.rank // (runs.rank + 1)
-            cases = [*found.cases[first:], *found.cases[:first]]
-            batch, stopped = _predict_cases(self, folder, cases, progress)
+            batch, stopped = _predict_cases(self, folder, runs.shared(found.cases), progress)
         failed = tuple(sorted((*found.failed, *batch.failed)))
         batch = Batch(batch.done, batch.kept, failed, (*found.notes, *batch.notes, *runs.notes))
         if stopped is not None:

@@ -111,10 +111,8 @@ class PredictionFolder:
                 self.record = PredictionRecord(self.out, Entry)
                 self.statistics = earlier_statistics(self.out) if self.entries else {}
                 others = self.runs.others()
-                for other in others:
-                    if other.get("organs") not in (None, organs):
-                        rule, advice = "masks of the same organs", "Use another output folder"
-                        raise self.runs.refusal(rule, "others being written", other, advice)
+                rule, advice = "masks of the same organs", "Use another output folder"
+                self.runs.require(rule, "others being written", advice, organs=organs)
                 files = ("labels.json", "labels.txt", *(STATISTICS_FILES if self.output.statistics else ()))
                 require_own_files(self.out, self.paths.values(), files, self.entries, self.labels.table)
                 if not others:
