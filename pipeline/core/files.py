@@ -268,11 +268,6 @@ class OutputFolder:
     def require_free(self, files: Iterable[Path], own: Collection[Path], earlier_run: str) -> None:
         """Refuse to overwrite files other than those that an earlier run wrote.
 
-        Args:
-            files: What this run writes.
-            own: What an earlier run wrote, by its record.
-            earlier_run: As for :meth:`require_own`.
-
         Raises:
             VolsegError: If another file is in the way.
         """

@@ -127,7 +127,7 @@ class RunsTogether:
         except OSError as error:
             raise why_not_written(error, self._own) from error
 
-    def require(self, rule: str, got: str, advice: str, *, ended: bool = False, **told: str) -> None:
+    def require(self, rule: str, got: str, advice: str, *, ended: bool = False, **told: object) -> None:
         """Refuse to go on beside runs that told another value under one of these names; called in :meth:`alone`.
 
         Args:

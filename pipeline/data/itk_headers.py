@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
+from pipeline.data.detached_files import detached_bytes, header_start
 from pipeline.data.volume_file import (
     MAX_DEFLATE_RATIO,
     META_SUFFIXES,
     NRRD_SUFFIXES,
     TIFF_SUFFIXES,
     checked_size,
-    detached_bytes,
-    header_text,
     refuse,
     volume_suffix,
 )
@@ -71,10 +70,6 @@ class Stored(NamedTuple):
 def check_header(path: Path, case: str | None) -> Stored | None:
     """Refuse a file whose header ITK must not see.
 
-    Args:
-        path: An existing file of a known ending.
-        case: Case id for messages.
-
     Returns:
         What a NRRD or MetaImage file holds, to be compared with what ITK finds promised; None for pictures, whose
         pixels were compared.
@@ -94,7 +89,7 @@ def check_header(path: Path, case: str | None) -> Stored | None:
 
 
 def _nrrd(path: Path, case: str | None) -> Stored:
-    header = header_text(path)
+    header = header_start(path)
     if not header.startswith("NRRD00"):
         _other_kind(path, case)
     # ITK ends a line at any of these; the header ends at the first empty line, or with the file.
@@ -126,7 +121,7 @@ def _nrrd(path: Path, case: str | None) -> Stored:
 
 
 def _meta_image(path: Path, case: str | None) -> Stored:
-    header = header_text(path)
+    header = header_start(path)
     last = _DATA_FILE.search(header)
     line_start = 0 if last is None else header.rfind("\n", 0, last.start()) + 1
     # The name of the file with the voxels ends the header. ITK would pass over one that is hidden in another line, and

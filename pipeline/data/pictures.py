@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 from pipeline.core.documents import read_json, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
-from pipeline.data.volume_file import (
-    TIFF_SUFFIXES,
-    Doubt,
-    refusal_of,
-    spacing_file,
-    volume_stem,
-    volume_suffix,
-)
+from pipeline.data.detached_files import spacing_file
+from pipeline.data.volume_file import TIFF_SUFFIXES, Doubt, refusal_of, volume_stem, volume_suffix
 
 _RESOLUTION, _DESCRIPTION, _PHOTOMETRIC, _PALETTE = (282, 283), 270, 262, 3  # tags of TIFF, and a value
 _PNG_COLOUR_TYPE = 25  # byte of a PNG file

@@ -118,13 +118,7 @@ def cross_validate(
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A trained model and what it was trained on.
-
-    Args:
-        folder: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset.
-    """
+    """A trained model and what it was trained on."""
 
     folder: Path
     card: ModelCard

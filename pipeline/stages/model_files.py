@@ -98,12 +98,6 @@ def validation_cases(
 ) -> dict[int, tuple[str, ...]]:
     """Validation cases of some folds, which must be those that they were validated on when they were trained.
 
-    Args:
-        model: Model folder.
-        card: Its description.
-        folds: The folds of the prepared dataset it was trained on.
-        wanted: Their numbers.
-
     Raises:
         VolsegError: If the prepared cases are others than in training.
     """

@@ -83,12 +83,7 @@ class Output:
 
 @dataclass(frozen=True)
 class SoftPaths:
-    """Where the soft outputs of a case go.
-
-    Args:
-        probabilities: Organ or region → file.
-        entropy: Its file; None without.
-    """
+    """Where the soft outputs of a case go."""
 
     probabilities: Mapping[str, Path] = field(default_factory=dict)
     entropy: Path | None = None
@@ -120,13 +115,6 @@ def case_paths(
     cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
 ) -> dict[str, CasePaths]:
     """Case id → where its files go: the mask has the input's own name, or the case's where that is another.
-
-    Args:
-        cases: All cases.
-        out: Folder of the masks.
-        output: What to write; its probabilities are names of organs.
-        table: The organs that masks keep.
-        known: All labels of the model.
 
     Raises:
         VolsegError: If two masks would be one file, or a mask its own input.

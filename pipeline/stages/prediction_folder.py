@@ -242,14 +242,7 @@ class PredictionFolder:
 
 
 def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, str]:
-    """What whoever looks at a mask should know of its image, by kind: one sentence each; empty for most.
-
-    Args:
-        image: What the mask is of.
-        source: File of its first channel.
-        plan: Of the model.
-        case: Case id.
-    """
+    """What whoever looks at a mask should know of its image, by kind: one sentence each; empty for most."""
     notes = {
         doubt.code: sentence(doubt.what, doubt.expected, doubt.got, doubt.advice, case=case)
         for doubt in position_doubts(source)

@@ -141,17 +141,7 @@ class DrawnPatch:
 
 @dataclass(frozen=True, eq=False)
 class PatchMaker:
-    """What makes the batches of a training.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-        settings: All settings.
-        source: Patches.
-        geometry: Axes and left/right pairs.
-        seed: Of patches and augmentation.
-        pictures: Whether the cases are pictures, which are shown as they look.
-    """
+    """What makes the batches of a training."""
 
     plan: Plan
     spec: NetworkSpec
