@@ -9,7 +9,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.paths import composed, entries, is_broken_link, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
 from pipeline.data.descriptions import Description, build_dataset
-from pipeline.data.folder_files import has_folder, list_volumes
+from pipeline.data.folder_files import by_name, has_folder, list_volumes
 from pipeline.data.volume_file import RGB, volume_stem
 
 # Label value and file name of the soft maps (the cup is painted over the disc); the parts, the folders of their
@@ -79,12 +79,10 @@ def _cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
 
 def _images(folder: Path) -> dict[str, Path]:
     """Images by name, of the folder and of the folders in it."""
-    found: dict[str, Path] = {}
-    for part in (folder, *(entry for entry in entries(folder) if entry.is_dir())):
-        for file in list_volumes(part):
-            stem = volume_stem(file)
-            if stem in found:
-                got, advice = f"{found[stem]} and {file}", "Remove or rename one"
-                raise DataError(sentence("images", "one file per case", got, advice, case=stem, file=folder))
-            found[stem] = file
-    return found
+
+    def twice(first: Path, second: Path) -> DataError:
+        got, advice = f"{first} and {second}", "Remove or rename one"
+        return DataError(sentence("images", "one file per case", got, advice, case=volume_stem(first), file=folder))
+
+    parts = (folder, *(entry for entry in entries(folder) if entry.is_dir()))
+    return by_name((file for part in parts for file in list_volumes(part)), twice=twice)

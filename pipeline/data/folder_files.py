@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -60,6 +60,25 @@ def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
             raise same_name(groups[name][channel], file)
         groups[name][channel] = file
     return dict(groups)
+
+
+def by_name(
+    files: Iterable[Path],
+    name_of: Callable[[Path], str] = volume_stem,
+    twice: Callable[[Path, Path], DataError] | None = None,
+) -> dict[str, Path]:
+    """Files by the name of their case; ``twice`` makes the error of two that have the same, by default ours.
+
+    Raises:
+        DataError: If there are two.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        name = name_of(file)
+        if name in found:
+            raise (twice or same_name)(found[name], file)
+        found[name] = file
+    return found
 
 
 def same_name(first: Path, second: Path) -> DataError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from pipeline.data.descriptions import (
 from pipeline.data.drishti import is_drishti, read_drishti
 from pipeline.data.folder_files import (
     CHANNEL,
+    by_name,
     folder_holds,
     group_channels,
     has_folder,
     list_volumes,
     or_unread,
-    same_name,
 )
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
@@ -319,7 +319,7 @@ def _nnunet_listed(source: Description, entries: Mapping[str, Mapping[str, Any]]
 def _nnunet_part(root: Path, part: str, channels: int, ending: str | None, surplus: list[Path]) -> list[CaseFiles]:
     """Cases of ``imagesTr`` or ``imagesTs``; files of further channels are added to ``surplus``."""
     images, files = (_as_described(list_volumes(root / f"{kind}{part}"), ending) for kind in ("images", "labels"))
-    labels = _by_name(files, volume_stem)
+    labels = by_name(files)
     groups = group_channels(file for file in images if CHANNEL.match(volume_stem(file)))
     cases = []
     for name in sorted({*groups, *labels}):
@@ -354,13 +354,13 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
 
     Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
-    by_name, files = _by_name(list_volumes(labels), bare_name), list_volumes(images)
+    references, files = by_name(list_volumes(labels), bare_name), list_volumes(images)
     # Files whose own name leads to a label map are whole images, even if it ends in four digits.
-    parts = {file for file in files if bare_name(file) not in by_name and CHANNEL.match(volume_stem(file))}
+    parts = {file for file in files if bare_name(file) not in references and CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
-    if not (any(name in by_name for name in grouped) if numbered is None else numbered):
+    if not (any(name in references for name in grouped) if numbered is None else numbered):
         grouped, parts = {}, set()
-    whole = _by_name([file for file in files if file not in parts], bare_name)
+    whole = by_name([file for file in files if file not in parts], bare_name)
     found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
     # A channel that half of the cases have is one of the dataset; where it is missing, the expected file is named.
     counts = Counter(n for channels in grouped.values() for n in channels)
@@ -369,18 +369,8 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
         suffix = volume_suffix(next(iter(channels.values())))
         expected = {n: images / f"{name}_{n:04d}{suffix}" for n in usual} | channels
         found[name] = tuple(expected[n] for n in sorted(expected))
-    found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
-    return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
-
-
-def _by_name(files: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in files:
-        name = name_of(file)
-        if name in found:
-            raise same_name(found[name], file)
-        found[name] = file
-    return found
+    found |= {name: (images / file.name,) for name, file in references.items() if name not in found}
+    return [CaseFiles(name, paths, references.get(name)) for name, paths in found.items()]
 
 
 def bare_name(file: Path) -> str:

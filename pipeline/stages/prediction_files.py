@@ -20,7 +20,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
-from pipeline.data.prediction_record import RECORD_FILE, Entries, PredictionRecord, by_mask
+from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
@@ -275,11 +275,6 @@ class Entry(BaseModel):
     organ_files: list[str] | None = None
     soft_files: list[str] | None = None
     confidence: dict[str, float | None] = {}
-
-
-def earlier_entries(out: Path) -> Entries:
-    """Entries of ``predictions.json`` by file name."""
-    return PredictionRecord(out, Entry).entries
 
 
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:
