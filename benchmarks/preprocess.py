@@ -24,7 +24,8 @@ from helpers.commands import measured, run
 from nibabel.orientations import apply_orientation, io_orientation
 
 from pipeline.core.volume import LabelMap
-from pipeline.data.store import open_prepared, prepared_ids, read_info
+from pipeline.data.prepared_cases import prepared_ids, read_info
+from pipeline.data.store import open_prepared
 from pipeline.data.volumes import write_label_map, write_voxels
 from pipeline.phantom.torso import phantom_case, phantom_labels
 from pipeline.preprocess.grid_history import GridHistory

@@ -18,7 +18,8 @@ import blosc2
 import numpy as np
 import torch
 
-from pipeline.data.store import open_array, open_prepared, packed, prepared_ids, step_of
+from pipeline.data.prepared_cases import prepared_ids
+from pipeline.data.store import open_array, open_prepared, packed, step_of
 
 PATCHES, EDGES = 50, (64, 128)
 

@@ -77,11 +77,6 @@ def quick_cases(prepared: Path, cases: Sequence[str], number: int | None) -> Seq
     """Some of the cases, so that every organ is in as many of them as can be; the first ones where all have all organs.
 
     The first by name may all be healthy, and would then say nothing about the organ that matters.
-
-    Args:
-        prepared: Folder of the prepared dataset.
-        cases: All, in their order.
-        number: How many; None takes all.
     """
     if number is None or number >= len(cases):
         return cases

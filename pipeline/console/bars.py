@@ -38,11 +38,7 @@ if TYPE_CHECKING:
 
 
 class PlainConsole(Console):
-    """Prints names and messages as they are: rich would take [x] for a style, and a terminal obeys control characters.
-
-    Args:
-        options: Of rich's console.
-    """
+    """Prints names and messages as they are: rich would take [x] for a style, a terminal obeys control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -72,11 +68,7 @@ _SPEED_S = 86_400.0  # rich looks at the last 30 s by default, in which one larg
 
 
 class TrainingView:
-    """Mutable state of one training as a person sees it; shown by printing it, again whenever something changed.
-
-    Args:
-        clock: Seconds.
-    """
+    """Mutable state of one training as a person sees it; shown by printing it, again whenever something changed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock

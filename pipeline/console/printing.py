@@ -62,9 +62,6 @@ def print_evaluation(summary: Mapping[str, Any], out: Path) -> None:
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Cells of the per-organ table, one tuple per scored organ and a last one for all; see :data:`TABLE_COLUMNS`.
 
-    Args:
-        summary: What :func:`~pipeline.evaluate.summary.summarize` returned.
-
     Returns:
         Text, ready to print. ``Cases`` counts those that enter the mean; misses include missing and failed predictions.
         Columns that were not measured have dashes.

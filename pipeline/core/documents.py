@@ -66,13 +66,7 @@ def require_regular(path: Path) -> None:
 
 
 def read_text(path: Path | str, kind: str = "a text file", missing: str = "Check the path.", most_mb: int = 256) -> str:
-    """Read UTF-8 text of bounded size.
-
-    Args:
-        path: The file.
-        kind: What is expected there, for messages.
-        missing: The advice if nothing is there, a full sentence.
-        most_mb: The bound.
+    """Read UTF-8 text of bounded size; ``kind`` and ``missing``, the advice if nothing is there, are for messages.
 
     Raises:
         VolsegError: If the file is missing, cannot be read, is not UTF-8, larger, or a pipe or device.

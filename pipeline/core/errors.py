@@ -86,11 +86,7 @@ def result_of(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 class Stopped(BaseException):
-    """Work that a signal other than Ctrl-C ended, after saving what can be continued.
-
-    Args:
-        signal: Number of the signal.
-    """
+    """Work that a signal other than Ctrl-C ended, after saving what can be continued."""
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

@@ -199,26 +199,11 @@ def inside(folder: Path, name: object) -> Path | None:
 class OutputFolder:
     """The folder that one run writes: what it may overwrite there, what it refuses and what it removes.
 
-    All commands follow one policy:
-
-    1. **The record comes first.** A command that fills a folder keeps a record in it: a JSON file of a fixed name
-       that says what the files were made from (the origin) and which files there are. It is written before any other
-       file, so that a run that follows a killed one knows its own files.
-    2. **Only a folder of its own.** Such a folder is new, empty (hidden files do not count), or holds a record of the
-       same origin. Any other folder is refused before anything is written.
-    3. **Only files of its own.** Where the files of others may stand beside (masks of ``predict``), a run overwrites
-       only files that its record names, and refuses to begin if another file is in the way. Pages and tables of fixed
-       names (``scores.csv``, ``plan.yaml``) are always replaced.
-    4. **A damaged record is none.** A record that is missing, cannot be read, or holds values of another type than was
-       written counts as none: all is made anew, or by rule 2 refused.
-    5. **What is unchanged is kept.** The entry of a case holds the content hash of all that its files depend on. It
-       is entered when the files are complete; until then it is empty.
-    6. **What is stale is removed**: files that the record names and this run does not make, and temporary files of a
-       killed run. The file that makes the folder usable (a dataset's description, ``model.json``) is removed first
-       and written last. Nothing outside the folder is touched, whatever a record says, because it can be edited, or
-       come from elsewhere: :func:`inside` decides. Files of the input that a record names are read, never written.
-    7. **Others may be at work.** Where runs of one command meet in a folder (:mod:`~pipeline.core.together`), temporary
-       files are those of a killed run only if no other lives.
+    The policy of all commands is in ``docs/architecture.md``, "Output folders". In short: the record is written first;
+    only folders and files that an earlier record of the same origin names are taken; a damaged record is none;
+    what is unchanged is kept, what is stale removed. Nothing outside the folder is touched, whatever a record says,
+    because it can be edited, or come from elsewhere: :func:`inside` decides. Where others are at work, temporary files
+    are those of a killed run only if no other lives (:mod:`~pipeline.core.together`).
 
     Args:
         path: The folder; it need not exist.
@@ -267,11 +252,6 @@ class OutputFolder:
 
     def require_free(self, files: Iterable[Path], own: Collection[Path], earlier_run: str) -> None:
         """Refuse to overwrite files other than those that an earlier run wrote.
-
-        Args:
-            files: What this run writes.
-            own: What an earlier run wrote, by its record.
-            earlier_run: As for :meth:`require_own`.
 
         Raises:
             VolsegError: If another file is in the way.

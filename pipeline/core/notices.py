@@ -40,10 +40,6 @@ def about(path: Path | str, said: Iterable[str]) -> list[str]:
 def listening(logger: str, module: str) -> Iterator[list[str]]:
     """Keep what a library logs in this thread and warns of, instead of printing it.
 
-    Args:
-        logger: Name of its logger.
-        module: Its top-level package, whose warnings are meant.
-
     Yields:
         The list that takes the texts; warnings are in it once the block has ended.
     """

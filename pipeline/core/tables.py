@@ -98,10 +98,6 @@ def read_cell(text: str) -> str:
 def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a comma-separated file with a header line, as dictionaries; names in lower case, blanks stripped.
 
-    Args:
-        path: UTF-8 file.
-        required: Columns that must be there.
-
     Raises:
         DataError: If it is not there or not UTF-8, a column is missing or given twice, or a line has more cells than
             columns.

@@ -10,10 +10,10 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from pipeline.core.errors import VolsegError, sentence
@@ -23,6 +23,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -125,10 +127,25 @@ class RunsTogether:
         except OSError as error:
             raise why_not_written(error, self._own) from error
 
-    def refusal(self, rule: str, got: str, other: Mapping[str, Any], advice: str) -> VolsegError:
-        """The error that names another run."""
-        got = f"{got} in process {other.get('process')} on {other.get('host')}"
-        return VolsegError(sentence("output folder", rule, got, advice, file=self.folder))
+    def require(self, rule: str, got: str, advice: str, *, ended: bool = False, **told: object) -> None:
+        """Refuse to go on beside runs that told another value under one of these names; called in :meth:`alone`.
+
+        Args:
+            rule: What all have in common.
+            got: What another has.
+            advice: What to do.
+            ended: Also compare with runs that were there since the first one came.
+            told: The values of this run; without any, no other may be there at all.
+        """
+        for other in self.together() if ended else self.others():
+            if not told or any(other.get(name) not in (None, value) for name, value in told.items()):
+                got = f"{got} in process {other.get('process')} on {other.get('host')}"
+                raise VolsegError(sentence("output folder", rule, got, advice, file=self.folder))
+
+    def shared(self, items: Sequence[T]) -> Sequence[T]:
+        """Items in the order for this run: one that joins others begins elsewhere, so that they share the work."""
+        first = len(items) * self.rank // (self.rank + 1)
+        return [*items[first:], *items[:first]]
 
     @property
     def _mutex(self) -> Path:

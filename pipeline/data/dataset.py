@@ -13,7 +13,8 @@ from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import file_hash
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, utf8_name
-from pipeline.data.volume_file import detached_bytes, detached_files, join_source, split_source
+from pipeline.data.detached_files import detached_bytes, detached_files
+from pipeline.data.volume_file import join_source, split_source
 
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""

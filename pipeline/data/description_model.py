@@ -71,10 +71,14 @@ MaybeFold = Annotated[
 Channels = Annotated[Any, AfterValidator(channels_in_order)]
 
 
-class Entry(TypedDict, total=False):
-    """A case of a list. Lists of label maps to evaluate have the last four keys."""
+class _Open(TypedDict):
+    """Base of what may have further keys, which :func:`unread_keys` names."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+
+class Entry(_Open, total=False):
+    """A case of a list. Lists of label maps to evaluate have the last four keys."""
 
     case: MaybeWord
     id: MaybeWord
@@ -92,10 +96,8 @@ class Entry(TypedDict, total=False):
 Entries = list[Annotated[Entry, BeforeValidator(_entry)]] | None
 
 
-class Content(TypedDict, total=False):
+class Content(_Open, total=False):
     """A ``dataset.json``, ``datalist.json`` or table; label names and regions are read by ``label_tables``."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     name: MaybeWord
     channel_names: Channels
@@ -109,19 +111,15 @@ class Content(TypedDict, total=False):
     cases: Entries
 
 
-class NnunetCase(TypedDict):
+class NnunetCase(_Open):
     """A case of nnU-Net's key ``dataset``."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     images: list[FileName]
     label: NotRequired[MaybeFile]
 
 
-class NnunetContent(TypedDict, total=False):
+class NnunetContent(_Open, total=False):
     """What only nnU-Net's ``dataset.json`` has."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     dataset: dict[str, NnunetCase] | None
     file_ending: Annotated[str, Field(strict=True, pattern=r"^(\.\w+)+$", max_length=20)] | None

@@ -16,6 +16,7 @@ from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order
 from pipeline.data.folder_files import folder_holds, or_unread
 from pipeline.data.label_tables import label_table
+from pipeline.data.volume_file import LIST_SUFFIXES
 from pipeline.data.volumes import read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
@@ -56,7 +57,7 @@ def read_description(path: Path) -> Description:
     if file is None:
         names = ("dataset.json", "datalist.json", "datalist.csv")
         file = next((root / name for name in names if is_named(root / name)), None)
-    if file is not None and file.suffix.lower() not in (".json", ".csv"):
+    if file is not None and file.suffix.lower() not in LIST_SUFFIXES:
         advice = "Give the dataset's folder or its list of cases"
         raise DataError(sentence("dataset", _DATASET, repr(file.name), advice, file=path))
     content = read_content(file) if file else {}

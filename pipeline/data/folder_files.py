@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -62,10 +62,34 @@ def group_channels(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
     return dict(groups)
 
 
+def by_name(
+    files: Iterable[Path],
+    name_of: Callable[[Path], str] = volume_stem,
+    twice: Callable[[Path, Path], DataError] | None = None,
+) -> dict[str, Path]:
+    """Files by the name of their case; ``twice`` makes the error of two that have the same, by default ours.
+
+    Raises:
+        DataError: If there are two.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        name = name_of(file)
+        if name in found:
+            raise (twice or same_name)(found[name], file)
+        found[name] = file
+    return found
+
+
 def same_name(first: Path, second: Path) -> DataError:
     """Two files of one folder that claim the same place in a case."""
     got, advice = f"{first.name} and {second.name}", "Rename or remove one"
     return DataError(sentence("file names", "one file per case and channel", got, advice, file=second.parent))
+
+
+def has_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one that is not there: listing it says so."""
+    return path.is_dir() or is_broken_link(path)
 
 
 def folder_holds(folder: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.core.files import atomic_path, copy_file
-from pipeline.data.volume_file import NRRD_SUFFIXES, refuse, volume_suffix
+from pipeline.data.volume_file import META_SUFFIXES, NIFTI_SUFFIXES, NRRD_SUFFIXES, refuse, volume_suffix
 
 _GZIP_LEVEL = 5
 _GZIP_TEXTS = 4 | 8 | 16  # flags of a gzip stream with extra fields, the original name, a comment (RFC 1952)
@@ -99,11 +99,11 @@ def copy_volume(source: Path, target: Path, *, keep_text: bool = False, link: bo
 
 def _cleared(stream: BinaryIO, suffix: str, path: Path) -> tuple[bytes, list[str]]:
     """The first bytes of a file without text, and the fields that had some; the stream is behind these bytes then."""
-    if suffix in (".nii", ".nii.gz"):
+    if suffix in NIFTI_SUFFIXES:
         return _nifti(stream, path)
     if suffix in NRRD_SUFFIXES:
         return _nrrd(_lines(stream, rb"\r?\n", path))
-    if suffix in (".mha", ".mhd"):
+    if suffix in META_SUFFIXES:
         return _meta(_lines(stream, rb"ElementDataFile\s*=.*\n", path))
     content = bytearray(stream.read())  # pictures are small
     return _png(content) if suffix == ".png" else _tiff(content)

@@ -15,20 +15,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
+from pipeline.data.detached_files import detached_bytes, header_start
 from pipeline.data.volume_file import (
     MAX_DEFLATE_RATIO,
+    META_SUFFIXES,
     NRRD_SUFFIXES,
+    TIFF_SUFFIXES,
     checked_size,
-    detached_bytes,
-    header_text,
     refuse,
     volume_suffix,
 )
 
 DECODERS = {
     **dict.fromkeys(NRRD_SUFFIXES, "NrrdImageIO"),
-    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFFImageIO"),
+    **dict.fromkeys(META_SUFFIXES, "MetaImageIO"),
+    **dict.fromkeys(TIFF_SUFFIXES, "TIFFImageIO"),
     ".png": "PNGImageIO",
 }
 """File name endings and ITK's class that reads them: no other decoder looks at a file."""
@@ -69,10 +70,6 @@ class Stored(NamedTuple):
 def check_header(path: Path, case: str | None) -> Stored | None:
     """Refuse a file whose header ITK must not see.
 
-    Args:
-        path: An existing file of a known ending.
-        case: Case id for messages.
-
     Returns:
         What a NRRD or MetaImage file holds, to be compared with what ITK finds promised; None for pictures, whose
         pixels were compared.
@@ -85,14 +82,14 @@ def check_header(path: Path, case: str | None) -> Stored | None:
     if suffix == ".png":
         _check_png(path, case)
         return None
-    if suffix in (".tif", ".tiff"):
+    if suffix in TIFF_SUFFIXES:
         _check_tiff(path, case)
         return None
     return _nrrd(path, case) if suffix in NRRD_SUFFIXES else _meta_image(path, case)
 
 
 def _nrrd(path: Path, case: str | None) -> Stored:
-    header = header_text(path)
+    header = header_start(path)
     if not header.startswith("NRRD00"):
         _other_kind(path, case)
     # ITK ends a line at any of these; the header ends at the first empty line, or with the file.
@@ -124,7 +121,7 @@ def _nrrd(path: Path, case: str | None) -> Stored:
 
 
 def _meta_image(path: Path, case: str | None) -> Stored:
-    header = header_text(path)
+    header = header_start(path)
     last = _DATA_FILE.search(header)
     line_start = 0 if last is None else header.rfind("\n", 0, last.start()) + 1
     # The name of the file with the voxels ends the header. ITK would pass over one that is hidden in another line, and

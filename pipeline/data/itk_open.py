@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid, flip_world
+from pipeline.data.detached_files import header_start
 from pipeline.data.itk_headers import DECODERS, check_header
-from pipeline.data.itk_reader import ReaderError, read_array, read_header, read_indices
+from pipeline.data.itk_reader import PALETTE, ReaderError, read_array, read_header
 from pipeline.data.pictures import has_palette, tiff_spacing, unknown_spacing
 from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
@@ -33,7 +34,6 @@ from pipeline.data.volume_file import (
     checked_path,
     checked_shape,
     checked_size,
-    header_text,
     refuse,
     require_utf8,
     volume_suffix,
@@ -109,7 +109,7 @@ def palette_indices(picture: VolumeFile, case: str | None) -> NDArray[np.uint8] 
     if not has_palette(picture.path):
         return None
     try:
-        return read_indices(picture.path, prod(picture.grid.shape)).T.reshape(picture.grid.shape)
+        return read_array(picture.path, PALETTE, prod(picture.grid.shape)).T.reshape(picture.grid.shape)
     except ReaderError as error:
         raise _explain(error, picture.path, case) from None
 
@@ -145,7 +145,7 @@ def _read(path: Path, header: Mapping[str, Any], case: str | None) -> NDArray[An
 
 def _require_mm(path: Path, case: str | None) -> None:
     """Refuse NRRD and MetaImage in another unit than mm, which ITK passes over: no mask would lie on its image."""
-    header = re.split(r"\r?\n\r?\n|^ElementDataFile.*$", header_text(path), maxsplit=1, flags=re.MULTILINE)[0]
+    header = re.split(r"\r?\n\r?\n|^ElementDataFile.*$", header_start(path), maxsplit=1, flags=re.MULTILINE)[0]
     for field, text in _UNITS.findall(header):
         units = re.findall(r'"([^"]*)"', text) or text.split()
         axes_of_time = field.lower() == "units"  # of any axis, the others are of space alone

@@ -26,8 +26,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.machine import interpreter
 from pipeline.core.notices import about, tell
 from pipeline.data.pictures import decoded_indices
+
+PALETTE = "palette"
+"""In place of a decoder: the indices of a picture with a palette."""
 
 _START_S = 120.0  # it takes a fifth of a second, and on a busy machine with a slow disk far longer
 _HEADER_S = 120.0
@@ -82,7 +86,7 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
 
     Args:
         path: The file.
-        decoder: As for :func:`read_header`.
+        decoder: As for :func:`read_header`; PALETTE for the indices of a picture, which Pillow decodes.
         values: How many its header promises, all components counted.
 
     Raises:
@@ -90,18 +94,6 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
     """
     limit_s = _VOXELS_S + 8 * values / _SLOWEST
     array = _READERS.ask({"path": str(path), "decoder": decoder, "values": values, "limit_s": limit_s})[1]
-    assert array is not None  # what was asked for came, or an error
-    return array
-
-
-def read_indices(path: Path, values: int) -> NDArray[np.uint8]:
-    """Indices of a picture with a palette, (J, I) or (K, J, I); ``values`` is how many there must be.
-
-    Raises:
-        ReaderError: If they cannot be read, or are more or fewer.
-    """
-    limit_s = _VOXELS_S + 8 * values / _SLOWEST
-    array = _READERS.ask({"path": str(path), "palette": True, "values": values, "limit_s": limit_s})[1]
     assert array is not None  # what was asked for came, or an error
     return array
 
@@ -114,8 +106,7 @@ class _Readers:
 
     def __init__(self) -> None:
         self.waiting: list[subprocess.Popen[bytes]] = []
-        # A program that only embeds Python would start a second time itself.
-        self.starts = not getattr(sys, "frozen", False) and "python" in Path(sys.executable or "").name.lower()
+        self.starts = True
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None]:
         """Answer to a request, with the array if one was asked for."""
@@ -163,8 +154,9 @@ class _Readers:
                 if process.poll() is None:
                     return process
                 _ended(process)
-        with suppress(OSError):
-            return _started() if self.starts else None
+        if self.starts and (python := interpreter()):
+            with suppress(OSError):
+                return _started(python)
         self.starts = False
         return None
 
@@ -178,7 +170,7 @@ class _Readers:
         self.waiting = []
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _started(python: str) -> subprocess.Popen[bytes]:
     """A process that has said that it is ready.
 
     Raises:
@@ -186,7 +178,7 @@ def _started() -> subprocess.Popen[bytes]:
     """
     # A session of its own keeps Ctrl-C from it, on which only this process acts.
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _START, json.dumps(sys.path)],
+        [python, "-W", "ignore", "-c", _START, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -306,7 +298,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     import SimpleITK as sitk  # noqa: N813  # its usual name; here, because the process that asks needs none of it
 
     try:
-        if "palette" in request:
+        if request["decoder"] == PALETTE:
             indices = decoded_indices(Path(request["path"]))
             return {"shape": indices.shape, "dtype": indices.dtype.str}, indices
         reader = sitk.ImageFileReader()

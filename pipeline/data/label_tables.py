@@ -55,10 +55,6 @@ def read_remap(texts: Sequence[str], labels: LabelTable) -> dict[int, int]:
 def remapped(array: NDArray[np.integer[Any]], table: Mapping[int, int]) -> tuple[NDArray[np.int64], dict[int, int]]:
     """Replace label values, all at once: ``{1: 2, 2: 1}`` swaps.
 
-    Args:
-        array: Any shape.
-        table: Old value → new value.
-
     Returns:
         The new array, and how many voxels of each old value were replaced.
     """

@@ -153,11 +153,6 @@ def converted_dataset(source: Dataset, out: Path, layout: str) -> ConvertedDatas
     Case ids are kept where they can be file names and are unique; of several channels in one file, ``images`` names the
     parts.
 
-    Args:
-        source: The dataset.
-        out: Folder it will be written to.
-        layout: One of WRITTEN_LAYOUTS.
-
     Raises:
         DataError: If there is no such layout, or it cannot hold the dataset.
     """

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.labels import LabelTable
 from pipeline.core.paths import composed, entries, is_broken_link, is_named, located
 from pipeline.data.dataset import CaseFiles, Dataset, Split
 from pipeline.data.descriptions import (
@@ -25,7 +24,16 @@ from pipeline.data.descriptions import (
     nnunet_content,
     read_description,
 )
-from pipeline.data.folder_files import CHANNEL, folder_holds, group_channels, list_volumes, or_unread, same_name
+from pipeline.data.drishti import is_drishti, read_drishti
+from pipeline.data.folder_files import (
+    CHANNEL,
+    by_name,
+    folder_holds,
+    group_channels,
+    has_folder,
+    list_volumes,
+    or_unread,
+)
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
@@ -35,15 +43,7 @@ _ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IG
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
-# Drishti-GS1: label value and file name of the soft maps (the cup is painted over the disc); its parts, the folders of
-# their references and their split; where the parts are, as the archives unpack into one or two folders of their own.
-_SOFT_MAPS = ((1, "ODsegSoftmap"), (2, "cupsegSoftmap"))
-_PARTS: tuple[tuple[str, tuple[str, ...], Split], ...] = (
-    ("Training", ("GT",), "train"),
-    ("Test", ("Test_GT", "GT"), "validation"),
-)
 _NORMALIZATIONS = ("nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")  # what nnU-Net understands beside CT
-_DEPTHS = ("", "*/", "*/*/")
 
 
 def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
@@ -228,12 +228,7 @@ def read_organs(source: Description) -> Dataset:
 
 def _is_organ_case(folder: Path) -> bool:
     """Whether a folder has ``segmentations``, or is a link to nowhere, of which no one knows better."""
-    return _has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
-
-
-def _has_folder(path: Path) -> bool:
-    """Whether there is a folder, or a link to one that is not there: listing it says so."""
-    return path.is_dir() or is_broken_link(path)
+    return has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
 
 
 def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
@@ -324,7 +319,7 @@ def _nnunet_listed(source: Description, entries: Mapping[str, Mapping[str, Any]]
 def _nnunet_part(root: Path, part: str, channels: int, ending: str | None, surplus: list[Path]) -> list[CaseFiles]:
     """Cases of ``imagesTr`` or ``imagesTs``; files of further channels are added to ``surplus``."""
     images, files = (_as_described(list_volumes(root / f"{kind}{part}"), ending) for kind in ("images", "labels"))
-    labels = _by_name(files, volume_stem)
+    labels = by_name(files)
     groups = group_channels(file for file in images if CHANNEL.match(volume_stem(file)))
     cases = []
     for name in sorted({*groups, *labels}):
@@ -359,13 +354,13 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
 
     Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
-    by_name, files = _by_name(list_volumes(labels), bare_name), list_volumes(images)
+    references, files = by_name(list_volumes(labels), bare_name), list_volumes(images)
     # Files whose own name leads to a label map are whole images, even if it ends in four digits.
-    parts = {file for file in files if bare_name(file) not in by_name and CHANNEL.match(volume_stem(file))}
+    parts = {file for file in files if bare_name(file) not in references and CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
-    if not (any(name in by_name for name in grouped) if numbered is None else numbered):
+    if not (any(name in references for name in grouped) if numbered is None else numbered):
         grouped, parts = {}, set()
-    whole = _by_name([file for file in files if file not in parts], bare_name)
+    whole = by_name([file for file in files if file not in parts], bare_name)
     found: dict[str, tuple[Path, ...]] = {name: (file,) for name, file in whole.items()}
     # A channel that half of the cases have is one of the dataset; where it is missing, the expected file is named.
     counts = Counter(n for channels in grouped.values() for n in channels)
@@ -374,86 +369,13 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
         suffix = volume_suffix(next(iter(channels.values())))
         expected = {n: images / f"{name}_{n:04d}{suffix}" for n in usual} | channels
         found[name] = tuple(expected[n] for n in sorted(expected))
-    found |= {name: (images / file.name,) for name, file in by_name.items() if name not in found}
-    return [CaseFiles(name, paths, by_name.get(name)) for name, paths in found.items()]
-
-
-def _by_name(files: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in files:
-        name = name_of(file)
-        if name in found:
-            raise same_name(found[name], file)
-        found[name] = file
-    return found
+    found |= {name: (images / file.name,) for name, file in references.items() if name not in found}
+    return [CaseFiles(name, paths, references.get(name)) for name, paths in found.items()]
 
 
 def bare_name(file: Path) -> str:
     """Name of a case that an image or label map belongs to in ``pairs``: the file's, without ending and role."""
     return _ROLE.sub("", volume_stem(split_source(file)[0])) or volume_stem(file)
-
-
-def read_drishti(source: Description) -> Dataset:
-    """Drishti-GS1: fundus photographs with soft maps of the optic disc and the optic cup by four experts.
-
-    ``Training/Images/x.png`` with ``Training/GT/x/SoftMap/x_ODsegSoftmap.png``, …; ``Test`` with ``Test_GT``. Images
-    may be in folders by diagnosis (``Images/GLAUCOMA``). A soft map is the share of four experts who marked a pixel, 0
-    to 255; disc and cup are where at least half of them did. The split is the dataset's own: ``Training`` trains,
-    ``Test`` validates. Without references of the test images they are held out, and folds are drawn.
-
-    Raises:
-        DataError: If two images have the same name, or there is no labelled case.
-
-    Reference: Sivaswamy et al., A comprehensive retinal image dataset for the assessment of glaucoma from the optic
-    nerve head analysis, JSM Biomedical Imaging Data Papers 2(1), 2015.
-    """
-    cases: list[CaseFiles] = []
-    tests: list[CaseFiles] = []
-    for name, references, split in _PARTS:
-        if folders := _drishti_part(source.root, name, references):
-            cases += _drishti_cases(*folders, split)
-        elif folders := _drishti_part(source.root, name, ("Images",)):
-            tests += [CaseFiles(stem, (path,)) for stem, path in _drishti_images(folders[0]).items()]
-    # Value 1 is the disc around the cup; what is predicted is the whole disc and the cup in it.
-    labels = LabelTable({1: "rim", 2: "cup"}, regions={"disc": (1, 2), "cup": (2,)})
-    return build_dataset("drishti", source, cases, tests, channels=RGB, labels=labels)
-
-
-def _drishti_part(root: Path, name: str, references: tuple[str, ...]) -> tuple[Path, Path] | None:
-    """Folders of images and of references of a part."""
-    for depth in _DEPTHS:
-        for folder in sorted(root.glob(f"{depth}{name}")):
-            there = [folder / reference for reference in references if _has_folder(folder / reference)]
-            if _has_folder(folder / "Images") and there:
-                return folder / "Images", there[0]
-    return None
-
-
-def _drishti_cases(images: Path, references: Path, split: Split) -> list[CaseFiles]:
-    """Every image and every reference is a case; of what is missing, the expected file is named."""
-    listed = _drishti_images(images)
-    folders = (folder for folder in entries(references) if _has_folder(folder / "SoftMap") or is_broken_link(folder))
-    stems = {composed(folder.name) for folder in folders}
-    cases = []
-    for stem in sorted({*listed, *stems}):
-        maps = ((value, f"{stem}/SoftMap/{stem}_{name}.png") for value, name in _SOFT_MAPS)
-        organs = tuple((value, located(references, name)) for value, name in maps)
-        image = listed.get(stem, images / f"{stem}.png")
-        cases.append(CaseFiles(stem, (image,), organs=organs, soft=True, split=split))
-    return cases
-
-
-def _drishti_images(folder: Path) -> dict[str, Path]:
-    """Images by name, of the folder and of the folders in it."""
-    found: dict[str, Path] = {}
-    for part in (folder, *(entry for entry in entries(folder) if entry.is_dir())):
-        for file in list_volumes(part):
-            stem = volume_stem(file)
-            if stem in found:
-                got, advice = f"{found[stem]} and {file}", "Remove or rename one"
-                raise DataError(sentence("images", "one file per case", got, advice, case=stem, file=folder))
-            found[stem] = file
-    return found
 
 
 def _is_decathlon(source: Description) -> bool:
@@ -462,7 +384,7 @@ def _is_decathlon(source: Description) -> bool:
 
 def _is_nnunet(source: Description) -> bool:
     described = "channel_names" in source.content or "modality" in source.content
-    there = _has_folder(source.root / "imagesTr") or isinstance(source.content.get("dataset"), Mapping)
+    there = has_folder(source.root / "imagesTr") or isinstance(source.content.get("dataset"), Mapping)
     return described and "labels" in source.content and there
 
 
@@ -471,15 +393,11 @@ def _is_datalist(source: Description) -> bool:
 
 
 def _is_organs(source: Description) -> bool:
-    return any(_has_folder(folder / "segmentations") for folder in entries(source.root))
-
-
-def _is_drishti(source: Description) -> bool:
-    return _drishti_part(source.root, "Training", ("GT",)) is not None
+    return any(has_folder(folder / "segmentations") for folder in entries(source.root))
 
 
 def _pair_folders(source: Description) -> list[tuple[str, str]]:
-    return [pair for pair in _PAIRS if all(_has_folder(source.root / name) for name in pair)]
+    return [pair for pair in _PAIRS if all(has_folder(source.root / name) for name in pair)]
 
 
 # Keys as in LAYOUTS: whether a described folder has the layout, and what reads it.
@@ -488,6 +406,6 @@ _READERS: dict[str, tuple[Callable[[Description], bool], Callable[[Description],
     "nnunet": (_is_nnunet, read_nnunet),
     "datalist": (_is_datalist, read_datalist),
     "organs": (_is_organs, read_organs),
-    "drishti": (_is_drishti, read_drishti),
+    "drishti": (is_drishti, read_drishti),
     "pairs": (lambda source: bool(_pair_folders(source)), read_pairs),
 }

@@ -21,6 +21,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.notices import about, listening, tell
 from pipeline.data.nifti_forms import copy_forms, read_forms, stored_header, unit_of
 from pipeline.data.volume_file import (
+    NIFTI_SUFFIXES,
     VolumeError,
     VolumeFile,
     checked_grid,
@@ -171,7 +172,7 @@ def write_nifti(
 def _header_of(like: Path | None, grid: Grid) -> tuple[int, int, tuple[str, float], Any]:
     """Sform code, qform code and unit to write; the stored header too if it is of this grid, but not for all."""
     sform, qform, unit, doubtful = 0, 0, ("mm", 1.0), None
-    if like is not None and volume_suffix(like) in (".nii", ".nii.gz"):
+    if like is not None and volume_suffix(like) in NIFTI_SUFFIXES:
         with suppress(VolumeError):
             image = load_nifti(like)
             stored = stored_header(image)

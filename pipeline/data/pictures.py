@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 from pipeline.core.documents import read_json, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import write_json
-from pipeline.data.volume_file import (
-    TIFF_SUFFIXES,
-    Doubt,
-    VolumeError,
-    spacing_file,
-    volume_stem,
-    volume_suffix,
-)
+from pipeline.data.detached_files import spacing_file
+from pipeline.data.volume_file import TIFF_SUFFIXES, Doubt, refusal_of, volume_stem, volume_suffix
 
 _RESOLUTION, _DESCRIPTION, _PHOTOMETRIC, _PALETTE = (282, 283), 270, 262, 3  # tags of TIFF, and a value
 _PNG_COLOUR_TYPE = 25  # byte of a PNG file
@@ -42,7 +36,7 @@ def tiff_spacing(path: Path, slices: int, case: str | None) -> tuple[float, floa
             return _read_spacing(file)
         except VolsegError as error:
             if slices > 1:
-                raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "spacing") from None
+                raise refusal_of(error, "spacing", case) from None
     tags = _tags(path)
     text = str(tags.get(_DESCRIPTION, ""))
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

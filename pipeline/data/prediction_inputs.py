@@ -21,6 +21,7 @@ from pipeline.data.descriptions import Description, nnunet_content, read_content
 from pipeline.data.folder_files import folder_holds, group_channels, list_volumes, or_unread
 from pipeline.data.layouts import read_entry, rgb_channels
 from pipeline.data.volume_file import (
+    LIST_SUFFIXES,
     RGB,
     VOLUME_SUFFIXES,
     checked_path,
@@ -32,8 +33,7 @@ from pipeline.data.volume_file import (
 )
 from pipeline.data.volumes import open_header
 
-LIST_SUFFIXES = (".json", ".csv", ".txt")
-"""File name endings of lists."""
+_LIST_SUFFIXES = (*LIST_SUFFIXES, ".txt")
 
 _HELD_OUT = ("test", "testing")
 _OTHERS = ("cases", "training", "validation")
@@ -52,7 +52,7 @@ def read_list(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     folder. They need not exist.
 
     Args:
-        path: File whose name ends in one of LIST_SUFFIXES.
+        path: A ``.json``, ``.csv`` or ``.txt``.
         channels: Channels that the model wants.
 
     Returns:
@@ -242,11 +242,11 @@ def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
             rule, advice = f"volumes ({', '.join(VOLUME_SUFFIXES)})", "Check the path, or convert the files to NIfTI"
             raise DataError(sentence("input", rule, *or_unread(path, folder_holds(path), advice), file=path))
         return found, []
-    if path.suffix.lower() in LIST_SUFFIXES:
+    if path.suffix.lower() in _LIST_SUFFIXES:
         files, cases = read_list(path, channels)
         return [inner for file in files for inner in (_images(file) if file.is_dir() else [file])], cases
     if not volume_suffix(path):
-        rule = f"a name ending in {', '.join((*VOLUME_SUFFIXES, *LIST_SUFFIXES))}"
+        rule = f"a name ending in {', '.join((*VOLUME_SUFFIXES, *_LIST_SUFFIXES))}"
         raise DataError(sentence("input", rule, *unread_words(path), file=path))
     return [path], []
 

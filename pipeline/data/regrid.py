@@ -31,10 +31,6 @@ def regrid_labels(label_map: LabelMap, grid: Grid) -> LabelMap:
 
     Every label value is interpolated linearly, one at a time and only inside its bounding box; the largest vote wins.
 
-    Args:
-        label_map: Labels, 0 is background.
-        grid: The grid wanted.
-
     Returns:
         Labels of the same type; background outside the label map. Ties go to the lower value. Voxels that coincide keep
         their value exactly.

@@ -19,6 +19,7 @@ from pipeline.core.grid import GRID_TOLERANCE_MM, Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
+from pipeline.data.detached_files import detached_files
 from pipeline.data.label_tables import remapped
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.regrid import (
@@ -33,7 +34,6 @@ from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
     VolumeError,
     VolumeFile,
-    detached_files,
     join_source,
     label_array,
     refuse,
@@ -139,10 +139,6 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Repai
     A 4D file of as many volumes as the dataset has channels stands for them. Voxels that are not finite get the
     smallest finite value of their channel. Channels on another grid than the first are put onto it: as they are if the
     grids hardly differ, else by linear interpolation.
-
-    Args:
-        files: The case.
-        channels: Names of the dataset's channels.
 
     Returns:
         One part per channel, whether the first one's header says where in the world it is, and what was repaired.

@@ -16,19 +16,17 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import blosc2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from pipeline.core.documents import conform, read_json, require_regular
-from pipeline.core.errors import DataError, VolsegError
+from pipeline.core.documents import require_regular
+from pipeline.core.errors import DataError
 from pipeline.core.files import write_bytes, write_json
-from pipeline.core.paths import is_named
-from pipeline.data.dataset import possible_file
+from pipeline.data.prepared_cases import ADVICE, case_folder, read_info
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
 # Intensities are kept as 16-bit integers times a step, a power of two, so that decoding is exact. The step is the
@@ -37,7 +35,6 @@ _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touc
 _LARGEST = np.iinfo(np.int16).max
 _LARGEST_STEP = 2.0**-9
 _STEP = "step"  # its key in the file's metadata
-_ADVICE = "Delete the case's folder and run `volseg preprocess` again."
 _IMAGE, _LABEL, _VOXELS = "image.b2nd", "label.b2nd", "voxels.npy.gz"
 _PIECE = 1 << 22  # bytes
 
@@ -181,7 +178,7 @@ def damaged(path: Path, rule: str, got: object) -> DataError:
     """The error for a file of the store that cannot be used."""
     if isinstance(got, FileNotFoundError):
         got = "nothing there"
-    return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {_ADVICE}")
+    return DataError(f"{path}: expected {rule}, got {str(got) or type(got).__name__}. {ADVICE}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +234,7 @@ def write_prepared(folder: Path, case: PreparedCase, *, steps: bool = True) -> N
         case: The case.
         steps: Whether to store intensities in 16 bits where the error stays below 0.001, instead of as they are.
     """
-    home = _home(folder, case.id)
+    home = case_folder(folder, case.id)
     # The old case must not seem valid while its arrays are replaced.
     (home / "case.json").unlink(missing_ok=True)
     checksums = {
@@ -255,54 +252,13 @@ def _written(path: Path, content: bytes) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
-def prepared_ids(folder: Path) -> tuple[str, ...]:
-    """Ids of all finished cases, sorted; empty if there are none."""
-    return tuple(sorted(home.name for home in (folder / "cases").glob("*") if is_named(home / "case.json")))
-
-
-def stored_hash(folder: Path, case: str) -> str | None:
-    """Content hash under which a finished case was stored; None if it is not there or ``case.json`` is damaged."""
-    try:
-        content_hash = read_info(folder, case).get("hash")
-    except VolsegError:
-        return None
-    return content_hash if isinstance(content_hash, str) else None
-
-
-class _CaseInfo(BaseModel):
-    """What is used of ``case.json``; its grid history is checked by whoever follows it."""
-
-    model_config = ConfigDict(strict=True)
-
-    hash: str | None = None
-    recipe: str | None = None
-    group: str | None = None
-    classes: list[int] | None = None
-    images: list[Annotated[str, AfterValidator(possible_file)]] = []
-    labels: list[Annotated[str, AfterValidator(possible_file)]] = []
-    trace: dict[str, Any] = {}
-    checksums: dict[str, str] = {}
-
-
-def read_info(folder: Path, case: str) -> dict[str, Any]:
-    """Content of ``case.json``.
-
-    Raises:
-        VolsegError: If the case is not in the store, or the file is damaged.
-    """
-    path = _home(folder, case) / "case.json"
-    info = read_json(path, "Run `volseg preprocess`.")
-    conform(info, _CaseInfo, path, _ADVICE)
-    return dict(info)
-
-
 def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray]:
     """Image (C, I, J, K) and label (I, J, K) of a case on disk: ``array[:, 0:64, 0:64, 0:64]`` gives a NumPy array.
 
     Raises:
         DataError: If a file of the case is missing or damaged, now or when a damaged part is read.
     """
-    home, known = _home(folder, case), read_info(folder, case).get("checksums", {})
+    home, known = case_folder(folder, case), read_info(folder, case).get("checksums", {})
     image, label = open_array(home / _IMAGE, known.get(_IMAGE)), open_array(home / _LABEL, known.get(_LABEL))
     if image.packed.ndim != 4 or image.shape[1:] != label.shape:
         raise damaged(home, "an image and its label map", f"shapes {image.shape} and {label.shape}")
@@ -315,7 +271,7 @@ def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:
     Raises:
         DataError: If the file is missing or damaged.
     """
-    path, rule = _home(folder, case) / _VOXELS, "stored voxel positions"
+    path, rule = case_folder(folder, case) / _VOXELS, "stored voxel positions"
     _require_intact(path, rule, read_info(folder, case).get("checksums", {}).get(_VOXELS))
     try:
         columns = np.load(io.BytesIO(gzip.decompress(path.read_bytes())), allow_pickle=False)
@@ -333,7 +289,3 @@ def _packed_voxels(class_voxels: Mapping[int, NDArray[np.int32]]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, columns)
     return gzip.compress(stream.getvalue(), 3, mtime=0)
-
-
-def _home(folder: Path, case: str) -> Path:
-    return folder / "cases" / case

@@ -20,19 +20,23 @@ from pipeline.core import machine
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Grid, straightened
-from pipeline.core.paths import ABSENT, absence, composed, is_named, names_beside, utf8_name
+from pipeline.core.paths import ABSENT, absence, composed, names_beside, utf8_name
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".png", ".tiff", ".tif")
 """File name endings that can be read and written. ``.seg.nrrd`` is NRRD, which 3D Slicer takes for a segmentation."""
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".seg.nrrd")
-"""Those of NRRD."""
+META_SUFFIXES = (".mha", ".mhd")
 
 PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 """Those of pictures: slices, grey or in colour."""
 
 TIFF_SUFFIXES = (".tiff", ".tif")
 """Those of pictures that may be stacks of slices."""
+
+LIST_SUFFIXES = (".json", ".csv")
+"""Those of descriptions and lists of cases."""
 
 RGB = ("R", "G", "B")
 """Channels of a colour picture, in their order."""
@@ -63,16 +67,6 @@ _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count me
 _LARGE = 1 << 30  # bytes of voxels from which on the free memory is looked up
 _SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
-
-# Voxels in files of their own: MetaIO's ``ElementDataFile`` (https://itk.org/Wiki/ITK/MetaIO/Documentation) and
-# "Detached headers" of NRRD (https://teem.sourceforge.net/nrrd/format.html).
-_MOST_FILES = 10_000  # one per slice; a larger count means a damaged header
-_META = re.compile(r"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(.*?)\s*$", re.MULTILINE)
-_NRRD = re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE)
-_NUMBERED = re.compile(r"([^%]*%0?\d*d[^%]*?) (-?\d+) (-?\d+) (-?[1-9]\d*)( \d+)?")
-_CHANNEL = re.compile(r"_\d{4}$")  # number of a channel, as nnU-Net has it
-_HEADER_BYTES, _LONG_HEADER_BYTES = 1 << 16, 1 << 20  # the second of segmentations with hundreds of segments
-_HEADER_ENDS = (b"\n\n", b"\r\n\r\n", b"ElementDataFile")
 
 
 class VolumeError(DataError):
@@ -183,12 +177,6 @@ def join_source(path: Path | str, kind: str, number: int, total: int | None = No
 
     ``brain.nii.gz#channel=2of4`` is the second of the four volumes of a 4D file. ``liver.nii.gz#label=5`` is a mask
     whose voxels get label value 5. ``cup.png#soft=2`` is a soft map; where at least half agree, voxels get value 2.
-
-    Args:
-        path: The file.
-        kind: ``channel``, ``label`` or ``soft``.
-        number: Channel (from 1) or label value.
-        total: Number of channels the file must have.
     """
     return Path(f"{path}#{kind}={number}{'' if total is None else f'of{total}'}")
 
@@ -219,6 +207,11 @@ def refuse(
     return VolumeError(sentence(what, expected, got, advice, case=case, file=file), code)
 
 
+def refusal_of(reason: object, code: str, case: str | None) -> VolumeError:
+    """A VolumeError of a sentence that is led by its file already."""
+    return VolumeError(f"case {case}: {reason}" if case else str(reason), code)
+
+
 def require_utf8(path: Path, case: str | None = None) -> None:
     """Refuse a path that ITK cannot take: it would end the process."""
     if utf8_name(str(path)) != str(path):
@@ -240,7 +233,7 @@ def checked_path(path: Path, case: str | None) -> str:
     try:
         require_regular(path)
     except VolsegError as error:
-        raise VolumeError(f"{f'case {case}: ' if case else ''}{error}", "format") from None
+        raise refusal_of(error, "format", case) from None
     if suffix.startswith(".nii") and path.name[-len(suffix) :][:4] not in (".nii", ".NII"):  # nibabel finds no others
         rule, advice = "an ending in small or in capital letters", "Rename it"
         raise refuse("format", "file", rule, repr(path.name), advice, case=case, file=path)
@@ -296,14 +289,6 @@ def checked_size(
     """Refuse a file too short for what its header promises, or too large, before memory is taken.
 
     Too large are more than 4e9 voxels, and more than the memory that is free.
-
-    Args:
-        shape: Voxels along all axes.
-        itemsize: Bytes per voxel.
-        available_bytes: Bytes of voxel data on disk.
-        compressed: Whether these are compressed by deflate.
-        path: The file, for the message.
-        case: Case id, for the message.
     """
     voxels = prod(int(n) for n in shape)
     advice = "The file is truncated or its header damaged; copy or export it again"
@@ -336,115 +321,13 @@ def checked_grid(
     try:
         return Grid(shape, straightened(affine, shape) if straighten else affine)
     except ValueError as error:
-        raise VolumeError(f"{f'case {case}: ' if case else ''}{path}: {error}", "affine") from None
-
-
-def header_text(path: Path) -> str:
-    """The first 64 KB of a file as text, which hold the header of NRRD and MetaImage; 1 MB where that goes on."""
-    with path.open("rb") as stream:
-        start = stream.read(_HEADER_BYTES)
-        if not any(end in start for end in _HEADER_ENDS):
-            start += stream.read(_LONG_HEADER_BYTES - _HEADER_BYTES)
-    return start.decode("latin-1")
-
-
-def detached_files(path: Path) -> tuple[Path, ...]:
-    """Files that hold a header's voxels, in its order, wherever it says that they are, whether they exist or not.
-
-    :func:`detached_bytes` refuses those elsewhere than beside or below it. Empty if the voxels are in the file itself,
-    or it cannot be read. Of a TIFF it is the file that has its spacing.
-    """
-    suffix = volume_suffix(path)
-    if suffix in TIFF_SUFFIXES:
-        return tuple(file for file in [spacing_file(path)] if file)
-    if suffix not in (".mhd", ".mha", *NRRD_SUFFIXES):
-        return ()
-    try:
-        header = header_text(path)
-    except OSError:
-        return ()
-    # Every end of a line that ITK knows.
-    header = header.replace("\r\n", "\n").replace("\r", "\n") if suffix in NRRD_SUFFIXES else header
-    names = _nrrd_names(header) if suffix in NRRD_SUFFIXES else [match[1] for match in [_META.search(header)] if match]
-    # A null character would be an error wherever the name is used.
-    places = (_utf8(name).replace("\0", "?") for name in names)
-    return tuple(path.parent / name for name in places if name and name.upper() != "LOCAL")
-
-
-def _utf8(name: str) -> str:
-    """A name from :func:`header_text`, whose bytes are UTF-8 in most headers."""
-    try:
-        return name.encode("latin-1").decode("utf-8")
-    except UnicodeDecodeError:
-        return name
-
-
-def detached_bytes(path: Path, case: str | None) -> int | None:
-    """Bytes of the files beside a header that hold its voxels; None if its own file holds them.
-
-    Raises:
-        VolumeError: If one is not there, is no regular file, or lies elsewhere than beside or below the header.
-    """
-    files = () if volume_suffix(path) in TIFF_SUFFIXES else detached_files(path)
-    # Beside the header, or beside what it is a link to; links to the voxels are followed too. git-annex keeps all files
-    # of a repository in one place, to which it links.
-    homes = {path.parent.resolve(), path.resolve().parent} if files else set()
-    stores = [folder / ".git" / "annex" / "objects" for home in homes for folder in (home, *home.parents)]
-    homes |= {store for store in stores if store.is_dir() and store.resolve() == store}
-    size = 0
-    for file in files:
-        try:
-            place = file.resolve()
-            inside, there, regular = any(map(place.is_relative_to, homes)), place.exists(), place.is_file()
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
-            inside, there, regular = True, False, False
-        if not inside:
-            rule, advice = "a file beside or below its header", "Put both into one folder, and its name into the header"
-            raise refuse("unreadable", "voxel data", rule, file, advice, case=case, file=path)
-        if not regular or "%" in file.name or file.name.startswith("LIST") or len(files) >= _MOST_FILES:
-            got = f"no {file.name} beside it" if not there else "a list, a device or too many files"
-            gone = (got, "Copy both files of the volume")
-            if not there and is_named(file):  # a link to nowhere
-                gone = absence(file) or gone
-            raise refuse("missing", "voxel data", f"the file {file.name}", *gone, case=case, file=path)
-        size += place.stat().st_size
-    return size if files else None
-
-
-def spacing_file(path: Path) -> Path | None:
-    """The file beside a TIFF that has its spacing, if there is one: ``c0.json`` of ``c0.tif`` and ``c0_0000.tif``."""
-    stem = volume_stem(path)
-    names = dict.fromkeys((stem, _CHANNEL.sub("", stem)))
-    return next((file for name in names if (file := path.with_name(f"{name}.json")).is_file()), None)
-
-
-def _nrrd_names(header: str) -> list[str]:
-    """One name, numbered names, or a list that ends the header; an attached header ends with an empty line."""
-    # A header within the file ends at the first empty line; voxels behind it may look like anything.
-    found = _NRRD.search(header.split("\n\n", maxsplit=1)[0])
-    if found is None:
-        return []
-    if found[1].startswith("LIST"):
-        names = header[found.end() :].split("\n")[1 : 1 + _MOST_FILES]
-        return [name for name in names if name] or ["LIST"]
-    numbered = _NUMBERED.fullmatch(found[1])
-    if numbered is None:
-        return [found[1]]
-    first, last, step = (int(numbered[group]) for group in (2, 3, 4))
-    numbers = range(first, last + (1 if step > 0 else -1), step)[:_MOST_FILES]
-    return [numbered[1] % number for number in numbers]
+        raise refusal_of(f"{path}: {error}", "affine", case) from None
 
 
 def label_array(
     array: NDArray[Any], path: Path, *, case: str | None = None, signed: bool = False
 ) -> NDArray[np.integer[Any]]:
-    """Check that voxels are labels, and cast whole numbers stored as floats.
-
-    Args:
-        array: Voxels, any shape.
-        path: Their file, for messages.
-        case: Case id for messages.
-        signed: Allow negative values, which are to be replaced.
+    """Check that voxels are labels, and cast whole numbers stored as floats; ``signed`` ones are to be replaced.
 
     Returns:
         The array itself if it is of an integer type, otherwise of the smallest type, unsigned unless a value is

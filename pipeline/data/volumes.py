@@ -18,6 +18,7 @@ from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.itk_open import open_itk, palette_indices
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
+    NIFTI_SUFFIXES,
     NRRD_SUFFIXES,
     PICTURE_SUFFIXES,
     TIFF_SUFFIXES,
@@ -34,7 +35,6 @@ from pipeline.data.volume_file import (
 if TYPE_CHECKING:
     from pipeline.data.legend import LegendEntry
 
-_NIFTI = (".nii", ".nii.gz")
 _ADVICE_4D = "Split it into one 3D file per channel or time point, or name its channels in the dataset's description"
 _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 
@@ -42,7 +42,7 @@ _ADVICE_COLOUR = "Save it in greyscale, or give all pictures in colour"
 def open_header(path: Path | str, *, case: str | None = None, straighten: bool = False) -> VolumeFile:
     """Read and check the header of a file, which may be 4D; otherwise as :func:`open_volume`."""
     path = Path(path)
-    if volume_suffix(path) in _NIFTI:
+    if volume_suffix(path) in NIFTI_SUFFIXES:
         return open_nifti(path, case=case, straighten=straighten)
     return open_itk(path, case=case, straighten=straighten)
 
@@ -93,7 +93,7 @@ def read_grid(path: Path | str) -> Grid:
 def position_doubts(source: Path | str) -> tuple[Doubt, ...]:
     """Why other programs may place a volume elsewhere; none of a file that is refused."""
     path = split_source(source)[0]
-    if volume_suffix(path) not in (*_NIFTI, *TIFF_SUFFIXES):  # the others say it in one way
+    if volume_suffix(path) not in (*NIFTI_SUFFIXES, *TIFF_SUFFIXES):  # the others say it in one way
         return ()
     try:
         return open_header(path).doubts
@@ -246,7 +246,7 @@ def write_voxels(
     if not suffix:
         rule, advice = f"a name ending in {', '.join(VOLUME_SUFFIXES)}", "Choose one of these formats"
         raise refuse("format", "output file", rule, repr(path.name), advice, file=path)
-    if suffix in _NIFTI:
+    if suffix in NIFTI_SUFFIXES:
         from pipeline.data.legend import caret_xml
 
         table = caret_xml(legend) if legend else b""

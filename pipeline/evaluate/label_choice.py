@@ -13,6 +13,7 @@ from pipeline.core.labels import LabelTable, select_values
 from pipeline.core.paths import is_named, real
 from pipeline.data.descriptions import described_labels, read_description
 from pipeline.data.label_tables import label_table, read_remap
+from pipeline.data.volume_file import LIST_SUFFIXES
 
 _SHOWN = 8  # names quoted in a note
 
@@ -220,7 +221,7 @@ def _beside(prediction: Path) -> Path:
 
 def _reference_labels(reference: Path) -> LabelTable | None:
     beside = reference if reference.is_dir() else reference.parent
-    listed = [reference] if reference.suffix.lower() in (".json", ".csv") and reference.is_file() else []
+    listed = [reference] if reference.suffix.lower() in LIST_SUFFIXES and reference.is_file() else []
     for place in (*listed, beside, real(beside).parent):
         found = described_labels(read_description(place))
         if found is not None:

@@ -13,10 +13,10 @@ from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.paths import absence, composed, is_named, located, real
 from pipeline.data.dataset import possible_file
 from pipeline.data.descriptions import read_description
-from pipeline.data.folder_files import CHANNEL, list_volumes, or_unread
+from pipeline.data.folder_files import CHANNEL, by_name, list_volumes, or_unread
 from pipeline.data.layouts import rgb_channels
 from pipeline.data.prediction_record import RECORD_FILE, journal_entries
-from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem, volume_suffix
+from pipeline.data.volume_file import LIST_SUFFIXES, VOLUME_SUFFIXES, volume_stem, volume_suffix
 
 _LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 _CHANNEL = "_0000"
@@ -118,16 +118,11 @@ def _prediction_case(path: Path) -> str:
 
 
 def _by_case(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in files:
-        case = name(path)
-        if case in found:
-            got = f"{found[case].name} and {path.name}"
-            raise DataError(
-                sentence("label maps", "one file", got, "Remove or rename one", case=case, file=path.parent)
-            )
-        found[case] = path
-    return found
+    def twice(first: Path, second: Path) -> DataError:
+        got, place = f"{first.name} and {second.name}", second.parent
+        return DataError(sentence("label maps", "one file", got, "Remove or rename one", case=name(first), file=place))
+
+    return by_name(files, name, twice)
 
 
 def _partners(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path | None]:
@@ -163,7 +158,7 @@ def _no_match(predictions: Mapping[str, Path], references: Mapping[str, Path], f
 
 def is_list(path: Path) -> bool:
     """Whether a path is a file that lists cases."""
-    return path.suffix.lower() in (".csv", ".json") and not path.is_dir()
+    return path.suffix.lower() in LIST_SUFFIXES and not path.is_dir()
 
 
 def listed_maps(path: Path, what: Literal["prediction", "reference"]) -> dict[str, Path]:

@@ -107,12 +107,6 @@ def write_evaluation(
     An undefined number is an empty cell in the CSV and null in the JSON; the label of a region of several values is
     ``1+2`` in both. An infinite distance is ``inf`` in the CSV.
 
-    Args:
-        evaluation: What to write; it may have no rows.
-        out: Folder, created if needed.
-        seed: Seed of the bootstrap.
-        extra: Further entries of the summary.
-
     Returns:
         The summary: that of :func:`~pipeline.evaluate.summary.summarize`, each case with its files, and ``labels``,
         ``measures``, ``failures``, ``notes``.

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from pipeline.core.documents import short
 from pipeline.core.errors import sentence
 from pipeline.core.labels import LabelTable
-from pipeline.data.dataset import possible_file
+from pipeline.data.prepared_cases import PossibleFile
 from pipeline.evaluate.metrics import METRICS, STATUSES
 
 _Number = float | None
@@ -59,9 +59,9 @@ class _Case(_Part):
     dice: _Number
     worst_organ: str | None
     worst_dice: _Number
-    reference: Annotated[str, AfterValidator(possible_file)] | None = None
-    prediction: Annotated[str, AfterValidator(possible_file)] | None = None
-    images: list[Annotated[str, AfterValidator(possible_file)]] = []
+    reference: PossibleFile | None = None
+    prediction: PossibleFile | None = None
+    images: list[PossibleFile] = []
 
 
 class _Failure(_Part):

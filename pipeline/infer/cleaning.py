@@ -119,10 +119,6 @@ class _Postprocessing(BaseModel):
 def read_cleaning(folder: Path, labels: LabelTable) -> Cleaning:
     """What cross-validation found to help a model; nothing if the folder has no such file.
 
-    Args:
-        folder: Model folder.
-        labels: Its label table.
-
     Raises:
         VolsegError: If the file is damaged, or of another model.
     """
@@ -144,10 +140,6 @@ def classes_with(labels: LabelTable, target: str) -> tuple[int, ...]:
 
     The background becomes the organ, other organs stay. Of regions, a class becomes the one that lies in this region
     as well; where there is none, it stays.
-
-    Args:
-        labels: The label table.
-        target: Name of an organ or region.
 
     Raises:
         KeyError: If there is no such organ.
@@ -262,10 +254,6 @@ class Piece(NamedTuple):
 
 def connected_pieces(mask: NDArray[np.bool_], connectivity: Connectivity = 26) -> list[Piece]:
     """Connected components, a few at a time, so that specks far apart do not cost as much as the volume between them.
-
-    Args:
-        mask: (I, J, K).
-        connectivity: Neighbours of a voxel.
 
     Returns:
         Boxes that together hold every component, each once: of a large mask those around what touches in blocks of 16

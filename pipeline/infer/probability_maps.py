@@ -134,9 +134,6 @@ class SoftMaps:
     def finished(self, label_map: LabelMap) -> SoftPrediction:
         """All there is once the last plane was taken.
 
-        Args:
-            label_map: What the labels became.
-
         Raises:
             VolsegError: If there is no room for temporary files.
         """

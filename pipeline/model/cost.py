@@ -37,9 +37,6 @@ def watch_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     the system likes. What libraries keep for reuse, such as scratch space of convolutions, counts for all later work:
     to compare several pieces of work, do the smallest first, and ask after each.
 
-    Args:
-        device: Where the work is done.
-
     Yields:
         A function that tells the highest use since it was last asked, in bytes above that at the start; None where the
         system (other than Linux) or the device does not tell.
@@ -106,11 +103,6 @@ def multiply_adds(network: nn.Module, patch_size: Sequence[int], in_channels: in
     """Multiply-adds of the convolutions and linear layers in predicting one patch; biases and the rest are not counted.
 
     The network is left as it was. It counts in evaluation mode, so heads for training only do not count.
-
-    Args:
-        network: Any network of this package.
-        patch_size: Legal spatial size.
-        in_channels: Channels of the image.
 
     Raises:
         DataError: If the patch size is not legal for the network.
@@ -182,11 +174,6 @@ class NetworkCost:
 
 def survey_networks(edge: int, in_channels: int = 1, out_channels: int = 2) -> tuple[NetworkCost, ...]:
     """Costs of all networks, in the order of the registry, 2D before 3D; takes no memory for weights.
-
-    Args:
-        edge: Voxels of the patch along every axis.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
 
     Raises:
         ConfigError: If the edge or a number of channels is below 1, or the edge above 16384.

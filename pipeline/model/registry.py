@@ -217,15 +217,7 @@ NETWORKS: dict[str, NetworkEntry] = {
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """One row of the list of networks.
-
-    Args:
-        name: Name for :func:`new_network`.
-        dims: Numbers of spatial axes it can be built for.
-        summary: What it is, in one line.
-        source: Paper it comes from.
-        defaults: Options and their default values.
-    """
+    """One row of the list of networks."""
 
     name: str
     dims: tuple[int, ...]

@@ -213,9 +213,6 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read and validate a plan that a person may have edited.
 
-    Args:
-        path: The file.
-
     Raises:
         VolsegError: If it is missing, no YAML, holds a key twice or is not a plan, naming the first wrong key.
     """

@@ -73,12 +73,6 @@ def plan_from_fingerprints(
 ) -> Plan:
     """Plan from fingerprints; what the settings fix is taken from them.
 
-    Args:
-        dataset: The dataset.
-        fingerprints: One per usable case, at least one.
-        settings: Section ``preprocess``.
-        memory_gb: GPU memory to plan patch and batch for.
-
     Raises:
         VolsegError: If the settings want the low resolution of a dataset that needs none.
     """

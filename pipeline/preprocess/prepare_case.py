@@ -19,7 +19,8 @@ from pipeline.core.files import text_hash
 from pipeline.core.grid import Box, Grid
 from pipeline.core.volume import Image
 from pipeline.data.dataset import CaseFiles, content_hashes
-from pipeline.data.store import PreparedCase, class_voxels, stored_hash, write_prepared
+from pipeline.data.prepared_cases import stored_hash
+from pipeline.data.store import PreparedCase, class_voxels, write_prepared
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.resample import MOST_BYTES

@@ -68,15 +68,6 @@ def write_picture_page(
 ) -> Path:
     """Write an HTML file that needs neither network nor scripts.
 
-    Args:
-        out: The file.
-        title: Heading.
-        pictures: Sections with a picture.
-        numbers: Name, value and detail of what is shown large at the head.
-        tables: Sections with a table.
-        version: Version of volseg, for the foot of the page.
-        date: Date, likewise.
-
     Returns:
         ``out``.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.documents import conform
 from pipeline.core.errors import DataError, VolsegError, sentence
@@ -21,9 +21,10 @@ from pipeline.core.files import OutputFolder, file_hash, text_hash, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.together import RunsTogether
 from pipeline.core.volume import LabelMap
-from pipeline.data.dataset import CaseFiles, possible_file
+from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_record import PredictionRecord
-from pipeline.data.store import open_prepared, read_info
+from pipeline.data.prepared_cases import PossibleFile, read_info
+from pipeline.data.store import open_prepared
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
@@ -117,13 +118,7 @@ def cross_validate(
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A trained model and what it was trained on.
-
-    Args:
-        folder: Model folder.
-        card: Its description.
-        prepared: Folder of the prepared dataset.
-    """
+    """A trained model and what it was trained on."""
 
     folder: Path
     card: ModelCard
@@ -197,7 +192,7 @@ def cross_validate_models(
 
 class _Model(BaseModel):
     name: str
-    prepared: Annotated[str, AfterValidator(possible_file)]
+    prepared: PossibleFile
 
 
 class _Fold(BaseModel):
@@ -439,9 +434,7 @@ def _own_record(home: Path, names: set[str]) -> Iterator[PredictionRecord]:
     """
     with RunsTogether(home, "predictions") as runs:
         with runs.alone():
-            for other in runs.others():
-                rule, advice = "one cross-validation at a time", "Wait for it, or end it"
-                raise runs.refusal(rule, "another", other, advice)
+            runs.require("one cross-validation at a time", "another", "Wait for it, or end it")
             record = PredictionRecord(home, Entry)
             stale = set(record.entries) - names
             record.entries = {name: entry for name, entry in record.entries.items() if name not in stale}

@@ -160,10 +160,8 @@ def evaluate(
     asked = text_hash(str(references.resolve()), json.dumps(measures.to_json()))
     with RunsTogether(out, "evaluation") as runs:
         with runs.alone():
-            for other in runs.others():
-                if other.get("asked") not in (None, asked):
-                    rule, advice = "scores of the same references and measures", "Use another output folder"
-                    raise runs.refusal(rule, "others being taken", other, advice)
+            rule, advice = "scores of the same references and measures", "Use another output folder"
+            runs.require(rule, "others being taken", advice, asked=asked)
             runs.tell(asked=asked)
         # Masks per organ become label maps first, since predictions are compared with these.
         references, failed = merged_references(predictions, references, out / "references", jobs, progress, runs)

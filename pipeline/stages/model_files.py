@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, own_version, read_record, text_hash
-from pipeline.data.store import prepared_ids, read_info
+from pipeline.data.prepared_cases import prepared_ids, read_info
 from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.preprocess.plan_file import Plan
@@ -97,12 +97,6 @@ def validation_cases(
     model: Path, card: ModelCard, folds: PreparedFolds, wanted: Sequence[int]
 ) -> dict[int, tuple[str, ...]]:
     """Validation cases of some folds, which must be those that they were validated on when they were trained.
-
-    Args:
-        model: Model folder.
-        card: Its description.
-        folds: The folds of the prepared dataset it was trained on.
-        wanted: Their numbers.
 
     Raises:
         VolsegError: If the prepared cases are others than in training.

@@ -233,14 +233,7 @@ class Postprocessing:
 def choose_postprocessing(
     pairs: Sequence[FilePair], labels: LabelTable, run: Run, progress: Progress
 ) -> Postprocessing:
-    """Try every step on every organ and keep what helps.
-
-    Args:
-        pairs: Predictions of cases that did not train, not cleaned, and their references.
-        labels: The label table.
-        run: The engine's function.
-        progress: Told after every case.
-    """
+    """Try every step on every organ and keep what helps."""
     # First the best size for each organ, so that "remove small" is one step like the others.
     tasks = [EffectTask(pair, labels) for pair in pairs]
     sized = [

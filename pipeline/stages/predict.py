@@ -7,9 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +21,13 @@ from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable, keep_values
 from pipeline.core.machine import keep_freed_memory
-from pipeline.core.signals import STOPS, Progress, silent, stoppable
+from pipeline.core.signals import STOPS, Progress, silent
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_inputs import Inputs, find_inputs
 from pipeline.data.volume_file import volume_suffix
-from pipeline.engine.local import Batch, Task, within_limit
+from pipeline.engine.local import Batch
+from pipeline.engine.overlapped import overlapped
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, segment, segment_region, segment_softly
@@ -45,10 +45,6 @@ from pipeline.stages.prediction_files import (
     why_failed,
 )
 from pipeline.stages.prediction_folder import CaseRead, CaseSegmented, PredictionFolder, image_notes, notes_in_short
-
-T = TypeVar("T")
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Predictor:
@@ -252,10 +248,7 @@ class Predictor:
             return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
         with folder.opened() as runs, keep_freed_memory():
-            # A run that joins others begins elsewhere: given the same inputs, they share them.
-            first = len(found.cases) * runs.rank // (runs.rank + 1)
-            cases = [*found.cases[first:], *found.cases[:first]]
-            batch, stopped = _predict_cases(self, folder, cases, progress)
+            batch, stopped = _predict_cases(self, folder, runs.shared(found.cases), progress)
         failed = tuple(sorted((*found.failed, *batch.failed)))
         batch = Batch(batch.done, batch.kept, failed, (*found.notes, *batch.notes, *runs.notes))
         if stopped is not None:
@@ -437,67 +430,3 @@ def _origin(predictor: Predictor) -> dict[str, str]:
     devices = dict.fromkeys(str(device) for model in predictor.models for device in model.devices)
     several = {"devices": ", ".join(devices)} if len(devices) > 1 else {}
     return provenance(predictor.models[0].device) | several
-
-
-# Reading the next case and writing the last one while one is computed.
-
-_WRITE_S = 30.0  # for the mask that is being written when someone ends the work
-
-
-def overlapped(
-    items: Sequence[T],
-    read: Callable[[T], A],
-    work: Callable[[A], B],
-    write: Callable[[B], None],
-    *,
-    failed: Callable[[T, Exception], None],
-    done: Callable[[], None],
-) -> None:
-    """Take every item through three steps, of which the first and the last have a thread of their own.
-
-    At most one item is read ahead, and at most one waits to be written, so that memory does not grow with their number.
-    An item that fails in any step does not end the others.
-
-    Args:
-        items: One per case.
-        read: First step, in a thread.
-        work: Second step, in this thread; a signal may end it at any place.
-        write: Last step, in a thread.
-        failed: Called with the item and the error, in this thread.
-        done: Called after the second step of every item, also where one failed.
-
-    Raises:
-        KeyboardInterrupt, Stopped: If someone ended the work, once the item that is being written has been written; a
-            reader or writer that hangs is not waited for.
-    """
-
-    def settle(writing: tuple[T, Task[None]] | None) -> None:
-        if writing is not None:
-            try:
-                writing[1].result(_WRITE_S if stop.signal else None)
-            except Exception as error:  # of the disk, say
-                failed(writing[0], error)
-
-    with stoppable() as stop:
-        writing: tuple[T, Task[None]] | None = None
-        coming = [Task(partial(read, item)) for item in items[:1]]
-        try:
-            for number, item in enumerate(items):
-                current = coming.pop()
-                coming = [Task(partial(read, following)) for following in items[number + 1 : number + 2]]
-                try:
-                    with stop.at_once():
-                        made = within_limit(partial(work, current.result()))
-                except Exception as error:
-                    failed(item, error)
-                else:
-                    # Waiting for the write before this one keeps one result in memory, not one per case.
-                    before, writing = writing, None
-                    settle(before)
-                    writing = item, Task(partial(write, made))
-                    del made
-                # The future holds the image, which the case after the next one must not wait for.
-                del current
-                done()
-        finally:
-            settle(writing)

@@ -20,7 +20,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.legend import LegendEntry, organ_color, snap_labels
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
-from pipeline.data.prediction_record import RECORD_FILE, Entries, PredictionRecord, by_mask
+from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
 from pipeline.infer.probability_maps import SoftPrediction
@@ -83,12 +83,7 @@ class Output:
 
 @dataclass(frozen=True)
 class SoftPaths:
-    """Where the soft outputs of a case go.
-
-    Args:
-        probabilities: Organ or region → file.
-        entropy: Its file; None without.
-    """
+    """Where the soft outputs of a case go."""
 
     probabilities: Mapping[str, Path] = field(default_factory=dict)
     entropy: Path | None = None
@@ -120,13 +115,6 @@ def case_paths(
     cases: Sequence[CaseFiles], out: Path, output: Output, table: LabelTable, known: LabelTable
 ) -> dict[str, CasePaths]:
     """Case id → where its files go: the mask has the input's own name, or the case's where that is another.
-
-    Args:
-        cases: All cases.
-        out: Folder of the masks.
-        output: What to write; its probabilities are names of organs.
-        table: The organs that masks keep.
-        known: All labels of the model.
 
     Raises:
         VolsegError: If two masks would be one file, or a mask its own input.
@@ -287,11 +275,6 @@ class Entry(BaseModel):
     organ_files: list[str] | None = None
     soft_files: list[str] | None = None
     confidence: dict[str, float | None] = {}
-
-
-def earlier_entries(out: Path) -> Entries:
-    """Entries of ``predictions.json`` by file name."""
-    return PredictionRecord(out, Entry).entries
 
 
 def prediction_entry(files: CaseFiles, name: str, cleaning: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -111,10 +111,8 @@ class PredictionFolder:
                 self.record = PredictionRecord(self.out, Entry)
                 self.statistics = earlier_statistics(self.out) if self.entries else {}
                 others = self.runs.others()
-                for other in others:
-                    if other.get("organs") not in (None, organs):
-                        rule, advice = "masks of the same organs", "Use another output folder"
-                        raise self.runs.refusal(rule, "others being written", other, advice)
+                rule, advice = "masks of the same organs", "Use another output folder"
+                self.runs.require(rule, "others being written", advice, organs=organs)
                 files = ("labels.json", "labels.txt", *(STATISTICS_FILES if self.output.statistics else ()))
                 require_own_files(self.out, self.paths.values(), files, self.entries, self.labels.table)
                 if not others:
@@ -244,14 +242,7 @@ class PredictionFolder:
 
 
 def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, str]:
-    """What whoever looks at a mask should know of its image, by kind: one sentence each; empty for most.
-
-    Args:
-        image: What the mask is of.
-        source: File of its first channel.
-        plan: Of the model.
-        case: Case id.
-    """
+    """What whoever looks at a mask should know of its image, by kind: one sentence each; empty for most."""
     notes = {
         doubt.code: sentence(doubt.what, doubt.expected, doubt.got, doubt.advice, case=case)
         for doubt in position_doubts(source)

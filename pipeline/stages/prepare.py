@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, file_hash, read_record, remove_leftovers, signature, write_json
@@ -25,6 +23,7 @@ from pipeline.core.together import RunsTogether
 from pipeline.data.check import CheckReport, check_dataset, lost_case
 from pipeline.data.dataset import CaseFiles, Dataset, own_split
 from pipeline.data.layouts import open_dataset
+from pipeline.data.prepared_cases import CaseInfo, case_folder
 from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
@@ -180,10 +179,9 @@ def at_work(out: Path) -> Iterator[RunsTogether]:
 
 def settle_plan(runs: RunsTogether, planned: Plan, out: Path) -> None:
     """Write the plan; where other runs are at work, it must be theirs."""
-    for other in runs.together():
-        if other.get("plan") not in (None, planned.content_hash):
-            advice = "Wait for it; or plan once with `volseg plan`, and give its plan.yaml to all runs as --plan"
-            raise runs.refusal("cases that are prepared by one plan", "another plan", other, advice)
+    rule = "cases that are prepared by one plan"
+    advice = "Wait for it; or plan once with `volseg plan`, and give its plan.yaml to all runs as --plan"
+    runs.require(rule, "another plan", advice, ended=True, plan=planned.content_hash)
     write_plan(planned, out / PLAN_FILE)
     runs.tell(plan=planned.content_hash)
 
@@ -309,9 +307,7 @@ def preprocess(
                 settle_plan(runs, chosen, out)
             bad, known = {case for case, _ in failed}, {found.id: found for found in prints}
             usable = [files for files in opened.cases if files.id not in bad]
-            # A run that joins others begins elsewhere: given the same dataset, they share its cases.
-            first = len(usable) * runs.rank // (runs.rank + 1)
-            cases = {files.id: files for files in (*usable[first:], *usable[:first])}
+            cases = {files.id: files for files in runs.shared(usable)}
             source = source_of(dataset)
             prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra), source=source)
             written, more = collect(
@@ -336,20 +332,11 @@ def source_of(dataset: Path | str) -> str:
     return str(path.parent if path.name == "dataset.json" else path)
 
 
-class _Noted(BaseModel):
-    """What ``case.json`` tells of where a case came from."""
-
-    images: list[str] = []
-    labels: list[str] = []
-    dataset: str | None = None
-    classes: list[int] | None = None
-
-
 def _vanished(prints: Sequence[CaseFingerprint], plan: Plan, out: Path) -> tuple[str, ...]:
     """A note on every organ that has voxels in a case, and none where that was prepared: nothing can learn it there."""
     lost: dict[str, list[str]] = {}
     for case in prints:
-        left = _Noted(**read_record(out / "cases" / case.id / "case.json", _Noted)).classes
+        left = _info(case_folder(out, case.id) / "case.json").classes
         if left is None:  # it failed, or an earlier version prepared it
             continue
         present = (n for n, count in enumerate(case.class_voxels[1:], start=1) if count and n not in left)
@@ -363,17 +350,20 @@ def _vanished(prints: Sequence[CaseFingerprint], plan: Plan, out: Path) -> tuple
     )
 
 
+def _info(note: Path) -> CaseInfo:
+    return CaseInfo(**read_record(note, CaseInfo))
+
+
 def remove_former(dataset: Dataset, source: str, out: Path) -> tuple[str, ...]:
     """Remove prepared cases that have left their dataset, which would be trained on; returns a note on them.
 
     Cases that came from another list stay.
     """
     listed, gone = {files.id for files in dataset.cases}, []
-    # Read here without the store, which needs torch.
     for note in sorted((out / "cases").glob("*/case.json")):
         if note.parent.name in listed:
             continue
-        info = _Noted(**read_record(note, _Noted))
+        info = _info(note)
         files = [split_source(Path(path))[0] for path in (*info.images, *info.labels)]
         # Cases that an older version prepared do not tell their dataset; a folder that is not there may come back.
         lost = bool(files) and not any(path.exists() or not path.parent.is_dir() for path in files)

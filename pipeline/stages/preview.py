@@ -20,7 +20,7 @@ from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import signature, write_bytes
 from pipeline.core.grid import orientation_change, reorient_array
-from pipeline.data.store import read_info
+from pipeline.data.prepared_cases import read_info
 from pipeline.data.volume_file import RGB, is_picture
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec, design_network
@@ -141,17 +141,7 @@ class DrawnPatch:
 
 @dataclass(frozen=True, eq=False)
 class PatchMaker:
-    """What makes the batches of a training.
-
-    Args:
-        plan: The dataset's plan.
-        spec: The network's description.
-        settings: All settings.
-        source: Patches.
-        geometry: Axes and left/right pairs.
-        seed: Of patches and augmentation.
-        pictures: Whether the cases are pictures, which are shown as they look.
-    """
+    """What makes the batches of a training."""
 
     plan: Plan
     spec: NetworkSpec

@@ -268,16 +268,7 @@ def patch_source(
     device: torch.device,
     processes: int = 1,
 ) -> PatchSource:
-    """Where the patches of a training come from.
-
-    Args:
-        prepared: Folder that ``preprocess`` wrote.
-        split: The fold; its training cases are read.
-        card: Network, plan and settings.
-        margin: Of the network, along the axes it sees.
-        device: Where batches live.
-        processes: How many share every batch.
-    """
+    """Where the patches of a training come from."""
     spec, plan, settings = card.network, card.plan, card.settings
     # A 2D network sees one voxel along the slice axis, without a margin.
     size, lost = [1, 1, 1], [0, 0, 0]

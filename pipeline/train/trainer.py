@@ -171,12 +171,6 @@ def _train_epochs(trainer: Trainer, resources: Resources, callbacks: Callbacks, 
 class Trainer:
     """Mutable state of one training; :func:`train_fold` drives it.
 
-    Args:
-        run: What is trained, and where.
-        network: With its initial weights.
-        batches: What it trains on.
-        validation: Full-volume validation.
-
     Raises:
         ConfigError: If there are more or fewer class weights than outputs of the network.
         VolsegError: If the checkpoint is of another training, or damaged.

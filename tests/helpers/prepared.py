@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.data.store import PreparedCase, open_prepared, read_class_voxels, read_info
+from pipeline.data.prepared_cases import read_info
+from pipeline.data.store import PreparedCase, open_prepared, read_class_voxels
 
 
 def read_prepared(folder: Path, case: str) -> PreparedCase:

@@ -14,7 +14,8 @@ from toy import toy_settings, write_toy
 
 from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
-from pipeline.data.store import open_prepared, read_info
+from pipeline.data.prepared_cases import read_info
+from pipeline.data.store import open_prepared
 from pipeline.data.volumes import read_image, read_label_map
 from pipeline.infer.segment import segment
 from pipeline.infer.trained_model import TrainedModel

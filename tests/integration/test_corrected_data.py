@@ -12,7 +12,7 @@ from toy import toy_settings, write_toy
 from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError
 from pipeline.core.volume import LabelMap
-from pipeline.data.store import prepared_ids
+from pipeline.data.prepared_cases import prepared_ids
 from pipeline.data.volumes import read_label_map, write_label_map
 from pipeline.stages.model_files import finished_as
 from pipeline.stages.prepare import preprocess

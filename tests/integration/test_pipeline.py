@@ -18,7 +18,7 @@ from toy import toy_case, toy_settings, write_toy
 
 from pipeline.core.errors import VolsegError
 from pipeline.core.grid import ORIENTATIONS
-from pipeline.data.store import prepared_ids
+from pipeline.data.prepared_cases import prepared_ids
 from pipeline.data.volumes import read_grid, read_image, read_label_map, write_label_map
 from pipeline.model.folder import read_card
 from pipeline.preprocess.grid_history import GridHistory

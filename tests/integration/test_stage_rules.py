@@ -12,7 +12,8 @@ from toy import toy_settings, write_toy
 
 from pipeline.config.settings import InferSettings, Settings
 from pipeline.core.errors import ConfigError, VolsegError
-from pipeline.data.store import open_prepared, read_info
+from pipeline.data.prepared_cases import read_info
+from pipeline.data.store import open_prepared
 from pipeline.infer.cleaning import Cleaning
 from pipeline.model.folder import fold_folder, read_card
 from pipeline.model.spec import design_network

@@ -10,7 +10,8 @@ import torch
 from members import logits_of
 from toy import toy_settings
 
-from pipeline.data.store import PreparedCase, class_voxels, open_prepared, prepared_ids, write_prepared
+from pipeline.data.prepared_cases import prepared_ids
+from pipeline.data.store import PreparedCase, class_voxels, open_prepared, write_prepared
 from pipeline.evaluate.overlap import overlaps
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.folder import ModelCard

@@ -22,7 +22,7 @@ from pipeline.config.settings import Settings
 from pipeline.config.yaml_file import load_settings, save_settings
 from pipeline.console.printing import plan_lines, table_rows
 from pipeline.core.errors import VolsegError
-from pipeline.data.store import prepared_ids, read_info
+from pipeline.data.prepared_cases import prepared_ids, read_info
 from pipeline.evaluate.pairing import find_images, pair_files
 from pipeline.evaluate.results import read_evaluation, read_summary
 from pipeline.infer.cleaning import Cleaning, read_cleaning

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import together
+from pipeline.core.errors import VolsegError
 from pipeline.core.together import RunsTogether
 
 pytestmark = pytest.mark.skipif(together.fcntl is None, reason="no locks of POSIX")
@@ -52,9 +53,14 @@ def test_runs_tell_each_other_until_the_last_has_gone(tmp_path: Path) -> None:
         with first.alone():
             assert first.others() == []
             assert [told["cases"] for told in first.together()] == [["x"]]
-        error = first.refusal("one plan", "another plan", seen, "Wait for it")
+            first.require("one plan", "another plan", "Wait for it")  # nobody is there any more
+            first.require("one plan", "another plan", "Wait for it", ended=True, cases=["x"], unheard="of")
+            with pytest.raises(VolsegError) as refused:
+                first.require("one plan", "another plan", "Wait for it", ended=True, cases=["y"])
         where = f"process {os.getpid()} on {socket.gethostname()}"
-        assert str(error) == f"{tmp_path}: output folder: expected one plan, got another plan in {where}. Wait for it."
+        message = f"{tmp_path}: output folder: expected one plan, got another plan in {where}. Wait for it."
+        assert str(refused.value) == message
+        assert (first.shared("abc"), second.shared("abc")) == (["a", "b", "c"], ["b", "c", "a"])
     assert list(tmp_path.iterdir()) == []
 
 

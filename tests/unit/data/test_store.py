@@ -9,6 +9,7 @@ import torch
 from prepared import read_prepared
 
 from pipeline.core.errors import DataError, VolsegError
+from pipeline.data.prepared_cases import prepared_ids, read_info, stored_hash
 from pipeline.data.store import (
     PreparedCase,
     QuantizedTensor,
@@ -16,11 +17,8 @@ from pipeline.data.store import (
     open_array,
     open_prepared,
     packed,
-    prepared_ids,
     read_class_voxels,
-    read_info,
     step_of,
-    stored_hash,
     write_prepared,
 )
 

@@ -14,7 +14,8 @@ import SimpleITK as sitk  # its usual name
 
 from pipeline.core.errors import DataError
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.volume_file import VolumeError, detached_files
+from pipeline.data.detached_files import detached_files
+from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import read_grid, read_image, read_label_map
 
 

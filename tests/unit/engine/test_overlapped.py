@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import Stopped
 from pipeline.engine.local import case_limit
-from pipeline.stages.predict import overlapped
+from pipeline.engine.overlapped import overlapped
 
 WAIT_S = 30.0
 
