@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from pipeline.core.documents import conform, read_json, require_regular
 from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.locks import NO_LOCKS, lock
 
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk or a used-up quota
 _NOT_UTF8 = "backslashreplace"  # bytes of file names that are not UTF-8: from \udce9 JSON gives the name back
@@ -47,20 +48,54 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         VolsegError: If the disk is full or the folder cannot be written to.
     """
     target = Path(target)
-    # In the same folder, because only there renaming is one step. The suffixes stay: writers choose the format by them.
-    # Of a long name only the end, since names have at most 255 bytes and a character up to four.
-    temporary = target.with_name(f".{uuid4().hex[:_MARK]}.part.{target.name[-_NAME:]}")
+    temporary, held = None, None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary, held = _take(target)
         yield temporary
         # Else the rename could reach the disk before the content, and a power cut would leave an empty file.
         _sync(temporary)
         temporary.replace(target)
+        temporary = None  # what has this name from now on is of the next write
     except OSError as error:
         raise why_not_written(error, target) from error
     finally:
-        with suppress(OSError):  # an unreachable folder must not hide the error that is already on its way
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):  # an unreachable folder must not hide the error that is already on its way
+                temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _temporary(target: Path, mark: str) -> Path:
+    # In the same folder, because only there renaming is one step. The suffixes stay: writers choose the format by them.
+    # Of a long name only the end, since names have at most 255 bytes and a character up to four.
+    return target.with_name(f".{mark[:_MARK]}.part.{target.name[-_NAME:]}")
+
+
+def _take(target: Path) -> tuple[Path, int | None]:
+    """Take a temporary name for one write of a file: always the same, with what a killed write left under it.
+
+    So that what a killed run left goes with the next run, which writes the same files. The name is another one each
+    time while a second process is at work with the first, or where there are no locks.
+
+    Returns:
+        The path, and the descriptor of the empty locked file there; None for a name of the second kind.
+    """
+    path = _temporary(target, text_hash(target.name))
+    try:
+        held = lock(path, wait=False)
+        while os.fstat(held).st_size or os.fstat(held).st_nlink > 1:
+            try:  # removed, not emptied: it may be a hard link to a file of someone
+                path.unlink()
+            finally:
+                os.close(held)
+            held = lock(path, wait=False)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            path.unlink(missing_ok=True)
+        return _temporary(target, uuid4().hex), None
+    return path, held
 
 
 def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
@@ -94,9 +129,10 @@ def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
         return
     with atomic_path(target) as temporary:
         if link:
+            temporary.unlink(missing_ok=True)
             with suppress(OSError):  # another disk, or a file system without hard links
                 os.link(source, temporary)
-        if not temporary.exists():
+        if not (link and temporary.exists()):
             shutil.copyfile(source, temporary)
 
 

@@ -1,12 +1,10 @@
 """Several runs at work in one output folder: one at a time where they meet, and all of them as one.
 
-The locks are those of the system (``flock``, which Linux sends on to the server of an NFS): they end with their
-process, however that ends. Where a file system has none, runs cannot see each other, and say so.
+Where a file system has no locks (:mod:`~pipeline.core.locks`), runs cannot see each other, and say so.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -18,15 +16,9 @@ from uuid import uuid4
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import why_not_written
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from pipeline.core.locks import NO_LOCKS, is_locked, lock
 
 T = TypeVar("T")
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 class RunsTogether:
@@ -66,7 +58,7 @@ class RunsTogether:
             self.rank = len(self.others())
             if not self.rank:
                 self._remove(self._files())
-            self._held = None if self.notes else _lock(self._own, wait=False)
+            self._held = None if self.notes else lock(self._own, wait=False)
             self.tell()
         return self
 
@@ -90,9 +82,9 @@ class RunsTogether:
             VolsegError: If the folder cannot be written.
         """
         try:
-            held = None if self.notes else _lock(self._mutex, wait=True)
+            held = None if self.notes else lock(self._mutex, wait=True)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise why_not_written(error, self.folder) from error
             held = None
             rule, got = "a file system with locks", "one without, where two runs at once cannot see each other"
@@ -105,7 +97,7 @@ class RunsTogether:
 
     def others(self) -> list[dict[str, Any]]:
         """What the other runs told that are at work now; called in :meth:`alone`."""
-        return [_told(path) for path in self._files() if path != self._own and _is_locked(path)]
+        return [_told(path) for path in self._files() if path != self._own and is_locked(path)]
 
     def together(self) -> list[dict[str, Any]]:
         """What all others told since the first one came, also those that have ended; called in :meth:`alone`."""
@@ -157,41 +149,6 @@ class RunsTogether:
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
-
-
-def _lock(path: Path, *, wait: bool) -> int | None:
-    """Open and lock a file, which is made if it is not there; its descriptor, None where there are no locks at all."""
-    if fcntl is None:
-        raise OSError(errno.ENOSYS, "no locks")
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # The last run removes the file. Whoever had opened it before then holds a lock that nobody else sees.
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _told(path: Path) -> dict[str, Any]:

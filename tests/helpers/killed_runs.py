@@ -132,7 +132,9 @@ def run(
         finally:
             os._exit(code)
     if kill is not None:
-        time.sleep(kill[0])
+        end = time.monotonic() + kill[0]
+        while os.getsid(process) != process or time.monotonic() < end:  # it has no group yet, or lives too short
+            time.sleep(0.001)
         os.killpg(process, kill[1])
     end = time.monotonic() + ENDS_S
     while kill is not None and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -160,7 +162,7 @@ def fall_at_rename(number: int) -> None:
 
 
 def at_moments(command: str, folder: Path, trials: int, seed: int) -> tuple[int, list[str]]:
-    """Kill one run in each part of the time that a run takes, so that all parts of the work are hit."""
+    """Kill one run in each part of the time that a run takes, so that all parts are hit, and one at its first file."""
     exact = command == "preprocess"  # a store holds no times
     moments, killed, found = random.Random(f"{seed} {command}"), 0, list[str]()
 
@@ -176,11 +178,14 @@ def at_moments(command: str, folder: Path, trials: int, seed: int) -> tuple[int,
     run(words, temporary=temporary)
     seconds, expected = time.monotonic() - began, contents(whole, whole, exact)
     usual = {path.name for path in temporary.rglob("*")}
-    for trial in range(trials):
+    for trial in range(trials + 1):
         words, out, temporary = begin(f"killed_{trial}")
         moment = seconds * (trial + moments.random()) / trials
         number = moments.choice((signal.SIGKILL, signal.SIGTERM))
-        killed += run(words, temporary=temporary, kill=(moment, number))
+        if trial < trials:
+            killed += run(words, temporary=temporary, kill=(moment, number))
+        else:  # the moment that is hit by chance only rarely: a file is written, but not in its place
+            killed += run(words, temporary=temporary, kill_at_rename=0)
         run(words, temporary=temporary)
         got = contents(out, whole, exact)
         names = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))

@@ -4,11 +4,14 @@ import errno
 import hashlib
 import json
 import os
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.core import locks
 from pipeline.core.documents import read_json
 from pipeline.core.errors import VolsegError
 from pipeline.core.files import (
@@ -22,6 +25,8 @@ from pipeline.core.files import (
     write_json,
     write_text,
 )
+
+needs_locks = pytest.mark.skipif(locks.fcntl is None, reason="no locks of POSIX")
 
 
 def fail_with(code: int):
@@ -179,6 +184,84 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
         copy_file(tmp_path / "s.bin", tmp_path / "b.bin", link=link)
         assert not (tmp_path / "b.bin").is_symlink()
         assert (tmp_path / "b.bin").read_bytes() == b"volume"
+
+
+def kill_while_writing(target: Path, content: bytes) -> None:
+    process = os.fork()
+    if process == 0:
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+
+
+@needs_locks
+def test_what_a_killed_write_left_goes_with_the_next_write_of_that_file(tmp_path: Path) -> None:
+    for name in ("a.json", "n" * 255, "m" + "n" * 254):
+        kill_while_writing(tmp_path / name, b"half, and longer than the next")
+    assert len(list(tmp_path.iterdir())) == 3
+    for name in ("n" * 255, "m" + "n" * 254, "a.json"):
+        write_text(tmp_path / name, name)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: name for name in ("a.json", "n" * 255, "m" + "n" * 254)
+    }
+
+
+@needs_locks
+def test_a_file_that_another_write_is_at_is_left_to_it(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    with atomic_path(target) as first, atomic_path(target) as second:
+        first.write_bytes(b"first")
+        write_text(target, "third")
+        second.write_bytes(b"second")
+        assert len({first, second}) == 2
+        assert target.read_text() == "third"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "first")]
+
+
+@needs_locks
+def test_a_write_that_begins_as_another_ends_keeps_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename, later = tmp_path / "a.json", Path.replace, ExitStack()
+
+    def replace(self: Path, other: Path) -> Path:
+        moved = rename(self, other)
+        monkeypatch.undo()
+        later.enter_context(atomic_path(target)).write_bytes(b"second")
+        return moved
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_text(target, "first")
+    assert target.read_text() == "first"
+    later.close()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "second")]
+
+
+@needs_locks
+def test_a_link_that_a_killed_copy_left_is_not_written_through(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.bin", tmp_path / "sub" / "b.bin"
+    source.write_bytes(b"volume")
+    kill_while_writing(target, b"half")
+    (left,) = target.parent.iterdir()
+    left.unlink()
+    os.link(source, left)
+    write_bytes(target, b"other")
+    assert source.read_bytes() == b"volume"
+    assert [(path.name, path.read_bytes()) for path in target.parent.iterdir()] == [("b.bin", b"other")]
+
+
+@needs_locks
+@pytest.mark.parametrize("whole", [True, False])
+def test_without_locks_files_are_written_under_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    if whole:
+        monkeypatch.setattr(locks, "fcntl", None)
+    else:
+        monkeypatch.setattr(locks.fcntl, "flock", fail_with(errno.EOPNOTSUPP))
+    with atomic_path(tmp_path / "a.json") as first, atomic_path(tmp_path / "a.json") as second:
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "first")]
 
 
 def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:

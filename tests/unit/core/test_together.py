@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import together
+from pipeline.core import locks
 from pipeline.core.errors import VolsegError
 from pipeline.core.together import RunsTogether
 
-pytestmark = pytest.mark.skipif(together.fcntl is None, reason="no locks of POSIX")
+pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="no locks of POSIX")
 
 OTHER = """
 import sys, time
@@ -106,7 +106,7 @@ def test_without_locks_a_run_goes_on_and_says_so(tmp_path: Path, monkeypatch: py
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(together.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with RunsTogether(tmp_path, "work") as runs, RunsTogether(tmp_path, "work") as others:
         with runs.alone(), others.alone():
             runs.tell(plan="a")
