@@ -1,4 +1,4 @@
-"""What this process may use of the machine: memory, processors, and the Python that starts helpers.
+"""What this process may use of the machine: memory and processors.
 
 :func:`keep_freed_memory` tells the C library what to do with memory that was freed (GNU's can be told, others are left
 alone). :class:`RowMemory` and :class:`RowFile` hold an array row by row, in memory or in a temporary file.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -198,22 +197,6 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
             found = _group_bytes(place, limit, usage)
             if found is not None:
                 yield found
-
-
-def interpreter() -> str | None:
-    """A Python that helpers are started with: a program that only has Python inside would start itself anew.
-
-    None if there is none beside this program.
-    """
-    from multiprocessing import spawn  # here: most commands start no helper
-
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    home = Path(sys.exec_prefix)
-    named = spawn.get_executable()  # by default sys.executable; programs with Python inside may have set another
-    own = [Path(os.fsdecode(named))] if named and not getattr(sys, "frozen", False) else []
-    places = (*own, home / "bin" / version, home / "bin" / "python3", home / "python.exe")
-    usable = (path for path in places if path.name.lower().startswith(("python", "pypy")) and os.access(path, os.X_OK))
-    return next(map(str, usable), None)
 
 
 def _group_bytes(group: Path, limit: str, usage: str) -> tuple[int, int] | None:

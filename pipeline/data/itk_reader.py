@@ -26,7 +26,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.machine import interpreter
 from pipeline.core.notices import about, tell
 from pipeline.data.pictures import decoded_indices
 
@@ -106,7 +105,8 @@ class _Readers:
 
     def __init__(self) -> None:
         self.waiting: list[subprocess.Popen[bytes]] = []
-        self.starts = True
+        # A program that only embeds Python would start a second time itself.
+        self.starts = not getattr(sys, "frozen", False) and "python" in Path(sys.executable or "").name.lower()
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None]:
         """Answer to a request, with the array if one was asked for."""
@@ -154,9 +154,8 @@ class _Readers:
                 if process.poll() is None:
                     return process
                 _ended(process)
-        if self.starts and (python := interpreter()):
-            with suppress(OSError):
-                return _started(python)
+        with suppress(OSError):
+            return _started() if self.starts else None
         self.starts = False
         return None
 
@@ -170,7 +169,7 @@ class _Readers:
         self.waiting = []
 
 
-def _started(python: str) -> subprocess.Popen[bytes]:
+def _started() -> subprocess.Popen[bytes]:
     """A process that has said that it is ready.
 
     Raises:
@@ -178,7 +177,7 @@ def _started(python: str) -> subprocess.Popen[bytes]:
     """
     # A session of its own keeps Ctrl-C from it, on which only this process acts.
     process = subprocess.Popen(
-        [python, "-W", "ignore", "-c", _START, json.dumps(sys.path)],
+        [sys.executable, "-W", "ignore", "-c", _START, json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ from threading import Thread, Timer
 from time import monotonic
 from typing import IO, Any, NamedTuple
 
-from pipeline.core.machine import interpreter, processors
+from pipeline.core.machine import processors
 from pipeline.engine.worker_process import GREETING, Outcome, Setup, Work, outcome_of
 
 # One thread per worker, because the workers share the processors. What the user has set stands.
@@ -98,14 +98,24 @@ def _started(call: str, stdin: int, stdout: int | None) -> subprocess.Popen[byte
     """A new interpreter that calls a function of :mod:`pipeline.engine.worker_process`."""
     path = [str(entry) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!a}; from pipeline.engine import worker_process; worker_process.{call}"
-    environment, python = {**_WORKER_ENVIRONMENT, **os.environ}, interpreter()
-    if python is None:
-        raise NoWorkerError(f"no Python beside {spawn.get_executable() or 'this program'}")
+    environment = {**_WORKER_ENVIRONMENT, **os.environ}
     try:
         with _interrupts_held():
-            return subprocess.Popen([python, "-c", code], stdin=stdin, stdout=stdout, env=environment)
+            return subprocess.Popen([_interpreter(), "-c", code], stdin=stdin, stdout=stdout, env=environment)
     except OSError as error:  # of the number of processes, say
         raise NoWorkerError(f"{error.strerror or error}") from error
+
+
+def _interpreter() -> str:
+    """A Python that starts workers: this one's own program would start anew where it only has Python inside."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    home = Path(sys.exec_prefix)
+    named = spawn.get_executable()  # by default sys.executable; programs with Python inside may have set another
+    own = [Path(os.fsdecode(named))] if named and not getattr(sys, "frozen", False) else []
+    for path in (*own, home / "bin" / version, home / "bin" / "python3", home / "python.exe"):
+        if path.name.lower().startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            return str(path)
+    raise NoWorkerError(f"no Python beside {own[0] if own else 'this program'}")
 
 
 class Worker:
