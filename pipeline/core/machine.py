@@ -150,7 +150,9 @@ def processors() -> int:
 
 
 def bytes_in_words(count: int) -> str:
-    """Bytes for people: 2.3 GB, 450 MB."""
+    """Bytes for people: 2.3 GB, 450 MB, 7e+30 GB."""
+    if count >= 1e15:  # what a wrong header asks for
+        return f"{count / 1e9:.2g} GB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

@@ -169,4 +169,7 @@ def unread_keys(layout: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _beyond(known: set[str], entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for entry in entries for key in entry if not {key, key.lower()} & known))
+    anyhow = known & {*_FOR_PEOPLE, "regions"}  # the only ones whose capitals do not count
+    return list(
+        dict.fromkeys(key for entry in entries for key in entry if key not in known and key.lower() not in anyhow)
+    )

@@ -170,6 +170,9 @@ def _check_png(path: Path, case: str | None) -> None:
     length, name, width, height, depth, colour = (*struct.unpack(">I4sIIBB", start[8:26].ljust(18, b"\0")),)
     if length != 13 or name != b"IHDR" or colour not in _PNG_CHANNELS or depth not in _PNG_DEPTHS or len(start) < 33:
         raise refuse("unreadable", "header", "a size and a type", "others", _ADVICE, case=case, file=path)
+    if _PNG_CHANNELS[colour] == 2:  # which SimpleITK's decoder does not know
+        advice = "Save the picture without transparency"
+        raise refuse("type", "pixels", "grey levels or colours", "grey with opacity", advice, case=case, file=path)
     _check_pixels((width, height), depth * _PNG_CHANNELS[colour], path, case, Stored(path.stat().st_size, True))
 
 

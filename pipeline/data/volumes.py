@@ -6,7 +6,7 @@ sentence that names case and file. NaN and infinity in images are not refused he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,19 @@ def position_doubts(source: Path | str) -> tuple[Doubt, ...]:
         return open_header(path).doubts
     except VolumeError:
         return ()
+
+
+def doubtful(files: Iterable[Path]) -> str | None:
+    """The first of some label maps that other programs may place elsewhere, and what its header says."""
+    doubts = (doubt for path in files for doubt in position_doubts(path) if doubt.severity == "warning")
+    return next((f"{doubt.what} {doubt.got}" for doubt in doubts), None)
+
+
+def doubtful_note(found: Sequence[str | None]) -> tuple[str, ...]:
+    """A sentence on what :func:`doubtful` found in every case; none if that is nothing."""
+    told = [doubt for doubt in found if doubt]
+    where = "label maps that other programs may place elsewhere or size otherwise"
+    return (f"{len(told)} of {len(found)} cases have {where}, e.g. {told[0]}.",) if told else ()
 
 
 def read_image(paths: Path | str | Sequence[Path | str], *, case: str | None = None) -> Image:

@@ -12,7 +12,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.volume_file import volume_stem
-from pipeline.data.volumes import position_doubts, read_label_map
+from pipeline.data.volumes import doubtful, doubtful_note, read_label_map
 from pipeline.evaluate.case import score_case, score_without_prediction
 from pipeline.evaluate.label_choice import choose_labels
 from pipeline.evaluate.metrics import OVERLAP_ONLY, Measures, Row
@@ -196,8 +196,7 @@ def _score_pair(labels: LabelTable, measures: Measures, pair: FilePair) -> CaseS
     """Read and score one case; what goes wrong becomes a message."""
     found = _score(labels, measures, pair.case, pair.prediction, pair.reference)
     files = [path for path in (pair.reference, pair.prediction) if path is not None]
-    doubts = (doubt for path in files for doubt in position_doubts(path) if doubt.severity == "warning")
-    return replace(found, doubtful=next((f"{doubt.what} {doubt.got}" for doubt in doubts), None))
+    return replace(found, doubtful=doubtful(files))
 
 
 def _score(
@@ -250,12 +249,7 @@ def _notes(results: Sequence[CaseScores], measures: Measures) -> list[str]:
     moved = [scores.case for scores in results if scores.resampled]
     if moved:
         notes.append(f"{len(moved)} predictions on other grids were resampled to their references', e.g. {moved[0]}.")
-    doubtful = [scores.doubtful for scores in results if scores.doubtful]
-    if doubtful:
-        notes.append(
-            f"{len(doubtful)} of {len(results)} cases have label maps that other programs may place elsewhere or size "
-            f"otherwise, e.g. {doubtful[0]}."
-        )
+    notes += doubtful_note([scores.doubtful for scores in results])
     lacking = [scores.case for scores in results if scores.uncalibrated]
     if lacking:
         notes.append(

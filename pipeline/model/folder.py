@@ -21,7 +21,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.documents import conform, cut, read_json, require_regular, short
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import write_bytes, write_json
-from pipeline.core.paths import absence, is_named
+from pipeline.core.paths import absence, is_broken_link, is_named
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
@@ -119,8 +119,8 @@ def trained_folds(folder: Path) -> tuple[int, ...]:
         VolsegError: If a folder has a number that another one may have, as ``fold_00`` has that of ``fold_0``.
     """
     # Named, not there: of weights that were not fetched, reading them says so; an ensemble must not shrink in silence.
-    found = (path.name.removeprefix("fold_") for path in folder.glob("fold_*") if is_named(path / "model.safetensors"))
-    names = [name for name in found if re.fullmatch(r"[0-9]{1,9}", name)]
+    named = [fold for fold in folder.glob("fold_*") if is_named(fold / "model.safetensors") or is_broken_link(fold)]
+    names = [name for fold in named if re.fullmatch(r"[0-9]{1,9}", name := fold.name.removeprefix("fold_"))]
     for name in names:
         if name != str(int(name)):
             got, advice = f"fold_{name}", "Remove it, or give it the name of its fold"

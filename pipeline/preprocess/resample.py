@@ -254,7 +254,7 @@ def _too_large(
         " x ".join(f"{n:.4g}" for n in numbers) for numbers in (grid.spacing_mm, target.spacing_mm, target.shape)
     )
     room = min((n for n in limits if n is not None), default=None)
-    what = f"image of {spacing} mm, resampled to the model's spacing of {wanted} mm"
+    what = f"image of spacing {spacing} mm, resampled to the model's spacing of {wanted} mm"
     rule = f"at most {bytes_in_words(room)} of memory" if room else "no more than the memory holds"
     advice = "Check the header's spacing and unit, cut the image, or take a machine with more memory"
     if room is not None and room == limits[1]:

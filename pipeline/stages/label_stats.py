@@ -15,7 +15,7 @@ from pipeline.core.tables import write_csv
 from pipeline.data.folder_files import group_channels, list_volumes, or_unread
 from pipeline.data.label_tables import label_table
 from pipeline.data.volume_file import VOLUME_SUFFIXES, volume_stem
-from pipeline.data.volumes import read_grid, read_image, read_label_map
+from pipeline.data.volumes import doubtful, doubtful_note, read_grid, read_image, read_label_map
 from pipeline.engine.local import Batch, collect, default_jobs, open_engine
 from pipeline.evaluate.label_choice import find_labels
 from pipeline.evaluate.organ_statistics import (
@@ -73,7 +73,7 @@ def label_stats(
         work = partial(measure_case, table)
         found, failed = collect(run, work, {task.case: task for task in tasks}, progress, "measure", _task_bytes)
     channels = () if images is None else ("image",)
-    rows = [(task, row) for task in tasks for row in found.get(task.case, ())]
+    rows = [(task, row) for task in tasks if task.case in found for row in found[task.case][0]]
     lines = [
         statistics_row(task.case, row.name, statistics_entry(row, channels if task.image else ()), channels)
         for task, row in rows
@@ -84,16 +84,17 @@ def label_stats(
     if without:
         notes.append(f"{len(without)} label maps have no image of their name, e.g. {without[0]}: no intensities.")
     done = tuple(task.case for task in tasks if task.case in found)
+    notes += doubtful_note([found[case][1] for case in done])
     batch = Batch(done, (), tuple(sorted(failed)), tuple(notes))
     return batch.require_some((batch, ())), tuple(row for _, row in rows)
 
 
-def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[OrganStatistics, ...]:
-    """Measure one label map, with the intensities of its image if there is one."""
+def measure_case(labels: LabelTable | None, task: StatsTask) -> tuple[tuple[OrganStatistics, ...], str | None]:
+    """Measure one label map, with the intensities of its image if there is one; and why its place is in doubt."""
     label_map = read_label_map(task.path, case=task.case)
     image = read_image(task.image, case=task.case) if task.image is not None else None
     table = labels or LabelTable({value: f"label_{value}" for value in label_map.values() if value > 0})
-    return organ_statistics(label_map, table, image)
+    return organ_statistics(label_map, table, image), doubtful([task.path])
 
 
 def _tasks(label_maps: Path, images: Path | None) -> list[StatsTask]:

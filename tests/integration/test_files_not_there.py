@@ -111,6 +111,12 @@ def test_weights(capfd: pytest.CaptureFixture[str], toys: Path, model: Path, tmp
     assert code == 1
     assert "fold_1/model.safetensors: weights: expected a safetensors file, got a link to /not/mounted" in err
     (copy / "fold_1/model.safetensors").unlink()
+    (copy / "fold_1").rmdir()
+    (copy / "fold_1").symlink_to("/not/mounted")
+    code, _, err = run(capfd, *arguments)
+    assert code == 1
+    assert "fold_1/model.safetensors: weights: expected a safetensors file, got" in err
+    (copy / "fold_1").unlink()
     (copy / "fold_0/model.safetensors").write_bytes(LFS)
     assert "got a pointer of Git LFS in place of the file. Fetch" in run(capfd, *arguments)[2]
 

@@ -206,7 +206,7 @@ def test_what_the_models_spacing_makes_too_large_is_refused(
     )
     assert code == 2
     text = " ".join((shown + errors).split())
-    assert "case toy_0: image of 200 x 150 x 250 mm, resampled to the model's spacing of" in text
+    assert "case toy_0: image of spacing 200 x 150 x 250 mm, resampled to the model's spacing of" in text
     assert "expected at most 100 MB of memory, got" in text
     assert "or raise --max-memory." in text
     assert " at 0x" not in text

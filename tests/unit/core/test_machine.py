@@ -53,7 +53,8 @@ def test_available_memory_is_the_smallest_of_machine_and_control_groups(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(450_400_000, "450 MB"), (999_000_000, "999 MB"), (2_345_000_000, "2.3 GB")]
+    ("count", "words"),
+    [(450_400_000, "450 MB"), (999_000_000, "999 MB"), (2_345_000_000, "2.3 GB"), (7 * 10**39, "7e+30 GB")],
 )
 def test_bytes_are_told_to_people(count: int, words: str) -> None:
     assert bytes_in_words(count) == words

@@ -284,6 +284,11 @@ def test_keys_of_entries_and_of_labels_that_have_no_effect(tmp_path: Path) -> No
     describe(tmp_path, {**LABELS, "training": [row("a")]})
     (note,) = notes(tmp_path)
     assert note == f"{tmp_path / 'labels.json'}: not read, because dataset.json has labels."
+    (tmp_path / "labels.json").unlink()
+    touch(tmp_path, "labels/a.nii.gz")
+    describe(tmp_path, {**LABELS, "training": [row("a")], "Modality": {"0": "CT"}, "Licence": "CC"})
+    (note,) = notes(tmp_path)
+    assert "keys: expected those of layout decathlon, got Modality." in note
 
 
 def test_paths_that_no_file_can_have(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.itk_open import itk_affine
 from pipeline.data.volumes import open_volume, read_grid, read_label_map, write_label_map
 from pipeline.evaluate.scoring import evaluate
+from pipeline.stages.label_stats import label_stats
 
 PLACE = np.array([[-1.5, 0, 0, 40], [0, -1.5, 0, 30], [0, 0, 2.0, -20], [0, 0, 0, 1]])
 MASK = np.ones((4, 5, 6), np.uint8)
@@ -160,6 +161,9 @@ def test_an_evaluation_says_that_label_maps_may_lie_elsewhere(tmp_path) -> None:
         f"{tmp_path / 'pred/a.nii.gz'}: sform_code and qform_code 0 and 0."
     )
     assert not any("elsewhere" in note for note in evaluate(tmp_path / "ref", tmp_path / "ref").notes)
+    batch, _ = label_stats(tmp_path / "pred", tmp_path / "stats", jobs=1)
+    assert batch.notes[-1] == found.notes[-1]
+    assert not any("elsewhere" in note for note in label_stats(tmp_path / "ref", tmp_path / "stats")[0].notes)
 
 
 def test_a_label_map_that_lies_elsewhere_for_others_is_reported(tmp_path) -> None:

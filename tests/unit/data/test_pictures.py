@@ -127,6 +127,12 @@ def test_palettes_with_transparency_in_tiff_and_in_stacks(tmp_path) -> None:
     np.testing.assert_array_equal(read_label_map(tmp_path / "b.tif").array, PIXELS.T)
 
 
+def test_grey_with_opacity_is_refused_in_words(tmp_path) -> None:
+    Picture.fromarray(np.full((8, 9, 2), 200, np.uint8), "LA").save(tmp_path / "a.png")
+    with pytest.raises(VolumeError, match=r"pixels: expected grey levels or colours, got grey with opacity\. Save"):
+        open_volume(tmp_path / "a.png")
+
+
 def test_a_truncated_palette_is_refused(tmp_path) -> None:
     noise = np.random.default_rng(0).integers(0, 3, (60, 60), dtype=np.uint8)
     picture = Picture.fromarray(noise)

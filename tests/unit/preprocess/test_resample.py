@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_before_and_while_it_is_made(monkeypatch):
     data = {"id": "wrong", "image": _meta(np.zeros((1, 6, 4, 10), np.float32), grid)}
     chain = Resampled(["image"], (1.5, 1.5, 2.0))
     message = (
-        r"case wrong: image of 150 x 150 x 200 mm, resampled to the model's spacing of 1.5 x 1.5 x 2 mm: "
+        r"case wrong: image of spacing 150 x 150 x 200 mm, resampled to the model's spacing of 1.5 x 1.5 x 2 mm: "
         r"expected at most {} of memory, got 970 MB for 600 x 400 x 1000 voxels. Check the header's spacing and unit"
     )
     with pytest.raises(DataError, match=message.format("500 MB") + ", cut the image, or raise --max-memory"):
