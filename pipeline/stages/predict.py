@@ -213,7 +213,7 @@ class Predictor:
 
     def predict_files(
         self,
-        inputs: Sequence[Path | str],
+        inputs: Path | str | Sequence[Path | str],
         out: Path | str,
         *,
         output: Output | None = None,
@@ -228,7 +228,7 @@ class Predictor:
         written, while one is computed.
 
         Args:
-            inputs: See :func:`~pipeline.data.prediction_inputs.find_inputs`.
+            inputs: One or several; see :func:`~pipeline.data.prediction_inputs.find_inputs`.
             out: Folder for the masks; several calls, also of other processes, may write to one at the same time.
             output: What to write; by default a mask per case in its image's format.
             progress: Called after every case that was computed; those that are kept do not count.
@@ -243,7 +243,9 @@ class Predictor:
             AllFailedError: If no case could be predicted.
             KeyboardInterrupt, Stopped: If someone ended the work. What is finished is noted, and no file half written.
         """
-        folder, found = _planned(self, inputs, Path(out), output or Output())
+        # A text alone would be taken for a list of its letters.
+        several = [inputs] if isinstance(inputs, (str, Path)) else inputs
+        folder, found = _planned(self, several, Path(out), output or Output())
         if not found.cases:
             return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
@@ -295,7 +297,7 @@ def _overridden(own: InferSettings, overrides: Sequence[str], folder: Path) -> I
 
 def predict(
     model: Path | str,
-    inputs: Sequence[Path | str],
+    inputs: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
     folds: Sequence[int] | None = None,

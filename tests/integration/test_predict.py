@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -367,6 +368,13 @@ def test_progress_counts_what_is_computed(model: Path, scans: Path, tmp_path: Pa
     batch = predict(model, [scans], tmp_path, device="cpu", progress=lambda *progress: told.append(progress))
     assert told == [(1, 3, "predict"), (1, 2, "predict"), (2, 2, "predict")]
     assert (batch.done, batch.kept, [case for case, _ in batch.failed]) == (("toy_0",), ("toy_1",), ["toy_2"])
+
+
+def test_one_input_needs_no_list_also_in_a_thread(model: Path, scans: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(predict, model, str(scans / "toy_1.nii.gz"), tmp_path, device="cpu").result()
+    assert batch.done == ("toy_1",)
+    assert predict(model, scans / "toy_1.nii.gz", tmp_path, device="cpu").kept == ("toy_1",)
 
 
 def test_a_listed_image_that_is_gone_fails_alone(model: Path, scans: Path, tmp_path: Path) -> None:
