@@ -37,18 +37,29 @@ def main(arguments: list[str] | None = None) -> None:
     # SIGTERM ends commands as Ctrl-C does, so that temporary files are removed and workers told.
     if threading.current_thread() is not threading.main_thread():
         sys.exit(_run(arguments))
-    before, hook = signal.signal(signal.SIGTERM, _stop), sys.unraisablehook
-    sys.unraisablehook = _stop_again
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     try:
+        sys.unraisablehook = _stop_again
+        signal.signal(signal.SIGTERM, _stop)
         code = _run(arguments)
-    except Stopped as error:
-        code = 128 + error.signal
+    except BaseException as error:
+        stop = _stop_behind(error)
+        if stop is None:
+            raise
+        code = 128 + stop.signal
         if sys.stderr is not None:
             sys.stderr.write(f"{_ENDED}\n")
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = hook
     sys.exit(code)
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """The stop that an error is, or comes of: in an import, Python and libraries make another error of it."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _Unread(io.FileIO):

@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -129,6 +130,8 @@ def run(
             main(list(words))
         except SystemExit as stop:
             code = int(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     if kill is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from command_line import run
 from toy import toy_settings, write_toy
 
+import pipeline.__main__ as program
 from pipeline.stages.prepare import preprocess
 
 COMMANDS = (
@@ -62,6 +64,25 @@ def test_a_shell_can_complete_the_commands() -> None:
     code = "import sys\nfrom pipeline.__main__ import main\nsys.argv = ['volseg']\nmain()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["preprocess", "predict", "preview"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+def test_a_stop_that_an_import_makes_another_error_of_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise ImportError("half loaded") from None
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(program, "_run", load)
+    with pytest.raises(SystemExit) as ended:
+        program.main(["check"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.startswith("Interrupted. ")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("words", [["check"], ["plan", "-o", "planned", "--set", "preprocess.memory_gb=8"]])
