@@ -394,6 +394,6 @@ def test_what_goes_wrong_in_a_transform_is_told_as_it_was_raised(tmp_path: Path)
     with pytest.raises(KeyError, match="spleen"):
         prepare_image(read_image(files.images), plan, extra=[Lambdad(["image"], fail)])
     fine = plan.model_copy(update={"spacing_mm": (0.5, 0.5, 1.0)})
-    message = r"case big: image of 1 x 1 x 2 mm, resampled .* expected at most 0 MB of memory"
+    message = r"case big: image of spacing 1 x 1 x 2 mm, resampled .* expected at most 0 MB of memory"
     with pytest.raises(DataError, match=message):
         prepare_image(read_image(files.images), fine, case="big", most_bytes=5)
