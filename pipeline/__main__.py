@@ -52,6 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = hook
+        # What was asked again would come when the command has ended.
+        if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is _stop:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.exit(code)
 
 

@@ -85,6 +85,25 @@ def test_a_stop_that_an_import_makes_another_error_of_is_a_stop(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs alarms of POSIX")
+def test_a_stop_that_is_asked_again_does_not_come_after_the_end() -> None:
+    code = """
+import time
+from types import SimpleNamespace
+import pipeline.__main__ as program
+from pipeline.core.errors import Stopped
+
+program._run = lambda _: program._stop_again(SimpleNamespace(exc_value=Stopped(15))) or 0
+try:
+    program.main([])
+except SystemExit as end:
+    time.sleep(0.3)
+    print("ended with", end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ended with 0", done.stderr
+
+
 @pytest.mark.parametrize("words", [["check"], ["plan", "-o", "planned", "--set", "preprocess.memory_gb=8"]])
 def test_looking_at_a_dataset_loads_neither_torch_nor_monai(tmp_path: Path, words: list[str]) -> None:
     write_toy(tmp_path / "data", 2)
