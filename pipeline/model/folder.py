@@ -176,8 +176,8 @@ def load_network(folder: Path, card: ModelCard, fold: int) -> nn.Module:
     """
     path, name = fold_folder(folder, fold) / "model.safetensors", card.network.name
     try:
-        with torch.device("meta"):  # no memory is taken that the file does not fill
-            wanted = {key: _kind(value) for key, value in card.network.build().state_dict().items()}
+        # No memory is taken that the file does not fill.
+        wanted = {key: _kind(value) for key, value in card.network.structure().state_dict().items()}
     except ConfigError as error:
         raise VolsegError(f"{folder / 'model.json'}: network: {'; '.join(error.problems)}") from None
     weights = load_weights(path)

@@ -43,11 +43,15 @@ class NetworkSpec(BaseModel):
         shape = (self.name, self.dims, self.in_channels, self.out_channels)
         return new_network(*shape, seed=seed, initialization=initialization, **self.options)
 
-    def sizes(self) -> SizeRule:
-        """Spatial sizes the network takes and its margin; takes no memory for weights."""
-        # Sizes follow from the structure alone.
+    def structure(self) -> SegmentationNetwork:
+        """The network without memory for its weights: their names and shapes."""
+        # Here He's initialization would import torch's compiler, which takes a second and 70 MB.
         with torch.device("meta"):
-            return self.build().sizes
+            return self.build(initialization="pytorch")
+
+    def sizes(self) -> SizeRule:
+        """Spatial sizes the network takes and its margin."""
+        return self.structure().sizes
 
 
 def build_network(

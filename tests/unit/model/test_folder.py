@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,16 @@ def edited(model: Path, keys: str, value: Any) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
     return refusal(lambda: load_network(path.parent, read_card(path.parent), 0)).removeprefix(f"{path}: ")
+
+
+def test_loading_a_model_needs_no_compiler(model: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.model.folder import load_network, read_card\n"
+        f"folder = Path({str(model)!r})\nload_network(folder, read_card(folder), 0)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_a_sound_model_is_loaded(model: Path) -> None:
