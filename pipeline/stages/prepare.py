@@ -38,7 +38,6 @@ from pipeline.stages.memory import (
     fingerprint_bytes,
     prepare_bytes,
 )
-from pipeline.stages.repair import repairable_cases
 
 PAGE_FILE = "fingerprint.html"
 """The page that shows what was measured."""
@@ -200,6 +199,9 @@ def check(
     Raises:
         VolsegError: If there is no dataset at this path.
     """
+    # Repairs need SimpleITK, which takes 90 MB that plan and preprocess can do without.
+    from pipeline.stages.repair import repairable_cases
+
     opened = open_dataset(dataset, layout)
     with open_engine(jobs or default_jobs(len(opened.cases)), READING_WORKER_BYTES) as run:
         report = check_dataset(opened, map_cases=map_cases(run, progress, "check", check_bytes, lost_case))

@@ -107,10 +107,11 @@ except SystemExit as end:
 @pytest.mark.parametrize("words", [["check"], ["plan", "-o", "planned", "--set", "preprocess.memory_gb=8"]])
 def test_looking_at_a_dataset_loads_neither_torch_nor_monai(tmp_path: Path, words: list[str]) -> None:
     write_toy(tmp_path / "data", 2)
+    heavy = {"torch", "monai"} if words == ["check"] else {"torch", "monai", "SimpleITK"}
     code = (
         "import sys\nfrom pipeline.__main__ import main\n"
         f"try:\n    main({[words[0], 'data', *words[1:]]})\n"
-        "finally:\n    print('heavy:', *sorted({'torch', 'monai'} & set(sys.modules)))"
+        f"finally:\n    print('heavy:', *sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("heavy:")
