@@ -18,7 +18,7 @@ from pipeline.phantom.torso import write_phantom
 
 COMMANDS = (
     *("check", "fix", "plan", "preprocess", "train", "cross-validate", "predict", "split", "evaluate", "report"),
-    *("compare", "stats", "convert", "organs", "phantom", "preview", "choose", "prune", "share"),
+    *("compare", "stats", "convert", "organs", "phantom", "preview", "choose", "prune", "share", "demo"),
 )
 SEED = 20261121
 HELPER = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
