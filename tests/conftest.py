@@ -76,7 +76,7 @@ def _ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that use real volumes, and leave out those that need a GPU, or its stand-in, where there is none."""
+    """Mark the tests that use real volumes; leave out those that need a GPU, or its stand-in, where there is none."""
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.realdata)
