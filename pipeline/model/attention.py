@@ -10,7 +10,6 @@ from operator import mul
 from typing import Literal
 
 import torch
-from monai.networks.layers.factories import Conv
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from pipeline.model.blocks import (
     activation_layer,
     conv_stage,
     conv_unit,
+    convolution,
     head,
     interpolation,
     norm_layer,
@@ -94,7 +94,7 @@ def grid_gate(features: int, gating: int, stride: Sequence[int], style: Style) -
     """
     combine = conv_unit(features, features, (1,) * style.dims, replace(style, bias=True))
     return AttentionGate(
-        Conv[Conv.CONV, style.dims](features, features, tuple(stride), stride=tuple(stride), bias=False),
+        convolution(style.dims, features, features, tuple(stride), stride=tuple(stride), bias=False),
         head(style.dims, gating, features),
         activation_layer(style.activation),
         head(style.dims, features, 1),

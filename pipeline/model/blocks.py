@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -89,6 +90,85 @@ class _InstanceNorm(torch.autograd.Function):
             to_weight += scale
             to_bias += shift
         return to_x, to_weight, to_bias, None, None
+
+
+# Some convolutions come out wrong on processors, by kernels of oneDNN that PyTorch takes: gradients of 1e32, or writes
+# into memory of others (docs/wrong_convolutions.md; `benchmarks/convolution_gradients.py` looks for them). Those, and
+# no others, are computed here as another convolution that is the same by definition.
+
+_VECTOR_CHANNELS = 16  # of float32, in the widest registers
+
+
+def convolution(
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    bias: bool = True,
+) -> nn.Conv2d | nn.Conv3d:
+    """A convolution of two or three spatial axes that is right on every device; parameters as PyTorch's own."""
+    layer = (Conv2d, Conv3d)[dims - 2]
+    return layer(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)  # type: ignore[arg-type]
+
+
+class Conv2d(nn.Conv2d):
+    """PyTorch's, but a stride with kernel 1 and few channels is taken before it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in, I, J) → (B, out, I', J')."""
+        if input.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(input)
+        # Gradient of the weights: oneDNN's copy to stride 1 leaves its buffer where channels are last in memory.
+        if max(self.kernel_size) == 1 < max(self.stride) and 1 < self.in_channels < _VECTOR_CHANNELS:
+            return F.conv2d(input[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+        return _in_fp32(self, input) if _adds_up_in_bf16(input) else super().forward(input)
+
+
+class Conv3d(nn.Conv3d):
+    """PyTorch's, but in bf16 it pads explicitly along the axes where oneDNN's own padding goes wrong."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in, I, J, K) → (B, out, I', J', K')."""
+        if input.device.type != "cpu" or not _is_bf16(input):
+            return super().forward(input)
+        if _adds_up_in_bf16(input):
+            return _in_fp32(self, input)
+        (first, *others), size = tuple(int(n) for n in self.padding), input.shape[2:]
+        kernel, stride = self.kernel_size, self.stride
+        # Gradient of the weights: where the kernel is longer than the image, planes behind it are read.
+        front = first if size[0] < kernel[0] and torch.is_grad_enabled() else 0
+        # Output: a single last column at a stride comes out wrong with AMX; two come out right.
+        columns = size[2] + 2 * others[1]
+        behind = stride[2] if stride[2] > 1 and 0 <= columns - kernel[2] < stride[2] else 0
+        if not front and not behind:
+            return super().forward(input)
+        padded = F.pad(input, (0, behind, 0, 0, front, front))
+        output = F.conv3d(padded, self.weight, self.bias, stride, (0 if front else first, *others))
+        return output[..., :1] if behind else output
+
+
+def _is_bf16(x: Tensor) -> bool:
+    """Whether a convolution of an image computes in bf16, on a processor."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
+
+
+def _adds_up_in_bf16(x: Tensor) -> bool:
+    """Whether PyTorch would add up the image's gradient in bf16, kernel voxel by kernel voxel: oneDNN has no bf16."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not _is_bf16(x):
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _in_fp32(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.float()
+    with torch.autocast("cpu", enabled=False):
+        output: Tensor = layer._conv_forward(x.float(), layer.weight.float(), bias)
+    return output.bfloat16()
 
 
 _ACTIVATIONS: Mapping[Activation, tuple[str, dict[str, Any]]] = {
@@ -197,7 +277,8 @@ def conv_unit(
         (B, in, *spatial) → (B, out, *spatial / stride); with a valid style, *spatial - kernel + 1 at stride 1.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv"] = Conv[Conv.CONV, style.dims](
+    layers["conv"] = convolution(
+        style.dims,
         in_channels,
         out_channels,
         kernel,
@@ -292,7 +373,7 @@ def interpolation(factor: Sequence[int], mode: Literal["nearest", "linear"]) -> 
 
 def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """1×1 convolution with bias that gives logits."""
-    return Conv[Conv.CONV, dims](in_channels, out_channels, 1)  # type: ignore[no-any-return]
+    return convolution(dims, in_channels, out_channels, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -320,7 +401,7 @@ def shortcut(in_channels: int, out_channels: int, style: Style, stride: tuple[in
     """The identity, or a 1×1 convolution where channels or size change."""
     if in_channels == out_channels and max(stride or (1,)) == 1:
         return nn.Identity()
-    return Conv[Conv.CONV, style.dims](in_channels, out_channels, 1, stride=stride or 1, bias=style.bias)  # type: ignore[no-any-return]
+    return convolution(style.dims, in_channels, out_channels, 1, stride=stride or 1, bias=style.bias)
 
 
 def preactivated_unit(
@@ -353,8 +434,14 @@ def preactivated_unit(
         layers["activation"] = activation_layer(style.activation, inplace=style.norm != "none")
         if style.dropout > 0:
             layers["dropout"] = Dropout[Dropout.DROPOUT, 1](style.dropout)
-    layers["conv"] = Conv[Conv.CONV, style.dims](
-        in_channels, out_channels, kernel, stride=stride or 1, padding=tuple(n // 2 for n in kernel), bias=style.bias
+    layers["conv"] = convolution(
+        style.dims,
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride or 1,
+        padding=tuple(n // 2 for n in kernel),
+        bias=style.bias,
     )
     return nn.Sequential(layers)
 

@@ -9,12 +9,22 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Pool
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.model.base import SegmentationNetwork, size_rule
-from pipeline.model.blocks import Style, activation_layer, conv_stage, conv_unit, head, norm_layer, style_of, upsampling
+from pipeline.model.blocks import (
+    Style,
+    activation_layer,
+    conv_stage,
+    conv_unit,
+    convolution,
+    head,
+    norm_layer,
+    style_of,
+    upsampling,
+)
 from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
 from pipeline.model.unet import UShape, level_heads
 
@@ -68,7 +78,7 @@ def norm_activation(channels: int, dims: int, *, scale: bool = False) -> nn.Sequ
 
 def densenet_stem(in_channels: int, out_channels: int, dims: int, *, scale: bool = False) -> nn.Sequential:
     """7×7 convolution of stride 2, batch normalization, ReLU: (B, in, *spatial) → (B, out, *spatial / 2)."""
-    conv = Conv[Conv.CONV, dims](in_channels, out_channels, 7, stride=2, padding=3, bias=False)
+    conv = convolution(dims, in_channels, out_channels, 7, stride=2, padding=3, bias=False)
     return nn.Sequential(conv, norm_activation(out_channels, dims, scale=scale))
 
 
@@ -102,7 +112,7 @@ def densenet_transition(in_channels: int, out_channels: int, dims: int, *, scale
 
 
 def _preactivated(in_channels: int, out_channels: int, kernel: int, dims: int, scale: bool) -> nn.Sequential:
-    conv = Conv[Conv.CONV, dims](in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    conv = convolution(dims, in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(norm_activation(in_channels, dims, scale=scale), conv)
 
 
@@ -204,7 +214,7 @@ class DenseUNet167(SegmentationNetwork):
             self.blocks.append(densenet_block(width, layers, growth, dims, bottleneck=options.bottleneck, scale=scale))
             width += layers * growth
         self.last = norm_activation(width, dims, scale=scale)
-        self.line = Conv[Conv.CONV, dims](skips[-1], width, 1)
+        self.line = convolution(dims, skips[-1], width, 1)
         self.decoder = _additive_decoder([width, *skips[-2::-1], *options.last_features], dims, options.last_dropout)
         self.head = head(dims, options.last_features[-1], out_channels)
 

@@ -1,13 +1,21 @@
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.model import blocks
 from pipeline.model.blocks import (
     Style,
     conv_stage,
     conv_unit,
+    convolution,
     head,
     instance_norm,
     norm_layer,
@@ -166,3 +174,106 @@ def test_what_is_left_to_pytorch() -> None:
     assert not takes_instance_norm(nn.InstanceNorm2d(3, affine=True), image.half())
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         conv_unit(1, 3, (1, 1), Style(2, norm="instance"))(torch.ones(1, 1, 1, 1))
+
+
+class _Convolutions(TorchDispatchMode):
+    """Notes size and padding of every convolution that PyTorch is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.seen.append((tuple(args[0].shape[2:]), tuple(args[4])))
+        return func(*args, **(kwargs or {}))
+
+
+def _seen(layer, size, *, gradients=True, dtype=torch.bfloat16):
+    """Output size, and what PyTorch was given."""
+    images = torch.zeros(1, layer.in_channels, *size)
+    with (
+        _Convolutions() as noted,
+        torch.set_grad_enabled(gradients),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):
+        output = layer(images)
+    return tuple(output.shape[2:]), noted.seen
+
+
+@pytest.fixture
+def _bf16(monkeypatch):
+    monkeypatch.setattr(blocks, "_adds_up_in_bf16", lambda x: False)  # as if the processor had it
+
+
+# Which are wrong in PyTorch follows from oneDNN's loop over planes: those where the kernel is longer than the image.
+@pytest.mark.usefixtures("_bf16")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "given"),
+    [
+        (3, 1, (2, 4, 4), ((4, 4, 4), (0, 1, 1))),
+        (3, 1, (3, 4, 4), ((3, 4, 4), (1, 1, 1))),
+        (5, 1, (4, 6, 6), ((8, 6, 6), (0, 2, 2))),
+        (5, 2, (3, 6, 6), ((7, 6, 6), (0, 2, 2))),
+        (7, 1, (6, 8, 8), ((12, 8, 8), (0, 3, 3))),
+        (3, 2, (4, 4, 2), ((4, 4, 4), (1, 1, 1))),  # one column of stride 2: two are computed
+        (1, 2, (4, 4, 2), ((4, 4, 4), (0, 0, 0))),
+        (3, 2, (2, 2, 2), ((4, 2, 4), (0, 1, 1))),
+    ],
+)
+def test_bf16_pads_explicitly_where_the_padding_of_onednn_is_wrong(kernel, stride, size, given):
+    layer = convolution(3, 2, 2, kernel, stride=stride, padding=kernel // 2)
+    assert _seen(layer, size) == (tuple(math.ceil(n / stride) for n in size), [given])
+
+
+@pytest.mark.usefixtures("_bf16")
+def test_fp32_and_prediction_leave_the_padding_to_pytorch():
+    layer, plain = convolution(3, 2, 2, 3, padding=1), ((2, 4, 4), [((2, 4, 4), (1, 1, 1))])
+    assert _seen(layer, (2, 4, 4), dtype=torch.float32) == plain
+    assert _seen(layer, (2, 4, 4), gradients=False) == plain
+
+
+def test_a_stride_is_taken_before_a_kernel_of_1_with_few_channels():
+    assert _seen(convolution(2, 4, 8, 1, stride=2), (5, 6), dtype=torch.float32) == ((3, 3), [((3, 3), (0, 0))])
+    assert _seen(convolution(2, 16, 8, 1, stride=2), (5, 6), dtype=torch.float32)[1] == [((5, 6), (0, 0))]
+    assert _seen(convolution(2, 4, 8, 1, stride=2), (5, 6), gradients=False)[1] == [((5, 6), (0, 0))]
+
+
+def test_parameters_are_those_of_pytorch():
+    ours, own = convolution(3, 2, 4, (1, 3, 3), bias=False), nn.Conv3d(2, 4, (1, 3, 3), bias=False)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in own.state_dict().items()}
+    assert isinstance(ours, nn.Conv3d)
+    assert isinstance(convolution(2, 1, 1, 1), nn.Conv2d)
+
+
+GRADIENTS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pipeline.core.machine import keep_freed_memory
+from convolution_gradients import Shape, errors
+with keep_freed_memory():
+    for shape in json.loads(sys.argv[2]):
+        print(max(errors(Shape(*(tuple(n) if isinstance(n, list) else n for n in shape)), ours=True)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX512_CORE", "DEFAULT"])
+def test_gradients_are_right_in_memory_full_of_large_numbers(isa):
+    shapes = [
+        ((n, 4, 5), (16, 32), (kernel,) * 3, (stride,) * 3, (kernel // 2,) * 3, False, last, "bf16")
+        for n, kernel, stride in [(2, 3, 1), (4, 5, 1), (3, 5, 2), (2, 3, 2), (5, 3, 1)]
+        for last in (True, False)
+    ]
+    shapes += [((4, 4, 2), (16, 32), (1,) * 3, (2,) * 3, (0,) * 3, False, True, "bf16")]
+    shapes += [((32, 32), (n, 8), (1, 1), (2, 2), (0, 0), False, True, "fp32") for n in (2, 4, 7, 12)]
+    # oneDNN reads the variable once: only a process that begins can be limited. Damage of the heap ends it.
+    command = [sys.executable, "-c", GRADIENTS, str(Path(__file__).parents[3] / "benchmarks"), json.dumps(shapes)]
+    done = subprocess.run(
+        command, env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [float(line) for line in done.stdout.split()]
+    assert len(found) == len(shapes)
+    assert [
+        error for error, shape in zip(found, shapes, strict=True) if error > (0.01 if shape[-1] == "bf16" else 1e-5)
+    ] == []
