@@ -111,6 +111,16 @@ def test_only_drawn_samples_are_interpolated() -> None:
     assert torch.equal(changed_labels[~touched], labels[~touched])
 
 
+def test_what_a_sample_draws_does_not_depend_on_the_others() -> None:
+    images, labels = batch((10, 12, 8), count=12)
+    settings = only(elastic_p=0.3, rotate_p=0.5, brightness_p=1.0, noise_p=0.5)
+    together, _ = run(images, labels, settings)
+    geometry = PatchGeometry(directions("RAS"), (1.0, 1.0, 1.0))
+    for n in range(12):
+        alone, _ = augment(images[n : n + 1], labels[n : n + 1], settings, BatchRandom(0, 0, [n]), geometry)
+        torch.testing.assert_close(alone[0], together[n])
+
+
 def test_channels_get_their_own_factors_within_the_range() -> None:
     images = torch.ones(50, 2, 4, 4)
     changed, _ = run(images, torch.zeros(50, 4, 4, dtype=torch.int64), only(brightness_p=1.0))
