@@ -212,8 +212,9 @@ class LossSettings(Section):
     """Weight of the cross-entropy; for regions of the binary one."""
     dice_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of 1 - soft Dice of the foreground, or of 1 - the Tversky index."""
-    batch_dice: bool = False
-    """Soft Dice over the whole batch instead of the mean over patches."""
+    batch_dice: bool | Literal["auto"] = False
+    """Soft Dice over the whole batch instead of the mean over patches. auto, as nnU-Net plans: true in 2D, and in 3D
+    where a patch sees so little of a case that the plan has a low resolution."""
     smooth: Annotated[float, Field(ge=0.0)] = 1e-5
     """Added to numerator and denominator of the soft Dice."""
     tversky_alpha: Annotated[float, Field(ge=0.0)] = 0.5
@@ -230,8 +231,9 @@ class LossSettings(Section):
     """Largest extra weight of the narrow gaps between two objects in the cross-entropy; the 2015 U-Net has 10."""
     border_sigma_voxels: Positive = 5.0
     """How narrow such a gap is."""
-    head_weights: Literal["halving", "equal"] = "halving"
-    """Deep supervision: 1, 1/2, 1/4, … from the head that predicts, or the same weight for every head."""
+    head_weights: Literal["halving", "nnunet", "equal"] = "halving"
+    """Deep supervision: halving: 1, 1/2, 1/4, … from the head that predicts. nnunet: the same, but 0 for the last of
+    several, which is the coarsest. equal: the same weight for every head."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossSettings:
