@@ -138,7 +138,7 @@ def draw_moves(
     spacing = geometry.spacing_mm
     fixed = spatial.coarse_axis(size, spacing)
     # All samples draw, also those that stay as they are, so that the later draws of a sample are always the same.
-    limit = math.radians(settings.rotate_degrees)
+    limit = math.radians(spatial.largest_rotation(settings.rotate_degrees, size, spacing))
     angles = random.uniform((3 if len(size) == 3 else 1,), (-limit, limit))
     zoom = random.uniform((), settings.scale)
     rotated, zoomed, bent = (random.chosen(p) for p in (settings.rotate_p, settings.scale_p, settings.elastic_p))
@@ -156,26 +156,54 @@ def draw_moves(
     return {n: spatial.Move(matrices[n], controls.get(n), distances) for n in touched}
 
 
+@dataclass(frozen=True)
+class _Recolor:
+    """A change of intensities: its probability, its range, and what makes it."""
+
+    probability: float
+    limits: tuple[float, float]
+    change: Callable[[Tensor, Tensor, BatchRandom], Tensor]
+    channel_share: float = 1.0
+
+
 def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axes: Sequence[int]) -> None:
-    steps: tuple[tuple[float, tuple[float, float], Callable[[Tensor, Tensor, BatchRandom], Tensor]], ...] = (
-        (settings.noise_p, settings.noise_variance, intensity.noise),
-        (settings.blur_p, settings.blur_sigma_voxels, lambda x, drawn, _: intensity.blur(x, drawn)),
-        (settings.brightness_p, settings.brightness, lambda x, drawn, _: intensity.brightness(x, drawn)),
-        (settings.contrast_p, settings.contrast, lambda x, drawn, _: intensity.contrast(x, drawn)),
-        (
+    each = settings.channel_share
+    noise = _Recolor(settings.noise_p, settings.noise_variance, intensity.noise)
+    if settings.noise_sd is not None:
+        noise = _Recolor(settings.noise_p, settings.noise_sd, lambda x, drawn, own: intensity.noise(x, drawn**2, own))
+    for step in (
+        noise,
+        _Recolor(settings.blur_p, settings.blur_sigma_voxels, lambda x, drawn, _: intensity.blur(x, drawn), each),
+        _Recolor(settings.brightness_p, settings.brightness, lambda x, drawn, _: intensity.brightness(x, drawn)),
+        _Recolor(settings.contrast_p, settings.contrast, lambda x, drawn, _: intensity.contrast(x, drawn)),
+        _Recolor(
             settings.low_resolution_p,
             settings.low_resolution,
             lambda x, drawn, _: intensity.low_resolution(x, drawn, axes),
+            each,
         ),
-        (settings.gamma_invert_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn, invert=True)),
-        (settings.gamma_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn)),
-    )
-    for probability, limits, change in steps:
-        chosen = random.chosen(probability).nonzero().flatten()
-        strength = random.uniform((images.shape[1],), limits)
-        if len(chosen):
-            index, drawn = chosen.to(images.device), strength[chosen].to(images.device)
-            images[index] = change(images[index], drawn, random.of(chosen.tolist()))
+        _Recolor(settings.gamma_invert_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn, invert=True)),
+        _Recolor(settings.gamma_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn)),
+    ):
+        chosen = random.chosen(step.probability)
+        strength = random.uniform((images.shape[1],), step.limits)
+        if step.channel_share < 1:
+            channels = random.uniform(strength.shape[1:]) < step.channel_share
+            _recolor_channels(images, step, chosen[:, None] & channels, strength, random)
+            continue
+        places = chosen.nonzero().flatten()
+        if len(places):
+            index, drawn = places.to(images.device), strength[places].to(images.device)
+            images[index] = step.change(images[index], drawn, random.of(places.tolist()))
+
+
+def _recolor_channels(images: Tensor, step: _Recolor, chosen: Tensor, strength: Tensor, random: BatchRandom) -> None:
+    """Change the chosen ones (N, C) of all channels, each as an image of one channel, by what draws nothing itself."""
+    places = chosen.flatten().nonzero().flatten()
+    if len(places):
+        channels = images.flatten(0, 1)[:, None]  # a view: what is written to it lands in the images
+        index, drawn = places.to(images.device), strength.flatten()[places, None].to(images.device)
+        channels[index] = step.change(channels[index], drawn, random)
 
 
 def _mirror(

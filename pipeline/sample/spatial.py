@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -106,6 +107,26 @@ def coarse_axis(size: Sequence[int], spacing_mm: Sequence[float]) -> int | None:
     if max(size) >= ANISOTROPY * min(size):
         return min(range(len(size)), key=lambda axis: size[axis])
     return None
+
+
+def largest_rotation(degrees: float | Literal["auto"], size: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    """Largest rotation in degrees.
+
+    ``auto``: 30 in 3D, but 180 in the plane of a patch with a coarse axis; 180 in 2D, but 15 where one side of the
+    patch is more than 1.5 times the other.
+
+    Args:
+        degrees: ``augment.rotate_degrees``.
+        size: Patch voxels along the spatial axes.
+        spacing_mm: Spacing along the same axes.
+
+    Reference: nnunetv2 2.8.1, whose coarse axis is one with less than a third of another's voxels.
+    """
+    if degrees != "auto":
+        return degrees
+    if len(size) == 2:
+        return 15.0 if max(size) > 1.5 * min(size) else 180.0
+    return 30.0 if coarse_axis(size, spacing_mm) is None else 180.0
 
 
 def affine_matrices(angles: Tensor, zoom: Tensor, spacing_mm: Sequence[float], fixed: int | None = None) -> Tensor:

@@ -42,6 +42,7 @@ from pipeline.train.loader import Pair, PatchSource
 _STEPS: tuple[tuple[str, str, str], ...] = (
     ("zoom", "scale_p", "scale"),
     ("noise, variance", "noise_p", "noise_variance"),
+    ("noise, SD", "noise_p", "noise_sd"),
     ("blur, SD", "blur_p", "blur_sigma_voxels"),
     ("brightness", "brightness_p", "brightness"),
     ("contrast", "contrast_p", "contrast"),
@@ -49,7 +50,7 @@ _STEPS: tuple[tuple[str, str, str], ...] = (
     ("gamma", "gamma_p", "gamma"),
     ("inverted gamma", "gamma_invert_p", "gamma"),
 )
-_LARGEST = ("noise_variance", "blur_sigma_voxels")  # of these ranges only one end is strong
+_LARGEST = ("noise_variance", "noise_sd", "blur_sigma_voxels")  # of these ranges only one end is strong
 _SMALLEST = ("low_resolution",)
 _NAMED = 6  # organs named in the line above a patch
 _VERSIONS = 4  # augmented versions of every patch, the first as training gets it
@@ -88,10 +89,12 @@ def strongest_changes(
     """
     (image,), (label,) = cut({})
     size, directions = label.shape, geometry.directions
-    (turned,), (turned_label,) = cut({0: _rotation(size, settings.rotate_degrees, axis, geometry.spacing_mm)})
-    yield Strongest(f"rotation {settings.rotate_degrees:g}°", settings.rotate_p, turned, turned_label)
+    degrees = spatial.largest_rotation(settings.rotate_degrees, size, geometry.spacing_mm)
+    (turned,), (turned_label,) = cut({0: _rotation(size, degrees, axis, geometry.spacing_mm)})
+    yield Strongest(f"rotation {degrees:g}°", settings.rotate_p, turned, turned_label)
     for name, probability, limits in _drawn_changes(settings):
-        alone = settings.model_copy(update={**_OFF, **limits, "flip_axes": (), "enabled": True, probability: 1.0})
+        one = {"flip_axes": (), "enabled": True, "channel_share": 1.0, probability: 1.0}
+        alone = settings.model_copy(update={**_OFF, **limits, **one})
         random = BatchRandom(seed, 0, [0])
         images, labels = cut(draw_moves(alone, random, size, geometry))
         (changed,), (moved,) = augment(images, labels, alone, random, geometry, moved=True)
@@ -106,7 +109,10 @@ def strongest_changes(
 def _drawn_changes(settings: AugmentSettings) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Name, key of the probability and range of a single value of what :func:`augment` draws."""
     yield f"elastic, SD {settings.elastic_sigma_voxels:g}, grid {settings.elastic_grid_voxels:g}", "elastic_p", {}
+    unused = "noise_sd" if settings.noise_sd is None else "noise_variance"
     for name, probability, limits in _STEPS:
+        if limits == unused:
+            continue
         for end in _strong_ends(limits, getattr(settings, limits)):
             yield f"{name} {end:g}", probability, {limits: (end, end)}
 

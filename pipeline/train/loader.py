@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +82,7 @@ class PatchSource:
         self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
         self.infos: list[CaseInfo] = []
+        self._kept: tuple[int, list[Patch]] | None = None
         left = settings.cache_mb * 2**20
         left_on_gpu = _GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
         for case in cases:
@@ -149,18 +151,34 @@ class PatchSource:
         if self.settings.strategy == "balanced":
             balance = Balance(self.target_size, size, self.settings.foreground_share, self.class_weights)
             return balanced_patches(self.infos, balance, seeded(self.seed, number), first=number)
-        # Every epoch sees every window once, in an order of its own.
+        # Every epoch has windows and an order of its own.
         epoch, place = divmod(number, self.batches_per_epoch(0))
-        order = seeded(self.seed, epoch).permutation(len(self.windows))
-        chosen = order[place * size : (place + 1) * size].tolist()
+        windows = self._epoch_windows(epoch)
+        order = seeded(self.seed, epoch).permutation(len(windows))
+        # Without its empty windows, a shifted grid may have some more or less than an epoch takes: then some are left
+        # out, or some are taken twice.
+        numbers = np.arange(place * size, min((place + 1) * size, len(self.windows))) % max(len(windows), 1)
+        chosen = order[numbers].tolist()
         missing = max(0, self.parts - len(chosen))  # every part has at least one
-        return [self.windows[n] for n in [*chosen, *order[:missing].tolist()]]
+        return [windows[n] for n in [*chosen, *order[:missing].tolist()]]
 
     @cached_property
     def windows(self) -> list[Patch]:
-        """Every sliding window of all cases."""
+        """Every sliding window of all cases, where grids are not shifted: as many as an epoch has."""
+        return self._windows(None)
+
+    def _epoch_windows(self, epoch: int) -> list[Patch]:
+        """Sliding windows of an epoch, their grids shifted; the last one asked for is kept."""
+        kept = self._kept
+        if kept is None or kept[0] != epoch:
+            # None where every window of the shifted grids happens to be empty.
+            kept = epoch, self._windows(seeded(self.seed, epoch, 1)) or self.windows
+            self._kept = kept
+        return kept[1]
+
+    def _windows(self, rng: np.random.Generator | None) -> list[Patch]:
         skip = self._label_map if self.settings.skip_empty else None
-        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip)
+        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip, rng=rng)
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]

@@ -72,6 +72,27 @@ def test_sliding_targets_see_every_voxel_once(prepared: Path) -> None:
     assert int(sum((part == 1).sum() for part in inner)) == 27
 
 
+@pytest.mark.parametrize("skip_empty", [False, True])
+def test_sliding_windows_lie_elsewhere_in_every_epoch(prepared: Path, skip_empty: bool) -> None:
+    options = {"strategy": "sliding", "skip_empty": skip_empty}
+    part, again = (source(prepared, (4, 5, 5), (0, 0, 0), **options) for _ in range(2))
+    batches = part.batches_per_epoch(0)
+    epochs = [[p for n in range(batches) for p in part.patches(epoch * batches + n)] for epoch in range(6)]
+    assert {len(epoch) for epoch in epochs} == {len(part.windows)}
+    assert len({tuple(sorted(patch.start for patch in epoch)) for epoch in epochs}) > 3
+    assert again.patches(3 * batches + 1) == part.patches(3 * batches + 1)
+    if not skip_empty:
+        assert len(part.windows) == 3 * 3 * 3
+        for epoch in epochs:
+            seen = np.zeros(SHAPE, bool)
+            for i, j, k in (patch.start for patch in epoch):
+                seen[i : i + 4, j : j + 5, k : k + 5] = True
+            assert seen.all()
+    else:
+        inside = [set(epoch) <= set(part._epoch_windows(n)) for n, epoch in enumerate(epochs)]
+        assert all(inside)
+
+
 def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
     settings = SampleSettings()
     flat = PatchSource(prepared, ["a"], (9, 1, 8), 3, settings, torch.device("cpu"), squeeze_axis=1, margin=(4, 0, 3))
