@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.settings import SampleSettings
+from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.sample.augment import PatchGeometry, augment, draw_moves
+from pipeline.sample.randomness import BatchRandom
 from pipeline.train.loader import Ahead, PatchSource
 
 SHAPE = (11, 12, 13)
@@ -99,6 +101,27 @@ def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
     images, labels, _ = flat.batch(0)
     assert (images.shape, labels.shape) == ((3, 1, 9, 8), (3, 9, 8))
     assert flat.target_size == (1, 1, 2)
+
+
+def test_patches_that_do_not_move_are_augmented_as_they_were_cut(prepared: Path) -> None:
+    part = source(prepared, (8, 8, 8), (0, 0, 0))
+    settings, geometry = AugmentSettings(), PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0))
+    still = moved = 0
+    for number in range(8):
+        images, labels, places = part.batch(number)
+        random = BatchRandom(part.seed, number, places)
+        moves = draw_moves(settings, random, (8, 8, 8), geometry)
+        within, within_labels = augment(images, labels, settings, BatchRandom(part.seed, number, places), geometry)
+        changed, changed_labels = part.augmented(number, 0, settings, geometry)
+        for n in range(len(places)):
+            if n in moves:
+                moved += int((changed_labels[n] == -1).sum() < (within_labels[n] == -1).sum())
+                continue
+            still += 1
+            assert torch.equal(changed[n], within[n])
+            assert torch.equal(changed_labels[n], within_labels[n])
+    assert still > 10
+    assert moved > 3
 
 
 # Values are made ahead, in order, and what making them raises comes out where they are asked for.
