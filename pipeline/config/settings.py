@@ -119,8 +119,9 @@ class AugmentSettings(Section):
     """Anatomical directions to mirror, each with probability 0.5. On an LR flip, left and right organs swap labels."""
     rotate_p: Probability = 0.2
     """Probability of a rotation."""
-    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
-    """Largest rotation about each axis."""
+    rotate_degrees: Annotated[float, Field(ge=0.0, le=180.0)] | Literal["auto"] = 30.0
+    """Largest rotation about each axis. auto, as nnU-Net: 30, but 180 in the plane of slices, that is in 2D and for
+    patches with a coarse axis, which is left alone; 15 in 2D where one side is more than 1.5 times the other."""
     scale_p: Probability = 0.2
     """Probability of zooming."""
     scale: PositiveRange = (0.7, 1.4)
@@ -135,6 +136,8 @@ class AugmentSettings(Section):
     """Probability of Gaussian noise."""
     noise_variance: Range = (0.0, 0.1)
     """Variance of the noise, in normalized intensity units."""
+    noise_sd: Range | None = None
+    """SD of the noise, which is drawn instead of the variance if it is given; nnU-Net draws 0 to 0.1."""
     blur_p: Probability = 0.2
     """Probability of Gaussian blur."""
     blur_sigma_voxels: PositiveRange = (0.5, 1.0)
@@ -157,6 +160,9 @@ class AugmentSettings(Section):
     """Probability of simulating a coarser scan."""
     low_resolution: PositiveRange = (0.5, 1.0)
     """Zoom of the coarser scan."""
+    channel_share: Probability = 1.0
+    """Of patches that are blurred or made coarser: share of the channels that are, each drawn by itself; nnU-Net has
+    0.5, of a single channel too."""
 
 
 class SampleSettings(Section):
@@ -167,13 +173,14 @@ class SampleSettings(Section):
     split_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 12345
     """Seed of the shuffle that makes the folds."""
     strategy: Literal["balanced", "sliding"] = "balanced"
-    """balanced: random patches with a forced share of foreground. sliding: a regular grid over every volume."""
+    """balanced: random patches with a forced share of foreground. sliding: a regular grid over every volume, shifted by
+    a random offset in every epoch, as far as there is room."""
     foreground_share: Probability = 0.33
     """Share of balanced patches that are centred on a foreground voxel, its class uniform among those present."""
     class_weights: Literal["none", "plan"] = "none"
     """plan: that class is drawn in proportion to the weights that plan.yaml proposes for tiny organs."""
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Overlap of sliding patches. With 0 an epoch sees every voxel once, or twice where the last window is moved in."""
+    """Overlap of sliding patches. With 0 an epoch sees every voxel once, or twice where a window is moved in."""
     skip_empty: bool = False
     """Leave out sliding patches without any foreground."""
     patch_size: tuple[Size, ...] | None = None
@@ -212,8 +219,9 @@ class LossSettings(Section):
     """Weight of the cross-entropy; for regions of the binary one."""
     dice_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of 1 - soft Dice of the foreground, or of 1 - the Tversky index."""
-    batch_dice: bool = False
-    """Soft Dice over the whole batch instead of the mean over patches."""
+    batch_dice: bool | Literal["auto"] = False
+    """Soft Dice over the whole batch instead of the mean over patches. auto, as nnU-Net plans: true in 2D, and in 3D
+    where a patch sees so little of a case that the plan has a low resolution."""
     smooth: Annotated[float, Field(ge=0.0)] = 1e-5
     """Added to numerator and denominator of the soft Dice."""
     tversky_alpha: Annotated[float, Field(ge=0.0)] = 0.5
@@ -230,8 +238,9 @@ class LossSettings(Section):
     """Largest extra weight of the narrow gaps between two objects in the cross-entropy; the 2015 U-Net has 10."""
     border_sigma_voxels: Positive = 5.0
     """How narrow such a gap is."""
-    head_weights: Literal["halving", "equal"] = "halving"
-    """Deep supervision: 1, 1/2, 1/4, … from the head that predicts, or the same weight for every head."""
+    head_weights: Literal["halving", "nnunet", "equal"] = "halving"
+    """Deep supervision: halving: 1, 1/2, 1/4, … from the head that predicts. nnunet: the same, but 0 for the last of
+    several, which is the coarsest. equal: the same weight for every head."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossSettings:

@@ -22,7 +22,7 @@ from pipeline.model.device import autocast
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
-from pipeline.sample.spatial import coarse_axis
+from pipeline.sample.spatial import coarse_axis, largest_rotation
 
 _SAME_SPACING = 0.01  # spacings that differ by less are taken for equal: a quarter turn stretches no more
 _ADVICE = "Set it to false"
@@ -128,7 +128,9 @@ def augmentation_problems(plan: Plan, spec: NetworkSpec, settings: Settings, inf
     if not infer.rotate:
         return problems
     augment = settings.augment
-    largest = augment.rotate_degrees if augment.enabled and augment.rotate_p > 0 else 0.0
+    spacing = [plan.spacing_mm[axis] for axis in plan.axes(spec.dims)]
+    rotates = augment.enabled and augment.rotate_p > 0
+    largest = largest_rotation(augment.rotate_degrees, spec.patch_size, spacing) if rotates else 0.0
     if largest < 180:
         got = f"one with up to {largest:g}" if largest else "one without"
         rule = "a model trained with rotations of up to 180 degrees (augment.rotate_degrees)"

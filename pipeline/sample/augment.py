@@ -59,6 +59,8 @@ def augment(
     settings: AugmentSettings,
     random: BatchRandom,
     geometry: PatchGeometry,
+    *,
+    moved: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Change a batch at random, every sample in its own way.
 
@@ -67,12 +69,16 @@ def augment(
     anisotropic patches geometry and low resolution leave the coarse axis alone
     (:func:`~pipeline.sample.spatial.coarse_axis`).
 
+    Rotation, zoom and elastic deformation show what lies beyond the patch as padding. A training draws these first
+    (:func:`draw_moves`), cuts what they show, and calls this for the rest.
+
     Args:
         images: (B, C, *S), float32, S of 2 or 3 axes. Not modified.
         labels: (B, *S), integer class indices, -1 where ignored. Not modified.
         settings: Probabilities and ranges.
         random: Source of all draws, one per sample.
         geometry: The axes of S.
+        moved: Whether rotation, zoom and elastic deformation have been drawn, from this same source, and made.
 
     Returns:
         Images and labels of the same shapes, types and device; the arguments themselves if augmentation is off.
@@ -82,15 +88,16 @@ def augment(
 
     Reference: Isensee et al., nnU-Net, Nature Methods 2021, supplementary information (data augmentation).
     """
-    size, spacing = images.shape[2:], geometry.spacing_mm
+    size = images.shape[2:]
     _check(images, labels, geometry)
     if not settings.enabled or len(images) == 0:
         return images, labels
     images, labels = images.clone(), labels.clone()  # from here on changed in place
-    fixed = spatial.coarse_axis(size, spacing)
+    fixed = spatial.coarse_axis(size, geometry.spacing_mm)
     # Half precision would move voxels by whole voxels in large patches and round intensities.
     with torch.autocast(images.device.type, enabled=False):
-        _move(images, labels, settings, random, spacing, fixed)
+        for n, move in ({} if moved else draw_moves(settings, random, size, geometry)).items():
+            images[n], labels[n] = move.show(images[n], labels[n], size)
         _recolor(images, settings, random, [axis for axis in range(len(size)) if axis != fixed])
         for axis, direction in enumerate(geometry.directions):
             if direction in settings.flip_axes:
@@ -112,57 +119,91 @@ def _check(images: Tensor, labels: Tensor, geometry: PatchGeometry) -> None:
         )
 
 
-def _move(
-    images: Tensor,
-    labels: Tensor,
-    settings: AugmentSettings,
-    random: BatchRandom,
-    spacing: Sequence[float],
-    fixed: int | None,
-) -> None:
-    """Rotation, zoom and elastic deformation of the samples that draw any of them, in one interpolation."""
-    size = images.shape[2:]
+def draw_moves(
+    settings: AugmentSettings, random: BatchRandom, size: Sequence[int], geometry: PatchGeometry
+) -> dict[int, spatial.Move]:
+    """Draw which samples of a batch are rotated, zoomed or bent, and how.
+
+    Args:
+        settings: Probabilities and ranges.
+        random: Source of all draws, one per sample; :func:`augment` goes on with it.
+        size: Patch voxels along the axes that the network sees.
+        geometry: These axes.
+
+    Returns:
+        Place in the batch → move, of the samples that do not stay as they are.
+    """
+    if not settings.enabled or len(random) == 0:
+        return {}
+    spacing = geometry.spacing_mm
+    fixed = spatial.coarse_axis(size, spacing)
     # All samples draw, also those that stay as they are, so that the later draws of a sample are always the same.
-    limit = math.radians(settings.rotate_degrees)
+    limit = math.radians(spatial.largest_rotation(settings.rotate_degrees, size, spacing))
     angles = random.uniform((3 if len(size) == 3 else 1,), (-limit, limit))
     zoom = random.uniform((), settings.scale)
     rotated, zoomed, bent = (random.chosen(p) for p in (settings.rotate_p, settings.scale_p, settings.elastic_p))
-    # Interpolation is the costly part: only samples that move are interpolated, and once for all three changes.
-    touched = (rotated | zoomed | bent).nonzero().flatten()
-    if len(touched) == 0:
-        return
-    index = touched.to(images.device)
     angles, zoom = torch.where(rotated[:, None], angles, 0.0), torch.where(zoomed, zoom, 1.0)
-    matrices = spatial.affine_matrices(angles[touched], zoom[touched], spacing, fixed).to(images.device)
-    displacement = None
-    if bool(bent.any()):
-        sigma = (settings.elastic_sigma_voxels * bent[touched].float()).to(images.device)
-        moved = random.of(touched.tolist())
-        displacement = spatial.elastic_displacement(sigma, size, settings.elastic_grid_voxels, spacing, moved, fixed)
-    grid = spatial.sampling_grid(matrices, size, displacement)
-    images[index], labels[index] = spatial.warp(images[index], labels[index], grid)
+    matrices = spatial.affine_matrices(angles, zoom, spacing, fixed)
+    distances = spatial.control_distances(settings.elastic_grid_voxels, spacing)
+    bends = bent.nonzero().flatten().tolist()
+    controls: dict[int, Tensor] = {}
+    if bends:  # only they draw, so that what a sample draws later does not depend on the others of its batch
+        sigma = settings.elastic_sigma_voxels
+        drawn = spatial.draw_control(sigma, size, distances, spacing, random.of(bends), fixed)
+        controls = dict(zip(bends, drawn, strict=True))
+    # Interpolation is the costly part: only samples that move are interpolated, and once for all three changes.
+    touched = (rotated | zoomed | bent).nonzero().flatten().tolist()
+    return {n: spatial.Move(matrices[n], controls.get(n), distances) for n in touched}
+
+
+@dataclass(frozen=True)
+class _Recolor:
+    """A change of intensities: its probability, its range, and what makes it."""
+
+    probability: float
+    limits: tuple[float, float]
+    change: Callable[[Tensor, Tensor, BatchRandom], Tensor]
+    channel_share: float = 1.0
 
 
 def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axes: Sequence[int]) -> None:
-    steps: tuple[tuple[float, tuple[float, float], Callable[[Tensor, Tensor, BatchRandom], Tensor]], ...] = (
-        (settings.noise_p, settings.noise_variance, intensity.noise),
-        (settings.blur_p, settings.blur_sigma_voxels, lambda x, drawn, _: intensity.blur(x, drawn)),
-        (settings.brightness_p, settings.brightness, lambda x, drawn, _: intensity.brightness(x, drawn)),
-        (settings.contrast_p, settings.contrast, lambda x, drawn, _: intensity.contrast(x, drawn)),
-        (
+    each = settings.channel_share
+    noise = _Recolor(settings.noise_p, settings.noise_variance, intensity.noise)
+    if settings.noise_sd is not None:
+        noise = _Recolor(settings.noise_p, settings.noise_sd, lambda x, drawn, own: intensity.noise(x, drawn**2, own))
+    for step in (
+        noise,
+        _Recolor(settings.blur_p, settings.blur_sigma_voxels, lambda x, drawn, _: intensity.blur(x, drawn), each),
+        _Recolor(settings.brightness_p, settings.brightness, lambda x, drawn, _: intensity.brightness(x, drawn)),
+        _Recolor(settings.contrast_p, settings.contrast, lambda x, drawn, _: intensity.contrast(x, drawn)),
+        _Recolor(
             settings.low_resolution_p,
             settings.low_resolution,
             lambda x, drawn, _: intensity.low_resolution(x, drawn, axes),
+            each,
         ),
-        (settings.gamma_invert_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn, invert=True)),
-        (settings.gamma_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn)),
-    )
-    for probability, limits, change in steps:
-        chosen = random.chosen(probability).nonzero().flatten()
-        strength = random.uniform((images.shape[1],), limits)
-        if len(chosen):
-            index, drawn = chosen.to(images.device), strength[chosen].to(images.device)
-            images[index] = change(images[index], drawn, random.of(chosen.tolist()))
+        _Recolor(settings.gamma_invert_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn, invert=True)),
+        _Recolor(settings.gamma_p, settings.gamma, lambda x, drawn, _: intensity.gamma(x, drawn)),
+    ):
+        chosen = random.chosen(step.probability)
+        strength = random.uniform((images.shape[1],), step.limits)
+        if step.channel_share < 1:
+            channels = random.uniform(strength.shape[1:]) < step.channel_share
+            _recolor_channels(images, step, chosen[:, None] & channels, strength, random)
+            continue
+        places = chosen.nonzero().flatten()
+        if len(places):
+            index, drawn = places.to(images.device), strength[places].to(images.device)
+            images[index] = step.change(images[index], drawn, random.of(places.tolist()))
+
+
+def _recolor_channels(images: Tensor, step: _Recolor, chosen: Tensor, strength: Tensor, random: BatchRandom) -> None:
+    """Change the chosen ones (N, C) of all channels, each as an image of one channel, by what draws nothing itself."""
+    places = chosen.flatten().nonzero().flatten()
+    if len(places):
+        channels = images.flatten(0, 1)[:, None]  # a view: what is written to it lands in the images
+        index, drawn = places.to(images.device), strength.flatten()[places, None].to(images.device)
+        channels[index] = step.change(channels[index], drawn, random)
 
 
 def _mirror(

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.core.grid import mirrored_index
 from pipeline.core.labels import IGNORE_INDEX
 from pipeline.sample.patches import Patch
+from pipeline.sample.spatial import Move
 
 IMAGE_PADDING = 0.0
 """Intensity outside the volume: the mean of normalized intensities. Labels there are ``IGNORE_INDEX``: no loss."""
@@ -39,8 +40,13 @@ def cut_batch(
     margin: Sequence[int] = (0, 0, 0),
     padding: tuple[float, int] = (IMAGE_PADDING, IGNORE_INDEX),
     device: torch.device | str | None = None,
+    moves: Mapping[int, Move] | None = None,
+    axes: Sequence[int] = (0, 1, 2),
 ) -> tuple[Tensor, Tensor]:
     """Copy a batch of patches out of prepared cases.
+
+    Patches that are rotated, zoomed or bent are sampled from as much of their surroundings as that takes, so that they
+    show padding only where there is no volume.
 
     Args:
         volumes: Case id → image (C, I, J, K) and class indices (I, J, K), on any device and of any type.
@@ -49,6 +55,8 @@ def cut_batch(
         margin: Voxels around each patch that are cut as well. With any, images continue mirrored outside the volume.
         padding: Intensity outside the volume, where there is no margin, and class index, which the loss ignores.
         device: Device of the batch; by default the CPU.
+        moves: Place in the batch → how that patch is moved.
+        axes: Axes along which patches are moved: all but that across the slices of a 2D network.
 
     Returns:
         Images (B, C, *size), float32, and labels (B, *size), int64.
@@ -67,6 +75,10 @@ def cut_batch(
     for place, patch in enumerate(patches):
         image, label = volumes[patch.case]
         start = [first - context for first, context in zip(patch.start, margin, strict=True)]
+        if moves and place in moves:
+            fill = outside, padding[1]
+            _cut_moved((images[place], labels[place]), volumes[patch.case], moves[place], start, axes, fill)
+            continue
         paste(images[place], image, start, outside)
         paste(labels[place], label, start, padding[1])
     return images, labels
@@ -98,6 +110,35 @@ def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float |
         target.fill_(fill)
     if region.numel():
         region.copy_(torch.as_tensor(volume[tuple(source)]))
+
+
+def _cut_moved(
+    target: tuple[Tensor, Tensor],
+    volume: tuple[Sliceable, Sliceable],
+    move: Move,
+    start: Sequence[int],
+    axes: Sequence[int],
+    fill: tuple[float | None, int],
+) -> None:
+    """Write a moved patch that starts at a voxel over an image (C, *size) and its labels (*size)."""
+    images, labels = target
+    size, shape = labels.shape, volume[1].shape
+    first, end = [*start], [low + length for low, length in zip(start, size, strict=True)]
+    for axis, (low, high) in zip(axes, move.box([size[axis] for axis in axes]), strict=True):
+        first[axis], end[axis] = start[axis] + low, start[axis] + high
+        # Where nothing is mirrored, there is nothing to read outside the volume: sampling pads by itself.
+        if fill[0] is not None:
+            first[axis], end[axis] = max(first[axis], 0), min(end[axis], shape[axis])
+    extent = [high - low for low, high in zip(first, end, strict=True)]
+    around = torch.empty((len(images), *extent), dtype=torch.float32, device=images.device)
+    classes = torch.empty(extent, dtype=torch.int16, device=images.device)
+    paste(around, volume[0], first, fill[0])
+    paste(classes, volume[1], first, fill[1])
+    # A 2D network's patch lies in one slice, which moves know nothing of.
+    seen = [extent[axis] for axis in axes], [size[axis] for axis in axes], [first[axis] - start[axis] for axis in axes]
+    shown, nearest = move.show(around.reshape(-1, *seen[0]), classes.reshape(seen[0]), seen[1], seen[2])
+    images.copy_(shown.reshape(images.shape))
+    labels.copy_(nearest.reshape(labels.shape))
 
 
 def _mirrored(volume: Sliceable, start: Sequence[int], size: Sequence[int], lead: int) -> Tensor:

@@ -113,11 +113,16 @@ def sliding_patches(
     overlap: float = 0.0,
     *,
     label_map: Callable[[str], NDArray[np.integer[Any]]] | None = None,
+    rng: np.random.Generator | None = None,
 ) -> list[Patch]:
     """Lay a regular grid of windows over every volume.
 
     Windows are ``round(size * (1 - overlap))`` voxels apart; the last one along an axis is moved back to end with the
     volume. Without overlap every voxel lies in exactly one window, or in two along an axis where the last was moved.
+
+    Given a source of draws, the grid of every volume is shifted towards its beginning by a random number of voxels
+    along each axis, of which the first window is moved in: at most so far that the last one just reaches the end, so
+    that the number of windows stays. Without room for that, where windows fit exactly, they stay where they are.
 
     Args:
         cases: The training cases; none gives no patches.
@@ -125,6 +130,7 @@ def sliding_patches(
         overlap: Fraction of the window shared with its neighbour, in [0, 1).
         label_map: Case id → its class indices (I, J, K). Given, windows without any foreground class are left out;
             the whole label map is looked at, because ``class_voxels`` is only a subsample. Called once per case.
+        rng: Source of the shifts; by default there are none.
 
     Returns:
         The patches in the order of the cases and of the axes, k fastest.
@@ -136,7 +142,7 @@ def sliding_patches(
         raise ValueError(f"overlap: expected a fraction in [0, 1), got {overlap}. Write for example 0.5.")
     patches = []
     for case in cases:
-        starts = _grid_starts(case.shape, size, overlap)
+        starts = _grid_starts(case.shape, size, overlap, rng)
         if label_map is not None:
             foreground = np.asarray(label_map(case.id)) > 0
             if foreground.shape != case.shape:
@@ -194,11 +200,13 @@ def _bounds(shape: Triple, size: Triple) -> list[tuple[int, int]]:
     ]
 
 
-def _grid_starts(shape: Triple, size: Triple, overlap: float) -> list[Triple]:
+def _grid_starts(shape: Triple, size: Triple, overlap: float, rng: np.random.Generator | None) -> list[Triple]:
     axes = []
     for (low, high), window in zip(_bounds(shape, size), size, strict=True):
         step = max(1, round(window * (1.0 - overlap)))
-        axes.append([*range(low, high, step), high])
+        regular = [*range(low, high, step), low + step * -(-(high - low) // step)]
+        shift = 0 if rng is None else int(rng.integers(regular[-1] - high + 1))
+        axes.append([min(max(start - shift, low), high) for start in regular])
     return [(i, j, k) for i, j, k in product(*axes)]
 
 

@@ -25,7 +25,7 @@ from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
 from pipeline.train.checkpoint import is_same_training
 from pipeline.train.distributed import SINGLE, Processes
-from pipeline.train.loss import planned_weights, sampling_weights
+from pipeline.train.loss import planned_loss, sampling_weights
 from pipeline.train.mlflow import RUN_FILE
 
 PAGE = "training.html"
@@ -143,7 +143,7 @@ def training_hash(card: ModelCard, split: Fold, start: Path | None, contents: st
     drawn = sampling_weights(settings.sample, plan)
     if drawn is not None:
         sample["class_weights"] = sorted(drawn.items())
-    loss = planned_weights(settings.loss, plan).model_dump(mode="json")
+    loss = planned_loss(settings.loss, plan, card.network.dims).model_dump(mode="json")
     parts = [sample, settings.augment.model_dump(mode="json"), loss, train]
     planned = plan.model_dump_json(exclude={"reasons", "class_weights"})  # proposals; what is used is in the settings
     begun_with = [] if start is None else [file_hash(start)]

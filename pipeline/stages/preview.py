@@ -8,8 +8,9 @@ the settings. :class:`PatchMaker` cuts the patches of a training's first batches
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +30,19 @@ from pipeline.report.overlay import SEEN
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.report.patch_picture import PatchRow, PatchScene, PatchView, draw_patches
 from pipeline.sample import spatial
-from pipeline.sample.augment import PatchGeometry, augment
+from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.patches import Patch
 from pipeline.sample.randomness import BatchRandom
-from pipeline.sample.spatial import coarse_axis
+from pipeline.sample.spatial import Move, coarse_axis
 from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.train import patch_geometry, patch_source
-from pipeline.train.loader import PatchSource
+from pipeline.train.loader import Pair, PatchSource
 
 # What augmentation draws: name, key of its probability, key of its range.
 _STEPS: tuple[tuple[str, str, str], ...] = (
     ("zoom", "scale_p", "scale"),
     ("noise, variance", "noise_p", "noise_variance"),
+    ("noise, SD", "noise_p", "noise_sd"),
     ("blur, SD", "blur_p", "blur_sigma_voxels"),
     ("brightness", "brightness_p", "brightness"),
     ("contrast", "contrast_p", "contrast"),
@@ -48,7 +50,7 @@ _STEPS: tuple[tuple[str, str, str], ...] = (
     ("gamma", "gamma_p", "gamma"),
     ("inverted gamma", "gamma_invert_p", "gamma"),
 )
-_LARGEST = ("noise_variance", "blur_sigma_voxels")  # of these ranges only one end is strong
+_LARGEST = ("noise_variance", "noise_sd", "blur_sigma_voxels")  # of these ranges only one end is strong
 _SMALLEST = ("low_resolution",)
 _NAMED = 6  # organs named in the line above a patch
 _VERSIONS = 4  # augmented versions of every patch, the first as training gets it
@@ -66,8 +68,7 @@ class Strongest:
 
 
 def strongest_changes(
-    image: Tensor,
-    label: Tensor,
+    cut: Callable[[Mapping[int, Move]], Pair],
     settings: AugmentSettings,
     seed: int,
     *,
@@ -77,8 +78,7 @@ def strongest_changes(
     """Make every change alone, at each end of its range; also those of probability 0.
 
     Args:
-        image: (C, *S), float32.
-        label: (*S), class indices.
+        cut: Cuts the patch as a batch of one, as it is or moved: images (1, C, *S) and class indices (1, *S).
         settings: Probabilities and ranges.
         seed: Of noise and elastic deformation.
         axis: Axis of S to rotate about; in 2D it has no say.
@@ -87,13 +87,18 @@ def strongest_changes(
     Yields:
         Rotation, elastic deformation, the changes of intensity, mirroring.
     """
-    images, labels, directions = image[None], label[None], geometry.directions
-    turned = _rotated(images, labels, settings.rotate_degrees, axis, geometry.spacing_mm)
-    yield Strongest(f"rotation {settings.rotate_degrees:g}°", settings.rotate_p, turned[0][0], turned[1][0])
+    (image,), (label,) = cut({})
+    size, directions = label.shape, geometry.directions
+    degrees = spatial.largest_rotation(settings.rotate_degrees, size, geometry.spacing_mm)
+    (turned,), (turned_label,) = cut({0: _rotation(size, degrees, axis, geometry.spacing_mm)})
+    yield Strongest(f"rotation {degrees:g}°", settings.rotate_p, turned, turned_label)
     for name, probability, limits in _drawn_changes(settings):
-        alone = settings.model_copy(update={**_OFF, **limits, "flip_axes": (), "enabled": True, probability: 1.0})
-        changed = augment(images, labels, alone, BatchRandom(seed, 0, [0]), geometry)
-        yield Strongest(name, getattr(settings, probability), changed[0][0], changed[1][0])
+        one = {"flip_axes": (), "enabled": True, "channel_share": 1.0, probability: 1.0}
+        alone = settings.model_copy(update={**_OFF, **limits, **one})
+        random = BatchRandom(seed, 0, [0])
+        images, labels = cut(draw_moves(alone, random, size, geometry))
+        (changed,), (moved,) = augment(images, labels, alone, random, geometry, moved=True)
+        yield Strongest(name, getattr(settings, probability), changed, moved)
     for place, direction in enumerate(directions):
         if direction in settings.flip_axes:
             swapped = spatial.swap_sides(label.flip(place), geometry.side_pairs if direction == "LR" else ())
@@ -104,7 +109,10 @@ def strongest_changes(
 def _drawn_changes(settings: AugmentSettings) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Name, key of the probability and range of a single value of what :func:`augment` draws."""
     yield f"elastic, SD {settings.elastic_sigma_voxels:g}, grid {settings.elastic_grid_voxels:g}", "elastic_p", {}
+    unused = "noise_sd" if settings.noise_sd is None else "noise_variance"
     for name, probability, limits in _STEPS:
+        if limits == unused:
+            continue
         for end in _strong_ends(limits, getattr(settings, limits)):
             yield f"{name} {end:g}", probability, {limits: (end, end)}
 
@@ -116,16 +124,13 @@ def _strong_ends(name: str, limits: tuple[float, float]) -> tuple[float, ...]:
     return (low,) if name in _SMALLEST or low == high else (low, high)
 
 
-def _rotated(
-    images: Tensor, labels: Tensor, degrees: float, axis: int, spacing_mm: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Turned about one axis by the largest angle, as :func:`augment` turns."""
-    dims, size = len(spacing_mm), images.shape[2:]
+def _rotation(size: Sequence[int], degrees: float, axis: int, spacing_mm: Sequence[float]) -> Move:
+    """A turn about one axis by the largest angle, as :func:`augment` turns."""
+    dims = len(spacing_mm)
     angles = torch.zeros((1, 3 if dims == 3 else 1))
     angles[0, axis if dims == 3 else 0] = math.radians(degrees)
     fixed = spatial.coarse_axis(size, spacing_mm)
-    matrices = spatial.affine_matrices(angles, torch.ones(1), spacing_mm, fixed)
-    return spatial.warp(images, labels, spatial.sampling_grid(matrices, size))
+    return Move(spatial.affine_matrices(angles, torch.ones(1), spacing_mm, fixed)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +162,7 @@ class PatchMaker:
         for number in range(self.source.batches_per_epoch(self.settings.train.iterations_per_epoch)):
             batch = self.source.patches(number)
             images, labels, places = self.source.batch(number)
-            changed, moved = self._augmented(images, labels, BatchRandom(self.seed, number, places))
+            changed, moved = self.source.augmented(number, 0, self.settings.augment, self.geometry)
             for n in _spread(len(places), wanted - len(drawn)):
                 text = f"batch {number + 1}, patch {places[n] + 1} of {len(batch)}"
                 text = f"{text} · {self._described(batch[places[n]], labels[n])}"
@@ -171,7 +176,7 @@ class PatchMaker:
         yield self.view(*drawn.augmented)
         for number in range(count - 1):
             random = BatchRandom(seed, number, [0])
-            images, labels = self._augmented(drawn.image[None], drawn.label[None], random)
+            images, labels = self.source.changed([drawn.patch], self.settings.augment, random, self.geometry)
             yield self.view(images[0], labels[0])
 
     def changes(self, drawn: DrawnPatch) -> Iterator[tuple[str, PatchView]]:
@@ -179,8 +184,7 @@ class PatchMaker:
         yield f"as cut\n{drawn.patch.case}", self.view(drawn.image, drawn.label)
         axes = self.plan.axes(self.spec.dims)
         for change in strongest_changes(
-            drawn.image,
-            drawn.label,
+            partial(self.source.cut, [drawn.patch]),
             self.settings.augment,
             self.seed,
             axis=axes.index(self.shown_axis) if self.spec.dims == 3 else 0,
@@ -211,9 +215,6 @@ class PatchMaker:
         """Values along the axes of the volume, in RAS order."""
         first, second, third = (values[axis] for axis in orientation_change(self.plan.orientation, "RAS")[0])
         return first, second, third
-
-    def _augmented(self, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
-        return augment(images, labels, self.settings.augment, random, self.geometry)
 
     def _described(self, patch: Patch, label: Tensor) -> str:
         """Case, position and what is in a patch."""

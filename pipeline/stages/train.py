@@ -45,7 +45,7 @@ from pipeline.train.checkpoint import require_same_training
 from pipeline.train.distributed import Processes, joined
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
-from pipeline.train.loss import planned_weights, require_class_weights, sampling_weights
+from pipeline.train.loss import planned_loss, require_class_weights, sampling_weights
 from pipeline.train.mlflow import require_mlflow, tracking
 from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun
 from pipeline.train.trainer import TrainResult, require_memory, train_fold
@@ -224,8 +224,8 @@ class PlannedTraining:
 
     @property
     def settings(self) -> Settings:
-        """The settings, with the plan's class weights in place of the word ``plan``."""
-        loss = planned_weights(self.card.settings.loss, self.card.plan)
+        """The settings, with what follows from the plan in place of the words ``plan`` and ``auto``."""
+        loss = planned_loss(self.card.settings.loss, self.card.plan, self.card.network.dims)
         return self.card.settings.model_copy(update={"loss": loss})
 
     def card_of(self, device: torch.device) -> ModelCard:

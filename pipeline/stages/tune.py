@@ -22,7 +22,7 @@ from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
-from pipeline.train.loss import supervised_loss
+from pipeline.train.loss import planned_loss, supervised_loss
 from pipeline.train.state import Objective, first_state, update
 
 _STEPS = 4  # the first chooses algorithms, compiles and reserves memory; the fastest of the others counts
@@ -124,7 +124,8 @@ def autotune(
 
 
 def _objective(plan: Plan, settings: Settings) -> Objective:
-    return partial(supervised_loss, settings=settings.loss, regions=plan.label_table.region_classes())
+    loss = planned_loss(settings.loss, plan, settings.model.dims)
+    return partial(supervised_loss, settings=loss, regions=plan.label_table.region_classes())
 
 
 def noise_batch(

@@ -14,16 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.core.errors import DataError
 from pipeline.data.store import open_prepared, read_class_voxels
-from pipeline.sample.augment import PatchGeometry, augment
+from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
+from pipeline.sample.spatial import Move
 
 T = TypeVar("T")
 
@@ -80,6 +82,7 @@ class PatchSource:
         self.target_size = i, j, k
         self.volumes: dict[str, tuple[Any, Any]] = {}
         self.infos: list[CaseInfo] = []
+        self._kept: tuple[int, list[Patch]] | None = None
         left = settings.cache_mb * 2**20
         left_on_gpu = _GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
         for case in cases:
@@ -103,20 +106,44 @@ class PatchSource:
         return -(-len(self.windows) // (self.batch_size * self.parts))
 
     def batch(self, number: int, part: int = 0) -> tuple[Tensor, Tensor, range]:
-        """A batch of the training, or a part of it, whichever were made before.
+        """A batch of the training, or a part of it, as it is cut, whichever were made before.
 
         Returns:
             Images (B, C, *S) float32 and class indices (B, *S) int64, on the device, and the places of these patches in
             the whole batch. The last batch of sliding patches of an epoch may be smaller.
         """
+        patches, places = self._part(number, part)
+        return *self.cut(patches), places
+
+    def augmented(self, number: int, part: int, settings: AugmentSettings, geometry: PatchGeometry) -> Pair:
+        """A part of a batch as training sees it, like that of :meth:`batch`."""
+        patches, places = self._part(number, part)
+        return self.changed(patches, settings, BatchRandom(self.seed, number, places), geometry)
+
+    def changed(
+        self, patches: Sequence[Patch], settings: AugmentSettings, random: BatchRandom, geometry: PatchGeometry
+    ) -> Pair:
+        """Patches cut and augmented; those that are rotated, zoomed or bent show what lies around them."""
+        # First the draw, then the cut: it takes as much of the surroundings as each patch shows, and of others none.
+        moves = draw_moves(settings, random, network_size(self), geometry)
+        images, labels = self.cut(patches, moves)
+        return augment(images, labels, settings, random, geometry, moved=True)
+
+    def _part(self, number: int, part: int) -> tuple[list[Patch], range]:
+        """Patches of a part, and their places in the whole batch."""
         patches = self.patches(number)
         # Every n-th patch, not one run of them: the patches forced onto foreground are the last of a batch.
         places = range(part, len(patches), self.parts)
-        chosen, size, margin = [patches[place] for place in places], self.patch_size, self.margin
-        images, labels = cut_batch(self.volumes, chosen, size, margin=margin, device=self.device)
-        if self.squeeze_axis is not None:
-            images, labels = images.squeeze(self.squeeze_axis + 2), labels.squeeze(self.squeeze_axis + 1)
-        return images, labels, places
+        return [patches[place] for place in places], places
+
+    def cut(self, patches: Sequence[Patch], moves: Mapping[int, Move] | None = None) -> Pair:
+        """Patches as they lie in their cases, or some moved: place among the patches → how."""
+        across = self.squeeze_axis
+        axes = [axis for axis in range(3) if axis != across]
+        images, labels = cut_batch(
+            self.volumes, patches, self.patch_size, margin=self.margin, device=self.device, moves=moves, axes=axes
+        )
+        return (images, labels) if across is None else (images.squeeze(across + 2), labels.squeeze(across + 1))
 
     def patches(self, number: int) -> list[Patch]:
         """Where the patches of a whole batch lie; number as in :meth:`batch`."""
@@ -124,18 +151,34 @@ class PatchSource:
         if self.settings.strategy == "balanced":
             balance = Balance(self.target_size, size, self.settings.foreground_share, self.class_weights)
             return balanced_patches(self.infos, balance, seeded(self.seed, number), first=number)
-        # Every epoch sees every window once, in an order of its own.
+        # Every epoch has windows and an order of its own.
         epoch, place = divmod(number, self.batches_per_epoch(0))
-        order = seeded(self.seed, epoch).permutation(len(self.windows))
-        chosen = order[place * size : (place + 1) * size].tolist()
+        windows = self._epoch_windows(epoch)
+        order = seeded(self.seed, epoch).permutation(len(windows))
+        # Without its empty windows, a shifted grid may have some more or less than an epoch takes: then some are left
+        # out, or some are taken twice.
+        numbers = np.arange(place * size, min((place + 1) * size, len(self.windows))) % max(len(windows), 1)
+        chosen = order[numbers].tolist()
         missing = max(0, self.parts - len(chosen))  # every part has at least one
-        return [self.windows[n] for n in [*chosen, *order[:missing].tolist()]]
+        return [windows[n] for n in [*chosen, *order[:missing].tolist()]]
 
     @cached_property
     def windows(self) -> list[Patch]:
-        """Every sliding window of all cases."""
+        """Every sliding window of all cases, where grids are not shifted: as many as an epoch has."""
+        return self._windows(None)
+
+    def _epoch_windows(self, epoch: int) -> list[Patch]:
+        """Sliding windows of an epoch, their grids shifted; the last one asked for is kept."""
+        kept = self._kept
+        if kept is None or kept[0] != epoch:
+            # None where every window of the shifted grids happens to be empty.
+            kept = epoch, self._windows(seeded(self.seed, epoch, 1)) or self.windows
+            self._kept = kept
+        return kept[1]
+
+    def _windows(self, rng: np.random.Generator | None) -> list[Patch]:
         skip = self._label_map if self.settings.skip_empty else None
-        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip)
+        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip, rng=rng)
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]
@@ -184,7 +227,7 @@ class TrainingBatches:
 
     def again(self, number: int) -> tuple[Pair, list[str]]:
         """What this process trained on in an earlier step, as one batch made once more, and the ids of its cases."""
-        made = [self._part(number, part) for part in self.parts]
+        made = self._parts(number)
         patches, count = self.source.patches(number), self.source.parts
         cases = [patches[place].case for part in self.parts for place in range(part, len(patches), count)]
         return (torch.cat([images for images, _ in made]), torch.cat([labels for _, labels in made])), cases
@@ -201,15 +244,13 @@ class TrainingBatches:
 
     def _make(self, number: int) -> tuple[list[Pair], torch.cuda.Event | None]:
         if self.stream is None:
-            return [self._part(number, part) for part in self.parts], None
+            return self._parts(number), None
         # Kernels of a stream of its own run beside those of the training; the event says when they are done.
         with torch.cuda.stream(self.stream):
-            made = [self._part(number, part) for part in self.parts]
-            return made, self.stream.record_event()
+            return self._parts(number), self.stream.record_event()
 
-    def _part(self, number: int, part: int) -> Pair:
-        images, labels, places = self.source.batch(number, part)
-        return augment(images, labels, self.settings, BatchRandom(self.source.seed, number, places), self.geometry)
+    def _parts(self, number: int) -> list[Pair]:
+        return [self.source.augmented(number, part, self.settings, self.geometry) for part in self.parts]
 
 
 class Ahead(Generic[T]):

@@ -42,13 +42,27 @@ def require_class_weights(settings: LossSettings, outputs: Sequence[str]) -> Non
         raise ConfigError([sentence("loss.class_weights", expected, got, "Give one for each, or write balanced")])
 
 
-def planned_weights(settings: LossSettings, plan: Plan) -> LossSettings:
-    """Put the weights that a plan proposes in place of the word ``plan``.
+def planned_loss(settings: LossSettings, plan: Plan, dims: int) -> LossSettings:
+    """Put what follows from a plan in place of the words ``plan`` and ``auto``.
+
+    Args:
+        settings: Section ``loss``.
+        plan: Plan of the dataset.
+        dims: Axes that the network sees.
 
     Returns:
-        The section with one number per class, background 1, or per region, which weighs what its lightest organ does;
-        with ``none`` where the plan proposes no weights. Unchanged if it does not ask for the plan's.
+        The section with numbers for the class weights, one per class, background 1, or per region, which weighs what
+        its lightest organ does; ``none`` where the plan proposes no weights. With true or false for ``batch_dice``.
+
+    Reference: batch Dice as nnunetv2 2.8.1 plans it: in 2D, and at a full resolution that has a low one.
     """
+    weighted = _planned_weights(settings, plan)
+    if settings.batch_dice != "auto":
+        return weighted
+    return weighted.model_copy(update={"batch_dice": dims == 2 or plan.low_resolution is not None})
+
+
+def _planned_weights(settings: LossSettings, plan: Plan) -> LossSettings:
     if settings.class_weights != "plan":
         return settings
     if plan.class_weights is None:
@@ -78,7 +92,7 @@ def class_weights(
     """Weights of classes or regions in the cross-entropy.
 
     Args:
-        settings: Section ``loss``, after :func:`planned_weights`.
+        settings: Section ``loss``, after :func:`planned_loss`.
         outputs: Channels of the logits.
         labels: Label maps of the training cases, looked at only for ``balanced``.
         regions: Class indices of each region; empty for a softmax.
@@ -91,7 +105,7 @@ def class_weights(
         ValueError: If the plan's weights were not put in place.
     """
     if settings.class_weights == "plan":
-        raise ValueError("class_weights: expected numbers, got 'plan'. Call planned_weights first.")
+        raise ValueError("class_weights: expected numbers, got 'plan'. Call planned_loss first.")
     if settings.class_weights == "none":
         return None
     if settings.class_weights == "balanced":
@@ -159,7 +173,9 @@ class SegmentationLoss(nn.Module):
 
     def __init__(self, plan: Plan, settings: LossSettings | None = None) -> None:
         super().__init__()
-        self.settings = planned_weights(settings or LossSettings(), plan)
+        # By the number of axes, which is that of the logits: a batch Dice may follow from it.
+        self.planned = {dims: planned_loss(settings or LossSettings(), plan, dims) for dims in (2, 3)}
+        self.settings = self.planned[3]
         if self.settings.class_weights == "balanced":
             rule, advice = "numbers, plan or none outside volseg train", "Give one number per class"
             raise ConfigError([sentence("loss.class_weights", rule, "balanced", advice)])
@@ -193,7 +209,8 @@ class SegmentationLoss(nn.Module):
         for axis, size in enumerate(first.shape[2:], start=1):
             index = index.narrow(axis, (index.shape[axis] - size) // 2, size)
         weights = self.get_buffer("class_weights")
-        return supervised_loss(heads, index, self.settings, regions=self.regions, class_weights=weights)
+        settings = self.planned[index.ndim - 1]
+        return supervised_loss(heads, index, settings, regions=self.regions, class_weights=weights)
 
 
 def _plain(values: Tensor) -> Tensor:
@@ -223,7 +240,7 @@ def supervised_loss(
         heads: Logits (B, L, *S) of any floating type, or several by name, that of the prediction first; a coarser one
             is compared with labels taken at its voxels' places.
         labels: (B, *S) class indices.
-        settings: Section ``loss``.
+        settings: Section ``loss``, after :func:`planned_loss`.
         regions: Class indices of each of L regions, which have a sigmoid each; empty for a softmax over L classes.
         class_weights: (L,) weights in the cross-entropy, one per class or region, on the labels' device.
         processes: Those that share the batch: the mean of their losses, and of their gradients, is that of the whole.
@@ -231,15 +248,21 @@ def supervised_loss(
     Returns:
         Scalar float32. If every voxel is ignored, 0 with a gradient of 0.
 
+    Raises:
+        ValueError: If ``batch_dice`` is still ``auto``.
+
     Reference: soft Dice as in nnU-Net (background left out), Isensee et al. 2021; binary cross-entropy and Dice per
     head, Zhou et al. 2018 (arXiv 1807.10165); weight map, Ronneberger et al. 2015 (arXiv 1505.04597), eq. 2.
     """
+    if settings.batch_dice == "auto":
+        raise ValueError("batch_dice: expected true or false, got 'auto'. Call planned_loss first.")
     # Made once, for the finest head: coarser ones take its values at their voxels' places.
     border = None
     if settings.border_weight > 0 and settings.ce_weight > 0:
         border = border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
     outputs = _heads(heads)
     total = labels.new_zeros((), dtype=torch.float32)
+    # A head of weight 0 is computed all the same: its gradients are 0, which several processes average like others.
     for logits, share in zip(outputs, head_weights(len(outputs), settings.head_weights), strict=True):
         size = logits.shape[2:]
         # float32: the sums over a patch exceed what half precision can hold
@@ -265,26 +288,31 @@ def _head_loss(
             alpha=settings.tversky_alpha,
             beta=settings.tversky_beta,
             smooth=settings.smooth,
-            batch=settings.batch_dice,
+            batch=settings.batch_dice is True,
             processes=processes,
         )
         loss = loss + settings.dice_weight * (1 - index_per_organ.mean())
     return loss
 
 
-def head_weights(heads: int, kind: Literal["halving", "equal"] = "halving") -> tuple[float, ...]:
+def head_weights(heads: int, kind: Literal["halving", "nnunet", "equal"] = "halving") -> tuple[float, ...]:
     """Weights of deep-supervision heads, that of the prediction first, normalized to sum 1.
 
-    With ``halving`` 1, 1/2, 1/4, … as in nnU-Net, with ``equal`` all the same, as in UNet++.
+    With ``halving`` 1, 1/2, 1/4, …, with ``nnunet`` the last of several 0, with ``equal`` all the same, as in UNet++.
+
+    Reference: Isensee et al. 2021, supplementary information: no loss at the two lowest resolutions, of which the very
+    lowest has no head; nnunetv2 2.8.1 sets the last weight to 0.
     """
-    raw = [0.5**n if kind == "halving" else 1.0 for n in range(heads)]
+    raw = [1.0 if kind == "equal" else 0.5**n for n in range(heads)]
+    if kind == "nnunet" and heads > 1:
+        raw[-1] = 0.0
     return tuple(weight / sum(raw) for weight in raw)
 
 
 def _at_size(values: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(values.shape[1:]) == tuple(size):
         return values
-    return interpolate(values[:, None].float(), tuple(size), mode="nearest")[:, 0].to(values.dtype)
+    return interpolate(values[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].to(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,7 +92,7 @@ class TrainRun:
     Args:
         folder: Folder of the fold; a checkpoint there is continued.
         training_hash: Content hash of everything that must not change before continuing.
-        settings: All settings, with class weights in place of the word ``plan``.
+        settings: All settings, with what follows from the plan in place of ``plan`` and ``auto``.
         geometry: The axes of its patches.
         processes: Those that train together; the first one writes.
         how: How the network is executed.

@@ -43,6 +43,8 @@ CONTENT = st.fixed_dictionaries(
                 "rotate_p": share,
                 "gamma": st.tuples(positive, positive).map(sorted),
                 "noise_variance": st.tuples(share, share).map(sorted),
+                "noise_sd": st.none() | st.tuples(share, share).map(sorted),
+                "rotate_degrees": st.just("auto") | st.floats(0.0, 180.0),
             },
         ),
         "model": st.fixed_dictionaries(

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from pipeline.config.settings import AugmentSettings
-from pipeline.sample.augment import PatchGeometry, augment, directions
+from pipeline.sample.augment import PatchGeometry, augment, directions, draw_moves
 from pipeline.sample.randomness import BatchRandom
+from pipeline.sample.spatial import largest_rotation
 
 OFF = {name: 0.0 for name in AugmentSettings.model_fields if name.endswith("_p")}
 EVERYTHING = AugmentSettings(**dict.fromkeys(OFF, 1.0))
@@ -111,6 +114,16 @@ def test_only_drawn_samples_are_interpolated() -> None:
     assert torch.equal(changed_labels[~touched], labels[~touched])
 
 
+def test_what_a_sample_draws_does_not_depend_on_the_others() -> None:
+    images, labels = batch((10, 12, 8), count=12)
+    settings = only(elastic_p=0.3, rotate_p=0.5, brightness_p=1.0, noise_p=0.5)
+    together, _ = run(images, labels, settings)
+    geometry = PatchGeometry(directions("RAS"), (1.0, 1.0, 1.0))
+    for n in range(12):
+        alone, _ = augment(images[n : n + 1], labels[n : n + 1], settings, BatchRandom(0, 0, [n]), geometry)
+        torch.testing.assert_close(alone[0], together[n])
+
+
 def test_channels_get_their_own_factors_within_the_range() -> None:
     images = torch.ones(50, 2, 4, 4)
     changed, _ = run(images, torch.zeros(50, 4, 4, dtype=torch.int64), only(brightness_p=1.0))
@@ -118,6 +131,44 @@ def test_channels_get_their_own_factors_within_the_range() -> None:
     assert 0.75 <= factors.min() < 0.8
     assert 1.2 < factors.max() <= 1.25
     assert (factors[:, 0] != factors[:, 1]).all()
+
+
+def test_noise_of_a_given_sd() -> None:
+    images = torch.zeros(200, 2, 16, 16)
+    changed, _ = run(images, torch.zeros(200, 16, 16, dtype=torch.int64), only(noise_p=1.0, noise_sd=(0.2, 0.6)))
+    found = changed.std(dim=(2, 3))
+    assert found.mean().item() == pytest.approx(0.4, rel=0.05)  # even in the SD; an even variance would give 0.43
+    assert 0.17 < float(found.min()) < 0.25
+    assert 0.55 < float(found.max()) < 0.68
+
+
+@pytest.mark.parametrize("change", ["blur_p", "low_resolution_p"])
+def test_a_share_of_the_channels_is_blurred_or_made_coarser(change: str) -> None:
+    images, labels = batch((8, 8), count=200, channels=3)
+    changed, _ = run(images, labels, only(channel_share=0.5, **{change: 0.4}, low_resolution=(0.5, 0.6)))
+    touched = (changed != images).flatten(2).any(2)
+    assert 80 < int(touched.sum()) < 160  # of 600 a fifth, 120 expected, SD 14
+    assert 0.3 < touched[touched.any(1)].float().mean() < 0.8  # of 3 channels 1.5, a little more where at least one is
+    assert torch.equal(changed[~touched], images[~touched])
+    assert (changed[touched].flatten(1).std(1) < images[touched].flatten(1).std(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "largest"),
+    [((16, 12), 1.0, 180), ((16, 10), 1.0, 15), ((9, 9, 9), 1.0, 30), ((16, 16, 5), 1.0, 180), ((9, 9, 9), 4.0, 180)],
+)
+def test_rotations_as_nnunet_has_them(size: tuple[int, ...], spacing: float, largest: float) -> None:
+    mm = [*(1.0,) * (len(size) - 1), spacing]
+    assert largest_rotation("auto", size, mm) == largest
+    assert largest_rotation(45.0, size, mm) == 45.0
+    geometry = PatchGeometry(directions("RAS"[: len(size)]), tuple(mm))
+    settings = only(rotate_p=1.0, rotate_degrees="auto")
+    moves = draw_moves(settings, BatchRandom(0, 0, range(300)), size, geometry)
+    smallest = min(float(move.matrix[1, 1]) for move in moves.values())
+    if largest == 30:  # about three axes: cos² 30° - sin³ 30° = 0.625 at least
+        assert 0.625 <= smallest < 0.8
+    else:  # in a plane: the cosine of the angle, and its spacing is the same along both axes
+        assert math.cos(math.radians(largest)) <= smallest < math.cos(math.radians(largest)) + 0.02
 
 
 @pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("ALS", 1), ("SPR", 2), ("LA", 0), ("AR", 1)])

@@ -5,6 +5,7 @@ from cutting import cut
 
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Patch
+from pipeline.sample.spatial import Move, affine_matrices
 
 
 @pytest.mark.parametrize("start", [(0, 0, 0), (2, 1, 3), (-2, -1, 0), (3, 4, 5), (-3, 2, 4), (-1, -1, -1)])
@@ -103,3 +104,84 @@ def test_mirroring_reads_no_more_than_it_shows() -> None:
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="patches: expected at least one for a batch, got none"):
         cut_batch({}, [], (2, 2, 2))
+
+
+# Patches that are rotated, zoomed or bent are sampled from what lies around them.
+
+SHAPE = (30, 28, 26)
+
+
+def volume(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, *SHAPE, generator=generator).to(dtype)
+    return image, torch.randint(0, 5, SHAPE, generator=generator).to(torch.int8)
+
+
+def zoomed(zoom: float, *angles: float) -> Move:
+    spacing = (1.0,) * (3 if len(angles) == 3 else 2)
+    return Move(affine_matrices(torch.tensor([angles]), torch.tensor([zoom]), spacing)[0])
+
+
+def test_moved_patches_show_the_volume_and_the_others_stay_as_they_are() -> None:
+    pair, size, start = volume(), (10, 8, 6), (4, 11, 14)
+    move = zoomed(0.7, 0.3, -0.2, 0.4)
+    patches = [Patch("a", start), Patch("a", (20, 20, 20)), Patch("a", start)]
+    images, labels = cut_batch({"a": pair}, patches, size, moves={2: move})
+    plain, plain_labels = cut_batch({"a": pair}, patches, size)
+    assert torch.equal(images[:2], plain[:2])
+    assert torch.equal(labels[:2], plain_labels[:2])
+    assert labels[2].min() == 0  # no padding: inside the volume, only in its corners the patch is not
+    # The same from the whole volume, padded so that the patch lies in its middle.
+    padded = [np.pad(part.numpy(), [(0, 0)] * (part.ndim - 3) + [(40, 40)] * 3, constant_values=-1) for part in pair]
+    padded[0][padded[0] == -1] = 0
+    around = tuple(slice(40 + s - 15, 40 + s - 15 + n + 30) for s, n in zip(start, size, strict=True))
+    whole = move.show(torch.from_numpy(padded[0][:, *around]), torch.from_numpy(padded[1][around]), size, [-15] * 3)
+    torch.testing.assert_close(images[2], whole[0], atol=1e-4, rtol=0)
+    assert torch.equal(labels[2], whole[1].long())
+
+
+def test_beyond_the_volume_a_moved_patch_shows_padding() -> None:
+    ones = torch.ones(1, 8, 8, 8), torch.ones(8, 8, 8, dtype=torch.int8)
+    images, labels = cut_batch({"a": ones}, [Patch("a", (0, 0, 0))], (4, 8, 8), moves={0: zoomed(0.5, 0.0, 0.0, 0.0)})
+    # From -1.5 to 4.5 along the first axis in steps of 2: the first is outside, between padding and volume.
+    assert labels[0, :, 4, 4].tolist() == [-1, 1, 1, 1]
+    assert images[0, 0, :, 4, 4].tolist() == [0.0, 1.0, 1.0, 1.0]
+    assert labels[0, 2].tolist()[4] == [-1, -1, 1, 1, 1, 1, -1, -1]  # twice as long as the volume
+
+
+def test_of_a_moved_patch_only_the_box_is_read() -> None:
+    class Chunked:
+        shape = (1, 100, 100, 100)
+
+        def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+            assert key == (slice(None), slice(48, 56), slice(0, 6), slice(97, 100))
+            return np.ones((1, 8, 6, 3), np.float32)
+
+    label = torch.zeros(100, 100, 100, dtype=torch.int8)
+    patches = [Patch("a", (50, 0, 98))]
+    images, labels = cut_batch({"a": (Chunked(), label)}, patches, (4, 4, 2), moves={0: zoomed(0.5, 0.0, 0.0, 0.0)})
+    assert images[0, 0, :, 1:, 0].unique().tolist() == [1.0]
+    assert labels[0, 0, :, 1].tolist() == [-1, 0, 0, 0]
+
+
+def test_around_a_margin_a_moved_patch_shows_the_volume_mirrored() -> None:
+    image, label = torch.arange(8.0).reshape(1, 8, 1, 1).expand(1, 8, 8, 8), torch.ones(8, 8, 8, dtype=torch.int8)
+    options = {"margin": (2, 0, 0), "moves": {0: zoomed(0.5, 0.0, 0.0, 0.0)}}
+    images, labels = cut_batch({"a": (image, label)}, [Patch("a", (0, 2, 2))], (6, 4, 4), **options)
+    # Places -4.5, -2.5, -0.5, 1.5, 3.5, 5.5 of a volume that goes on as 5, 4, 3, 2, 1, then 0, 1, 2, ….
+    assert images[0, 0, :, 1, 1].tolist() == [4.5, 2.5, 0.5, 1.5, 3.5, 5.5]
+    assert labels[0, :, 1, 1].tolist()[:2] == [-1, -1]
+    assert labels[0, :, 1, 1].tolist()[3:] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_patches_of_slices_move_within_their_slice(across: int) -> None:
+    axes = [axis for axis in range(3) if axis != across]
+    slices = torch.arange(12.0).reshape([-1 if axis == across else 1 for axis in range(3)]).expand(12, 12, 12)
+    start, size = [4, 4, 4], [4, 4, 4]
+    size[across] = 1
+    patches = [Patch("a", (start[0], start[1], start[2]))]
+    pair = slices[None], slices.to(torch.int8)
+    images, labels = cut_batch({"a": pair}, patches, size, moves={0: zoomed(0.6, 0.5)}, axes=axes)
+    torch.testing.assert_close(images, torch.full((1, 1, *size), 4.0))
+    assert labels.unique().tolist() == [4]

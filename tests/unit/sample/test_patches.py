@@ -126,6 +126,24 @@ def test_sliding_starts_and_order() -> None:
     assert starts == [(0, 0, 0), (0, 0, 4), (4, 0, 0), (4, 0, 4), (6, 0, 0), (6, 0, 4)]
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "overlap"), [(10, 4, 0.0), (11, 4, 0.0), (30, 8, 0.5), (7, 7, 0.0), (3, 4, 0.0)]
+)
+def test_shifted_grids_have_as_many_windows_and_leave_out_no_voxel(length: int, window: int, overlap: float) -> None:
+    info = case(shape=(length, 1, 1))
+    plain = [patch.start[0] for patch in sliding_patches([info], (window, 1, 1), overlap)]
+    generator, seen = rng(), set()
+    for _ in range(200):
+        starts = [p.start[0] for p in sliding_patches([info], (window, 1, 1), overlap, rng=generator)]
+        assert len(starts) == len(plain)
+        assert (starts[0], starts[-1]) == (plain[0], plain[-1])
+        covered = {n for start in starts for n in range(start, start + window)}
+        assert set(range(length)) <= covered
+        seen.add(tuple(starts))
+    # 10 of 4: 0 4 6, 0 3 6, 0 2 6. 11 of 4: 0 4 7, 0 3 7. 30 of 8 by 4: six steps are 2 too far. Else there is no room.
+    assert len(seen) == {(10, 4): 3, (11, 4): 2, (30, 8): 3}.get((length, window), 1)
+
+
 def test_overlap_sets_the_step() -> None:
     starts = [patch.start[0] for patch in sliding_patches([case(shape=(100, 10, 10))], (40, 10, 10), 0.75)]
     assert starts == [0, 10, 20, 30, 40, 50, 60]

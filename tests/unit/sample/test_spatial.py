@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from pipeline.sample.randomness import BatchRandom
-from pipeline.sample.spatial import affine_matrices, coarse_axis, elastic_displacement, sampling_grid, swap_sides, warp
+from pipeline.sample.spatial import (
+    Move,
+    affine_matrices,
+    coarse_axis,
+    control_distances,
+    draw_control,
+    elastic_displacement,
+    sampling_grid,
+    swap_sides,
+    warp,
+)
 
 ONE = torch.ones(1)
 
@@ -19,7 +29,7 @@ def move(
     spacing = options.pop("spacing", (1.0,) * (images.ndim - 2))
     radians = torch.tensor([[math.radians(angle) for angle in angles]])
     matrices = affine_matrices(radians, ONE * zoom, spacing, **options)  # type: ignore[arg-type]
-    return warp(images, labels, sampling_grid(matrices, images.shape[2:]))
+    return warp(images, labels, sampling_grid(matrices[0], images.shape[2:])[None])
 
 
 @pytest.mark.parametrize(("axis", "plane"), [(0, (1, 2)), (1, (2, 0)), (2, (0, 1))])
@@ -119,8 +129,9 @@ def test_a_fixed_axis_keeps_its_slices() -> None:
 
 
 def elastic(sigma: float, spacing: tuple[float, ...], count: int = 300, fixed: int | None = None) -> torch.Tensor:
-    random = BatchRandom(0, 0, range(count))
-    return elastic_displacement(torch.full((count,), sigma), (9, 9, 9), 4.0, spacing, random, fixed)
+    distances, size = control_distances(4.0, spacing), (9, 9, 9)
+    control = draw_control(sigma, size, distances, spacing, BatchRandom(0, 0, range(count)), fixed)
+    return elastic_displacement(control, size, distances)
 
 
 def test_displacement_at_a_control_point_has_the_spline_s_share_of_the_sd() -> None:
@@ -141,10 +152,10 @@ def test_displacement_is_smooth_and_moves_the_samples() -> None:
     field = elastic(1.0, (1.0, 1.0, 1.0), 1)
     assert field.diff(n=2, dim=2).abs().max() < 0.5
     images = (torch.arange(9.0) - 4)[:, None, None].expand(1, 1, 9, 9, 9).contiguous()
-    shift = torch.zeros(1, 3, 9, 9, 9)
-    shift[:, 0] = 1.5
-    grid = sampling_grid(torch.eye(3)[None], (9, 9, 9), shift)
-    moved, _ = warp(images, torch.zeros(1, 9, 9, 9, dtype=torch.int64), grid)
+    shift = torch.zeros(3, 9, 9, 9)
+    shift[0] = 1.5
+    grid = sampling_grid(torch.eye(3), (9, 9, 9), shift)
+    moved, _ = warp(images, torch.zeros(1, 9, 9, 9, dtype=torch.int64), grid[None])
     torch.testing.assert_close(moved[0, 0, 2:6, 4, 4], torch.tensor([-0.5, 0.5, 1.5, 2.5]), atol=1e-4, rtol=0)
 
 
@@ -153,3 +164,55 @@ def test_sides_swap() -> None:
     assert swap_sides(labels, [(1, 4), (3, 2)]).tolist() == [-1, 0, 4, 3, 2, 1, 5]
     assert swap_sides(labels, [(1, 4)]).dtype == torch.int8
     assert swap_sides(labels, []) is labels
+
+
+# What of its surroundings a moved patch shows.
+
+
+def turned(degrees: list[float], zoom: float = 1.0, spacing: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Move:
+    radians = torch.tensor([[math.radians(angle) for angle in degrees]])
+    return Move(affine_matrices(radians, ONE * zoom, spacing)[0])
+
+
+@pytest.mark.parametrize(
+    ("move", "size", "expected"),
+    [
+        (turned([0.0, 0.0, 0.0]), (8, 4, 5), [(0, 8), (0, 4), (0, 5)]),
+        (turned([0.0], 0.5, (1.0, 1.0)), (8, 5), [(-4, 12), (-2, 7)]),  # 3.5 - 2 * 3.5 = -3.5 to 10.5, -2 to 6
+        (turned([0.0], 2.0, (1.0, 1.0)), (8, 5), [(1, 7), (1, 4)]),  # 1.75 to 5.25, 1 to 3
+        (turned([0.0], 0.25, (1.0, 1.0)), (9, 9), [(-9, 18), (-9, 18)]),  # 13 voxels beyond, but 8 times is enough
+    ],
+)
+def test_the_box_is_what_the_patch_shows(move: Move, size: tuple[int, ...], expected: list[tuple[int, int]]) -> None:
+    assert move.box(size) == expected
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 0.6, 2.0)])
+def test_no_position_lies_outside_the_box_and_some_lie_at_its_border(spacing: tuple[float, float, float]) -> None:
+    size = (12, 9, 10)
+    distances = control_distances(4.0, spacing)
+    control = draw_control(1.0, size, distances, spacing, BatchRandom(0, 0, [0]))[0]
+    for bent in (False, True):
+        for angles, zoom in (([20.0, -10.0, 5.0], 0.8), ([0.0, 90.0, 0.0], 1.0), ([30.0, 30.0, 30.0], 1.3)):
+            move = turned(angles, zoom, spacing)
+            field = elastic_displacement(control[None], size, distances)[0] if bent else None
+            move = Move(move.matrix, control if bent else None, distances)
+            positions = sampling_grid(move.matrix, size, field).flip(-1).flatten(0, 2)
+            places = (positions + 1) / 2 * torch.tensor(size) - 0.5
+            for axis, (first, end) in enumerate(move.box(size)):
+                low, high = float(places[:, axis].min()), float(places[:, axis].max())
+                assert first - 1e-3 < low
+                assert high < end - 1 + 1e-3
+                assert bent or (low < first + 1 + 1e-3 and high > end - 2 - 1e-3)
+
+
+def test_a_part_of_the_volume_shows_what_all_of_it_does() -> None:
+    images, labels = noise_image(30, 30, 30), torch.randint(-1, 5, (1, 30, 30, 30))
+    move, size = turned([20.0, -10.0, 5.0], 0.8), (10, 8, 6)
+    whole, whole_labels = warp(images, labels, sampling_grid(move.matrix, (30, 30, 30))[None])
+    (i, j, k), begin = move.box(size), (10, 11, 12)  # the patch lies in the middle
+    part = tuple(slice(b + low, b + high) for b, (low, high) in zip(begin, (i, j, k), strict=True))
+    shown, shown_labels = move.show(images[0][:, *part], labels[0][part], size, [i[0], j[0], k[0]])
+    torch.testing.assert_close(shown, whole[0, :, 10:20, 11:19, 12:18], atol=1e-4, rtol=0)
+    assert (shown_labels == whole_labels[0, 10:20, 11:19, 12:18]).float().mean() > 0.999
+    assert shown_labels.min() >= -1

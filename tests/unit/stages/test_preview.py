@@ -1,5 +1,6 @@
 """The picture of a training's patches: they are the training's own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from pipeline.core.errors import VolsegError
 from pipeline.data.itk import write_picture
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.sample.augment import PatchGeometry, directions
+from pipeline.sample.spatial import Move
 from pipeline.stages.model_files import PreparedFolds
 from pipeline.stages.prepare import preprocess
 from pipeline.stages.preview import PatchMaker, Strongest, open_patches, preview, strongest_changes
 from pipeline.stages.train import checked_card, patch_geometry, patch_source
-from pipeline.train.loader import TrainingBatches
+from pipeline.train.loader import Pair, TrainingBatches
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,12 @@ def changes(
     image, label = patch(dims)
     given = {"directions": directions("RAS"[:dims]), "spacing_mm": (1.0,) * dims, **options}
     geometry = PatchGeometry(**given)  # type: ignore[arg-type]
-    return {each.name: each for each in strongest_changes(image, label, settings, seed, axis=axis, geometry=geometry)}
+
+    def cut(moves: Mapping[int, Move]) -> Pair:
+        shown = moves[0].show(image, label, label.shape) if moves else (image, label)
+        return shown[0][None], shown[1][None]
+
+    return {each.name: each for each in strongest_changes(cut, settings, seed, axis=axis, geometry=geometry)}
 
 
 def patch(dims: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.settings import SampleSettings
+from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.sample.augment import PatchGeometry, augment, draw_moves
+from pipeline.sample.randomness import BatchRandom
 from pipeline.train.loader import Ahead, PatchSource
 
 SHAPE = (11, 12, 13)
@@ -72,12 +74,54 @@ def test_sliding_targets_see_every_voxel_once(prepared: Path) -> None:
     assert int(sum((part == 1).sum() for part in inner)) == 27
 
 
+@pytest.mark.parametrize("skip_empty", [False, True])
+def test_sliding_windows_lie_elsewhere_in_every_epoch(prepared: Path, skip_empty: bool) -> None:
+    options = {"strategy": "sliding", "skip_empty": skip_empty}
+    part, again = (source(prepared, (4, 5, 5), (0, 0, 0), **options) for _ in range(2))
+    batches = part.batches_per_epoch(0)
+    epochs = [[p for n in range(batches) for p in part.patches(epoch * batches + n)] for epoch in range(6)]
+    assert {len(epoch) for epoch in epochs} == {len(part.windows)}
+    assert len({tuple(sorted(patch.start for patch in epoch)) for epoch in epochs}) > 3
+    assert again.patches(3 * batches + 1) == part.patches(3 * batches + 1)
+    if not skip_empty:
+        assert len(part.windows) == 3 * 3 * 3
+        for epoch in epochs:
+            seen = np.zeros(SHAPE, bool)
+            for i, j, k in (patch.start for patch in epoch):
+                seen[i : i + 4, j : j + 5, k : k + 5] = True
+            assert seen.all()
+    else:
+        inside = [set(epoch) <= set(part._epoch_windows(n)) for n, epoch in enumerate(epochs)]
+        assert all(inside)
+
+
 def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
     settings = SampleSettings()
     flat = PatchSource(prepared, ["a"], (9, 1, 8), 3, settings, torch.device("cpu"), squeeze_axis=1, margin=(4, 0, 3))
     images, labels, _ = flat.batch(0)
     assert (images.shape, labels.shape) == ((3, 1, 9, 8), (3, 9, 8))
     assert flat.target_size == (1, 1, 2)
+
+
+def test_patches_that_do_not_move_are_augmented_as_they_were_cut(prepared: Path) -> None:
+    part = source(prepared, (8, 8, 8), (0, 0, 0))
+    settings, geometry = AugmentSettings(), PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0))
+    still = moved = 0
+    for number in range(8):
+        images, labels, places = part.batch(number)
+        random = BatchRandom(part.seed, number, places)
+        moves = draw_moves(settings, random, (8, 8, 8), geometry)
+        within, within_labels = augment(images, labels, settings, BatchRandom(part.seed, number, places), geometry)
+        changed, changed_labels = part.augmented(number, 0, settings, geometry)
+        for n in range(len(places)):
+            if n in moves:
+                moved += int((changed_labels[n] == -1).sum() < (within_labels[n] == -1).sum())
+                continue
+            still += 1
+            assert torch.equal(changed[n], within[n])
+            assert torch.equal(changed_labels[n], within_labels[n])
+    assert still > 10
+    assert moved > 3
 
 
 # Values are made ahead, in order, and what making them raises comes out where they are asked for.

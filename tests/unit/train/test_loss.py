@@ -14,7 +14,7 @@ from pipeline.config.settings import LossSettings, SampleSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.store import PreparedCase, open_prepared, write_prepared
-from pipeline.preprocess.plan_file import Plan
+from pipeline.preprocess.plan_file import LowResolution, Plan
 from pipeline.train.loss import (
     SegmentationLoss,
     balanced_weights,
@@ -22,7 +22,7 @@ from pipeline.train.loss import (
     class_weights,
     focal_cross_entropy,
     head_weights,
-    planned_weights,
+    planned_loss,
     require_class_weights,
     sampling_weights,
     supervised_loss,
@@ -158,17 +158,28 @@ def test_certain_half_precision_logits_have_a_finite_loss_and_gradient(
 def test_head_weights_sum_to_one() -> None:
     assert head_weights(3) == pytest.approx((4 / 7, 2 / 7, 1 / 7))
     assert head_weights(4, "equal") == (0.25, 0.25, 0.25, 0.25)
+    assert head_weights(4, "nnunet") == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0.0))
+    assert (head_weights(2, "nnunet"), head_weights(1, "nnunet")) == ((1.0, 0.0), (1.0,))
 
 
 def test_heads_are_compared_with_labels_at_their_resolution() -> None:
     labels = torch.zeros((1, 4, 4), dtype=torch.int64)
-    labels[:, ::2, ::2] = 1  # exactly the places a stride-2 head stands at
+    labels[:, 1::2, 1::2] = 1  # of two voxels that a coarse one stands for, the one behind its centre: "nearest-exact"
     fine, coarse = torch.zeros((1, 2, 4, 4)), torch.zeros((1, 2, 2, 2))
     coarse[:, 1] = 20.0
     heads = {"level0": fine, "level1": coarse}
     assert float(supervised_loss(heads, labels, CE)) == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
     equal = LossSettings(dice_weight=0.0, head_weights="equal")
     assert float(supervised_loss(heads, labels, equal)) == pytest.approx(math.log(2) / 2, abs=1e-6)
+    first = LossSettings(dice_weight=0.0, head_weights="nnunet")
+    assert float(supervised_loss(heads, labels, first)) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_labels_of_coarse_heads_are_those_in_the_middle() -> None:
+    labels = torch.arange(9).reshape(1, 1, 9)
+    for size, expected in ((3, [1, 4, 7]), (4, [1, 3, 5, 7]), (1, [4])):  # at 1.5, 4.5, 7.5, and so on, rounded down
+        logits = torch.full((1, 9, 1, size), -50.0).scatter(1, torch.tensor(expected)[None, None, None], 50.0)
+        assert float(supervised_loss({"coarse": logits}, labels, CE)) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
@@ -194,8 +205,8 @@ def test_coarse_heads_take_the_border_weights_at_their_places() -> None:
     labels[:, :, :2], labels[:, :, 4:] = 1, 1
     coarse = torch.tensor([0.0, 5.0, 0.0]).expand(1, 2, 1, 3) * torch.tensor([-1.0, 1.0])[None, :, None, None]
     settings = LossSettings(dice_weight=0.0, border_weight=10.0, border_sigma_voxels=2.0)
-    # columns 0, 2, 4: d1 + d2 = 0 + 4, 1 + 2, 0 + 3
-    weights = [1 + 10 * math.exp(-(d**2) / 8) for d in (4, 3, 3)]
+    # columns 1, 3, 5: d1 + d2 = 0 + 3, 2 + 1, 0 + 4
+    weights = [1 + 10 * math.exp(-(d**2) / 8) for d in (3, 3, 4)]
     losses = [math.log(2), 10 + math.log1p(math.exp(-10)), math.log(2)]
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
     assert float(supervised_loss({"coarse": coarse}, labels, settings)) == pytest.approx(expected, rel=1e-5)
@@ -399,10 +410,30 @@ def test_a_list_of_another_length_is_refused_with_the_organs_named() -> None:
 def test_the_plans_weights_stand_in_the_order_of_classes() -> None:
     organs = LabelTable({1: "liver", 3: "tumour", 7: "vein"})
     proposed = plan(organs, {"vein": 2.5, "tumour": 7.0})
-    assert planned_weights(PLANNED, proposed).class_weights == (1.0, 1.0, 7.0, 2.5)
-    assert planned_weights(BALANCED, proposed) is BALANCED
+    assert planned_loss(PLANNED, proposed, 3).class_weights == (1.0, 1.0, 7.0, 2.5)
+    assert planned_loss(BALANCED, proposed, 3) is BALANCED
     assert sampling_weights(SampleSettings(class_weights="plan"), proposed) == {2: 7.0, 3: 2.5}
     assert sampling_weights(SampleSettings(), proposed) is None
+
+
+@pytest.mark.parametrize(("dims", "low", "expected"), [(2, False, True), (3, False, False), (3, True, True)])
+def test_a_batch_dice_follows_from_the_plan_as_nnunet_plans_it(dims: int, low: bool, expected: bool) -> None:
+    """nnunetv2 2.8.1: 2d true; 3d_fullres true where there is a 3d_lowres, which itself has false as a lone one has."""
+    coarse = LowResolution(spacing_mm=(2, 2, 2), median_shape=(50, 50, 50), patch_size=(32, 32, 32), batch_size=2)
+    planned = plan(LabelTable({1: "liver"}), None).model_copy(update={"low_resolution": coarse if low else None})
+    assert planned_loss(LossSettings(batch_dice="auto"), planned, dims).batch_dice is expected
+    for given in (True, False):
+        assert planned_loss(LossSettings(batch_dice=given), planned, dims).batch_dice is given
+    # A loop of one's own sees by the logits how many axes there are.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 2, *(8,) * dims), generator=generator)
+    labels = torch.randint(0, 2, (2, *(8,) * dims), generator=generator)
+    labels[0] = 0
+    loss = SegmentationLoss(planned, LossSettings(batch_dice="auto"))(logits, labels)
+    assert torch.equal(loss, supervised_loss(logits, labels, LossSettings(batch_dice=expected)))
+    assert not torch.equal(loss, supervised_loss(logits, labels, LossSettings(batch_dice=not expected)))
+    with pytest.raises(ValueError, match=r"batch_dice: expected true or false, got 'auto'. Call planned_loss first"):
+        supervised_loss(logits, labels, LossSettings(batch_dice="auto"))
 
 
 def test_a_region_weighs_what_its_lightest_organ_does() -> None:
@@ -410,15 +441,15 @@ def test_a_region_weighs_what_its_lightest_organ_does() -> None:
         {1: "edema", 2: "core", 3: "enhancing"}, None, {"whole": (1, 2, 3), "inner": (2, 3), "tip": (3,)}
     )
     proposed = plan(nested, {"enhancing": 6.0, "core": 2.0})
-    assert planned_weights(PLANNED, proposed).class_weights == (1.0, 2.0, 6.0)
+    assert planned_loss(PLANNED, proposed, 3).class_weights == (1.0, 2.0, 6.0)
     assert sampling_weights(SampleSettings(class_weights="plan"), proposed) == {2: 2.0, 3: 6.0}
 
 
 def test_a_plan_without_a_proposal_weighs_all_the_same() -> None:
     balanced = plan(LabelTable({1: "liver"}), None)
-    assert planned_weights(PLANNED, balanced).class_weights == "none"
+    assert planned_loss(PLANNED, balanced, 3).class_weights == "none"
     assert sampling_weights(SampleSettings(class_weights="plan"), balanced) is None
-    with pytest.raises(ValueError, match=r"class_weights: expected numbers, got 'plan'. Call planned_weights first"):
+    with pytest.raises(ValueError, match=r"class_weights: expected numbers, got 'plan'. Call planned_loss first"):
         class_weights(PLANNED, 2, [])
 
 
