@@ -6,15 +6,18 @@ Lives above training, inference and evaluation, which know nothing of each other
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pipeline.data.store import open_prepared, read_class_voxels
 from pipeline.evaluate.overlap import overlaps
-from pipeline.infer.trained_model import TrainedModel
+from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.infer.tta import mirror_axes, rotation_of, views
 from pipeline.infer.windows import in_volume
 from pipeline.model.folder import ModelCard
@@ -51,12 +54,10 @@ def make_validation(
         chosen = cases if everything else subset
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
-            # On the network's device whatever its size: training has shown that the memory is there.
-            volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
-            index = model.inferer(volume.shape[1:]).label_map(volume[None], model.passes, painting=model.painting)[0]
+            index = with_room([model], partial(_label_map, image[...]))
             found[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice
-                for overlap in overlaps(label[...], index.cpu().numpy(), table, case=case)
+                for overlap in overlaps(label[...], index.numpy(), table, case=case)
             }
         scores = processes.gathered(found)
         # Means of NumPy, not the exact ones of organ_means: a continued training compares its scores with earlier ones,
@@ -71,6 +72,19 @@ def make_validation(
     window = in_volume(sizes if isinstance(sizes, tuple) else spec.patch_size, plan, spec)
     passes = len(views(axes, rotation and rotation.within(window)))
     return Validation(validate, len(subset), len(cases), passes)
+
+
+def _label_map(volume: NDArray[np.floating[Any]], models: Sequence[TrainedModel]) -> Tensor:
+    return models[0].label_map(volume)
+
+
+def validation_bytes(prepared: Path, cases: Sequence[str], card: ModelCard, network: nn.Module) -> int:
+    """Bytes that validating the largest case takes on a GPU, beside the network; 0 without cases."""
+    model, needed = TrainedModel(card, [network], torch.device("cpu")), [0]
+    for case in cases:
+        image, _ = open_prepared(prepared, case)
+        needed.append(model.bytes_on_gpu(image.shape))
+    return max(needed)
 
 
 def quick_cases(prepared: Path, cases: Sequence[str], number: int | None) -> Sequence[str]:

@@ -19,7 +19,7 @@ from pipeline.core.volume import Image, LabelMap
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.labelling import NOT_FINITE, decode, label_type
 from pipeline.infer.probability_maps import SoftMaps, SoftWanted, probabilities
-from pipeline.infer.trained_model import SliceNetwork, TrainedModel
+from pipeline.infer.trained_model import SliceNetwork, TrainedModel, with_room
 from pipeline.model.device import in_mode
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
@@ -342,15 +342,16 @@ def _coarse(model: TrainedModel) -> TrainedModel:
     """The first network alone, not mirrored, its windows overlapping by a quarter at most."""
     # It only has to find where organs are: one look at each place, by one network, is enough.
     changes = {"overlap": min(_OVERLAP, model.settings.overlap), "mirror": False, "rotate": False}
-    return TrainedModel(model.card, model.networks[:1], model.device, model.settings.model_copy(update=changes))
+    settings = model.settings.model_copy(update=changes)
+    coarse = TrainedModel(model.card, model.networks[:1], model.device, settings, model.most_bytes)
+    return coarse.with_sums_on_cpu() if model.sums_on_cpu else coarse
 
 
 def _organs(coarse: TrainedModel, prepared: NDArray[np.floating[Any]], history: GridHistory) -> Box | None:
     """The box of what the coarse pass finds and a margin around it, on the prepared grid."""
     image, shape = torch.from_numpy(prepared), prepared.shape[1:]
-    small = resample(image, coarse_shape(shape), 1, anti_alias=True).to(coarse.device)
-    inferer = coarse.inferer(small.shape[1:])
-    labels = inferer.label_map(small[None], coarse.passes, painting=coarse.painting)[0].cpu()
+    small = resample(image, coarse_shape(shape), 1, anti_alias=True).numpy()
+    labels = with_room([coarse], lambda models: models[0].label_map(small))
     box, margin = organ_box(labels, shape), coarse.settings.roi_margin_mm
     return box and box.grown([math.ceil(margin / spacing) for spacing in history.prepared.spacing_mm], shape)
 

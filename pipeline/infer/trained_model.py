@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.tta import Passes, augmentation_problems, mirror_axes, rotation_of, spread
 from pipeline.infer.windows import check_window, fitting_window, in_volume, prediction_window
-from pipeline.model.device import choose_dtype, free_bytes, to_device
+from pipeline.model.cost import window_bytes
+from pipeline.model.device import choose_dtype, enough_memory, free_bytes, out_of_memory, to_device
 from pipeline.model.folder import ModelCard, fold_folder, load_network, wanted_folds
 from pipeline.sample.augment import directions
 
@@ -30,7 +32,17 @@ _SLICES_PER_WINDOW = 8  # a 2D window is so much smaller than a 3D one that more
 _OWN_STATISTICS = (nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)  # logits depend on what else is in the window
 
 
-def device_with_memory(needed: int, what: str, device: torch.device, most: int | None = None) -> torch.device:
+WINDOW_ADVICE = (
+    "Set infer.accumulate=float16, a smaller infer.window_size or infer.batch_size, or take a larger machine"
+)
+"""What to change where a prediction takes too much."""
+
+T = TypeVar("T")
+
+
+def device_with_memory(
+    needed: int, what: str, device: torch.device, most: int | None = None, beside: int = 0
+) -> torch.device:
     """The device for the sums: that of the network, or the CPU where a GPU has too little memory.
 
     It is asked before the first window, so that no prediction dies on its way.
@@ -39,23 +51,43 @@ def device_with_memory(needed: int, what: str, device: torch.device, most: int |
         needed: Bytes of the sums and of the logits of a batch of windows.
         what: Of what they are, for the error.
         device: Of the network.
-        most: Bytes that a prediction may take on the CPU; None for all that are free.
+        most: Bytes that these may take, on whatever device; None for all that are free.
+        beside: Bytes that a GPU needs as well: for the image, and what the network makes of a window.
 
     Raises:
         VolsegError: If there is too little memory, with the numbers.
     """
-    if device.type == "cuda":
-        free = free_bytes(device)
-        if free is not None and needed <= _GPU_SHARE * free:
-            return device
-    there = [n for n in (available_bytes(), most) if n is not None]
+    free = free_bytes(device) if device.type == "cuda" else None
+    fits = free is not None and needed + beside <= _GPU_SHARE * free
+    there = [n for n in (None if fits else available_bytes(), most) if n is not None]
     if there and needed > min(there):
-        advice = (
-            "Set infer.accumulate=float16, a smaller infer.window_size or infer.batch_size, or take a larger machine"
-        )
         rule = f"at least {bytes_in_words(needed)} for {what}"
-        raise VolsegError(sentence("memory", rule, bytes_in_words(min(there)), advice))
-    return device if device.type == "mps" else torch.device("cpu")
+        raise VolsegError(sentence("memory", rule, bytes_in_words(min(there)), WINDOW_ADVICE))
+    return device if fits or device.type == "mps" else torch.device("cpu")
+
+
+def with_room(models: Sequence[TrainedModel], work: Callable[[Sequence[TrainedModel]], T]) -> T:
+    """The result of work on windows; where a GPU runs out of memory on the way, once more with the sums on the CPU.
+
+    Args:
+        models: Those that take part.
+        work: Predicts something with the models that it is given, from the beginning on; called twice at most.
+
+    Raises:
+        VolsegError: If that was not enough, or the CPU ran out of memory.
+    """
+    devices = dict.fromkeys(device for model in models for device in model.devices)
+    if any(device.type == "cuda" for device in devices) and not all(model.sums_on_cpu for model in models):
+        try:
+            return work(models)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # After the except block: while the error lives, its traceback holds the tensors of the failed work.
+        torch.cuda.empty_cache()
+        models = [model.with_sums_on_cpu() for model in models]
+    with enough_memory(", ".join(map(str, devices)), "a batch of windows", WINDOW_ADVICE):
+        return work(models)
 
 
 class SliceNetwork(nn.Module):
@@ -111,7 +143,7 @@ class TrainedModel:
             for padded.
         device: Where the networks are; of several devices, in turn. Sums are on the first.
         settings: Section ``infer``; by default the one the model was trained with.
-        most_bytes: Memory that the sums over windows may take on the CPU; by default all that is free.
+        most_bytes: Memory that the sums over windows may take, on whatever device; by default all that is free.
         sources: Content hashes of the files it was loaded from.
 
     Raises:
@@ -137,6 +169,8 @@ class TrainedModel:
         spec, plan = card.network, card.plan
         self.labels = plan.label_table
         self.painting = self.labels.painting()
+        self.sums_on_cpu = False
+        self._window_bytes: dict[tuple[int, ...], int] = {}
         runners: list[Any] = [n if spec.dims == 3 else SliceNetwork(n, plan.slice_axis) for n in networks]
         self.first: Any = runners[0]
         self.margin = getattr(self.first, "margin", (0, 0, 0))
@@ -245,25 +279,53 @@ class TrainedModel:
         planes = inferer.label_planes(image, self.passes, target, painting=self.painting)
         return inferer.streaming_axis(image.shape[1:]), planes
 
+    def label_map(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
+        """Class indices (I, J, K) of an image on its own grid, on the CPU; arguments and errors as above."""
+        inferer = self.inferer(prepared.shape[1:])
+        image = self.placed(prepared, inferer)
+        return inferer.label_map(image[None], self.passes, painting=self.painting)[0].cpu()
+
     def placed(self, prepared: NDArray[np.floating[Any]], inferer: StreamingInferer) -> Tensor:
         """The image where the sums over its windows and the logits of a batch of them have room.
 
         Raises:
             VolsegError: If there is too little memory, with the numbers.
         """
-        shape, classes, axis = (
-            prepared.shape[1:],
-            self.card.network.out_channels,
-            inferer.streaming_axis(prepared.shape[1:]),
-        )
-        planes = inferer.planes_held(shape, self.pass_count(inferer))
-        across = [n for other, n in enumerate(shape) if other != axis]
-        sums = classes * planes * math.prod(across) * inferer.sum_type.itemsize
-        # Logits of a batch count twice: those that are added, and those that the network makes meanwhile.
-        windows = 2 * classes * math.prod(inferer.tiling.tile) * inferer.batch * torch.float32.itemsize
-        what = f"{classes} classes x {planes} planes of {' x '.join(map(str, across))} voxels"
-        place = device_with_memory(sums + windows, what, self.device, self.most_bytes)
+        shape, axis = prepared.shape[1:], inferer.streaming_axis(prepared.shape[1:])
+        classes, planes = self.card.network.out_channels, inferer.planes_held(shape, self.pass_count(inferer))
+        across = " x ".join(str(n) for other, n in enumerate(shape) if other != axis)
+        what = f"{classes} classes x {planes} planes of {across} voxels"
+        device = torch.device("cpu") if self.sums_on_cpu else self.device
+        needed = self._sums_bytes(shape, inferer)
+        beside = self.bytes_on_gpu(prepared.shape, inferer) - needed if device.type == "cuda" else 0
+        place = device_with_memory(needed, what, device, self.most_bytes, beside)
         return torch.from_numpy(np.ascontiguousarray(prepared, dtype=np.float32)).to(place)
+
+    def bytes_on_gpu(self, shape: Sequence[int], inferer: StreamingInferer | None = None) -> int:
+        """Bytes that an image (C, I, J, K) of a shape takes on a GPU, with sums, logits and the work on a window."""
+        inferer = inferer or self.inferer(shape[1:])
+        window = tuple(inferer.tiling.window)
+        if window not in self._window_bytes:
+            dtype = choose_dtype(self.device, self.card.settings.train.precision)
+            # One window: where a GPU has no room for several, it goes on with fewer.
+            self._window_bytes[window] = window_bytes(self.first, (1, shape[0], *window), dtype)
+        image = math.prod(shape) * torch.float32.itemsize
+        return self._sums_bytes(shape[1:], inferer) + image + self._window_bytes[window]
+
+    def _sums_bytes(self, shape: Sequence[int], inferer: StreamingInferer) -> int:
+        """Bytes of the sums over the windows of an image (I, J, K), and of the logits of a batch of windows."""
+        classes, axis = self.card.network.out_channels, inferer.streaming_axis(shape)
+        planes = inferer.planes_held(shape, self.pass_count(inferer))
+        across = math.prod(n for other, n in enumerate(shape) if other != axis)
+        sums = classes * planes * across * inferer.sum_type.itemsize
+        # Logits of a batch count twice: those that are added, and those that the network makes meanwhile.
+        return sums + 2 * classes * math.prod(inferer.tiling.tile) * inferer.batch * torch.float32.itemsize
+
+    def with_sums_on_cpu(self) -> TrainedModel:
+        """The same model, whose sums over windows are on the CPU however much memory a GPU has."""
+        other = copy.copy(self)
+        other.sums_on_cpu = True
+        return other
 
     def pass_count(self, inferer: StreamingInferer) -> int:
         """How many passes each window takes: networks times views."""

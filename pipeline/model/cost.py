@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.core.machine import release_freed_memory
-from pipeline.model.device import in_mode
+from pipeline.model.device import in_mode, recompute_activations
 from pipeline.model.registry import list_networks, new_network
 
 MEMORY_MEANS = {
@@ -144,6 +150,152 @@ def kept_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = to
     with in_mode(network, training=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         torch.func.functional_call(network, state, torch.empty(*shape, dtype=dtype, device="meta"))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+# What work takes on a GPU is found by doing it with tensors that have a shape and no data, and by counting them.
+
+_BLOCK = 512  # bytes; PyTorch's allocator on GPUs rounds up to multiples
+
+META = torch.device("meta")
+"""Where tensors have a shape and no data."""
+
+# As torch.autocast has them on a GPU (ATen/autocast_mode.h), of those that networks use.
+_NARROW = {
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "prelu", "linear"),
+    *("matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
+}
+_WIDE = {
+    *("exp", "expm1", "log", "log1p", "log2", "log10", "pow", "__pow__", "reciprocal", "rsqrt", "softplus"),
+    *("layer_norm", "group_norm", "rms_norm", "logsumexp", "interpolate"),
+}
+
+
+class WithoutData(TorchFunctionMode):
+    """What a GPU would do beside the shapes: mixed precision, which PyTorch leaves out for tensors without data.
+
+    Args:
+        dtype: Type of the network's arithmetic; float32 for one precision.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function with its tensors in the type that a GPU takes."""
+        name, options = getattr(func, "__name__", ""), dict(kwargs or {})
+        # A GPU keeps a mask of one byte per value, other devices the factors themselves.
+        if name == "dropout" and isinstance(args[0], Tensor) and options.get("training", True):
+            p = options.get("p", args[1] if len(args) > 1 else 0.5)
+            return torch.native_dropout(args[0], float(p), True)[0]
+        if self.dtype == torch.float32:
+            return func(*args, **options)
+        if name in _NARROW:
+            return func(*_as_type(args, self.dtype), **_as_type(options, self.dtype))
+        if name in _WIDE:
+            return func(*_as_type(args, torch.float32), **_as_type(options, torch.float32))
+        return func(*args, **options)
+
+
+def _as_type(values: Any, dtype: torch.dtype) -> Any:
+    """Nested values, floating tensors of at most 32 bits in another type."""
+    if isinstance(values, dict):
+        return {name: _as_type(value, dtype) for name, value in values.items()}
+    if isinstance(values, tuple | list):
+        return type(values)(_as_type(value, dtype) for value in values)
+    narrow = isinstance(values, Tensor) and values.is_floating_point() and values.dtype != torch.float64
+    return values.to(dtype) if narrow else values
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's own are untyped
+    """Counts the memory that tensors without data would take while they live; those of before do not count.
+
+    Attributes:
+        alive: Bytes of the tensors that there are now.
+        peak: Most bytes at one time, with the scratch space of convolutions.
+        peak_alive: Most bytes of tensors alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = self.peak_alive = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it makes."""
+        made = func(*args, **(kwargs or {}))
+        outputs = [self._counted(leaf) for leaf in tree_leaves(made)]
+        scratch = 0
+        # cuDNN wants its tensors in one memory order and scratch space beside: as much as goes in and comes out.
+        if func._schema.name in ("aten::convolution", "aten::convolution_backward"):
+            inputs = [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            scratch = sum(inputs) + sum(outputs)
+        self.peak_alive = max(self.peak_alive, self.alive)
+        self.peak = max(self.peak, self.alive + scratch)
+        return made
+
+    def begin(self) -> None:
+        """Take the tensors that there are now for the most so far."""
+        self.peak = self.peak_alive = self.alive
+
+    def _counted(self, made: Any) -> int:
+        if not isinstance(made, Tensor) or made.device != META:
+            return 0
+        storage = made.untyped_storage()
+        place, size = storage._cdata, -(-storage.nbytes() // _BLOCK) * _BLOCK
+        if place not in self._known:  # views share a storage
+            self._known[place] = weakref.finalize(storage, self._gone, place, size)
+            self.alive += size
+        return int(made.nbytes)
+
+    def _gone(self, place: int, size: int) -> None:
+        del self._known[place]
+        self.alive -= size
+
+
+def without_data(network: nn.Module) -> Any:
+    """A copy of a network whose tensors have no data."""
+    known: dict[int, Any] = {}
+    for parameter in network.parameters():
+        empty = torch.empty_like(parameter, device=META)
+        known[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in network.buffers():
+        known[id(buffer)] = torch.empty_like(buffer, device=META)
+    return copy.deepcopy(network, known)
+
+
+def compute_again(network: nn.Module, dtype: torch.dtype) -> None:
+    """Recompute the activations of a network without data, in the types that a GPU takes."""
+
+    def typed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            with WithoutData(dtype):  # in the backward pass no mode is on
+                return forward(*inputs)
+
+        return call
+
+    for module in network.modules():
+        if not any(True for _ in module.children()):
+            module.forward = typed(module.forward)
+    recompute_activations(network)
+
+
+def window_bytes(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes that predicting windows of a shape (B, C, *S) takes on a GPU beside the weights: activations and logits.
+
+    Raises:
+        DataError: If the shape is not legal for the network.
+    """
+    bare = without_data(network).eval()
+    windows = torch.empty(*shape, device=META)
+    live = LiveBytes()
+    with torch.no_grad(), live, WithoutData(dtype):
+        bare(windows)
+    return live.peak
 
 
 _LARGEST = 16384  # products of larger edges overflow PyTorch's sizes

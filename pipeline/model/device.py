@@ -28,6 +28,9 @@ def choose_device(name: str | None = None) -> torch.device:
     Args:
         name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None or ``auto`` to choose.
 
+    Nothing is allocated there and no GPU is opened: the process that computes may be another one, and some clusters
+    let only one process open a GPU.
+
     Raises:
         VolsegError: If the named device is not there.
     """
@@ -35,15 +38,28 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(str(name))
-        # A name may be valid and its device missing: only using it tells.
-        torch.zeros(1, device=device)
+        there = _is_there(device)
     except (RuntimeError, AssertionError, ValueError):
+        there = False
+    if not there:
         found = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         found += ["mps"] if torch.backends.mps.is_available() else []
         raise VolsegError(
             f"device: expected one of {', '.join(found)}, got {name!r}. Leave --device out to choose the best."
         ) from None
     return device
+
+
+def _is_there(device: torch.device) -> bool:
+    """Whether a device of a valid name can be computed on; it is asked for, not used."""
+    if device.type == "mps":
+        return torch.backends.mps.is_available() and not device.index
+    if device.type in ("cpu", "meta"):
+        return True
+    backend = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, …
+    if backend is None or not backend.is_available():
+        return False
+    return device.index is None or device.index < int(backend.device_count())
 
 
 def choose_devices(names: str | None = None) -> tuple[torch.device, ...]:
@@ -106,13 +122,51 @@ def choose_dtype(device: torch.device, precision: Literal["auto", "fp32", "bf16"
 @contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Mixed precision for the block; no effect for float32."""
+    if device.type == "meta":  # PyTorch has none for tensors without data: see WithoutData in model/cost.py
+        yield
+        return
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
 
 
+# What libraries say, in small letters, when they run out of memory; only PyTorch's allocator on GPUs has an error of
+# its own. cuDNN finds no engine where each of them needs more scratch space than there is.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_device_allocation_failed",
+    "unable to find an engine",
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means too little memory; on the CPU PyTorch raises a plain ``RuntimeError`` for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error means too little memory, on the CPU or on a GPU, in whatever words a library puts it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+@contextmanager
+def enough_memory(device: torch.device | str, what: str, advice: str) -> Iterator[None]:
+    """Say what to change if the block runs out of memory.
+
+    Args:
+        device: Whose memory it is.
+        what: What needs it.
+        advice: What to change, settings by name.
+
+    Raises:
+        VolsegError: If it does.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise VolsegError(sentence(f"memory of {device}", f"enough for {what}", "too little", advice)) from None
 
 
 def to_device(network: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:

@@ -31,7 +31,7 @@ from pipeline.engine.overlapped import overlapped
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, segment, segment_region, segment_softly
-from pipeline.infer.trained_model import TrainedModel
+from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders, read_card
 from pipeline.preprocess.prepare_case import prepare_image
@@ -176,9 +176,9 @@ class Predictor:
         """
         prepared, region = self._prepared(image, case), None
         if len(self.models) > 1 or self.settings.roi == "none":
-            index = segment(self.models, prepared)
+            index = with_room(self.models, lambda models: segment(models, prepared))
         else:
-            index, region = segment_region(self.models[0], *prepared[0])
+            index, region = with_room(self.models, lambda models: segment_region(models[0], *prepared[0]))
         return self._cleaned(index, image.grid), region
 
     def predict_soft(
@@ -208,7 +208,8 @@ class Predictor:
         self.require_whole_images()
         wanted = SoftWanted(tuple(organs), entropy, scratch)
         wanted.channels(self.labels)  # names are checked before the work, not after it
-        index, maps = segment_softly(self.models, self._prepared(image, case), wanted)
+        prepared = self._prepared(image, case)
+        index, maps = with_room(self.models, lambda models: segment_softly(models, prepared, wanted))
         return maps.finished(self._cleaned(index, image.grid))
 
     def predict_files(

@@ -23,7 +23,7 @@ from pipeline.core.signals import Progress, silent
 from pipeline.core.tables import score_cell, text_table, write_csv
 from pipeline.evaluate.summary import organ_means
 from pipeline.model.cost import MEMORY_MEANS, count_parameters, multiply_adds, watch_memory
-from pipeline.model.device import autocast, choose_device, choose_dtype, out_of_memory, to_device
+from pipeline.model.device import autocast, choose_device, choose_dtype, enough_memory, to_device
 from pipeline.model.folder import (
     ModelCard,
     fold_folder,
@@ -277,7 +277,8 @@ def _measure(
     """Dice and seconds of every validation case of a fold."""
     card, device = task.card, task.device
     found: dict[str, tuple[Mapping[str, float | None], float]] = {}
-    try:
+    advice = "Lower infer.batch_size in model.json, or use --device cpu"
+    with enough_memory(device, "a case to be predicted", advice):
         network = to_device(load_level(task.model, card, fold, level), device)
         patch = torch.zeros(1, card.network.in_channels, *card.network.patch_size, device=device)
         with torch.no_grad(), autocast(device, choose_dtype(device, card.settings.train.precision)):
@@ -288,11 +289,6 @@ def _measure(
             scores = validation.score(network, False)  # not mirrored
             found[case] = scores.cases[case], time.perf_counter() - began
             on_case()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        expected, advice = "enough to predict a case", "Lower infer.batch_size in model.json, or use --device cpu"
-        raise VolsegError(sentence(f"memory of {device}", expected, "too little", advice, file=task.model)) from None
     return found
 
 

@@ -22,7 +22,7 @@ from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
-from pipeline.model.device import PLAIN, choose_device
+from pipeline.model.device import PLAIN, choose_device, choose_dtype
 from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
@@ -46,10 +46,11 @@ from pipeline.train.distributed import Processes, joined
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.loss import planned_loss, require_class_weights, sampling_weights
+from pipeline.train.memory import require_memory, room_for_cases, training_memory
 from pipeline.train.mlflow import require_mlflow, tracking
 from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun
-from pipeline.train.trainer import TrainResult, require_memory, train_fold
-from pipeline.validation import make_validation
+from pipeline.train.trainer import TrainResult, train_fold
+from pipeline.validation import make_validation, validation_bytes
 
 _WEIGHTS = "model.safetensors"
 _VALIDATIONS_SHOWN = 30
@@ -102,8 +103,10 @@ def train(
         planned = PlannedTraining.of(prepared, out, settings, fold, None if start is None else Path(start))
         require_same_model(out, planned.card, fold, earlier_card(out))
         network = planned.first_network()
-        # Cases are loaded before the memory is asked for: what they take is no longer free.
-        source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count)
+        # On a GPU the training comes first, and cases get what it leaves.
+        room = planned.room_for_cases(network, place, processes)
+        source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count, room)
+        # On a processor cases are loaded before the memory is asked for: what they take is no longer free.
         require_memory(network, source, settings.train)
         with alone_in(planned.folder, processes):
             # Only now, when no other training can be at work in the folder.
@@ -238,6 +241,17 @@ class PlannedTraining:
         geometry = patch_geometry(self.card.network, self.card.plan)
         return TrainRun(self.folder, self.training_hash, self.settings, geometry, processes, began=began)
 
+    def room_for_cases(self, network: SegmentationNetwork, device: torch.device, processes: Processes) -> int:
+        """Bytes of a GPU that cached cases may take beside the training; a training that does not fit is refused."""
+        if device.type != "cuda":
+            return 0
+        spec, plan = self.card.network, self.card.plan
+        shape = (patches_per_batch(plan, spec, self.settings.sample), network.in_channels, *spec.patch_size)
+        dtype, regions = choose_dtype(device, self.settings.train.precision), plan.label_table.region_classes()
+        memory = training_memory(network, shape, self.settings, dtype, regions=regions, processes=processes)
+        validation = validation_bytes(self.prepared, self.split.validation, self.card, network)
+        return room_for_cases(memory, shape, device, validation)
+
     def first_network(self) -> SegmentationNetwork:
         """The network with its first weights."""
         model = self.card.settings.model
@@ -267,8 +281,9 @@ def patch_source(
     margin: Sequence[int],
     device: torch.device,
     processes: int = 1,
+    gpu_bytes: int = 0,
 ) -> PatchSource:
-    """Where the patches of a training come from."""
+    """Where the patches of a training come from; ``gpu_bytes`` of a GPU are for cached cases."""
     spec, plan, settings = card.network, card.plan, card.settings
     # A 2D network sees one voxel along the slice axis, without a margin.
     size, lost = [1, 1, 1], [0, 0, 0]
@@ -286,6 +301,7 @@ def patch_source(
         class_weights=sampling_weights(settings.sample, plan),
         seed=settings.train.seed,
         parts=settings.train.accumulate * processes,
+        gpu_bytes=gpu_bytes,
     )
 
 

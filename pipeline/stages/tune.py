@@ -19,7 +19,16 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_record, text_hash, write_json
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
-from pipeline.model.device import PLAIN, Execution, choose_device, choose_dtype, device_name, execute, out_of_memory
+from pipeline.model.device import (
+    PLAIN,
+    Execution,
+    choose_device,
+    choose_dtype,
+    device_name,
+    enough_memory,
+    execute,
+    out_of_memory,
+)
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import planned_loss, supervised_loss
@@ -69,16 +78,11 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
     batch_size = patches_per_batch(plan, spec, settings.sample)
     network = spec.build(settings.train.seed, settings.model.initialization)
     parameters = count_parameters(network)
-    try:
-        with watch_memory(place) as peak:
-            batch = noise_batch(network.sizes, plan, spec.patch_size, batch_size, place)
-            step_s = measure_step(network, batch, _objective(plan, settings), settings.train, PLAIN)
-            most = peak()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        rule, got = "enough for the network and a batch", f"too little for {batch_size} patches of {spec.patch_size}"
-        raise VolsegError(sentence(f"memory of {place}", rule, got, "Lower preprocess.memory_gb")) from None
+    what = f"the network and {batch_size} patches of {' x '.join(map(str, spec.patch_size))}"
+    with enough_memory(place, what, "Lower preprocess.memory_gb"), watch_memory(place) as peak:
+        batch = noise_batch(network.sizes, plan, spec.patch_size, batch_size, place)
+        step_s = measure_step(network, batch, _objective(plan, settings), settings.train, PLAIN)
+        most = peak()
     name = f"{spec.name} {spec.dims}D"
     budget_s = None if settings.train.budget is None else parse_duration_s(settings.train.budget)
     return Trial(name, parameters, tuple(spec.patch_size), batch_size, str(place), step_s, most, budget_s)

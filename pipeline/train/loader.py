@@ -32,8 +32,6 @@ T = TypeVar("T")
 Pair = tuple[Tensor, Tensor]
 """Images (B, C, *S) and class indices (B, *S)."""
 
-_GPU_SHARE = 0.4  # of the free memory, for cached cases; the rest is for the network
-
 
 class PatchSource:
     """Batches of patches of some prepared cases.
@@ -53,6 +51,8 @@ class PatchSource:
         seed: Of all draws.
         parts: Into how many parts of ``batch_size`` patches every batch is divided, among processes or one after the
             other.
+        gpu_bytes: Memory of a GPU that cached cases may take there, what the training leaves; the others are kept in
+            the processor's memory.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -71,6 +71,7 @@ class PatchSource:
         class_weights: Mapping[int, float] | None = None,
         seed: int = 0,
         parts: int = 1,
+        gpu_bytes: int = 0,
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
@@ -83,8 +84,7 @@ class PatchSource:
         self.volumes: dict[str, tuple[Any, Any]] = {}
         self.infos: list[CaseInfo] = []
         self._kept: tuple[int, list[Patch]] | None = None
-        left = settings.cache_mb * 2**20
-        left_on_gpu = _GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
+        left, left_on_gpu = settings.cache_mb * 2**20, gpu_bytes
         for case in cases:
             image, label = open_prepared(folder, case)
             self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
@@ -94,7 +94,8 @@ class PatchSource:
             if left < 0:
                 self.volumes[case] = (image, label)
                 continue
-            place = device if left_on_gpu >= 0 else torch.device("cpu")
+            on_gpu = device.type != "cuda" or left_on_gpu >= 0
+            place = device if on_gpu else torch.device("cpu")
             self.volumes[case] = (image.load(place), label.load(place))
 
     def batches_per_epoch(self, balanced: int) -> int:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.config.settings import TrainSettings
-from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.machine import bytes_in_words
+from pipeline.core.errors import VolsegError
 from pipeline.core.signals import STOPS, StopRequest, stoppable
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.cost import kept_bytes
-from pipeline.model.device import choose_dtype, execute, free_bytes, out_of_memory, recompute_activations
+from pipeline.model.device import choose_dtype, enough_memory, execute, recompute_activations
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
 from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.train.distributed import Commands
-from pipeline.train.loader import PatchSource, TrainingBatches, network_size
+from pipeline.train.loader import PatchSource, TrainingBatches
 from pipeline.train.log import EpochRecord, Resources, log_epoch, plot_history, write_history
 from pipeline.train.loss import class_weights, supervised_loss
+from pipeline.train.memory import STEP_ADVICE
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (
     NO_CALLBACKS,
@@ -66,31 +64,6 @@ class TrainResult:
     progress: TrainingProgress
 
 
-def require_memory(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
-    """Refuse a batch whose activations alone are more than the device's free memory.
-
-    What passes may still be too much, by gradients, optimizer and scratch space. Nothing is asked where activations
-    are recomputed.
-
-    Raises:
-        VolsegError: If the memory is too small, with the numbers.
-    """
-    free = free_bytes(source.device)
-    if free is None or settings.recompute:
-        return
-    size = network_size(source)
-    dtype = choose_dtype(source.device, settings.precision)
-    needed = kept_bytes(network, (source.batch_size, network.in_channels, *size), dtype)
-    # Asked before the first step: on a CPU the system would kill the training without a word.
-    if needed > free:
-        patches = f"{source.batch_size} patches of {' x '.join(map(str, size))}"
-        rule = f"at least {bytes_in_words(needed)} for a step with {patches}"
-        advice = (
-            "Lower sample.batch_size (train.accumulate makes up for it) or sample.patch_size, or set train.recompute"
-        )
-        raise VolsegError(sentence(f"memory of {source.device}", rule, bytes_in_words(free), advice))
-
-
 def train_fold(
     run: TrainRun,
     network: SegmentationNetwork,
@@ -127,20 +100,15 @@ def train_fold(
         TrainingBatches(source, run.geometry, run.settings.augment, own_parts) as batches,
     ):
         torch.manual_seed(train.seed)
-        # Before the trainer moves and wraps the network: multiply-adds are counted on its plain layers.
-        resources = Resources(network, source, choose_dtype(source.device, train.precision))
-        trainer = Trainer(run, network, batches, validation)
-        try:
+        what = f"the network and {source.batch_size} patches of {' x '.join(map(str, source.patch_size))}"
+        with enough_memory(source.device, what, f"{STEP_ADVICE}, or lower sample.cache_mb"):
+            # Before the trainer moves and wraps the network: multiply-adds are counted on its plain layers.
+            resources = Resources(network, source, choose_dtype(source.device, train.precision))
+            trainer = Trainer(run, network, batches, validation)
             callbacks.on_start(trainer.progress.records, trainer.expected_epochs(trainer.share))
             _train_epochs(trainer, resources, callbacks, stop)
             with stop.at_once():
                 return trainer.finish()
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            rule = f"enough for the network and {source.batch_size} patches of {source.patch_size}"
-            advice = "Lower sample.batch_size, sample.patch_size or sample.cache_mb"
-            raise VolsegError(sentence(f"memory of {source.device}", rule, "too little", advice)) from None
 
 
 def _train_epochs(trainer: Trainer, resources: Resources, callbacks: Callbacks, stop: StopRequest) -> None:

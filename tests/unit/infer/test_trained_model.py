@@ -1,11 +1,12 @@
 import pytest
 import torch
+from members import member
 from torch import nn
 
 from pipeline.core.errors import VolsegError
 from pipeline.infer import trained_model as room
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.trained_model import SliceNetwork, device_with_memory
+from pipeline.infer.trained_model import SliceNetwork, device_with_memory, with_room
 
 
 class _Ramp(nn.Module):
@@ -96,3 +97,73 @@ def test_a_gpu_with_too_little_memory_leaves_the_sums_to_the_cpu(monkeypatch):
     cuda = torch.device("cuda", 0)
     assert device_with_memory(8_000, "logits", cuda) == cuda  # 0.8 of what is free
     assert device_with_memory(8_001, "logits", cuda) == CPU
+    assert device_with_memory(5_000, "logits", cuda, beside=3_000) == cuda
+    assert device_with_memory(5_000, "logits", cuda, beside=3_001) == CPU  # no room for the image
+
+
+def test_a_limit_holds_on_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(room, "available_bytes", lambda: 10**12)
+    monkeypatch.setattr(room, "free_bytes", lambda device: 10**12)
+    cuda = torch.device("cuda", 0)
+    assert device_with_memory(2_000, "logits", cuda, 2_000) == cuda
+    with pytest.raises(VolsegError, match=r"memory: expected at least 4.1 GB for 105 classes, got 30 MB\. Set infer"):
+        device_with_memory(4_100_000_000, "105 classes", cuda, 30_000_000)
+
+
+def test_what_a_window_takes_on_a_gpu(monkeypatch):
+    model = member()
+    monkeypatch.setattr(room, "window_bytes", lambda network, shape, dtype: sum(shape))
+    # 5 classes in windows of 8 x 8 x 8: sums of 8 planes, logits of 4 windows twice, the image, and a window.
+    sums, logits, image = 5 * 8 * 20 * 30 * 4, 2 * 5 * 512 * 4 * 4, 10 * 20 * 30 * 4
+    assert model.bytes_on_gpu((1, 10, 20, 30), model.inferer((10, 20, 30), axis=0)) == sums + logits + image + 26
+
+
+# Where a GPU runs out of memory on the way, sums go to the CPU and the work begins anew.
+
+
+def failing(times, done):
+    def work(models):
+        done.append([one.sums_on_cpu for one in models])
+        if len(done) <= times:
+            raise RuntimeError("CUDA error: out of memory")
+        return "labels"
+
+    return work
+
+
+def on_gpu():
+    model = member()
+    model.devices = [torch.device("cuda", 0)]
+    return model
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_the_second_try_has_its_sums_on_the_cpu(times):
+    done, model = [], on_gpu()
+    assert with_room([model], failing(times, done)) == "labels"
+    assert done == [[False], [True]][: times + 1]
+    assert not model.sums_on_cpu  # the next case is tried on the GPU again
+
+
+def test_after_it_the_user_is_told_what_to_change():
+    done = []
+    with pytest.raises(
+        VolsegError, match=r"memory of cuda:0: expected enough for a batch of windows.*infer\.window_size"
+    ):
+        with_room([on_gpu()], failing(2, done))
+    assert len(done) == 2
+
+
+def test_on_the_cpu_there_is_one_try():
+    done = []
+    with pytest.raises(VolsegError, match="memory of cpu: expected enough for a batch of windows"):
+        with_room([member()], failing(1, done))
+    assert done == [[False]]
+
+
+def test_errors_of_other_kinds_are_not_tried_again():
+    def work(models):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        with_room([on_gpu()], work)

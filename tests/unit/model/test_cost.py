@@ -8,7 +8,16 @@ from networks import MEMBERS, batch, tiny
 from torch import nn
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.model.cost import count_parameters, kept_bytes, multiply_adds, survey_networks, watch_memory
+from pipeline.model.cost import (
+    LiveBytes,
+    WithoutData,
+    count_parameters,
+    kept_bytes,
+    multiply_adds,
+    survey_networks,
+    watch_memory,
+    window_bytes,
+)
 from pipeline.model.registry import list_networks
 from pipeline.model.spec import build_network
 
@@ -101,6 +110,56 @@ def test_kept_memory_is_that_of_a_step(name: str, dims: int) -> None:
     assert (
         0.9 * found <= said <= 1.01 * found
     )  # instance norm has a kernel of its own on the CPU, which keeps more or less
+
+
+def test_live_memory_by_hand() -> None:
+    live = LiveBytes()
+    with live:
+        first = torch.empty(1024, device="meta")
+        assert live.alive == 4096
+        part = first[:10].view(5, 2)  # shares the memory
+        del first
+        assert live.alive == 4096
+        total = part.sum() + part.double()[0, 0]  # each takes a block of 512 bytes
+        del part
+        assert live.alive == 512
+        assert live.peak == live.peak_alive > 4096
+        live.begin()
+        assert live.peak == 512
+    assert total.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [(torch.float32, 4 * 256 * 8), (torch.bfloat16, 2 * 256 * 8)],
+)
+def test_mixed_precision_is_that_of_a_gpu(dtype: torch.dtype, kept: int) -> None:
+    layer, image = nn.Conv2d(1, 8, 3, padding=1, device="meta"), torch.empty(1, 1, 16, 16, device="meta")
+    with WithoutData(dtype):
+        made = layer(image)
+        assert made.nbytes == kept
+        assert made.dtype == dtype
+        assert nn.functional.interpolate(made, scale_factor=2).dtype == torch.float32  # as on GPUs
+        assert nn.functional.leaky_relu(made).dtype == dtype
+
+
+def test_dropout_keeps_a_mask_of_bytes_as_on_a_gpu() -> None:
+    live, layer = LiveBytes(), nn.Dropout(0.5)
+    with live, WithoutData(torch.float32):
+        image = torch.empty(1024, device="meta", requires_grad=True)
+        made = layer(image)
+        assert live.alive == 2 * 4096 + 1024
+        assert layer.eval()(image) is image
+    assert made.shape == (1024,)
+
+
+def test_what_predicting_a_window_takes() -> None:
+    network = build_network("unet", 2, 1, 3, features=(4, 8), convs_per_stage=1, norm="none")
+    found = window_bytes(network, (1, 1, 16, 16), torch.float32)
+    assert 4 * 256 * (1 + 4 + 4) <= found <= 4 * 256 * 40  # at least the image, a layer and what it makes
+    assert window_bytes(network, (4, 1, 16, 16), torch.float32) > 3 * found
+    assert window_bytes(network, (1, 1, 16, 16), torch.bfloat16) < found
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())
 
 
 # The peak is that of the work in between, whatever was there before and after.

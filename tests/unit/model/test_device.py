@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.core.errors import VolsegError
 from pipeline.model import device
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.device import PLAIN, Execution, execute, recompute_activations
@@ -20,6 +21,81 @@ def test_free_memory_counts_what_pytorch_holds_but_does_not_use(monkeypatch: pyt
     monkeypatch.setattr(device, "available_bytes", lambda: 5)
     assert device.free_bytes(torch.device("cpu")) == 5
     assert device.free_bytes(torch.device("mps")) is None
+
+
+# Choosing a device asks and does not use: opening a GPU takes memory there, and in some clusters the only place.
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(*_: object, **__: object) -> None:
+        raise AssertionError("a GPU was used")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("_lazy_init", "init", "mem_get_info", "current_device", "set_device"):
+        monkeypatch.setattr(torch.cuda, name, used)
+    for name in ("zeros", "empty", "ones", "tensor"):
+        monkeypatch.setattr(torch, name, used)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [(None, "cuda"), ("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")],
+)
+def test_choosing_a_device_opens_none(name: str | None, chosen: str) -> None:
+    assert str(device.choose_device(name)) == chosen
+    assert [str(place) for place in device.choose_devices("cuda:all")] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("name", ["cuda:2", "gpu", "cuda:x", "mps:1", "xla", ""])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(VolsegError, match="device: expected one of cpu, cuda:0, cuda:1"):
+        device.choose_device(name)
+
+
+def test_without_a_gpu_its_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device.choose_device(None) == torch.device("cpu")
+    with pytest.raises(VolsegError, match=r"device: expected one of cpu.*, got 'cuda'"):
+        device.choose_device("cuda")
+
+
+# Running out of memory has many names.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried 9"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    ],
+)
+def test_too_little_memory_is_known_in_all_wordings(error: Exception) -> None:
+    assert device.out_of_memory(error)
+    said = r"memory of cuda:0: expected enough for a step, got too little\. Lower sample\.batch_size\."
+    with pytest.raises(VolsegError, match=said), device.enough_memory("cuda:0", "a step", "Lower sample.batch_size"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory"), KeyError()],
+)
+def test_other_errors_are_left_alone(error: Exception) -> None:
+    assert not device.out_of_memory(error)
+    with pytest.raises(type(error)), device.enough_memory("cuda:0", "a step", "Lower sample.batch_size"):
+        raise error
 
 
 # Ways of executing a network differ in speed and memory, not in what comes out.

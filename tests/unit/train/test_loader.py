@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.config.settings import AugmentSettings, SampleSettings
-from pipeline.data.store import PreparedCase, class_voxels, write_prepared
+from pipeline.data.store import PreparedArray, PreparedCase, class_voxels, write_prepared
 from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.randomness import BatchRandom
 from pipeline.train.loader import Ahead, PatchSource
@@ -122,6 +122,25 @@ def test_patches_that_do_not_move_are_augmented_as_they_were_cut(prepared: Path)
             assert torch.equal(changed_labels[n], within_labels[n])
     assert still > 10
     assert moved > 3
+
+
+# A GPU keeps the cases that it has room for, the processor's memory the next, the disk the rest.
+
+
+@pytest.mark.parametrize(("gpu_bytes", "on_gpu"), [(0, 0), (10_000, 1), (25_000, 2), (10**9, 3)])
+def test_a_gpu_keeps_what_it_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_bytes: int, on_gpu: int
+) -> None:
+    generator, places = np.random.default_rng(0), list[str]()
+    label = np.ones(SHAPE, np.int8)  # 1716 voxels: with an image of float32, 8580 bytes a case
+    for name in "abc":
+        image = generator.normal(size=(1, *SHAPE)).astype(np.float32)
+        case = PreparedCase(name, image, label, class_voxels(label, 50, generator), {"group": None})
+        write_prepared(tmp_path, case, steps=False)
+    monkeypatch.setattr(PreparedArray, "load", lambda self, place: places.append(str(place)))
+    settings, gpu = SampleSettings(), torch.device("cuda", 0)
+    PatchSource(tmp_path, ["a", "b", "c"], (4, 4, 4), 2, settings, gpu, gpu_bytes=gpu_bytes)
+    assert places == ["cuda:0"] * 2 * on_gpu + ["cpu"] * 2 * (3 - on_gpu)
 
 
 # Values are made ahead, in order, and what making them raises comes out where they are asked for.
