@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.model.blocks import (
     Style,
@@ -166,3 +167,17 @@ def test_what_is_left_to_pytorch() -> None:
     assert not takes_instance_norm(nn.InstanceNorm2d(3, affine=True), image.half())
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         conv_unit(1, 3, (1, 1), Style(2, norm="instance"))(torch.ones(1, 1, 1, 1))
+
+
+def _on_a_gpu(shape: tuple[int, ...], channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
+    """A norm and an image that say they are on a GPU, without one: sizes and strides, no values."""
+    norm = nn.InstanceNorm3d(shape[1], affine=True, device="cuda")
+    order = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return norm, torch.empty(shape, device="cuda", dtype=torch.bfloat16, memory_format=order)
+
+
+def test_on_a_gpu_only_large_images_with_channels_last_are_taken_from_pytorch() -> None:
+    with FakeTensorMode():
+        assert takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=True))  # 8 MiB a sample
+        assert not takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=False))
+        assert not takes_instance_norm(*_on_a_gpu((2, 16, 32, 32, 32), channels_last=True))  # 1 MiB a sample
