@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import blocks
@@ -277,3 +278,17 @@ def test_gradients_are_right_in_memory_full_of_large_numbers(isa):
     assert [
         error for error, shape in zip(found, shapes, strict=True) if error > (0.01 if shape[-1] == "bf16" else 1e-5)
     ] == []
+
+
+def _on_a_gpu(shape: tuple[int, ...], channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
+    """A norm and an image that say they are on a GPU, without one: sizes and strides, no values."""
+    norm = nn.InstanceNorm3d(shape[1], affine=True, device="cuda")
+    order = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return norm, torch.empty(shape, device="cuda", dtype=torch.bfloat16, memory_format=order)
+
+
+def test_on_a_gpu_only_large_images_with_channels_last_are_taken_from_pytorch() -> None:
+    with FakeTensorMode():
+        assert takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=True))  # 8 MiB a sample
+        assert not takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=False))
+        assert not takes_instance_norm(*_on_a_gpu((2, 16, 32, 32, 32), channels_last=True))  # 1 MiB a sample
