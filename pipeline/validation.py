@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.data.store import open_prepared, read_class_voxels
+from pipeline.data.store import open_prepared, open_stage_map, read_class_voxels
 from pipeline.evaluate.overlap import overlaps
+from pipeline.infer.segment import with_stage_map
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.infer.tta import mirror_axes, rotation_of, views
 from pipeline.infer.windows import in_volume
@@ -23,7 +24,12 @@ from pipeline.train.state import Validation, ValidationScores
 
 
 def make_validation(
-    prepared: Path, cases: Sequence[str], card: ModelCard, device: torch.device, processes: Processes = SINGLE
+    prepared: Path,
+    cases: Sequence[str],
+    card: ModelCard,
+    device: torch.device,
+    processes: Processes = SINGLE,
+    stage_maps: Path | None = None,
 ) -> Validation:
     """How training scores a network on full volumes.
 
@@ -37,6 +43,7 @@ def make_validation(
             cases are scored, not while training, for speed) and ``train``.
         device: Where to compute.
         processes: Those that train together: each scores its share of the cases, and all learn of all.
+        stage_maps: For the second stage of a cascade, the folder of what the first found.
 
     Returns:
         The validation; its quick subset are ``train.validation_cases`` of them, see :func:`quick_cases`.
@@ -52,7 +59,10 @@ def make_validation(
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
             # On the network's device whatever its size: training has shown that the memory is there.
-            volume = torch.from_numpy(image[...]).to(device=device, dtype=torch.float32)
+            array = image[...]
+            if stage_maps is not None:
+                array = with_stage_map(array, open_stage_map(stage_maps, case, label.shape)[...])
+            volume = torch.from_numpy(array).to(device=device, dtype=torch.float32)
             index = model.inferer(volume.shape[1:]).label_map(volume[None], model.passes, painting=model.painting)[0]
             found[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice

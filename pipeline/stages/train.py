@@ -29,6 +29,7 @@ from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.sample.augment import PatchGeometry, directions
 from pipeline.sample.folds import Fold
+from pipeline.stages.cascade import FirstStage, first_stage
 from pipeline.stages.model_files import (
     PAGE,
     PreparedFolds,
@@ -99,11 +100,13 @@ def train(
             callbacks = NO_CALLBACKS
         if settings.train.mlflow:
             require_mlflow(settings.train.mlflow)
+        _write_stage_maps(prepared, out, settings, device, processes, callbacks)
         planned = PlannedTraining.of(prepared, out, settings, fold, None if start is None else Path(start))
         require_same_model(out, planned.card, fold, earlier_card(out))
         network = planned.first_network()
         # Cases are loaded before the memory is asked for: what they take is no longer free.
-        source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count)
+        maps, count = planned.stage_maps, processes.count
+        source = patch_source(prepared, planned.split, planned.card, network.margin, place, count, maps)
         require_memory(network, source, settings.train)
         with alone_in(planned.folder, processes):
             # Only now, when no other training can be at work in the folder.
@@ -117,6 +120,26 @@ def train(
             return _train(planned, run, network, source, tune, callbacks)
 
 
+def _write_stage_maps(
+    prepared: Path, out: Path, settings: Settings, device: str | None, processes: Processes, callbacks: Callbacks
+) -> None:
+    """For the second stage of a cascade, let the first process bring up to date what the first stage found."""
+    plan = read_plan(prepared / PLAN_FILE)
+    first = first_stage(plan, prepared, out)
+    if first is None:
+        return
+    checked_card(plan, settings)  # before minutes of work
+    problem = ""
+    if processes.first:
+        try:
+            first.write_maps(plan, device, callbacks.log)
+        except VolsegError as error:
+            problem = str(error)
+    problem = processes.gathered({str(processes.rank): problem})["0"]  # the others would wait for one that has left
+    if problem:
+        raise VolsegError(problem)
+
+
 def _train(
     planned: PlannedTraining,
     run: TrainRun,
@@ -128,7 +151,8 @@ def _train(
     """Say what is trained, train it, and write what became of it."""
     spec, plan, settings = planned.card.network, planned.card.plan, run.settings
     place, processes, log = source.device, run.processes, callbacks.log
-    validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes)
+    maps = planned.stage_maps
+    validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes, maps)
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
     notes = _notes(plan, planned.card.settings)
     if not any(read_class_voxels(planned.prepared, case) for case in planned.split.validation):
@@ -172,7 +196,7 @@ class PlannedTraining:
         split: Its cases.
         card: Network, plan and settings as the user gave them.
         start: The model to begin with, or None.
-        contents: Content hash of the cases of the split.
+        contents: Content hash of the cases of the split, and of what the first stage of a cascade found in them.
     """
 
     prepared: Path
@@ -189,7 +213,8 @@ class PlannedTraining:
         plan = read_plan(prepared / PLAN_FILE)
         folds = PreparedFolds.read(prepared)
         split, card = folds.fold(fold, plan), checked_card(plan, settings)
-        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, folds.contents(split))
+        contents = _contents(folds, split, first_stage(plan, prepared, out))
+        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, contents)
 
     @classmethod
     def all_folds(
@@ -199,9 +224,9 @@ class PlannedTraining:
         plan = read_plan(prepared / PLAN_FILE)
         card = checked_card(plan, settings)
         folds = PreparedFolds.read(prepared)
-        model = StartModel.read(start) if start else None
+        model, first = StartModel.read(start) if start else None, first_stage(plan, prepared, out)
         return tuple(
-            cls(prepared, out, fold, split, card, model, folds.contents(split))
+            cls(prepared, out, fold, split, card, model, _contents(folds, split, first))
             for fold, split in enumerate(folds.for_training(plan))
         )
 
@@ -209,6 +234,12 @@ class PlannedTraining:
     def folder(self) -> Path:
         """Folder of the fold."""
         return fold_folder(self.out, self.fold)
+
+    @property
+    def stage_maps(self) -> Path | None:
+        """For the second stage of a cascade, the folder of what the first found."""
+        first = first_stage(self.card.plan, self.prepared, self.out)
+        return None if first is None else first.maps
 
     @cached_property
     def training_hash(self) -> str:
@@ -250,6 +281,12 @@ class PlannedTraining:
         return network
 
 
+def _contents(folds: PreparedFolds, split: Fold, first: FirstStage | None) -> str:
+    """Content hash of the cases of a split."""
+    own = folds.contents(split)
+    return own if first is None else text_hash(own, first.contents(split))
+
+
 def checked_card(plan: Plan, settings: Settings) -> ModelCard:
     """The network of the settings; what in them cannot be right for this plan is refused."""
     spec = design_network(plan, settings.model, settings.sample)
@@ -267,8 +304,9 @@ def patch_source(
     margin: Sequence[int],
     device: torch.device,
     processes: int = 1,
+    stage_maps: Path | None = None,
 ) -> PatchSource:
-    """Where the patches of a training come from."""
+    """Where the patches of a training come from; ``stage_maps`` is the folder of what a cascade's first stage found."""
     spec, plan, settings = card.network, card.plan, card.settings
     # A 2D network sees one voxel along the slice axis, without a margin.
     size, lost = [1, 1, 1], [0, 0, 0]
@@ -286,6 +324,7 @@ def patch_source(
         class_weights=sampling_weights(settings.sample, plan),
         seed=settings.train.seed,
         parts=settings.train.accumulate * processes,
+        stage=None if stage_maps is None else (stage_maps, plan.stage_classes),
     )
 
 

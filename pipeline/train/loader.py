@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +20,18 @@ from torch import Tensor
 
 from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.core.errors import DataError
-from pipeline.data.store import open_prepared, read_class_voxels
+from pipeline.data.store import open_prepared, open_stage_map, read_class_voxels
 from pipeline.sample.augment import PatchGeometry, augment
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
+from pipeline.sample.stage_maps import JoinedMaps, disturbed, joined_pairs, parted
 
 T = TypeVar("T")
 
 Pair = tuple[Tensor, Tensor]
-"""Images (B, C, *S) and class indices (B, *S)."""
+"""Images (B, C, *S) and class indices (B, *S). In the second stage of a cascade, the last channel of the images is the
+class index that the first stage found."""
 
 _GPU_SHARE = 0.4  # of the free memory, for cached cases; the rest is for the network
 
@@ -51,6 +54,7 @@ class PatchSource:
         seed: Of all draws.
         parts: Into how many parts of ``batch_size`` patches every batch is divided, among processes or one after the
             other.
+        stage: For the second stage of a cascade the folder of stage maps, and how many classes these have.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -69,12 +73,14 @@ class PatchSource:
         class_weights: Mapping[int, float] | None = None,
         seed: int = 0,
         parts: int = 1,
+        stage: tuple[Path, int] | None = None,
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
         self.patch_size, self.batch_size = patch_size, batch_size
         self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
         self.class_weights, self.seed, self.parts = class_weights, seed, parts
+        self.stage_classes = stage[1] if stage else 0
         # Patches are placed by what the network gives logits for; its margin is cut around them as context.
         i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
         self.target_size = i, j, k
@@ -85,14 +91,20 @@ class PatchSource:
         for case in cases:
             image, label = open_prepared(folder, case)
             self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
-            size = int(image.nbytes) + int(label.nbytes)
+            found = open_stage_map(stage[0], case, label.shape) if stage else None
+            size = sum(int(array.nbytes) for array in (image, label, found) if array is not None)
             left, left_on_gpu = left - size, left_on_gpu - size
             # A GPU keeps the first cases, the processor's memory the next, the disk the rest.
             if left < 0:
-                self.volumes[case] = (image, label)
+                self.volumes[case] = (image, self._labels(label, found))
                 continue
             place = device if left_on_gpu >= 0 else torch.device("cpu")
-            self.volumes[case] = (image.load(place), label.load(place))
+            labels = self._labels(label.load(place), None if found is None else found.load(place))
+            self.volumes[case] = (image.load(place), labels)
+
+    def _labels(self, label: Any, found: Any) -> Any:
+        """The label map of a case, in the second stage of a cascade joined with its stage map."""
+        return label if found is None else JoinedMaps(label, found, self.stage_classes)
 
     def batches_per_epoch(self, balanced: int) -> int:
         """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones."""
@@ -107,7 +119,8 @@ class PatchSource:
 
         Returns:
             Images (B, C, *S) float32 and class indices (B, *S) int64, on the device, and the places of these patches in
-            the whole batch. The last batch of sliding patches of an epoch may be smaller.
+            the whole batch. The last batch of sliding patches of an epoch may be smaller. In the second stage of a
+            cascade, joined numbers of :class:`~pipeline.sample.stage_maps.JoinedMaps` instead of class indices.
         """
         patches = self.patches(number)
         # Every n-th patch, not one run of them: the patches forced onto foreground are the last of a batch.
@@ -139,6 +152,8 @@ class PatchSource:
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]
+        if isinstance(label, JoinedMaps):
+            label = label.labels
         return label.cpu().numpy() if isinstance(label, Tensor) else label[...]
 
 
@@ -209,7 +224,15 @@ class TrainingBatches:
 
     def _part(self, number: int, part: int) -> Pair:
         images, labels, places = self.source.batch(number, part)
-        return augment(images, labels, self.settings, BatchRandom(self.source.seed, number, places), self.geometry)
+        random, classes = BatchRandom(self.source.seed, number, places), self.source.stage_classes
+        if not classes:
+            return augment(images, labels, self.settings, random, self.geometry)
+        geometry = replace(self.geometry, side_pairs=joined_pairs(self.geometry.side_pairs, classes))
+        images, joined = augment(images, labels, self.settings, random, geometry)
+        labels, found = parted(joined, classes)
+        if self.settings.enabled:
+            found = disturbed(found, random)
+        return torch.cat([images, found[:, None].to(images.dtype)], dim=1), labels
 
 
 class Ahead(Generic[T]):
