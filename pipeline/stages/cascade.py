@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import file_hash, remove_leftovers, text_hash
-from pipeline.data.prepared_cases import read_info
+from pipeline.data.prepared_cases import prepared_ids, read_info
 from pipeline.data.store import open_prepared, stage_map_hash, write_stage_map
 from pipeline.infer.segment import labels_on
 from pipeline.infer.trained_model import TrainedModel
@@ -72,6 +72,8 @@ class FirstStage:
             VolsegError: If so, or if a training case is validated by no fold.
         """
         advice = "Run `volseg preprocess` again"
+        if not prepared_ids(self.data):
+            raise VolsegError(sentence("first stage", "prepared cases", "none", advice, file=self.data))
         first, second = PreparedFolds.read(self.data), PreparedFolds.read(self.prepared)
         if first.folds != second.folds:
             rule = f"the folds of {self.prepared / 'splits.json'}"
@@ -92,7 +94,7 @@ class FirstStage:
         Args:
             plan: Of the second stage.
             device: Name of the device; by default the best there is.
-            log: Called with a line if there was something to do.
+            log: Called with a line if there is something to do.
 
         Raises:
             VolsegError: If a fold of the first stage is not trained to its end, its cases or folds are not those of the
@@ -111,22 +113,17 @@ class FirstStage:
     def _write_maps(self, wanted: Sequence[int], device: str | None, log: Callable[[str], None]) -> None:
         remove_leftovers(self.maps)
         hashes = {fold: self._model_hash(fold) for fold in wanted}
-        place, made = choose_device(device), 0
-        for fold in wanted:
-            network: TrainedModel | None = None
-            for case in sorted(case for case, n in self.fold_of.items() if n == fold):
-                content_hash = self._map_hash(case, hashes[fold])
-                if stage_map_hash(self.maps, case) == content_hash:
-                    continue
-                # The network is loaded for the first case that needs it: often all are up to date.
-                if network is None:
-                    network = TrainedModel.load(self.model, self.card, place, [fold])
+        wanted_hash = {case: self._map_hash(case, hashes[fold]) for case, fold in self.fold_of.items()}
+        stale = {case for case, content_hash in wanted_hash.items() if stage_map_hash(self.maps, case) != content_hash}
+        if stale:
+            log(f"first stage: {len(stale)} cases are predicted, each by the fold that did not train on it")
+        place = choose_device(device)
+        for fold in sorted({self.fold_of[case] for case in stale}):
+            network = TrainedModel.load(self.model, self.card, place, [fold])
+            for case in sorted(case for case in stale if self.fold_of[case] == fold):
                 shape = open_prepared(self.prepared, case)[1].shape
                 image = np.asarray(open_prepared(self.data, case)[0][...])
-                write_stage_map(self.maps, case, labels_on(network, image, shape), content_hash)
-                made += 1
-        if made:
-            log(f"first stage: {made} cases predicted, each by the fold that did not train on it")
+                write_stage_map(self.maps, case, labels_on(network, image, shape), wanted_hash[case])
 
     def contents(self, split: Fold) -> str:
         """Content hash of what it found in the cases of a split."""

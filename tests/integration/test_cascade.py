@@ -22,6 +22,7 @@ from pipeline.preprocess.plan_file import FIRST_STAGE, LowResolution, PatchPlan,
 from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.sample.folds import read_splits, write_splits
 from pipeline.stages.cascade import FirstStage
+from pipeline.stages.choose import choose
 from pipeline.stages.cross_validate import cross_validate
 from pipeline.stages.predict import Predictor
 from pipeline.stages.prepare import make_plan, preprocess
@@ -64,7 +65,7 @@ def model(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = train_folds(prepared, out, short(), devices=["cpu"], log=said.append)
     assert [(entry.fold, entry.status) for entry in result.folds] == [(0, "trained"), (1, "trained")]
     assert sum(line.startswith("first stage, fold") and "trained" in line for line in said) == 2
-    assert f"first stage: {CASES} cases predicted, each by the fold that did not train on it" in said
+    assert f"first stage: {CASES} cases are predicted, each by the fold that did not train on it" in said
     return out
 
 
@@ -135,7 +136,20 @@ def test_one_folder_predicts_and_can_be_given_away(prepared: Path, model: Path, 
 def test_out_of_fold_predictions_take_what_the_first_stage_found_in_training(prepared: Path, model: Path) -> None:
     result = cross_validate(model, prepared, device="cpu", jobs=1)
     assert (len(result.batch.done), result.batch.failed) == (CASES, ())
+    assert list(result.batch.done) == [f"toy_{n}" for n in range(CASES)]
     assert cross_validate(model, prepared, device="cpu", jobs=1).batch.kept == tuple(f"toy_{n}" for n in range(CASES))
+
+
+def test_the_best_of_several_goes_with_its_first_stage(prepared: Path, model: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(model, twin)
+    for each in (model, twin):
+        cross_validate(each, prepared, device="cpu", jobs=1)
+    best = choose([model, twin], tmp_path / "best", device="cpu", jobs=1).candidates[0]
+    assert best.members == ("model",)  # of equal ones the single model
+    image, _ = toy_case(9)
+    ours, theirs = (Predictor.load(folder, device="cpu").predict(image).array for folder in (tmp_path / "best", model))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
@@ -160,9 +174,7 @@ def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
 
 
 def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        VolsegError, match=r"model folder with model.json|folds 0, 1 to be trained, got none.*--fold all"
-    ):
+    with pytest.raises(VolsegError, match=r"first stage: expected folds 0, 1 to be trained, got none.*--fold all"):
         train(prepared, tmp_path / "new", short(), device="cpu")
     with pytest.raises(ConfigError, match=r"infer\.roi: expected none or body for a cascade, got organs"):
         Predictor.load(model, device="cpu", settings=["infer.roi=organs"])
@@ -181,4 +193,7 @@ def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path
         train_folds(other, tmp_path / "m", short(), devices=["cpu"])
     shutil.copy(other / "splits.json", other / FIRST_STAGE / "splits.json")
     with pytest.raises(VolsegError, match="expected every training case in some fold's validation, got 2 in none"):
+        train_folds(other, tmp_path / "m", short(), devices=["cpu"])
+    shutil.rmtree(other / FIRST_STAGE)
+    with pytest.raises(VolsegError, match="first stage: expected prepared cases, got none"):
         train_folds(other, tmp_path / "m", short(), devices=["cpu"])
