@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.store import open_prepared, read_class_voxels
+from pipeline.data.store import open_prepared, open_stage_map, read_class_voxels
 from pipeline.evaluate.overlap import overlaps
+from pipeline.infer.segment import with_stage_map
 from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.infer.tta import mirror_axes, rotation_of, views
 from pipeline.infer.windows import in_volume
@@ -26,7 +27,12 @@ from pipeline.train.state import Validation, ValidationScores
 
 
 def make_validation(
-    prepared: Path, cases: Sequence[str], card: ModelCard, device: torch.device, processes: Processes = SINGLE
+    prepared: Path,
+    cases: Sequence[str],
+    card: ModelCard,
+    device: torch.device,
+    processes: Processes = SINGLE,
+    stage_maps: Path | None = None,
 ) -> Validation:
     """How training scores a network on full volumes.
 
@@ -40,6 +46,7 @@ def make_validation(
             cases are scored, not while training, for speed) and ``train``.
         device: Where to compute.
         processes: Those that train together: each scores its share of the cases, and all learn of all.
+        stage_maps: For the second stage of a cascade, the folder of what the first found.
 
     Returns:
         The validation; its quick subset are ``train.validation_cases`` of them, see :func:`quick_cases`.
@@ -54,7 +61,10 @@ def make_validation(
         chosen = cases if everything else subset
         for case in chosen[processes.rank :: processes.count]:
             image, label = open_prepared(prepared, case)
-            index = with_room([model], partial(_label_map, image[...]))
+            array = image[...]
+            if stage_maps is not None:
+                array = with_stage_map(array, open_stage_map(stage_maps, case, label.shape)[...])
+            index = with_room([model], partial(_label_map, array))
             found[case] = {
                 overlap.name: None if overlap.status == "true_negative" else overlap.dice
                 for overlap in overlaps(label[...], index.numpy(), table, case=case)
@@ -83,7 +93,8 @@ def validation_bytes(prepared: Path, cases: Sequence[str], card: ModelCard, netw
     model, needed = TrainedModel(card, [network], torch.device("cpu")), [0]
     for case in cases:
         image, _ = open_prepared(prepared, case)
-        needed.append(model.bytes_on_gpu(image.shape))
+        channels = image.shape[0] + card.plan.cascade  # with what the first stage found
+        needed.append(model.bytes_on_gpu((channels, *image.shape[1:])))
     return max(needed)
 
 

@@ -81,8 +81,9 @@ class PreprocessSettings(Section):
     """Target spacing along the axes of `orientation`; by default planned from the dataset."""
     shape: tuple[Size, Size, Size] | None = None
     """Resize every case to this many voxels instead, whatever its size, e.g. photographs to [224, 224, 1]."""
-    resolution: Literal["full", "low"] = "full"
-    """low: the coarser grid that the plan proposes where a 3D patch sees less than a quarter of the median case."""
+    resolution: Literal["full", "low", "cascade"] = "full"
+    """low: the coarser grid that the plan proposes where a 3D patch sees less than a quarter of the median case.
+    cascade: both; the network of the full resolution also sees what that of the low one found."""
     normalization: Literal["auto", "ct", "zscore", "zscore_nonzero", "none"] = "auto"
     """auto: ct for CT, zscore otherwise. ct: clip to the dataset's foreground percentiles, then its mean and SD."""
     image_order: Literal[0, 1, 3] = 3

@@ -247,8 +247,11 @@ def plan_lines(plan: Plan) -> list[str]:
     for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
         lines.append(f"{name} patch {times(patch.patch_size)}, batch {patch.batch_size}")
     if plan.low_resolution is not None:
-        spacing = times(plan.low_resolution.spacing_mm)
-        lines.append(f"low resolution for more context: {spacing} mm (--set preprocess.resolution=low)")
+        low, spacing = plan.low_resolution, times(plan.low_resolution.spacing_mm)
+        if plan.cascade:
+            lines.append(f"first stage: {spacing} mm, patch {times(low.patch_size)}, batch {low.batch_size}")
+        else:
+            lines.append(f"low resolution for more context: {spacing} mm (--set preprocess.resolution=low or =cascade)")
     return lines
 
 

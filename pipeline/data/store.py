@@ -13,7 +13,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ import blosc2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.documents import require_regular
-from pipeline.core.errors import DataError
-from pipeline.core.files import write_bytes, write_json
+from pipeline.core.errors import DataError, sentence
+from pipeline.core.files import read_record, write_bytes, write_json
 from pipeline.data.prepared_cases import ADVICE, case_folder, read_info
 
 _CHUNK, _BLOCK = 64, 32  # voxels along each axis; only blocks that a patch touches are decompressed
@@ -263,6 +264,50 @@ def open_prepared(folder: Path, case: str) -> tuple[PreparedArray, PreparedArray
     if image.packed.ndim != 4 or image.shape[1:] != label.shape:
         raise damaged(home, "an image and its label map", f"shapes {image.shape} and {label.shape}")
     return image, label
+
+
+def write_stage_map(folder: Path, case: str, found: NDArray[np.unsignedinteger[Any]], content_hash: str) -> None:
+    """Write what the first stage of a cascade found in a case: class indices (I, J, K), 0 for background."""
+    note = folder / f"{case}.json"
+    note.unlink(missing_ok=True)  # the old map must not seem valid while it is replaced
+    # PyTorch computes with few unsigned types.
+    checksum = _written(folder / f"{case}.b2nd", packed(found if found.dtype == np.uint8 else found.astype(np.int16)))
+    write_json(note, {"hash": content_hash, "checksum": checksum}, indent=None)
+
+
+def stage_map_hash(folder: Path, case: str) -> str | None:
+    """Content hash under which the stage map of a case was written; None if it is not there or its note is damaged."""
+    if not (folder / f"{case}.b2nd").is_file():
+        return None
+    content_hash = read_record(folder / f"{case}.json", _MapNote).get("hash")
+    return content_hash if isinstance(content_hash, str) else None
+
+
+def open_stage_map(folder: Path, case: str, shape: Sequence[int]) -> PreparedArray:
+    """The stage map of a case on disk, as large as its prepared image.
+
+    Raises:
+        DataError: If it is missing, damaged or of another shape.
+    """
+    path, advice = folder / f"{case}.b2nd", "Delete it and run `volseg train` again"
+    try:
+        found = open_array(path, read_record(folder / f"{case}.json", _MapNote).get("checksum"))
+    except DataError:
+        got = "a damaged one" if path.is_file() else "none"
+        raise DataError(sentence("stage map", "what the first stage found", got, advice, file=path)) from None
+    if found.shape != tuple(shape):
+        rule = f"the shape of the prepared case, {tuple(shape)}"
+        raise DataError(sentence("stage map", rule, found.shape, advice, file=path))
+    return found
+
+
+class _MapNote(BaseModel):
+    """What is noted of a stage map."""
+
+    model_config = ConfigDict(strict=True)
+
+    hash: str | None = None
+    checksum: str | None = None
 
 
 def read_class_voxels(folder: Path, case: str) -> dict[int, NDArray[np.int32]]:

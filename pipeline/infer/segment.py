@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.core.errors import VolsegError, sentence
+from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.grid import Box, reorient_array
 from pipeline.core.regions import PaintingStep
 from pipeline.core.volume import Image, LabelMap
@@ -28,6 +28,46 @@ from pipeline.preprocess.resample import resample
 
 Prepared = tuple[NDArray[np.floating[Any]], GridHistory]
 """An image (C, I, J, K) on the grid of a model, and how it came there."""
+
+
+def prepare_for(model: TrainedModel, image: Image, *, case: str = "image", extra: Sequence[Any] = ()) -> Prepared:
+    """An image as a model sees it; arguments and errors as for :func:`~pipeline.preprocess.prepare_case.prepare_image`.
+
+    For a cascade, the last channel is the class index that the first stage finds in the image.
+    """
+    array, history = prepare_image(image, model.card.plan, case=case, extra=extra, most_bytes=model.most_bytes)
+    first = model.first_stage
+    if first is None:
+        return array, history
+    low, _ = prepare_image(image, first.card.plan, case=case, extra=extra, most_bytes=first.most_bytes)
+    return with_stage_map(array, labels_on(first, low, array.shape[1:])), history
+
+
+def labels_on(
+    model: TrainedModel, prepared: NDArray[np.floating[Any]], shape: Sequence[int]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Class indices on another grid over the same field of view, as the second stage of a cascade sees the first.
+
+    Args:
+        model: The first stage.
+        prepared: (C, I, J, K) on its grid.
+        shape: Voxels of the other grid. Logits are resampled to it linearly before the decision, as nnU-Net does.
+    """
+    axis, planes = model.label_planes(prepared, shape)
+    index: NDArray[np.unsignedinteger[Any]] = torch.cat([part.cpu() for _, part in planes]).movedim(0, axis).numpy()
+    return index
+
+
+def with_stage_map(image: NDArray[np.floating[Any]], found: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """An image (C, I, J, K) with class indices (I, J, K) as its last channel.
+
+    Raises:
+        DataError: If they are of different shapes.
+    """
+    if image.shape[1:] != found.shape:
+        rule, advice = f"the shape of the image, {image.shape[1:]}", "Leave out transforms that move the field of view"
+        raise DataError(sentence("first stage", rule, found.shape, advice))
+    return np.concatenate([image, found[None]], axis=0, dtype=np.float32)
 
 
 def segment(models: Sequence[TrainedModel], prepared: Sequence[Prepared]) -> NDArray[np.unsignedinteger[Any]]:
@@ -153,6 +193,9 @@ def _require_own_parts(image: object, plan: Plan) -> None:
     if not isinstance(image, Image):
         got, advice = f"an object of type {type(image).__name__}", "Read it with read_image, or give Image(array, grid)"
         raise VolsegError(sentence("image", "an Image", got, advice))
+    if plan.cascade:
+        advice = "Use Predictor.load, or give the low-resolution plan and a network for it"
+        raise VolsegError(sentence("plan", "no cascade", "one", advice))
     if plan.extra:
         got, advice = ", ".join(plan.extra), "Use Predictor.load with extra=[…]"
         raise VolsegError(sentence("plan", "no further transforms of training", got, advice))

@@ -24,7 +24,8 @@ from pipeline.infer.tta import Passes, augmentation_problems, mirror_axes, rotat
 from pipeline.infer.windows import check_window, fitting_window, in_volume, prediction_window
 from pipeline.model.cost import window_bytes
 from pipeline.model.device import choose_dtype, enough_memory, free_bytes, out_of_memory, to_device
-from pipeline.model.folder import ModelCard, fold_folder, load_network, wanted_folds
+from pipeline.model.folder import ModelCard, fold_folder, load_network, read_card, wanted_folds
+from pipeline.preprocess.plan_file import FIRST_STAGE
 from pipeline.sample.augment import directions
 
 _GPU_SHARE = 0.8  # of a GPU's free memory; the network's activations need some too
@@ -145,6 +146,8 @@ class TrainedModel:
         settings: Section ``infer``; by default the one the model was trained with.
         most_bytes: Memory that the sums over windows may take, on whatever device; by default all that is free.
         sources: Content hashes of the files it was loaded from.
+        first_stage: Of a cascade, the model whose labels the networks see beside the image. Without it they are given
+            with the image, as its last channel.
 
     Raises:
         ConfigError: If there is no network, or the settings do not suit the model (see :func:`check_inference`).
@@ -158,7 +161,9 @@ class TrainedModel:
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
         sources: Sequence[str] = (),
+        first_stage: TrainedModel | None = None,
     ) -> None:
+        self.first_stage = first_stage
         if not networks:
             raise ConfigError([sentence("prediction", "at least one network", "none", "Load a trained model")])
         self.card, self.networks, self.most_bytes, self.sources = card, list(networks), most_bytes, tuple(sources)
@@ -185,6 +190,7 @@ class TrainedModel:
             directions(plan.orientation).index("LR"),
             self.labels.output_side_pairs(),
             rotation_of(plan, spec) if self.settings.rotate else None,
+            self.labels.side_pairs() if plan.cascade else (),
         )
 
     @classmethod
@@ -196,16 +202,20 @@ class TrainedModel:
         folds: Sequence[int] | None = None,
         settings: InferSettings | None = None,
         most_bytes: int | None = None,
+        *,
+        alone: bool = False,
     ) -> TrainedModel:
-        """Load a model folder.
+        """Load a model folder, of a cascade both stages.
 
         Args:
             folder: What ``volseg train`` wrote.
             card: Content of its ``model.json``.
             device: Where to compute, or several devices over which the networks are spread.
-            folds: Folds to average; by default all that are trained.
-            settings: Section ``infer``; by default the model's own.
+            folds: Folds to average, of a cascade in both stages; by default all that are trained.
+            settings: Section ``infer``; by default the model's own. The first stage of a cascade keeps its own, because
+                the second was trained on what it finds with them.
             most_bytes: As for the class.
+            alone: Leave out the first stage of a cascade.
 
         Raises:
             VolsegError: If the folder holds no trained network, or not the folds asked for.
@@ -214,7 +224,12 @@ class TrainedModel:
         files = (folder / "model.json", *(fold_folder(folder, fold) / "model.safetensors" for fold in wanted))
         places = spread(len(wanted), device)
         networks = [to_device(load_network(folder, card, n), place) for n, place in zip(wanted, places, strict=True)]
-        return cls(card, networks, places, settings, most_bytes, [file_hash(file) for file in files])
+        sources, first = [file_hash(file) for file in files], None
+        if card.plan.cascade and not alone:
+            home = folder / FIRST_STAGE
+            first = cls.load(home, read_card(home), device, folds, None, most_bytes)
+            sources += first.sources
+        return cls(card, networks, places, settings, most_bytes, sources, first)
 
     def inferer(
         self, shape: Sequence[int], axis: int | Literal["auto"] = "auto", part: Tensor | Box | None = None
@@ -345,6 +360,9 @@ def check_inference(card: ModelCard, settings: InferSettings) -> None:
         if unknown:
             rule, got = f"some of {', '.join(known)}", ", ".join(unknown)
             raise ConfigError([sentence(f"infer.{key}", rule, got, "Correct it")])
+    if card.plan.cascade and settings.roi in ("organs", "auto"):
+        advice = "Its first stage has looked at everything already"
+        raise ConfigError([sentence("infer.roi", "none or body for a cascade", settings.roi, advice)])
     problems = augmentation_problems(card.plan, card.network, card.settings, settings)
     if problems:
         raise ConfigError(problems)

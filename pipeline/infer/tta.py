@@ -22,7 +22,7 @@ from pipeline.model.device import autocast
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.augment import directions
-from pipeline.sample.spatial import coarse_axis, largest_rotation
+from pipeline.sample.spatial import coarse_axis, largest_rotation, swap_sides
 
 _SAME_SPACING = 0.01  # spacings that differ by less are taken for equal: a quarter turn stretches no more
 _ADVICE = "Set it to false"
@@ -186,6 +186,8 @@ class Passes:
         side_pairs: (left, right) channels of the logits.
         rotation: In which plane to rotate. Windows that are not as long along both of its axes are rotated by 180
             degrees only.
+        stage_pairs: (left, right) class indices in the last channel of the windows, where that is what the first stage
+            of a cascade found: they swap in mirrored windows, as they did in training.
 
     Attributes:
         packed: Puts the outputs of all passes together, from a list into what the networks return them in.
@@ -202,7 +204,9 @@ class Passes:
         sides: int | None = None,
         side_pairs: Sequence[tuple[int, int]] = (),
         rotation: Rotation | None = None,
+        stage_pairs: Sequence[tuple[int, int]] = (),
     ) -> None:
+        self.stage_pairs = tuple(stage_pairs)
         self.networks, self.dtype, self.axes = list(networks), dtype, tuple(axes)
         self.sides, self.side_pairs, self.rotation = sides, tuple(side_pairs), rotation
         self.devices = [_device_of(network) for network in self.networks]
@@ -221,13 +225,22 @@ class Passes:
         passes = []
         for view in views(self.axes, rotation):
             swapped = self.side_pairs if self.sides in view.mirrored else ()
+            stage_pairs = self.stage_pairs if self.sides in view.mirrored else ()
             for network, device in zip(self.networks, self.devices, strict=True):
-                passes.append(Pass(partial(self._outputs, network, device), view, swapped, device))
+                passes.append(Pass(partial(self._outputs, network, device, stage_pairs), view, swapped, device))
         return passes
 
-    def _outputs(self, network: Network, device: torch.device | None, windows: Tensor) -> list[Tensor]:
+    def _outputs(
+        self,
+        network: Network,
+        device: torch.device | None,
+        stage_pairs: Sequence[tuple[int, int]],
+        windows: Tensor,
+    ) -> list[Tensor]:
         """All outputs of a network, whatever it returns them in."""
         place = device or windows.device
+        if stage_pairs:
+            windows = torch.cat([windows[:, :-1], swap_sides(windows[:, -1:], stage_pairs)], dim=1)
         with nullcontext() if self.dtype is None else autocast(place, self.dtype):
             found = network(windows.to(place))
         if isinstance(found, Mapping):

@@ -113,9 +113,12 @@ class SegmentationNetwork(nn.Module):
 
     A subclass implements :meth:`segment`, which may rely on a plain tensor of a legal size.
 
+    As the second stage of a cascade (``stage_classes`` above 0) it takes the class index that the first stage found as
+    the last channel, and sees it as one channel per foreground class: see :func:`with_stage_channels`.
+
     Args:
         dims: Number of spatial axes.
-        in_channels: Channels of the image, C.
+        in_channels: Channels of the image, C, those of a first stage included.
         out_channels: Channels of the logits, L.
         options: The validated options the network is built from, kept for its description.
         sizes: Spatial sizes it takes.
@@ -139,6 +142,7 @@ class SegmentationNetwork(nn.Module):
         self.options = options
         self.sizes = sizes
         self.batch_norm = batch_norm
+        self.stage_classes = 0
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -172,6 +176,8 @@ class SegmentationNetwork(nn.Module):
         """
         if isinstance(x, MetaTensor):
             x = x.as_tensor()
+        if self.stage_classes and x.dim() == self.dims + 2 and x.shape[1] != self.in_channels:
+            x = with_stage_channels(x, self.stage_classes)
         # A traced graph is fixed to its size anyway, and every comparison would warn.
         if not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             self._require_input(x)
@@ -193,6 +199,25 @@ class SegmentationNetwork(nn.Module):
             expected = "two or more values per channel at the lowest resolution, as batch normalization needs"
             got = f"one patch of size {size}, which leaves one value"
             raise DataError(sentence("training batch", expected, got, "Take larger patches or a larger batch"))
+
+
+def with_stage_channels(x: Tensor, classes: int) -> Tensor:
+    """What the second stage of a cascade sees: the last channel, class indices, as one channel of 0 and 1 per class.
+
+    Made for a window or a batch of patches, and here alone: for a whole volume it would take a number per class and
+    voxel.
+
+    Args:
+        x: (B, C + 1, *spatial), the last channel the class index that the first stage found, 0 for background.
+        classes: Foreground classes, K.
+
+    Returns:
+        (B, C + K, *spatial) of the same type; background is 0 in all of the last K channels.
+
+    Reference: Isensee et al., nnU-Net, Nature Methods 2021 (3D U-Net cascade).
+    """
+    numbers = torch.arange(1, classes + 1, device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.dim() - 2))
+    return torch.cat([x[:, :-1], (x[:, -1:] == numbers).to(x.dtype)], dim=1)
 
 
 class LevelNetwork(SegmentationNetwork):

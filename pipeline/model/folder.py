@@ -63,7 +63,8 @@ def read_card(folder: Path) -> ModelCard:
     # What the plan names, the network must take and give: else masks would have organs that nobody trained.
     for key, there, wanted in (
         ("patch_size", len(network.patch_size), network.dims),
-        ("in_channels", network.in_channels, len(plan.channels)),
+        ("stage_classes", network.stage_classes, plan.stage_classes),
+        ("in_channels", network.in_channels, len(plan.channels) + plan.stage_classes),
         ("out_channels", network.out_channels, plan.label_table.outputs),
     ):
         if there != wanted:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.config.settings import ModelSettings, SampleSettings, Size
 from pipeline.core.errors import ConfigError, sentence
@@ -23,10 +23,11 @@ class NetworkSpec(BaseModel):
     Args:
         name: Name in the registry.
         dims: 2 or 3.
-        in_channels: Image channels.
+        in_channels: Channels that the network sees: of the image and, in a cascade, of the first stage.
         out_channels: Classes, background included, or regions.
         options: Options of the network.
         patch_size: Training patch as the network sees it, its margin included; along the axes the network sees.
+        stage_classes: In a cascade's second stage, the foreground classes of the first: the last of its channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,11 +38,22 @@ class NetworkSpec(BaseModel):
     out_channels: Size
     options: dict[str, Any]
     patch_size: Annotated[tuple[Size, ...], Field(min_length=2, max_length=3)]
+    stage_classes: Annotated[int, Field(ge=0)] = 0
+
+    @model_serializer(mode="wrap")
+    def _without_stage(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where there is none, so that descriptions of other networks stay as they were before the key.
+        content: dict[str, Any] = handler(self)
+        if not self.stage_classes:
+            content.pop("stage_classes", None)
+        return content
 
     def build(self, seed: int | None = None, initialization: Literal["he", "pytorch"] = "he") -> SegmentationNetwork:
         """The network with freshly drawn weights; arguments as for :func:`build_network`."""
         shape = (self.name, self.dims, self.in_channels, self.out_channels)
-        return new_network(*shape, seed=seed, initialization=initialization, **self.options)
+        network = new_network(*shape, seed=seed, initialization=initialization, **self.options)
+        network.stage_classes = self.stage_classes
+        return network
 
     def structure(self) -> SegmentationNetwork:
         """The network without memory for its weights: their names and shapes."""
@@ -129,10 +141,14 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
     if len(patch) != model.dims:
         rule = f"expected {model.dims} numbers for model.dims {model.dims}"
         raise ConfigError([f"sample.patch_size: {rule}, got {patch}."])
+    if plan.cascade and model.dims != 3:
+        advice = "Train it on a dataset prepared with preprocess.resolution=full"
+        raise ConfigError([sentence("model.dims", "3 for a cascade", model.dims, advice)])
     spec = NetworkSpec(
         name=model.name,
         dims=model.dims,
-        in_channels=len(plan.channels),
+        in_channels=len(plan.channels) + plan.stage_classes,
+        stage_classes=plan.stage_classes,
         out_channels=plan.label_table.outputs,
         options=_options(plan, model, patch),
         patch_size=tuple(patch),

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.config.settings import Millimetres, Size
 from pipeline.core.documents import YAML_MB, conform, cut, parse_yaml, read_text, short
@@ -23,6 +33,7 @@ from pipeline.core.grid import check_orientation
 from pipeline.core.labels import LabelTable
 
 _PASSIVE = {
+    "cascade",
     "class_weights",
     "dataset",
     "low_resolution",
@@ -74,7 +85,10 @@ class PatchPlan(_Value):
 
 
 class LowResolution(_Value):
-    """A coarser grid on which a 3D patch sees a quarter of the median case; ``preprocess.resolution: low`` takes it."""
+    """A coarser grid on which a 3D patch sees a quarter of the median case; ``preprocess.resolution: low`` takes it.
+
+    ``cascade`` prepares both.
+    """
 
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres]
     median_shape: tuple[Size, Size, Size]
@@ -103,6 +117,7 @@ class Plan(_Value):
         patch_3d: Patch of 3D networks.
         patch_2d: Patch of 2D networks, along the two other axes.
         low_resolution: A coarser grid for large organs and context, or None where a patch sees enough.
+        cascade: Whether 3D networks also see what a first stage, trained on the low resolution, found.
         class_weights: Organ → weight in loss and sampling, for those who ask for them; organs left out weigh 1. None
             where none are proposed.
         extra: Class names of the user's further MONAI transforms, which must be given again to predict.
@@ -126,6 +141,7 @@ class Plan(_Value):
     patch_3d: PatchPlan
     patch_2d: PatchPlan
     low_resolution: LowResolution | None = None
+    cascade: bool = False
     class_weights: Mapping[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
     extra: tuple[str, ...] = ()
     reasons: Mapping[str, str] = Field(default_factory=dict)
@@ -150,7 +166,17 @@ class Plan(_Value):
         for key, (there, wanted) in numbers.items():
             if there != wanted:
                 raise ValueError(sentence(key, f"{wanted} entries", there, "Correct it"))
+        if self.cascade and self.low_resolution is None:
+            raise ValueError(sentence("cascade", "false without low_resolution", "true", "Correct one of them"))
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_cascade(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where there is none: such plans, and the trainings that note them, stay as they were before the key.
+        content: dict[str, Any] = handler(self)
+        if not self.cascade:
+            content.pop("cascade", None)
+        return content
 
     @field_validator("class_weights")
     @classmethod
@@ -172,6 +198,30 @@ class Plan(_Value):
         """Hash of what prepared cases depend on: everything but name, patches, batches, weights and reasons."""
         return text_hash(json.dumps(self.model_dump(mode="json", exclude=_PASSIVE)))
 
+    @property
+    def stage_classes(self) -> int:
+        """Foreground classes of the first stage of a cascade, each of which is a channel of the second; else 0."""
+        return len(self.label_table.organs) if self.cascade else 0
+
+    def first_stage(self) -> Plan:
+        """The plan of a cascade's first stage: the same on the low resolution.
+
+        Raises:
+            ValueError: If there is no low resolution.
+        """
+        low = self.low_resolution
+        if low is None:
+            raise ValueError("plan: expected a low resolution, got none. Plan with preprocess.resolution=cascade.")
+        update = {
+            "spacing_mm": low.spacing_mm,
+            "median_shape": low.median_shape,
+            "patch_3d": PatchPlan(patch_size=low.patch_size, batch_size=low.batch_size),
+            "low_resolution": None,
+            "cascade": False,
+            "reasons": {"spacing_mm": "The low resolution of the plan one folder above: the first stage of a cascade."},
+        }
+        return self.model_copy(update=update)
+
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""
         return (0, 1, 2) if dims == 3 else tuple(axis for axis in range(3) if axis != self.slice_axis)
@@ -179,6 +229,9 @@ class Plan(_Value):
 
 PLAN_FILE = "plan.yaml"
 """Its name in a prepared folder."""
+
+FIRST_STAGE = "low_resolution"
+"""Folder of a cascade's first stage, in a prepared folder and in a model folder; each is one in its own right."""
 
 _WIDTH = 110
 _HEADER = """\

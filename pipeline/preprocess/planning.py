@@ -74,7 +74,7 @@ def plan_from_fingerprints(
     """Plan from fingerprints; what the settings fix is taken from them.
 
     Raises:
-        VolsegError: If the settings want the low resolution of a dataset that needs none.
+        VolsegError: If the settings want the low resolution, or a cascade, of a dataset that needs none.
     """
     cases, outputs = len(dataset.cases), dataset.labels.outputs
     spacing, why_spacing, exact, low = _grids(fingerprints, settings, outputs, memory_gb, cases)
@@ -115,6 +115,7 @@ def plan_from_fingerprints(
         patch_3d=patch((0, 1, 2), settings.patch_size),
         patch_2d=patch([a for a in range(3) if a != axis], settings.patch_size_2d),
         low_resolution=low,
+        cascade=settings.resolution == "cascade",
         class_weights=weights,
         reasons=reasons,
     )
@@ -148,7 +149,9 @@ def _grids(
         return spacing, why, exact, low
     if low is None:
         rule, advice = "full, as a 3D patch already covers a quarter of the median case", "Leave the setting out"
-        raise VolsegError(sentence("preprocess.resolution", rule, "low", advice))
+        raise VolsegError(sentence("preprocess.resolution", rule, settings.resolution, advice))
+    if settings.resolution == "cascade":  # its first stage is planned from this plan, see Plan.first_stage
+        return spacing, why, exact, low
     why = "The low resolution: full resolution made coarser until a patch covers a quarter of the median case."
     return low.spacing_mm, why, np.array(low.median_shape, dtype=np.float64), None
 
@@ -201,11 +204,14 @@ def _reasons(cases: int, settings: PreprocessSettings, kept: float, axis: int, m
     patch = f"What a plain U-Net trains on in {memory_gb:g} GB, no larger than the median case needs; {shared}."
     schemes = "Channels called CT by percentiles, mean and SD of all foreground, others by mean and SD of the image."
     border = f"Cropping keeps {kept:.0%} of the median volume{', so zeros stay out' if kept < _MASK_SHARE else ''}."
+    stages = "As set: the first stage is prepared in low_resolution/, what it finds are channels of the second."
     return {
+        **({"cascade": stages} if settings.resolution == "cascade" else {}),
         "normalization": f"{schemes} {border}" if settings.normalization == "auto" else f"As set. {border}",
         "slice_axis": f"{_SLICES[settings.orientation[axis]]} slices: that axis has one slice or the coarsest spacing.",
         "patch_3d": "As set." if settings.patch_size else patch,
         "patch_2d": "As set." if settings.patch_size_2d else patch,
         "low_resolution": "A grid on which a 3D patch sees a quarter of the median case; null if one does already. To "
-        "train with that much context: volseg preprocess into another folder with --set preprocess.resolution=low.",
+        "train with that much context: volseg preprocess into another folder with --set preprocess.resolution=low, or "
+        "=cascade to let a network of the full resolution see what one of the low resolution found.",
     }

@@ -131,7 +131,7 @@ def _cut_moved(
             first[axis], end[axis] = max(first[axis], 0), min(end[axis], shape[axis])
     extent = [high - low for low, high in zip(first, end, strict=True)]
     around = torch.empty((len(images), *extent), dtype=torch.float32, device=images.device)
-    classes = torch.empty(extent, dtype=torch.int16, device=images.device)
+    classes = torch.empty(extent, dtype=torch.int32, device=images.device)  # joined numbers of a cascade are large
     paste(around, volume[0], first, fill[0])
     paste(classes, volume[1], first, fill[1])
     # A 2D network's patch lies in one slice, which moves know nothing of.

@@ -16,6 +16,7 @@ from pipeline.core.tables import score_cell, text_table
 from pipeline.evaluate.results import read_summary
 from pipeline.evaluate.significance import PairedDifference, paired_difference
 from pipeline.model.folder import ENSEMBLE_FILE, ensemble_members, fold_folder
+from pipeline.preprocess.plan_file import FIRST_STAGE
 from pipeline.stages.cross_validate import (
     FOLDER,
     CrossValidation,
@@ -199,12 +200,14 @@ def _write(
     for name in earlier:
         shutil.rmtree(out / name, ignore_errors=True)
     for name, model in members.items():
-        for fold in folds:
-            home, target = fold_folder(model.folder, fold), fold_folder(out / name, fold)
-            for file in ("model.safetensors", "validation.json"):
-                if (home / file).is_file():
-                    copy_file(home / file, target / file)
-        copy_file(model.folder / "model.json", out / name / "model.json")
+        # A cascade goes with its first stage.
+        for part in ("", FIRST_STAGE) if model.card.plan.cascade else ("",):
+            for fold in folds:
+                home, target = fold_folder(model.folder / part, fold), fold_folder(out / name / part, fold)
+                for file in ("model.safetensors", "validation.json"):
+                    if (home / file).is_file():
+                        copy_file(home / file, target / file)
+            copy_file(model.folder / part / "model.json", out / name / part / "model.json")
     write_postprocessing(choice.best.postprocessing, out)
     write_text(out / "choice.md", "\n".join(("# Choice of the model", "", *choice_lines(choice))) + "\n")
     candidates: list[dict[str, Any]] = [asdict(candidate) for candidate in choice.candidates]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.documents import conform
@@ -24,7 +25,7 @@ from pipeline.core.volume import LabelMap
 from pipeline.data.dataset import CaseFiles
 from pipeline.data.prediction_record import PredictionRecord
 from pipeline.data.prepared_cases import PossibleFile, read_info
-from pipeline.data.store import open_prepared
+from pipeline.data.store import open_prepared, open_stage_map, stage_map_hash
 from pipeline.data.volume_file import split_source, volume_suffix
 from pipeline.data.volumes import write_label_map
 from pipeline.engine.local import Batch, default_jobs, map_cases, open_engine
@@ -34,11 +35,12 @@ from pipeline.evaluate.results import read_summary, write_evaluation
 from pipeline.evaluate.scoring import score_pairs
 from pipeline.evaluate.summary import organ_means
 from pipeline.infer.cleaning import Cleaning
-from pipeline.infer.segment import segment
+from pipeline.infer.segment import labels_on, segment, with_stage_map
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_device
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, wanted_folds
 from pipeline.preprocess.grid_history import GridHistory
+from pipeline.stages.cascade import first_stage
 from pipeline.stages.evaluate import ReferenceTask, write_reference
 from pipeline.stages.model_files import PreparedFolds, validation_cases
 from pipeline.stages.postprocessing import (
@@ -123,6 +125,24 @@ class ModelUnderTest:
     folder: Path
     card: ModelCard
     prepared: Path
+
+    @property
+    def stage_maps(self) -> Path | None:
+        """Of a cascade, the folder of what its first stage found in the cases it was trained on."""
+        first = first_stage(self.card.plan, self.prepared, self.folder)
+        return None if first is None else first.maps
+
+    def image(self, case: str) -> NDArray[np.float32]:
+        """A prepared case as its networks see it, in a cascade with what the first stage found when it was trained."""
+        image = np.asarray(open_prepared(self.prepared, case)[0][...])
+        if self.stage_maps is None:
+            return image
+        return with_stage_map(image, open_stage_map(self.stage_maps, case, image.shape[1:])[...])
+
+    def case_hash(self, case: str) -> str:
+        """Content hash of what :meth:`image` gives."""
+        own = str(read_info(self.prepared, case).get("hash"))
+        return own if self.stage_maps is None else f"{own} {stage_map_hash(self.stage_maps, case)}"
 
     @classmethod
     def read(cls, model: Path, prepared: Path) -> ModelUnderTest:
@@ -321,7 +341,7 @@ def predict_out_of_fold(
                     if not _is_done(case, record.entries):
                         # The networks are loaded for the first case that needs them: often all are up to date.
                         members = members or [
-                            TrainedModel.load(model.folder, model.card, device, [fold]) for model in models
+                            TrainedModel.load(model.folder, model.card, device, [fold], alone=True) for model in models
                         ]
                         _predict(case, models, members, record)
                         done.append(case.files.id)
@@ -353,8 +373,7 @@ def _model_hash(models: Sequence[ModelUnderTest], fold: int) -> str:
 
 
 def _case_task(models: Sequence[ModelUnderTest], case: str, model_hash: str, out: Path) -> _CaseTask:
-    infos = [read_info(model.prepared, case) for model in models]
-    files = _files(case, infos[0])
+    files = _files(case, read_info(models[0].prepared, case))
     paths = [split_source(path)[0] for path in files.label_sources]
     own = bool(paths) and all(path.is_file() for path in paths)
     suffix = (volume_suffix(files.images[0]) if files.images and own else "") or _FALLBACK_SUFFIX
@@ -362,7 +381,7 @@ def _case_task(models: Sequence[ModelUnderTest], case: str, model_hash: str, out
     reference_hash = text_hash(*(file_hash(path) for path in paths if own))
     reference = files.label if own and files.label is not None else made
     made_from = reference_hash if reference == made else ""
-    prediction_hash = text_hash(model_hash, made_from, *(str(info.get("hash")) for info in infos))
+    prediction_hash = text_hash(model_hash, made_from, *(model.case_hash(case) for model in models))
     return _CaseTask(files, own, out / "predictions" / f"{case}{suffix}", reference, prediction_hash, reference_hash)
 
 
@@ -397,13 +416,12 @@ def _predict(
             history = GridHistory.from_json(read_info(model.prepared, name).get("trace", {}))
         except ValueError as error:
             raise DataError(f"case {name}: {error}") from None
-        prepared.append((np.asarray(open_prepared(model.prepared, name)[0][...]), history))
+        prepared.append((model.image(name), history))
     history = prepared[0][1]
     if case.own_grid:
         index, grid = segment(members, prepared), history.source
     elif len(members) == 1:
-        axis, rows = members[0].label_planes(prepared[0][0], history.prepared.shape)
-        index, grid = torch.cat([part for _, part in rows]).movedim(0, axis).cpu().numpy(), history.prepared
+        index, grid = labels_on(members[0], prepared[0][0], history.prepared.shape), history.prepared
     else:
         rule, advice = "its reference where it was when it was prepared", "Put it back, or prepare the dataset again"
         raise DataError(sentence("dataset", rule, "nothing there", advice, case=name))

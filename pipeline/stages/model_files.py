@@ -164,16 +164,16 @@ def provenance(device: torch.device) -> dict[str, str]:
 
 
 @contextmanager
-def alone_in(home: Path, processes: Processes = SINGLE) -> Iterator[None]:
+def alone_in(home: Path, processes: Processes = SINGLE, *, wait: bool = False) -> Iterator[None]:
     """Keep other trainings out of the folder of a fold; however a training ends, the folder is free again.
 
-    Of several processes the first one keeps the folder for all.
+    Of several processes the first one keeps the folder for all. With ``wait``, one that is not free is waited for.
 
     Raises:
         VolsegError: In every process, if a training is at work there, or the folder cannot be written.
     """
     # A lock of the system, not a file that says so: it ends with the process, even if that is killed.
-    lock = FileLock(home / LOCK_FILE, timeout=0)
+    lock = FileLock(home / LOCK_FILE, timeout=-1 if wait else 0)
     found = _locked(lock, home) if processes.first else ""
     try:
         problem = processes.gathered({str(processes.rank): found})["0"]  # the others would wait for one that has left

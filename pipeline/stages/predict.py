@@ -30,11 +30,10 @@ from pipeline.engine.local import Batch
 from pipeline.engine.overlapped import overlapped
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
-from pipeline.infer.segment import Prepared, SearchRegion, segment, segment_region, segment_softly
+from pipeline.infer.segment import Prepared, SearchRegion, prepare_for, segment, segment_region, segment_softly
 from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders, read_card
-from pipeline.preprocess.prepare_case import prepare_image
 from pipeline.stages.model_files import provenance
 from pipeline.stages.prediction_files import (
     Output,
@@ -84,7 +83,9 @@ class Predictor:
                 raise ConfigError([sentence("further transforms", rule, got, advice)])
             self.cleaning = Cleaning.of(model.settings) | self.cleaning
         # Models whose plans prepare alike share the prepared image: for each model the first one like it.
+        # In a cascade what is prepared is also what its own first stage finds.
         recipes = [model.card.plan.content_hash for model in self.models] if len(self.models) > 1 else [""]
+        recipes = [recipe + f" {n}" * (self.models[n].first_stage is not None) for n, recipe in enumerate(recipes)]
         self._alike = [recipes.index(recipe) for recipe in recipes]
 
     @classmethod
@@ -144,7 +145,7 @@ class Predictor:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All networks."""
+        """All networks, of a cascade those of its second stage."""
         return [network for model in self.models for network in model.networks]
 
     @property
@@ -273,10 +274,7 @@ class Predictor:
     def _prepared(self, image: Image, case: str) -> list[Prepared]:
         """The image as every model sees it."""
         alike = {number: self.models[number] for number in self._alike}
-        found = {
-            number: prepare_image(image, model.card.plan, case=case, extra=self.extra, most_bytes=model.most_bytes)
-            for number, model in alike.items()
-        }
+        found = {number: prepare_for(model, image, case=case, extra=self.extra) for number, model in alike.items()}
         return [found[number] for number in self._alike]
 
     def _cleaned(self, index: NDArray[np.integer[Any]], grid: Grid) -> LabelMap:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import PreprocessSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import OutputFolder, file_hash, read_record, remove_leftovers, signature, write_json
+from pipeline.core.files import OutputFolder, copy_file, file_hash, read_record, remove_leftovers, signature, write_json
 from pipeline.core.signals import Progress, silent
 from pipeline.core.together import RunsTogether
 from pipeline.data.check import CheckReport, check_dataset, lost_case
@@ -28,7 +28,7 @@ from pipeline.data.volume_file import split_source
 from pipeline.data.volumes import read_grid
 from pipeline.engine.local import Batch, Run, collect, default_jobs, map_cases, open_engine
 from pipeline.preprocess.fingerprint import CaseFingerprint, dataset_fingerprint, fingerprint_case, samples_per_case
-from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan, write_plan
+from pipeline.preprocess.plan_file import FIRST_STAGE, PLAN_FILE, Plan, read_plan, write_plan
 from pipeline.preprocess.planning import plan_from_fingerprints
 from pipeline.sample.folds import Fold, follows_split, read_splits, usual_folds, write_splits
 from pipeline.stages.memory import (
@@ -272,7 +272,8 @@ def preprocess(
 ) -> Batch:
     """Prepare every labelled case of a dataset: fingerprint, plan, transforms, store, folds.
 
-    Writes ``plan.yaml``, ``splits.json`` and ``cases/<id>/``. What is there already and unchanged is kept.
+    Writes ``plan.yaml``, ``splits.json`` and ``cases/<id>/``. What is there already and unchanged is kept. For a
+    cascade, ``low_resolution/`` gets the same for its first stage, with the same folds.
 
     Args:
         dataset: Dataset folder or datalist.
@@ -294,14 +295,42 @@ def preprocess(
     if fixed := own_split(opened.cases):  # one that cannot be used is refused before hours of work
         _fresh_folds(out / "splits.json", opened.cases, fixed, settings)
     given = None if plan is None else given_plan(Path(plan), opened)
-    workers = jobs or default_jobs(len(opened.cases))
+    work = _Work(opened, source_of(dataset), settings, jobs or default_jobs(len(opened.cases)), progress, tuple(extra))
+    batch, chosen = _prepare_all(work, out, given)
+    if not chosen.cascade:
+        return batch
+    require_fitting(opened, out / FIRST_STAGE)
+    first, _ = _prepare_all(work, out / FIRST_STAGE, chosen.first_stage())
+    if (out / "splits.json").is_file():  # it may have been edited; the folds of both stages are the same
+        copy_file(out / "splits.json", out / FIRST_STAGE / "splits.json")
+    failed = dict([*first.failed, *batch.failed])
+    done = {case: case in batch.done or case in first.done for case in (*batch.done, *batch.kept)}
+    made = {case: written for case, written in done.items() if case not in failed}
+    return Batch.of(made, list(failed.items()), dict.fromkeys((*batch.notes, *first.notes)))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one or both resolutions of a dataset are prepared with."""
+
+    dataset: Dataset
+    source: str
+    settings: Settings
+    jobs: int
+    progress: Progress
+    extra: tuple[Any, ...]
+
+
+def _prepare_all(work: _Work, out: Path, given: Plan | None) -> tuple[Batch, Plan]:
+    """Prepare every case by a plan, or by one that is made; what became of them, and the plan."""
+    opened, settings, progress, extra = work.dataset, work.settings, work.progress, work.extra
     prints: list[CaseFingerprint] = []
     failed: list[tuple[str, str]] = []
     if given is None:
-        with open_engine(reading_jobs(opened, workers), READING_WORKER_BYTES, light=True) as run:
+        with open_engine(reading_jobs(opened, work.jobs), READING_WORKER_BYTES, light=True) as run:
             prints, failed = take_fingerprints(opened, settings.preprocess, run, progress)
     with at_work(out) as runs:
-        with open_engine(workers, TORCH_WORKER_BYTES) as run:
+        with open_engine(work.jobs, TORCH_WORKER_BYTES) as run:
             chosen = given or fresh_plan(opened, prints, settings.preprocess, run)
             chosen = chosen.model_copy(update={"extra": tuple(type(transform).__name__ for transform in extra)})
             with runs.alone():
@@ -310,8 +339,7 @@ def preprocess(
             bad, known = {case for case, _ in failed}, {found.id: found for found in prints}
             usable = [files for files in opened.cases if files.id not in bad]
             cases = {files.id: files for files in runs.shared(usable)}
-            source = source_of(dataset)
-            prepare = partial(_prepare, plan=chosen, out=out, extra=tuple(extra), source=source)
+            prepare = partial(_prepare, plan=chosen, out=out, extra=extra, source=work.source)
             written, more = collect(
                 run,
                 prepare,
@@ -323,9 +351,9 @@ def preprocess(
         failed += more
         Batch.of(written, failed).require_some()
         with runs.alone():
-            notes += (*opened.notes, *remove_former(opened, source, out), *_vanished(prints, chosen, out))
+            notes += (*opened.notes, *remove_former(opened, work.source, out), *_vanished(prints, chosen, out))
             notes += _write_folds(runs, out / "splits.json", opened, written, settings, failed)
-    return Batch.of(written, failed, (*notes, *runs.notes))
+    return Batch.of(written, failed, (*notes, *runs.notes)), chosen
 
 
 def source_of(dataset: Path | str) -> str:

@@ -325,6 +325,8 @@ def prune(
             fold is not trained, or ``out`` holds anything else.
     """
     card = read_card(model)
+    if card.plan.cascade:
+        raise VolsegError(sentence("model", "one without a first stage", "a cascade", "Do not prune it", file=model))
     with torch.device("meta"):
         network = supervised(card.network.build(), model)
     if not (math.isfinite(tolerance_points) and tolerance_points >= 0):

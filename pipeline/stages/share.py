@@ -21,6 +21,7 @@ from pipeline.model.folder import (
     wanted_folds,
     write_card,
 )
+from pipeline.preprocess.plan_file import FIRST_STAGE
 
 _RECORD = "shared.json"
 _VERSIONS = ("volseg", "torch", "monai", "python")  # of the provenance; its device and date would tell where and when
@@ -54,9 +55,15 @@ def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
     folder.require_own("a model that was shared before")
     # Members of an ensemble are called after folders, which are called as it pleased someone.
     names = [""] if homes == (model,) else [f"model_{number}" for number in range(1, len(homes) + 1)]
+    parts = list(zip(names, homes, cards, strict=True))
+    for name, home, card in tuple(parts):
+        if card.plan.cascade:  # its first stage goes with it, and before it
+            first = home / FIRST_STAGE
+            wanted_folds(first)
+            parts.insert(0, ((Path(name) / FIRST_STAGE).as_posix(), first, read_card(first)))
     written = [
         (Path(name) / file).as_posix()
-        for name, home in zip(names, homes, strict=True)
+        for name, home, _ in parts
         for file in (*(f"fold_{fold}/model.safetensors" for fold in trained_folds(home)), "model.json")
     ]
     cleaning = read_cleaning(model, cards[0].plan.label_table)
@@ -69,7 +76,7 @@ def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
     folder.remove_empty_folders()
     if cleaning:
         write_json(out / POSTPROCESSING_FILE, {"kept": cleaning.to_json()})
-    for name, home, card in zip(names, homes, cards, strict=True):
+    for name, home, card in parts:
         for fold in trained_folds(home):
             # Through the network, so that nothing else than its weights is in the file.
             weights = load_network(home, card, fold).state_dict()

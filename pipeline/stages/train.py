@@ -29,6 +29,7 @@ from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.sample.augment import PatchGeometry, directions
 from pipeline.sample.folds import Fold
+from pipeline.stages.cascade import FirstStage, first_stage
 from pipeline.stages.model_files import (
     PAGE,
     PreparedFolds,
@@ -100,12 +101,13 @@ def train(
             callbacks = NO_CALLBACKS
         if settings.train.mlflow:
             require_mlflow(settings.train.mlflow)
+        _write_stage_maps(prepared, out, settings, device, processes, callbacks)
         planned = PlannedTraining.of(prepared, out, settings, fold, None if start is None else Path(start))
         require_same_model(out, planned.card, fold, earlier_card(out))
         network = planned.first_network()
         # On a GPU the training comes first, and cases get what it leaves.
-        room = planned.room_for_cases(network, place, processes)
-        source = patch_source(prepared, planned.split, planned.card, network.margin, place, processes.count, room)
+        room, maps, count = planned.room_for_cases(network, place, processes), planned.stage_maps, processes.count
+        source = patch_source(prepared, planned.split, planned.card, network.margin, place, count, room, maps)
         # On a processor cases are loaded before the memory is asked for: what they take is no longer free.
         require_memory(network, source, settings.train)
         with alone_in(planned.folder, processes):
@@ -120,6 +122,26 @@ def train(
             return _train(planned, run, network, source, tune, callbacks)
 
 
+def _write_stage_maps(
+    prepared: Path, out: Path, settings: Settings, device: str | None, processes: Processes, callbacks: Callbacks
+) -> None:
+    """For the second stage of a cascade, let the first process bring up to date what the first stage found."""
+    plan = read_plan(prepared / PLAN_FILE)
+    first = first_stage(plan, prepared, out)
+    if first is None:
+        return
+    checked_card(plan, settings)  # before minutes of work
+    problem = ""
+    if processes.first:
+        try:
+            first.write_maps(plan, device, callbacks.log)
+        except VolsegError as error:
+            problem = str(error)
+    problem = processes.gathered({str(processes.rank): problem})["0"]  # the others would wait for one that has left
+    if problem:
+        raise VolsegError(problem)
+
+
 def _train(
     planned: PlannedTraining,
     run: TrainRun,
@@ -131,7 +153,8 @@ def _train(
     """Say what is trained, train it, and write what became of it."""
     spec, plan, settings = planned.card.network, planned.card.plan, run.settings
     place, processes, log = source.device, run.processes, callbacks.log
-    validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes)
+    maps = planned.stage_maps
+    validation = make_validation(planned.prepared, planned.split.validation, planned.card, place, processes, maps)
     transferred = planned.start.copy_into(network, plan, planned.fold) if planned.start else []
     notes = _notes(plan, planned.card.settings)
     if not any(read_class_voxels(planned.prepared, case) for case in planned.split.validation):
@@ -175,7 +198,7 @@ class PlannedTraining:
         split: Its cases.
         card: Network, plan and settings as the user gave them.
         start: The model to begin with, or None.
-        contents: Content hash of the cases of the split.
+        contents: Content hash of the cases of the split, and of what the first stage of a cascade found in them.
     """
 
     prepared: Path
@@ -192,7 +215,8 @@ class PlannedTraining:
         plan = read_plan(prepared / PLAN_FILE)
         folds = PreparedFolds.read(prepared)
         split, card = folds.fold(fold, plan), checked_card(plan, settings)
-        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, folds.contents(split))
+        contents = _contents(folds, split, first_stage(plan, prepared, out))
+        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, contents)
 
     @classmethod
     def all_folds(
@@ -202,9 +226,9 @@ class PlannedTraining:
         plan = read_plan(prepared / PLAN_FILE)
         card = checked_card(plan, settings)
         folds = PreparedFolds.read(prepared)
-        model = StartModel.read(start) if start else None
+        model, first = StartModel.read(start) if start else None, first_stage(plan, prepared, out)
         return tuple(
-            cls(prepared, out, fold, split, card, model, folds.contents(split))
+            cls(prepared, out, fold, split, card, model, _contents(folds, split, first))
             for fold, split in enumerate(folds.for_training(plan))
         )
 
@@ -212,6 +236,12 @@ class PlannedTraining:
     def folder(self) -> Path:
         """Folder of the fold."""
         return fold_folder(self.out, self.fold)
+
+    @property
+    def stage_maps(self) -> Path | None:
+        """For the second stage of a cascade, the folder of what the first found."""
+        first = first_stage(self.card.plan, self.prepared, self.out)
+        return None if first is None else first.maps
 
     @cached_property
     def training_hash(self) -> str:
@@ -246,7 +276,8 @@ class PlannedTraining:
         if device.type != "cuda":
             return 0
         spec, plan = self.card.network, self.card.plan
-        shape = (patches_per_batch(plan, spec, self.settings.sample), network.in_channels, *spec.patch_size)
+        channels = len(plan.channels) + plan.cascade  # what a first stage found is one, until the network sees it
+        shape = (patches_per_batch(plan, spec, self.settings.sample), channels, *spec.patch_size)
         dtype, regions = choose_dtype(device, self.settings.train.precision), plan.label_table.region_classes()
         memory = training_memory(network, shape, self.settings, dtype, regions=regions, processes=processes)
         validation = validation_bytes(self.prepared, self.split.validation, self.card, network)
@@ -262,6 +293,12 @@ class PlannedTraining:
                 raise ConfigError([sentence("model.foreground_prior", rule, model.foreground_prior, advice)])
             start_outputs_at(network, model.foreground_prior)
         return network
+
+
+def _contents(folds: PreparedFolds, split: Fold, first: FirstStage | None) -> str:
+    """Content hash of the cases of a split."""
+    own = folds.contents(split)
+    return own if first is None else text_hash(own, first.contents(split))
 
 
 def checked_card(plan: Plan, settings: Settings) -> ModelCard:
@@ -282,8 +319,12 @@ def patch_source(
     device: torch.device,
     processes: int = 1,
     gpu_bytes: int = 0,
+    stage_maps: Path | None = None,
 ) -> PatchSource:
-    """Where the patches of a training come from; ``gpu_bytes`` of a GPU are for cached cases."""
+    """Where the patches of a training come from.
+
+    ``gpu_bytes`` of a GPU are for cached cases; ``stage_maps`` is the folder of what a cascade's first stage found.
+    """
     spec, plan, settings = card.network, card.plan, card.settings
     # A 2D network sees one voxel along the slice axis, without a margin.
     size, lost = [1, 1, 1], [0, 0, 0]
@@ -302,6 +343,7 @@ def patch_source(
         seed=settings.train.seed,
         parts=settings.train.accumulate * processes,
         gpu_bytes=gpu_bytes,
+        stage=None if stage_maps is None else (stage_maps, plan.stage_classes),
     )
 
 

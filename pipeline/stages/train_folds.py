@@ -16,8 +16,10 @@ from pipeline.core.machine import processors
 from pipeline.engine.local import Outcome, open_engine
 from pipeline.engine.places import run_at_places
 from pipeline.model.device import choose_device
+from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
+from pipeline.stages.cascade import first_stage
 from pipeline.stages.model_files import finished_as, mean_dice_of
-from pipeline.stages.train import PlannedTraining, train
+from pipeline.stages.train import PlannedTraining, StartModel, checked_card, train
 from pipeline.train.distributed import launched
 from pipeline.train.log import EpochRecord
 from pipeline.train.state import Callbacks
@@ -95,7 +97,8 @@ def train_folds(
     """Train every fold of ``splits.json``, each as :func:`~pipeline.stages.train.train` does, into one model folder.
 
     A fold that was finished with the same data and settings is kept, one that was interrupted goes on, and one that
-    fails does not stop the others.
+    fails does not stop the others. Of a cascade, all folds of the first stage are trained before those of the second,
+    and if one of them fails, the result is that of the first stage.
 
     Args:
         prepared: Folder that ``preprocess`` wrote.
@@ -116,11 +119,26 @@ def train_folds(
         VolsegError: If there is no prepared dataset or device, or no fold could be trained with these settings.
     """
     _require_one_process()
-    # What is wrong for every fold is said once, before anything is trained.
-    planned = PlannedTraining.all_folds(prepared, out, settings, start)
     places = tuple(devices) if devices else default_devices()
     for place in places:
         choose_device(place)
+    plan = read_plan(prepared / PLAN_FILE)
+    first = first_stage(plan, prepared, out)
+    if first is not None:
+        # What is wrong with the second stage is said before the first is trained.
+        checked_card(plan, settings)
+        if start is not None:
+            StartModel.read(start)
+        first.require_same_folds(plan)
+        said, told = partial(_about_first, log), partial(_epoch_of_first, on_epoch)
+        result = train_folds(
+            first.data, first.model, settings, devices=places, restart=restart, tune=tune, on_epoch=told, log=said
+        )
+        if result.exit_code:
+            return result
+        first.write_maps(plan, places[0], log)
+    # What is wrong for every fold is said once, before anything is trained.
+    planned = PlannedTraining.all_folds(prepared, out, settings, start)
     kept = [each.fold for each in planned if not restart and finished_as(out, each.fold, each.finished_hash)]
     # Folds that are trained side by side on one machine share its processors.
     threads = max(1, processors() // len(places)) if len(places) > 1 else None
@@ -132,6 +150,14 @@ def train_folds(
         found[fold] = FoldOutcome(fold, status, outcome.value, outcome.error)
         log(outcome_line(found[fold]))
     return FoldsResult(tuple(found[fold] for fold in sorted(found)))
+
+
+def _about_first(log: Callable[[str], None], text: str) -> None:
+    log(f"first stage, {text}")
+
+
+def _epoch_of_first(on_epoch: OnEpoch, record: EpochRecord, epochs: int, fold: str) -> None:
+    on_epoch(record, epochs, f"first stage, {fold}")
 
 
 def _require_one_process() -> None:

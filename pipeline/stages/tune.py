@@ -139,6 +139,9 @@ def noise_batch(
     # Noise does: no step takes longer for what the images show.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch_size, len(plan.channels), *patch_size), generator=generator)
+    if plan.cascade:  # what the first stage found
+        found = torch.randint(plan.label_table.classes, (batch_size, 1, *patch_size), generator=generator)
+        images = torch.cat([images, found.float()], dim=1)
     size = (batch_size, *sizes.output_size(patch_size))
     return images.to(device), torch.randint(plan.label_table.classes, size, generator=generator).to(device)
 

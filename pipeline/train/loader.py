@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +21,19 @@ from torch import Tensor
 
 from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.core.errors import DataError
-from pipeline.data.store import open_prepared, read_class_voxels
+from pipeline.data.store import open_prepared, open_stage_map, read_class_voxels
 from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
 from pipeline.sample.spatial import Move
+from pipeline.sample.stage_maps import JoinedMaps, disturbed, joined_pairs, parted
 
 T = TypeVar("T")
 
 Pair = tuple[Tensor, Tensor]
-"""Images (B, C, *S) and class indices (B, *S)."""
+"""Images (B, C, *S) and class indices (B, *S). In the second stage of a cascade, the last channel of the images is the
+class index that the first stage found."""
 
 
 class PatchSource:
@@ -53,6 +56,7 @@ class PatchSource:
             other.
         gpu_bytes: Memory of a GPU that cached cases may take there, what the training leaves; the others are kept in
             the processor's memory.
+        stage: For the second stage of a cascade the folder of stage maps, and how many classes these have.
 
     Raises:
         DataError: If there is no case, or a case is damaged.
@@ -72,12 +76,14 @@ class PatchSource:
         seed: int = 0,
         parts: int = 1,
         gpu_bytes: int = 0,
+        stage: tuple[Path, int] | None = None,
     ) -> None:
         if not cases:
             raise DataError(f"{folder}: expected at least one training case, got none. Check splits.json.")
         self.patch_size, self.batch_size = patch_size, batch_size
         self.settings, self.device, self.squeeze_axis, self.margin = settings, device, squeeze_axis, margin
         self.class_weights, self.seed, self.parts = class_weights, seed, parts
+        self.stage_classes = stage[1] if stage else 0
         # Patches are placed by what the network gives logits for; its margin is cut around them as context.
         i, j, k = (size - 2 * lost for size, lost in zip(patch_size, margin, strict=True))
         self.target_size = i, j, k
@@ -88,15 +94,21 @@ class PatchSource:
         for case in cases:
             image, label = open_prepared(folder, case)
             self.infos.append(CaseInfo(case, tuple(label.shape), read_class_voxels(folder, case)))
-            size = int(image.nbytes) + int(label.nbytes)
+            found = open_stage_map(stage[0], case, label.shape) if stage else None
+            size = sum(int(array.nbytes) for array in (image, label, found) if array is not None)
             left, left_on_gpu = left - size, left_on_gpu - size
             # A GPU keeps the first cases, the processor's memory the next, the disk the rest.
             if left < 0:
-                self.volumes[case] = (image, label)
+                self.volumes[case] = (image, self._labels(label, found))
                 continue
             on_gpu = device.type != "cuda" or left_on_gpu >= 0
             place = device if on_gpu else torch.device("cpu")
-            self.volumes[case] = (image.load(place), label.load(place))
+            labels = self._labels(label.load(place), None if found is None else found.load(place))
+            self.volumes[case] = (image.load(place), labels)
+
+    def _labels(self, label: Any, found: Any) -> Any:
+        """The label map of a case, in the second stage of a cascade joined with its stage map."""
+        return label if found is None else JoinedMaps(label, found, self.stage_classes)
 
     def batches_per_epoch(self, balanced: int) -> int:
         """Batches of one epoch: ``balanced`` for random patches, as many as the windows need for sliding ones."""
@@ -111,7 +123,8 @@ class PatchSource:
 
         Returns:
             Images (B, C, *S) float32 and class indices (B, *S) int64, on the device, and the places of these patches in
-            the whole batch. The last batch of sliding patches of an epoch may be smaller.
+            the whole batch. The last batch of sliding patches of an epoch may be smaller. In the second stage of a
+            cascade, joined numbers of :class:`~pipeline.sample.stage_maps.JoinedMaps` instead of class indices.
         """
         patches, places = self._part(number, part)
         return *self.cut(patches), places
@@ -128,7 +141,15 @@ class PatchSource:
         # First the draw, then the cut: it takes as much of the surroundings as each patch shows, and of others none.
         moves = draw_moves(settings, random, network_size(self), geometry)
         images, labels = self.cut(patches, moves)
-        return augment(images, labels, settings, random, geometry, moved=True)
+        classes = self.stage_classes
+        if not classes:
+            return augment(images, labels, settings, random, geometry, moved=True)
+        geometry = replace(geometry, side_pairs=joined_pairs(geometry.side_pairs, classes))
+        images, joined = augment(images, labels, settings, random, geometry, moved=True)
+        labels, found = parted(joined, classes)
+        if settings.enabled:
+            found = disturbed(found, random)
+        return torch.cat([images, found[:, None].to(images.dtype)], dim=1), labels
 
     def _part(self, number: int, part: int) -> tuple[list[Patch], range]:
         """Patches of a part, and their places in the whole batch."""
@@ -183,6 +204,8 @@ class PatchSource:
 
     def _label_map(self, case: str) -> Any:
         label = self.volumes[case][1]
+        if isinstance(label, JoinedMaps):
+            label = label.labels
         return label.cpu().numpy() if isinstance(label, Tensor) else label[...]
 
 

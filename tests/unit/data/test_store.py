@@ -16,10 +16,13 @@ from pipeline.data.store import (
     class_voxels,
     open_array,
     open_prepared,
+    open_stage_map,
     packed,
     read_class_voxels,
+    stage_map_hash,
     step_of,
     write_prepared,
+    write_stage_map,
 )
 
 
@@ -221,3 +224,30 @@ def test_wide_intensities_are_stored_as_they_are(tmp_path: Path) -> None:
     image = np.array([[[[0.5, 1e6]]]], np.float32)
     (tmp_path / "image.b2nd").write_bytes(packed(image, step_of(image)))
     assert open_array(tmp_path / "image.b2nd")[...].tolist() == image.tolist()
+
+
+@pytest.mark.parametrize(("kind", "largest", "stored"), [(np.uint8, 255, np.uint8), (np.uint16, 300, np.int16)])
+def test_what_a_first_stage_found_comes_back(tmp_path: Path, kind: type, largest: int, stored: type) -> None:
+    found = np.random.default_rng(0).integers(0, largest + 1, (20, 70, 9)).astype(kind)
+    assert stage_map_hash(tmp_path, "case 1") is None
+    write_stage_map(tmp_path, "case 1", found, "abc")
+    assert stage_map_hash(tmp_path, "case 1") == "abc"
+    back = open_stage_map(tmp_path, "case 1", found.shape)
+    assert np.array_equal(back[...], found)
+    assert back.packed.dtype == stored
+    assert torch.equal(back.load(torch.device("cpu")).int(), torch.from_numpy(found.astype(np.int32)))
+    with pytest.raises(DataError, match=r"stage map: expected the shape of the prepared case, \(20, 70, 8\)"):
+        open_stage_map(tmp_path, "case 1", (20, 70, 8))
+
+
+def test_a_stage_map_that_is_damaged_or_gone_is_told_of(tmp_path: Path) -> None:
+    write_stage_map(tmp_path, "a", np.ones((4, 5, 6), np.uint8), "abc")
+    content = bytearray((tmp_path / "a.b2nd").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.b2nd").write_bytes(content)
+    with pytest.raises(DataError, match="stage map: expected what the first stage found, got a damaged one"):
+        open_stage_map(tmp_path, "a", (4, 5, 6))
+    (tmp_path / "a.b2nd").unlink()
+    assert stage_map_hash(tmp_path, "a") is None  # so that the next training makes it again
+    with pytest.raises(DataError, match="got none"):
+        open_stage_map(tmp_path, "a", (4, 5, 6))

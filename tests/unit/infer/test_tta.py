@@ -370,3 +370,17 @@ def test_networks_on_a_gpu_with_sums_there_or_on_the_cpu(sums):
     found = StreamingInferer((4, 4, 8), batch=3)(inputs.to(sums), passes)
     assert found.device.type == sums
     torch.testing.assert_close(found.cpu(), expected, atol=1e-2, rtol=1e-2)  # TF32
+
+
+def test_what_a_first_stage_found_changes_sides_with_the_window():
+    # A network that trusts its last channel, the class index of the first stage: left 1, right 2.
+    def trusting(window):
+        return torch.cat([(window[:, 1:] == value).float() for value in (0, 1, 2)], dim=1)
+
+    image, found = _random(1, 1, 6, 2, 2), torch.zeros(1, 1, 6, 2, 2)
+    found[:, :, :2], found[:, :, 4:] = 1.0, 2.0
+    inputs = torch.cat([image, found], dim=1)
+    aware = _mean(trusting, inputs, (0, 1, 2), sides=0, side_pairs=((1, 2),), stage_pairs=((1, 2),))
+    torch.testing.assert_close(aware, trusting(inputs))
+    blind = _mean(trusting, inputs, (0, 1, 2), sides=0, side_pairs=((1, 2),))
+    torch.testing.assert_close(blind[:, 1, :2], torch.full((1, 2, 2, 2), 0.5))

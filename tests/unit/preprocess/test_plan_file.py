@@ -63,6 +63,20 @@ def test_the_low_resolution_can_be_prepared_instead() -> None:
     assert full.content_hash != low.content_hash
 
 
+def test_a_cascade_keeps_both_resolutions() -> None:
+    dataset, prints = made_up((400, 400, 400))
+    full, low, both = (
+        plan_from_fingerprints(dataset, prints, PreprocessSettings(resolution=resolution), 8.0)
+        for resolution in ("full", "low", "cascade")
+    )
+    reason = both.reasons["cascade"]
+    assert reason.startswith("As set")
+    assert both == full.model_copy(update={"cascade": True, "reasons": {**full.reasons, "cascade": reason}})
+    first = both.first_stage()
+    assert first.content_hash == low.content_hash
+    assert first.patch_3d == low.patch_3d
+
+
 def test_the_low_resolution_of_a_small_dataset_is_refused() -> None:
     dataset, prints = made_up((60, 60, 60))
     assert plan_from_fingerprints(dataset, prints, PreprocessSettings(), 8.0).low_resolution is None

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipeline.config.settings import AugmentSettings, SampleSettings
-from pipeline.data.store import PreparedArray, PreparedCase, class_voxels, write_prepared
+from pipeline.core.errors import DataError
+from pipeline.data.store import PreparedArray, PreparedCase, class_voxels, write_prepared, write_stage_map
 from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.randomness import BatchRandom
-from pipeline.train.loader import Ahead, PatchSource
+from pipeline.train.loader import Ahead, PatchSource, TrainingBatches
 
 SHAPE = (11, 12, 13)
 TARGET, MARGIN = (4, 3, 5), (6, 0, 14)  # the last margin is wider than the volume
@@ -179,3 +180,53 @@ def test_errors_come_where_the_value_is_asked_for() -> None:
     with pytest.raises(ValueError, match="broken"):
         ahead.get(1)
     ahead.close()
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+@pytest.mark.parametrize("strategy", ["balanced", "sliding"])
+def test_what_a_first_stage_found_is_the_last_channel(prepared: Path, strategy: str, cache_mb: int) -> None:
+    found = np.random.default_rng(1).integers(0, 3, SHAPE).astype(np.uint8)
+    write_stage_map(prepared / "maps", "a", found, "")
+    settings = SampleSettings.model_validate({"foreground_share": 0.5, "strategy": strategy, "cache_mb": cache_mb})
+    options = (prepared, ["a"], (5, 14, 4), 4, settings, torch.device("cpu"))
+    plain, staged = PatchSource(*options), PatchSource(*options, stage=(prepared / "maps", 2))
+    geometry = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0))
+    off = AugmentSettings(enabled=False)
+    # The volume has 12 voxels along j, the patch 14: outside nothing was found.
+    padded = np.pad(found, [(0, 0), (1, 1), (0, 0)])
+    with TrainingBatches(plain, geometry, off) as one, TrainingBatches(staged, geometry, off) as other:
+        for number in range(3):
+            ((images, labels),), ((both, same),) = one.step(number)[0], other.step(number)[0]
+            assert torch.equal(both[:, :1], images)
+            assert torch.equal(same, labels)
+            for patch, seen in zip(staged.patches(number), both[:, 1].numpy(), strict=True):
+                i, _, k = patch.start
+                assert np.array_equal(seen, padded[i : i + 5, :, k : k + 4])
+
+
+def test_a_map_of_another_shape_is_refused(prepared: Path) -> None:
+    write_stage_map(prepared / "maps", "a", np.zeros((11, 12, 14), np.uint8), "")
+    with pytest.raises(DataError, match=r"stage map: expected the shape of the prepared case, \(11, 12, 13\)"):
+        PatchSource(
+            prepared, ["a"], TARGET, 4, SampleSettings(), torch.device("cpu"), stage=(prepared / "maps", 2)
+        )  # fmt: skip
+
+
+def test_augmented_batches_hold_disturbed_maps(prepared: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[3:6, 3:6, 3:6] = 1
+    write_stage_map(prepared / "maps", "a", label, "")  # as if the first stage made no mistake
+    options = (prepared, ["a"], SHAPE, 4, SampleSettings(foreground_share=1.0), torch.device("cpu"))
+    staged = PatchSource(*options, stage=(prepared / "maps", 1))
+    geometry = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0))
+    with TrainingBatches(staged, geometry, AugmentSettings()) as batches:
+        ((images, labels),), _ = batches.step(0)
+        (again, _), _ = batches.again(0)
+        assert torch.equal(images, again)  # of a batch's number alone
+        alike = []
+        for number in range(30):
+            ((seen, wanted),), _ = batches.step(number)
+            alike += ((seen[:, 1] > 0) == (wanted > 0)).flatten(1).all(dim=1).tolist()
+    assert images.shape == (4, 2, *SHAPE)
+    assert labels.shape == (4, *SHAPE)
+    assert 0.35 < sum(alike) / len(alike) < 0.65  # left alone: 0.6 * 0.8 of the patches, and some by chance
