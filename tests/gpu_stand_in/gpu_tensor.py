@@ -275,6 +275,8 @@ _WAITS = {
 _INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_"}
 _COPIES = {"copy_", "_to_copy"}
 _NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "_local_scalar_dense", "detach"}
+_CONVOLUTIONS = {"convolution", "convolution_backward"}
+_HALF = {torch.bfloat16, torch.float16}
 _TAKES_A_VALUE = {"fill_", "fill", "masked_fill", "masked_fill_", "index_fill", "index_fill_"}
 """Operators beside the pointwise ones that take a tensor of the CPU without dimensions for a number."""
 
@@ -299,6 +301,10 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         _note(known, args, kwargs, on_gpu, on_cpu)
 
     plain_args, plain_kwargs = tree_map_only(OnGpu, _inner, (tuple(args), kwargs))
+    # Few CPUs convolve in half precision, most are slow at it, and some wrong; GPUs sum up in float32, too.
+    half = on_gpu[0].dtype if known.name in _CONVOLUTIONS and on_gpu[0].dtype in _HALF else None
+    if half is not None:
+        plain_args = tree_map_only(Tensor, Tensor.float, plain_args)
     if wanted is not None:
         plain_kwargs["device"] = torch.device("cpu")
 
@@ -306,6 +312,9 @@ def run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return func(*plain_args, **plain_kwargs)
 
     result = _drawn(known, plain_kwargs, index, call) if known.random and index is not None else call()
+
+    if half is not None:
+        result = tree_map_only(Tensor, lambda tensor: tensor.to(half), result)
 
     # What an operation changes and returns are the tensors that it was given, not new ones around the same memory.
     given = {id(tensor.inner): tensor for tensor in on_gpu}
