@@ -131,16 +131,22 @@ def _move(
     touched = (rotated | zoomed | bent).nonzero().flatten()
     if len(touched) == 0:
         return
-    index = touched.to(images.device)
+    index = _sent(touched, images)
     angles, zoom = torch.where(rotated[:, None], angles, 0.0), torch.where(zoomed, zoom, 1.0)
-    matrices = spatial.affine_matrices(angles[touched], zoom[touched], spacing, fixed).to(images.device)
+    matrices = spatial.affine_matrices(angles[touched], zoom[touched], spacing, fixed)
+    matrices = _sent(matrices, images)
     displacement = None
     if bool(bent.any()):
-        sigma = (settings.elastic_sigma_voxels * bent[touched].float()).to(images.device)
+        sigma = _sent(settings.elastic_sigma_voxels * bent[touched].float(), images)
         moved = random.of(touched.tolist())
         displacement = spatial.elastic_displacement(sigma, size, settings.elastic_grid_voxels, spacing, moved, fixed)
     grid = spatial.sampling_grid(matrices, size, displacement)
     images[index], labels[index] = spatial.warp(images[index], labels[index], grid)
+
+
+def _sent(drawn: Tensor, images: Tensor) -> Tensor:
+    """A few numbers drawn on the CPU, on the device of the images; on their way to a GPU nobody waits for them."""
+    return drawn.to(images.device, non_blocking=images.device.type == "cuda")
 
 
 def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axes: Sequence[int]) -> None:
@@ -161,7 +167,7 @@ def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axe
         chosen = random.chosen(probability).nonzero().flatten()
         strength = random.uniform((images.shape[1],), limits)
         if len(chosen):
-            index, drawn = chosen.to(images.device), strength[chosen].to(images.device)
+            index, drawn = _sent(chosen, images), _sent(strength[chosen], images)
             images[index] = change(images[index], drawn, random.of(chosen.tolist()))
 
 
@@ -170,6 +176,6 @@ def _mirror(
 ) -> None:
     chosen = random.chosen(0.5).nonzero().flatten()
     if len(chosen):
-        index = chosen.to(images.device)
+        index = _sent(chosen, images)
         images[index] = images[index].flip(axis + 2)
         labels[index] = spatial.swap_sides(labels[index].flip(axis + 1), side_pairs)

@@ -67,9 +67,20 @@ def cut_batch(
     for place, patch in enumerate(patches):
         image, label = volumes[patch.case]
         start = [first - context for first, context in zip(patch.start, margin, strict=True)]
-        paste(images[place], image, start, outside)
-        paste(labels[place], label, start, padding[1])
+        _paste_across(images[place], image, start, outside)
+        _paste_across(labels[place], label, start, padding[1])
     return images, labels
+
+
+def _paste_across(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float | None) -> None:
+    """What :func:`paste` does, but nobody waits while a part of a volume elsewhere goes to a GPU."""
+    if target.device.type != "cuda" or getattr(volume, "device", None) == target.device:
+        paste(target, volume, start, fill)
+        return
+    # From pinned memory, which PyTorch keeps for the next patch and gives out again only once it was copied.
+    ready = torch.empty(target.shape, dtype=target.dtype, pin_memory=True)
+    paste(ready, volume, start, fill)
+    target.copy_(ready, non_blocking=True)
 
 
 def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float | None) -> None:

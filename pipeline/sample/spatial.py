@@ -8,6 +8,7 @@ slices hold too little to interpolate new ones from.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -96,12 +97,11 @@ def elastic_displacement(
         for length, spacing in zip(size, spacing_mm, strict=True)
     ]
     points = [operator.shape[2] for operator in operators]
-    amplitude = torch.tensor(
-        [0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)], device=device
-    )
-    amplitude = sigma_voxels[:, None] * amplitude[None, :]
+    gpu = device.type == "cuda"  # on their way to it nobody waits for a few numbers
+    shares = torch.tensor([0.0 if axis == fixed else finest / spacing for axis, spacing in enumerate(spacing_mm)])
+    amplitude = sigma_voxels[:, None] * shares.to(device, non_blocking=gpu)[None, :]
     # Control points are few: drawn on the CPU, they are the same on every device.
-    control = random.normal((len(size), *points), torch.device("cpu")).to(device)
+    control = random.normal((len(size), *points), torch.device("cpu")).to(device, non_blocking=gpu)
     field = (control * amplitude.reshape(*amplitude.shape, *(1,) * len(size))).flatten(0, 1)
     for axis, operator in enumerate(operators):
         field = along_axis(field, operator, axis)
@@ -208,13 +208,19 @@ def swap_sides(labels: Tensor, side_pairs: Sequence[tuple[int, int]]) -> Tensor:
     """
     if not side_pairs:
         return labels
+    # A look-up table instead of one mask per pair; labels beyond it, and the ignored, stay as they are.
+    table = _swapped(tuple(side_pairs), labels.dtype, labels.device)
+    known = labels.clamp(0, len(table) - 1)
+    return torch.where(known == labels, table[known.long()], labels)
+
+
+@lru_cache(maxsize=16)
+def _swapped(side_pairs: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Class index → that of the other side; kept, because a GPU would wait for it with every batch."""
     table = list(range(max(max(pair) for pair in side_pairs) + 1))
     for left, right in side_pairs:
         table[left], table[right] = right, left
-    # A look-up table instead of one mask per pair; labels beyond it, and the ignored, stay as they are.
-    known = labels.clamp(0, len(table) - 1)
-    swapped = torch.tensor(table, device=labels.device, dtype=labels.dtype)[known.long()]
-    return torch.where(known == labels, swapped, labels)
+    return torch.tensor(table, device=device, dtype=dtype)
 
 
 def _plane_rotation(angle: Tensor, axis: int, dims: int) -> Tensor:

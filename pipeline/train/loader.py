@@ -30,6 +30,9 @@ T = TypeVar("T")
 Pair = tuple[Tensor, Tensor]
 """Images (B, C, *S) and class indices (B, *S)."""
 
+Part = tuple[Tensor, ...]
+"""A pair and, where the loss wants them, the weights (B, *S') of narrow gaps."""
+
 _GPU_SHARE = 0.4  # of the free memory, for cached cases; the rest is for the network
 
 
@@ -157,6 +160,7 @@ class TrainingBatches:
         geometry: Axes and left/right pairs.
         settings: Section ``augment``.
         parts: Which of the source's parts this process trains on; by default all.
+        border: Makes the weights of narrow gaps from class indices (B, *S), or None for none.
     """
 
     def __init__(
@@ -165,20 +169,24 @@ class TrainingBatches:
         geometry: PatchGeometry,
         settings: AugmentSettings,
         parts: Sequence[int] | None = None,
+        border: Callable[[Tensor], Tensor | None] = lambda labels: None,
     ) -> None:
-        self.source, self.geometry, self.settings = source, geometry, settings
+        self.source, self.geometry, self.settings, self.border = source, geometry, settings, border
         self.parts = range(source.parts) if parts is None else parts
         self.ahead = Ahead(self._make)
-        self.stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        # Before the training's kernels, of which many are waiting: those of a batch are few and short, and a step that
+        # finds no batch has nothing to do.
+        gpu = source.device.type == "cuda"
+        self.stream = torch.cuda.Stream(source.device, priority=-1) if gpu else None  # type: ignore[no-untyped-call]
 
-    def step(self, number: int) -> tuple[list[Pair], float]:
-        """Images and class indices of every part of a step's batch, on the device, and how long it waited for them."""
+    def step(self, number: int) -> tuple[list[Part], float]:
+        """Every part of a step's batch, on the device, and how long it waited for them."""
         (made, ready), wait_s = self.ahead.get(number)
         if ready is not None:
             here = torch.cuda.current_stream(self.source.device)
             here.wait_event(ready)
-            for pair in made:
-                for tensor in pair:
+            for part in made:
+                for tensor in part:
                     tensor.record_stream(here)  # its memory is not reused before this stream is done with it
         return made, wait_s
 
@@ -199,13 +207,18 @@ class TrainingBatches:
         """Let go of batches that were made ahead."""
         self.ahead.close()
 
-    def _make(self, number: int) -> tuple[list[Pair], torch.cuda.Event | None]:
+    def _make(self, number: int) -> tuple[list[Part], torch.cuda.Event | None]:
         if self.stream is None:
-            return [self._part(number, part) for part in self.parts], None
+            return [self._weighted(self._part(number, part)) for part in self.parts], None
         # Kernels of a stream of its own run beside those of the training; the event says when they are done.
         with torch.cuda.stream(self.stream):
-            made = [self._part(number, part) for part in self.parts]
+            made = [self._weighted(self._part(number, part)) for part in self.parts]
             return made, self.stream.record_event()
+
+    def _weighted(self, pair: Pair) -> Part:
+        # Here, not in the step: objects are found on the processor, for which a training on a GPU would have to wait.
+        border = self.border(pair[1])
+        return pair if border is None else (*pair, border)
 
     def _part(self, number: int, part: int) -> Pair:
         images, labels, places = self.source.batch(number, part)

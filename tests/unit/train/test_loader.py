@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.settings import SampleSettings
+from pipeline.config.settings import AugmentSettings, SampleSettings
 from pipeline.data.store import PreparedCase, class_voxels, write_prepared
-from pipeline.train.loader import Ahead, PatchSource
+from pipeline.sample.augment import PatchGeometry
+from pipeline.train.loader import Ahead, PatchSource, TrainingBatches
 
 SHAPE = (11, 12, 13)
 TARGET, MARGIN = (4, 3, 5), (6, 0, 14)  # the last margin is wider than the volume
@@ -81,6 +82,22 @@ def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
 
 
 # Values are made ahead, in order, and what making them raises comes out where they are asked for.
+
+
+def test_weights_of_gaps_are_made_beside_the_training(prepared: Path) -> None:
+    threads: list[str] = []
+
+    def border(labels: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return labels.float() + 0.5
+
+    geometry, off = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0)), AugmentSettings(enabled=False)
+    with TrainingBatches(source(prepared, TARGET, (0, 0, 0)), geometry, off, border=border) as batches:
+        ((_, labels, weights),), _ = batches.step(0)
+    assert torch.equal(weights, labels + 0.5)
+    assert all(name.startswith("batches") for name in threads)
+    with TrainingBatches(source(prepared, TARGET, (0, 0, 0)), geometry, off) as batches:
+        assert [len(part) for part in batches.step(0)[0]] == [2]
 
 
 def test_values_come_by_number_and_are_made_before_they_are_asked_for() -> None:
