@@ -165,7 +165,7 @@ class Pass:
     device: torch.device | None = None
 
     def __call__(self, windows: Tensor) -> list[Tensor]:
-        """All outputs of the network for windows (n, C, *window), turned as it sees them."""
+        """All outputs of the network for windows (n, C, *window) on its device, turned as it sees them."""
         return self.run(self.view.of(windows))
 
 
@@ -224,10 +224,9 @@ class Passes:
         return passes
 
     def _outputs(self, network: Network, device: torch.device | None, windows: Tensor) -> list[Tensor]:
-        """All outputs of a network, whatever it returns them in."""
-        place = device or windows.device
-        with nullcontext() if self.dtype is None else autocast(place, self.dtype):
-            found = network(windows.to(place))
+        """All outputs of a network, whatever it returns them in, for windows on its device."""
+        with nullcontext() if self.dtype is None else autocast(device or windows.device, self.dtype):
+            found = network(windows)
         if isinstance(found, Mapping):
             names = list(found)
             self.packed = lambda outputs: dict(zip(names, outputs, strict=True))
