@@ -57,6 +57,11 @@ class QuantizedTensor:
         """Length of every axis."""
         return self.values.shape
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.values.device
+
     def __getitem__(self, box: Any) -> torch.Tensor:
         """Intensities of a part, float32, on the device of the values."""
         return self.values[box].float().mul_(self.step)

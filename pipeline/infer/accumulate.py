@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -19,12 +20,14 @@ from pipeline.core.machine import release_freed_memory
 from pipeline.core.signals import Progress
 from pipeline.infer.tta import Pass
 from pipeline.infer.windows import Tiling, WindowStart
-from pipeline.model.device import out_of_memory
+from pipeline.model.device import moved, out_of_memory, tried_kernels
 from pipeline.sample.cut import paste
 
 _EXPANDED_BYTES = 32 * 2**20  # weights of a window are repeated for every class up to here: faster for few classes
 _PIECE_BYTES = 32 * 2**20  # planes of float32 logits given out at once; at least two planes
-_ADDED_BYTES = 2 * 2**20  # planes of a window added at once, at least one: copies of them stay in the cache
+_ADDED_BYTES = 2 * 2**20  # planes of a window added at once, at least one: copies of them stay in a processor's cache
+_ADDED_BYTES_GPU = 256 * 2**20  # the same on a GPU, for which every piece is some launches: mostly the whole window
+_MANY_CALLS = 50  # of a network with windows of one size, from which on cuDNN may try its kernels: as long as about 10
 
 MANY_CLASSES = 32
 """From here on, freed memory is not kept: networks have about so many features at full resolution."""
@@ -98,13 +101,18 @@ class PlaneBuffer:
         high = [min(voxel + size, limit) for voxel, size, limit in zip(start, logits.shape[1:], limits, strict=True)]
         across = tuple(slice(a, b) for a, b in zip(low[1:], high[1:], strict=True))
         kept = [slice(a - voxel, b - voxel) for a, b, voxel in zip(low, high, start, strict=True)]
-        values = logits.to(self.sums.device).permute(1, 2, 3, 0)
-        order = _order(len(logits), swapped, values.device)
+        device = self.sums.device
+        values = logits.to(device).permute(1, 2, 3, 0)
+        order = _order(len(logits), tuple(swapped), device) if swapped else None
+        at_once = _ADDED_BYTES_GPU if device.type == "cuda" else _ADDED_BYTES
         plane_bytes = (high[1] - low[1]) * (high[2] - low[2]) * len(logits) * self.wide.itemsize
         # A few planes at a time: turned or converted logits are copies, which would otherwise be as large as a window.
-        for first, end in self._pieces(low[0], high[0], max(1, _ADDED_BYTES // plane_bytes)):
+        for first, end in self._pieces(low[0], high[0], max(1, at_once // plane_bytes)):
             kept[0] = slice(first - start[0], end - start[0])
-            found = _turned(values, kept, flips, order).to(self.wide)
+            found = _turned(values, kept, flips, order)
+            # Kernels of a GPU convert what they read.
+            if device.type != "cuda" or self.relative or self.sums.dtype != self.wide:
+                found = found.to(self.wide)
             if self.relative:
                 found = found - found.amax(dim=-1, keepdim=True)
             ring = slice(first % len(self.sums), first % len(self.sums) + end - first)
@@ -114,7 +122,7 @@ class PlaneBuffer:
                 own.addcmul_(found, wide)
             else:
                 own += found * wide
-            self.weights[(ring, *across)] += weights.plain[tuple(kept)]
+            self.weights[(ring, *across)].add_(weights.plain[tuple(kept)])
 
     def _pieces(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
         """Planes in parts of at most so many that are one stretch of the ring."""
@@ -194,10 +202,9 @@ class Accumulator:
         return PlaneBuffer(thickness, across, self.buffer.sums.shape[-1], torch.float32, device, self.buffer.relative)
 
 
-def _order(channels: int, swapped: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:
-    """Which channel stands for every class; None where each stands for its own."""
-    if not swapped:
-        return None
+@lru_cache(maxsize=64)
+def _order(channels: int, swapped: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Which channel stands for every class; kept, because a GPU would wait for it with every window."""
     order = list(range(channels))
     for left, right in swapped:
         order[left], order[right] = right, left
@@ -305,12 +312,17 @@ class WindowBatches:
         padded, low = self._padded(volume)
         starts = self.tiling.starts(volume.shape[1:], self.axis)
         wanted = [start for start in starts if not self._skipped(start, padded, low)]
-        runner, done = _Runner(passes, self.batch), 0
+        # Sizes stay the same in all full batches.
+        runner, done = _Runner(passes, self.batch, len(wanted) * len(passes) >= _MANY_CALLS * self.batch), 0
+        gpus = any(each.device is not None and each.device.type == "cuda" for each in passes)
+        pinned = gpus and volume.device.type == "cpu"  # so that the way to a GPU is no wait
         # Where all windows are skipped, one is computed all the same: only the network knows how many outputs and
         # channels it has.
         for group in self._groups(wanted or starts[:1], len(passes)):
-            windows = torch.stack([self._window(padded, start, low) for start in group])
+            windows = self._windows(padded, group, low, pinned)
             for first, seen, outputs in runner.outputs(windows, self.tiling.tile):
+                if len(passes) == 1:  # all windows at once: a GPU is waited for with each way to sums on the CPU
+                    outputs = [logits.to(volume.device) for logits in outputs]
                 for number, start in enumerate(group[first : first + len(outputs[0])]):
                     found = [logits[number] for logits in outputs]
                     found = found if wanted else [torch.zeros_like(logits) for logits in found]
@@ -346,13 +358,16 @@ class WindowBatches:
         """
         return self.batch - 1 if passes > 1 and self.tiling.tile[self.axis] == 1 else 0
 
-    def _window(self, padded: Tensor, start: WindowStart, low: Sequence[int]) -> Tensor:
-        """What the network sees of a window, (C, *window): a copy, so that networks may write into it."""
-        lost = self.tiling.margin
-        first = [voxel - margin + before for voxel, margin, before in zip(start, lost, low, strict=True)]
-        window = padded.new_empty((len(padded), *self.tiling.window))
-        paste(window, padded, first, None if any(lost) else self.fill)
-        return window
+    def _windows(
+        self, padded: Tensor, starts: Sequence[WindowStart], low: Sequence[int], pinned: bool = False
+    ) -> Tensor:
+        """What the network sees of windows, (n, C, *window): a copy, so that networks may write into it."""
+        lost, size = self.tiling.margin, (len(starts), len(padded), *self.tiling.window)
+        windows = torch.empty(size, dtype=padded.dtype, device=padded.device, pin_memory=pinned)
+        for window, start in zip(windows, starts, strict=True):
+            first = [voxel - margin + before for voxel, margin, before in zip(start, lost, low, strict=True)]
+            paste(window, padded, first, None if any(lost) else self.fill)
+        return windows
 
     def _padded(self, volume: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The volume, padded where it is smaller than the window and not with a constant; voxels added in front."""
@@ -369,7 +384,7 @@ class WindowBatches:
             return False
         if isinstance(self.skip, Tensor):
             return not self.tiling.reaches(start, self.skip)
-        window = self._window(padded, start, low)
+        window = self._windows(padded, [start], low)[0]
         if callable(self.skip):
             return bool(self.skip(window))
         flat = window.flatten(1)
@@ -382,10 +397,11 @@ class _Runner:
     Args:
         passes: At least one.
         batch: Windows per network call, to begin with.
+        many: Whether there are so many calls that cuDNN may try its kernels for a full batch.
     """
 
-    def __init__(self, passes: Sequence[Pass], batch: int) -> None:
-        self.passes, self.batch = passes, batch
+    def __init__(self, passes: Sequence[Pass], batch: int, many: bool) -> None:
+        self.passes, self.batch, self.many = passes, batch, many
         self.together = len({each.device for each in passes})
 
     def outputs(self, windows: Tensor, tile: Sequence[int]) -> Iterator[tuple[int, Pass, list[Tensor]]]:
@@ -397,7 +413,8 @@ class _Runner:
             first = 0
             while first < len(windows):
                 part = windows[first : first + self.batch]
-                outputs = _called(each, part, tile, hopeless=len(part) == 1 and not started)
+                with tried_kernels(each.device, self.many and len(part) == self.batch):
+                    outputs = _called(each, part, tile, hopeless=len(part) == 1 and not started)
                 full = outputs is None
                 if outputs is not None:
                     started.append((first, each, outputs))
@@ -414,7 +431,7 @@ class _Runner:
 def _called(seen: Pass, windows: Tensor, tile: Sequence[int], hopeless: bool) -> list[Tensor] | None:
     """The outputs of a pass; None where the memory is too small, unless nothing can be done about that."""
     try:
-        outputs = seen(windows)
+        outputs = seen(windows if seen.device is None else moved(windows, seen.device))
     except (RuntimeError, MemoryError) as error:
         if hopeless or not out_of_memory(error):
             raise

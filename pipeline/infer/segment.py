@@ -285,7 +285,13 @@ class _Probabilities:
         others = [n for n in range(3) if n != axis]
         self.shape = [history.reoriented.shape[n] for n in others]
         self.box = tuple(slice(history.crop_start[n], history.crop_stop[n]) for n in others)
-        self.first, self.known = next(planes)
+        self._next()
+
+    def _next(self) -> None:
+        self.first, self.known = next(self.planes)
+        # One sum for some planes at once: a GPU is waited for with each.
+        if not bool(torch.isfinite(self.known.sum())):
+            raise ValueError(NOT_FINITE)
 
     def plane(self, number: int) -> Tensor:
         """Probabilities (a, b, L) of a plane; numbers ascend."""
@@ -296,10 +302,8 @@ class _Probabilities:
         if not self.start <= number < self.stop:
             return result
         while number - self.start >= self.first + len(self.known):
-            self.first, self.known = next(self.planes)
+            self._next()
         logits = self.known[number - self.start - self.first]
-        if not bool(torch.isfinite(logits.sum())):
-            raise ValueError(NOT_FINITE)
         result[self.box] = probabilities(logits, shared=self.shared)
         return result
 

@@ -167,7 +167,7 @@ class Pass:
     device: torch.device | None = None
 
     def __call__(self, windows: Tensor) -> list[Tensor]:
-        """All outputs of the network for windows (n, C, *window), turned as it sees them."""
+        """All outputs of the network for windows (n, C, *window) on its device, turned as it sees them."""
         return self.run(self.view.of(windows))
 
 
@@ -237,12 +237,11 @@ class Passes:
         stage_pairs: Sequence[tuple[int, int]],
         windows: Tensor,
     ) -> list[Tensor]:
-        """All outputs of a network, whatever it returns them in."""
-        place = device or windows.device
+        """All outputs of a network, whatever it returns them in, for windows on its device."""
         if stage_pairs:
             windows = torch.cat([windows[:, :-1], swap_sides(windows[:, -1:], stage_pairs)], dim=1)
-        with nullcontext() if self.dtype is None else autocast(place, self.dtype):
-            found = network(windows.to(place))
+        with nullcontext() if self.dtype is None else autocast(device or windows.device, self.dtype):
+            found = network(windows)
         if isinstance(found, Mapping):
             names = list(found)
             self.packed = lambda outputs: dict(zip(names, outputs, strict=True))

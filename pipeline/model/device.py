@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -253,6 +254,44 @@ def _recomputed(stage: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
         return forward(*inputs)
 
     return call
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; nobody waits for its way to a GPU."""
+    # Only towards a GPU: on the way back the processor would read what has not come yet. Memory that is not pinned is
+    # copied aside before the call returns, so that it may be changed or freed at once.
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+_trials, _TRIALS_LOCK = [0], Lock()
+"""How many blocks of :func:`tried_kernels` are open."""
+
+
+@contextmanager
+def tried_kernels(device: torch.device | None, worth: bool = True) -> Iterator[None]:
+    """Let cuDNN try its kernels once for every size that comes up in the block, and keep the fastest.
+
+    Args:
+        device: Of the network; only GPUs have a choice.
+        worth: Whether sizes stay the same for so long that trying pays; if not, nothing is changed.
+    """
+    if device is None or device.type != "cuda" or not worth:
+        yield
+        return
+    _count_trials(1)
+    try:
+        yield
+    finally:
+        _count_trials(-1)
+
+
+def _count_trials(change: int) -> None:
+    # The switch is one for all threads: the first block turns it on, the last one off, unless the user had it on.
+    with _TRIALS_LOCK:
+        if _trials[0] == 0 and torch.backends.cudnn.benchmark:
+            return
+        _trials[0] = max(0, _trials[0] + change)
+        torch.backends.cudnn.benchmark = _trials[0] > 0
 
 
 @contextmanager

@@ -166,6 +166,11 @@ class _Recolor:
     channel_share: float = 1.0
 
 
+def _sent(drawn: Tensor, images: Tensor) -> Tensor:
+    """A few numbers drawn on the CPU, on the device of the images; on their way to a GPU nobody waits for them."""
+    return drawn.to(images.device, non_blocking=images.device.type == "cuda")
+
+
 def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axes: Sequence[int]) -> None:
     each = settings.channel_share
     noise = _Recolor(settings.noise_p, settings.noise_variance, intensity.noise)
@@ -193,7 +198,7 @@ def _recolor(images: Tensor, settings: AugmentSettings, random: BatchRandom, axe
             continue
         places = chosen.nonzero().flatten()
         if len(places):
-            index, drawn = places.to(images.device), strength[places].to(images.device)
+            index, drawn = _sent(places, images), _sent(strength[places], images)
             images[index] = step.change(images[index], drawn, random.of(places.tolist()))
 
 
@@ -202,7 +207,7 @@ def _recolor_channels(images: Tensor, step: _Recolor, chosen: Tensor, strength: 
     places = chosen.flatten().nonzero().flatten()
     if len(places):
         channels = images.flatten(0, 1)[:, None]  # a view: what is written to it lands in the images
-        index, drawn = places.to(images.device), strength.flatten()[places, None].to(images.device)
+        index, drawn = _sent(places, images), _sent(strength.flatten()[places, None], images)
         channels[index] = step.change(channels[index], drawn, random)
 
 
@@ -211,6 +216,6 @@ def _mirror(
 ) -> None:
     chosen = random.chosen(0.5).nonzero().flatten()
     if len(chosen):
-        index = chosen.to(images.device)
+        index = _sent(chosen, images)
         images[index] = images[index].flip(axis + 2)
         labels[index] = spatial.swap_sides(labels[index].flip(axis + 1), side_pairs)

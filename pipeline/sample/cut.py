@@ -79,9 +79,20 @@ def cut_batch(
             fill = outside, padding[1]
             _cut_moved((images[place], labels[place]), volumes[patch.case], moves[place], start, axes, fill)
             continue
-        paste(images[place], image, start, outside)
-        paste(labels[place], label, start, padding[1])
+        _paste_across(images[place], image, start, outside)
+        _paste_across(labels[place], label, start, padding[1])
     return images, labels
+
+
+def _paste_across(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float | None) -> None:
+    """What :func:`paste` does, but nobody waits while a part of a volume elsewhere goes to a GPU."""
+    if target.device.type != "cuda" or getattr(volume, "device", None) == target.device:
+        paste(target, volume, start, fill)
+        return
+    # From pinned memory, which PyTorch keeps for the next patch and gives out again only once it was copied.
+    ready = torch.empty(target.shape, dtype=target.dtype, pin_memory=True)
+    paste(ready, volume, start, fill)
+    target.copy_(ready, non_blocking=True)
 
 
 def paste(target: Tensor, volume: Sliceable, start: Sequence[int], fill: float | None) -> None:
@@ -132,8 +143,8 @@ def _cut_moved(
     extent = [high - low for low, high in zip(first, end, strict=True)]
     around = torch.empty((len(images), *extent), dtype=torch.float32, device=images.device)
     classes = torch.empty(extent, dtype=torch.int32, device=images.device)  # joined numbers of a cascade are large
-    paste(around, volume[0], first, fill[0])
-    paste(classes, volume[1], first, fill[1])
+    _paste_across(around, volume[0], first, fill[0])
+    _paste_across(classes, volume[1], first, fill[1])
     # A 2D network's patch lies in one slice, which moves know nothing of.
     seen = [extent[axis] for axis in axes], [size[axis] for axis in axes], [first[axis] - start[axis] for axis in axes]
     shown, nearest = move.show(around.reshape(-1, *seen[0]), classes.reshape(seen[0]), seen[1], seen[2])

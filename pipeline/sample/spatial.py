@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -80,7 +81,9 @@ class Move:
         """
         displacement = None
         if self.control is not None:
-            displacement = elastic_displacement(self.control[None].to(images.device), size, self.distances)[0]
+            # On their way to a GPU nobody waits for a few numbers.
+            control = self.control[None].to(images.device, non_blocking=images.device.type == "cuda")
+            displacement = elastic_displacement(control, size, self.distances)[0]
         place = images.device
         grid = sampling_grid(self.matrix, size, displacement, part=labels.shape, first=first, device=place)
         shown, nearest = warp(images[None], labels[None], grid[None])
@@ -308,13 +311,19 @@ def swap_sides(labels: Tensor, side_pairs: Sequence[tuple[int, int]]) -> Tensor:
     """
     if not side_pairs:
         return labels
+    # A look-up table instead of one mask per pair; labels beyond it, and the ignored, stay as they are.
+    table = _swapped(tuple(side_pairs), labels.dtype, labels.device)
+    known = labels.clamp(0, len(table) - 1)
+    return torch.where(known == labels, table[known.long()], labels)
+
+
+@lru_cache(maxsize=16)
+def _swapped(side_pairs: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Class index → that of the other side; kept, because a GPU would wait for it with every batch."""
     table = list(range(max(max(pair) for pair in side_pairs) + 1))
     for left, right in side_pairs:
         table[left], table[right] = right, left
-    # A look-up table instead of one mask per pair; labels beyond it, and the ignored, stay as they are.
-    known = labels.clamp(0, len(table) - 1)
-    swapped = torch.tensor(table, device=labels.device, dtype=labels.dtype)[known.long()]
-    return torch.where(known == labels, swapped, labels)
+    return torch.tensor(table, device=device, dtype=dtype)
 
 
 def _control_points(length: int, distance: float) -> int:

@@ -51,6 +51,11 @@ class JoinedMaps:
         """Length of every axis."""
         return self.labels.shape
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where both are; None for files."""
+        return getattr(self.labels, "device", None)
+
     def __getitem__(self, box: Any) -> Tensor:
         """Joined numbers of a part, int32."""
         labels, found = (torch.as_tensor(part[box]).to(torch.int32) for part in (self.labels, self.found))

@@ -169,13 +169,20 @@ class Predictor:
         """
         return self.predict_with_region(image, case)[0]
 
-    def predict_with_region(self, image: Image, case: str = "image") -> tuple[LabelMap, SearchRegion | None]:
+    def predict_with_region(
+        self, image: Image, case: str = "image", *, prepared: Sequence[Prepared] | None = None
+    ) -> tuple[LabelMap, SearchRegion | None]:
         """Segment one image as :meth:`predict` does, and tell where the model looked.
+
+        Args:
+            image: As for :meth:`predict`.
+            case: Name used in error messages.
+            prepared: What :meth:`prepared` gave for this image; by default it is prepared here.
 
         Returns:
             The label map, and the region; None if ``infer.roi`` is none, or of an ensemble, which looks at everything.
         """
-        prepared, region = self._prepared(image, case), None
+        prepared, region = prepared or self.prepared(image, case), None
         if len(self.models) > 1 or self.settings.roi == "none":
             index = with_room(self.models, lambda models: segment(models, prepared))
         else:
@@ -190,6 +197,7 @@ class Predictor:
         entropy: bool = True,
         case: str = "image",
         scratch: Path | None = None,
+        prepared: Sequence[Prepared] | None = None,
     ) -> SoftPrediction:
         """Segment one image and tell how sure the networks are; the label map is that of :meth:`predict`.
 
@@ -200,6 +208,7 @@ class Predictor:
             case: Name used in error messages.
             scratch: Folder for temporary files, so that what is wanted need not be held in memory: the arrays are then
                 maps of files that vanish with them.
+            prepared: What :meth:`prepared` gave for this image; by default it is prepared here.
 
         Raises:
             ConfigError: If ``infer.roi`` is not none.
@@ -209,8 +218,8 @@ class Predictor:
         self.require_whole_images()
         wanted = SoftWanted(tuple(organs), entropy, scratch)
         wanted.channels(self.labels)  # names are checked before the work, not after it
-        prepared = self._prepared(image, case)
-        index, maps = with_room(self.models, lambda models: segment_softly(models, prepared, wanted))
+        parts = prepared or self.prepared(image, case)
+        index, maps = with_room(self.models, lambda models: segment_softly(models, parts, wanted))
         return maps.finished(self._cleaned(index, image.grid))
 
     def predict_files(
@@ -271,8 +280,12 @@ class Predictor:
             rule = "none with probabilities, entropy or confidence"
             raise ConfigError([sentence("infer.roi", rule, self.settings.roi, "Leave one of them out")])
 
-    def _prepared(self, image: Image, case: str) -> list[Prepared]:
-        """The image as every model sees it."""
+    def prepared(self, image: Image, case: str = "image") -> list[Prepared]:
+        """The image as every model sees it, cropped, normalized and resampled; on the processor, in any thread.
+
+        Raises:
+            DataError: If the number of channels is wrong or intensities are not finite.
+        """
         alike = {number: self.models[number] for number in self._alike}
         found = {number: prepare_for(model, image, case=case, extra=self.extra) for number, model in alike.items()}
         return [found[number] for number in self._alike]
@@ -357,9 +370,23 @@ def _predict_cases(
     count = {"seen": 0, "kept": 0}
     stopped: BaseException | None = None
 
-    def segment(read: CaseRead) -> CaseSegmented:
-        count["kept"] += read.kept
-        return segment_case(predictor, folder, read)
+    # A GPU would wait for the processor to prepare an image, so the next one is prepared while one is computed. Without
+    # a GPU both are work for the same processors, and a second prepared image would only take memory.
+    # Nor where preparing computes on the GPU itself, as the first stage of a cascade does.
+    models = predictor.models
+    ahead = all(device.type == "cuda" for model in models for device in model.devices)
+    ahead = ahead and all(model.first_stage is None for model in models)
+
+    def read(files: CaseFiles) -> tuple[CaseRead, list[Prepared] | None]:
+        found = folder.read_case(files)
+        if not ahead or found.kept or found.image is None:
+            return found, None
+        return found, predictor.prepared(found.image, files.id)
+
+    def segment(given: tuple[CaseRead, list[Prepared] | None]) -> CaseSegmented:
+        found, prepared = given
+        count["kept"] += found.kept
+        return segment_case(predictor, folder, found, prepared)
 
     def write(made: CaseSegmented) -> None:
         folder.write_case(made)
@@ -374,7 +401,7 @@ def _predict_cases(
         progress(count["seen"] - count["kept"], len(cases) - count["kept"], "predict")
 
     try:
-        overlapped(cases, folder.read_case, segment, write, failed=fail, done=computed)
+        overlapped(cases, read, segment, write, failed=fail, done=computed)
     except STOPS as error:
         stopped = error
     left = len(cases) - len(done) - len(kept) - len(failed)
@@ -387,8 +414,10 @@ def _predict_cases(
     return Batch(tuple(done), tuple(kept), tuple(failed), tuple(notes)), stopped
 
 
-def segment_case(predictor: Predictor, folder: PredictionFolder, read: CaseRead) -> CaseSegmented:
-    """Segment a case that has no mask yet.
+def segment_case(
+    predictor: Predictor, folder: PredictionFolder, read: CaseRead, prepared: Sequence[Prepared] | None = None
+) -> CaseSegmented:
+    """Segment a case that has no mask yet; its image may have been prepared before.
 
     Raises:
         DataError: If the image does not suit the model.
@@ -400,10 +429,12 @@ def segment_case(predictor: Predictor, folder: PredictionFolder, read: CaseRead)
     soft, region = None, None
     if output.soft:
         organs, entropy = output.probabilities, output.entropy
-        soft = predictor.predict_soft(read.image, organs, entropy=entropy, case=case, scratch=folder.out)
+        soft = predictor.predict_soft(
+            read.image, organs, entropy=entropy, case=case, scratch=folder.out, prepared=prepared
+        )
         label_map = soft.label_map
     else:
-        label_map, region = predictor.predict_with_region(read.image, case)
+        label_map, region = predictor.predict_with_region(read.image, case, prepared=prepared)
     if output.organs:
         label_map = LabelMap(keep_values(label_map.array, folder.labels.table.values), label_map.grid)
     grid = label_map.grid

@@ -35,6 +35,9 @@ Pair = tuple[Tensor, Tensor]
 """Images (B, C, *S) and class indices (B, *S). In the second stage of a cascade, the last channel of the images is the
 class index that the first stage found."""
 
+Part = tuple[Tensor, ...]
+"""A pair and, where the loss wants them, the weights (B, *S') of narrow gaps."""
+
 
 class PatchSource:
     """Batches of patches of some prepared cases.
@@ -224,6 +227,7 @@ class TrainingBatches:
         geometry: Axes and left/right pairs.
         settings: Section ``augment``.
         parts: Which of the source's parts this process trains on; by default all.
+        border: Makes the weights of narrow gaps from class indices (B, *S), or None for none.
     """
 
     def __init__(
@@ -232,20 +236,24 @@ class TrainingBatches:
         geometry: PatchGeometry,
         settings: AugmentSettings,
         parts: Sequence[int] | None = None,
+        border: Callable[[Tensor], Tensor | None] = lambda labels: None,
     ) -> None:
-        self.source, self.geometry, self.settings = source, geometry, settings
+        self.source, self.geometry, self.settings, self.border = source, geometry, settings, border
         self.parts = range(source.parts) if parts is None else parts
         self.ahead = Ahead(self._make)
-        self.stream = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        # Before the training's kernels, of which many are waiting: those of a batch are few and short, and a step that
+        # finds no batch has nothing to do.
+        gpu = source.device.type == "cuda"
+        self.stream = torch.cuda.Stream(source.device, priority=-1) if gpu else None  # type: ignore[no-untyped-call]
 
-    def step(self, number: int) -> tuple[list[Pair], float]:
-        """Images and class indices of every part of a step's batch, on the device, and how long it waited for them."""
+    def step(self, number: int) -> tuple[list[Part], float]:
+        """Every part of a step's batch, on the device, and how long it waited for them."""
         (made, ready), wait_s = self.ahead.get(number)
         if ready is not None:
             here = torch.cuda.current_stream(self.source.device)
             here.wait_event(ready)
-            for pair in made:
-                for tensor in pair:
+            for part in made:
+                for tensor in part:
                     tensor.record_stream(here)  # its memory is not reused before this stream is done with it
         return made, wait_s
 
@@ -266,12 +274,18 @@ class TrainingBatches:
         """Let go of batches that were made ahead."""
         self.ahead.close()
 
-    def _make(self, number: int) -> tuple[list[Pair], torch.cuda.Event | None]:
+    def _make(self, number: int) -> tuple[list[Part], torch.cuda.Event | None]:
         if self.stream is None:
-            return self._parts(number), None
+            return self._weighted_parts(number), None
         # Kernels of a stream of its own run beside those of the training; the event says when they are done.
         with torch.cuda.stream(self.stream):
-            return self._parts(number), self.stream.record_event()
+            return self._weighted_parts(number), self.stream.record_event()
+
+    def _weighted_parts(self, number: int) -> list[Part]:
+        # Here, not in the step: objects are found on the processor, for which a training on a GPU would have to wait.
+        pairs = self._parts(number)
+        borders = (self.border(labels) for _, labels in pairs)
+        return [pair if border is None else (*pair, border) for pair, border in zip(pairs, borders, strict=True)]
 
     def _parts(self, number: int) -> list[Pair]:
         return [self.source.augmented(number, part, self.settings, self.geometry) for part in self.parts]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -230,6 +231,7 @@ def supervised_loss(
     regions: Regions = (),
     class_weights: Tensor | None = None,
     processes: Processes = SINGLE,
+    border: Tensor | None = None,
 ) -> Tensor:
     """Loss of a network's output: one tensor, or the weighted mean of several heads of deep supervision.
 
@@ -244,6 +246,7 @@ def supervised_loss(
         regions: Class indices of each of L regions, which have a sigmoid each; empty for a softmax over L classes.
         class_weights: (L,) weights in the cross-entropy, one per class or region, on the labels' device.
         processes: Those that share the batch: the mean of their losses, and of their gradients, is that of the whole.
+        border: What :func:`border_weights` gives for the labels, where it is known; else it is made here.
 
     Returns:
         Scalar float32. If every voxel is ignored, 0 with a gradient of 0.
@@ -257,9 +260,7 @@ def supervised_loss(
     if settings.batch_dice == "auto":
         raise ValueError("batch_dice: expected true or false, got 'auto'. Call planned_loss first.")
     # Made once, for the finest head: coarser ones take its values at their voxels' places.
-    border = None
-    if settings.border_weight > 0 and settings.ce_weight > 0:
-        border = border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
+    border = border_weights(labels, settings, regions) if border is None else border
     outputs = _heads(heads)
     total = labels.new_zeros((), dtype=torch.float32)
     # A head of weight 0 is computed all the same: its gradients are 0, which several processes average like others.
@@ -271,6 +272,13 @@ def supervised_loss(
         added = None if border is None else _at_size(border, size).flatten(1)
         total = total + share * _head_loss(terms, settings, class_weights, added, processes)
     return total
+
+
+def border_weights(labels: Tensor, settings: LossSettings, regions: Regions = ()) -> Tensor | None:
+    """Weights (B, *S) of narrow gaps for labels (B, *S), see :func:`~.border_weights.border_map`; None for none."""
+    if settings.border_weight <= 0 or settings.ce_weight <= 0:
+        return None
+    return border_map(labels, settings.border_weight, settings.border_sigma_voxels, regions=regions)
 
 
 def _head_loss(
@@ -377,13 +385,19 @@ def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
 
     A voxel lies in region r if its class is in ``regions[r]``.
     """
-    outside = 1 + max(max(region) for region in regions)  # this class and all above are in no region
+    member = _membership(tuple(map(tuple, regions)), index.device)
     # Ignored voxels get the truth of class 0; their weight is 0.
-    member = torch.tensor([[n in region for n in range(outside + 1)] for region in regions], device=index.device)
-    truth = member[:, index.clamp(0, outside)].movedim(0, 1)
+    truth = member[:, index.clamp(0, member.shape[1] - 1)].movedim(0, 1)
     return Terms(
         logsigmoid(torch.where(truth, scores, -scores)), scores, truth, (index != IGNORE_INDEX).float()[:, None]
     )
+
+
+@lru_cache(maxsize=16)
+def _membership(regions: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Whether each class lies in each region (R, classes + 1); kept, because a GPU would wait for it in every step."""
+    outside = 1 + max(max(region) for region in regions)  # this class and all above are in no region
+    return torch.tensor([[n in region for n in range(outside + 1)] for region in regions], device=device)
 
 
 def focal_cross_entropy(

@@ -197,13 +197,13 @@ def first_state(
     return TrainState(network, average, build_optimizer(network, settings), scaler, model, dtype, how)
 
 
-Objective = Callable[[Tensor | Mapping[str, Tensor], Tensor], Tensor]
-"""The loss of a network's output and labels of the input's size."""
+Objective = Callable[..., Tensor]
+"""The loss of a network's output, labels of the input's size, and whatever else a batch was given beside them."""
 
 
 def update(
     state: TrainState,
-    parts: Sequence[tuple[Tensor, Tensor]],
+    parts: Sequence[tuple[Tensor, ...]],
     objective: Objective,
     settings: TrainSettings,
     rate: float,
@@ -212,7 +212,7 @@ def update(
 
     Args:
         state: What is trained, changed in place.
-        parts: Images (B, C, *S) and labels (B, *S), taken one pair after the other.
+        parts: Images (B, C, *S), labels (B, *S) and what else the objective takes, one part after the other.
         objective: The loss; the gradients of the parts are averaged.
         settings: Section ``train``.
         rate: Learning rate.
@@ -224,13 +224,13 @@ def update(
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     model, total = state.model, cast(Tensor | float, 0.0)
-    for number, (images, labels) in enumerate(parts, start=1):
+    for number, (images, *reference) in enumerate(parts, start=1):
         # Processes exchange gradients in the backward pass of the last part only: once per update.
         later = isinstance(model, DistributedDataParallel) and number < len(parts)
         with cast(DistributedDataParallel, model).no_sync() if later else nullcontext():
             with autocast(images.device, state.dtype):
                 heads = model(state.how.images(images))
-            loss = objective(heads, labels) / len(parts)
+            loss = objective(heads, *reference) / len(parts)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     if settings.gradient_clip is not None:

@@ -15,14 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline.core.errors import VolsegError
 from pipeline.core.signals import STOPS, StopRequest, stoppable
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import choose_dtype, enough_memory, execute, recompute_activations
+from pipeline.model.device import choose_dtype, enough_memory, execute, recompute_activations, tried_kernels
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
 from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.train.distributed import Commands
 from pipeline.train.loader import PatchSource, TrainingBatches
 from pipeline.train.log import EpochRecord, Resources, log_epoch, plot_history, write_history
-from pipeline.train.loss import class_weights, supervised_loss
+from pipeline.train.loss import border_weights, class_weights, supervised_loss
 from pipeline.train.memory import STEP_ADVICE
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (
@@ -94,10 +94,15 @@ def train_fold(
     """
     processes, train = run.processes, run.settings.train
     own_parts = range(processes.rank, source.parts, processes.count)
+
+    def border(labels: Tensor) -> Tensor | None:
+        covered = without_margin(labels, network.margin)
+        return border_weights(covered, run.settings.loss, run.geometry.regions)
+
     with (
         torch.random.fork_rng([source.device] if source.device.type == "cuda" else []),
         stoppable() as stop,
-        TrainingBatches(source, run.geometry, run.settings.augment, own_parts) as batches,
+        TrainingBatches(source, run.geometry, run.settings.augment, own_parts, border) as batches,
     ):
         torch.manual_seed(train.seed)
         what = f"the network and {source.batch_size} patches of {' x '.join(map(str, source.patch_size))}"
@@ -303,14 +308,15 @@ class Trainer:
         """Update the weights once; returns the patches it saw and the seconds it waited for them."""
         parts, wait_s = self.batches.step(self.progress.iteration)
         train = self.run.settings.train
-        loss = update(self.state, parts, self._objective, train, learning_rate(self.commands.share, train))
+        with tried_kernels(self.device):  # all batches are of one size
+            loss = update(self.state, parts, self._objective, train, learning_rate(self.commands.share, train))
         self.losses += loss
         first_bad = torch.where(loss.isfinite(), -1, self.progress.iteration)
         self.first_bad = torch.where(self.first_bad < 0, first_bad, self.first_bad)
         update_average(self.state, train.ema_decay, self.progress.iteration + 1)
-        return sum(len(images) for images, _ in parts), wait_s
+        return sum(len(part[0]) for part in parts), wait_s
 
-    def _objective(self, heads: Tensor | Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def _objective(self, heads: Tensor | Mapping[str, Tensor], labels: Tensor, border: Tensor | None = None) -> Tensor:
         return supervised_loss(
             heads,
             without_margin(labels, self.state.network.margin),
@@ -318,6 +324,7 @@ class Trainer:
             regions=self.run.geometry.regions,
             class_weights=self.class_weights,
             processes=self.run.processes,
+            border=border,
         )
 
     def _validate(self, everything: bool, weights: Mapping[str, Tensor]) -> ValidationScores:

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from pipeline.infer.accumulate import Accumulator, PlaneBuffer, WindowWeights
+from pipeline.infer.accumulate import Accumulator, PlaneBuffer, WindowWeights, _order
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.windows import interval_starts
 
@@ -247,6 +248,28 @@ def test_what_lies_outside_is_left_out_of_turned_windows_too(flips):
     found = buffer.finish(5)
     assert torch.equal(found[:, :, 2:], back[:, 1:5, :2])
     assert not found[:, :, :2].any()
+
+
+def test_mirror_orders_are_made_once():
+    once = _order(5, ((1, 2), (0, 4)), CPU)
+    assert once.tolist() == [4, 2, 1, 3, 0]
+    assert _order(5, ((1, 2), (0, 4)), CPU) is once
+
+
+@pytest.mark.parametrize(("size", "tried"), [(25, 0), (26, 13)])
+def test_kernels_are_tried_for_full_batches_of_many_windows_only(size, tried, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def noted(device, worth):
+        seen.append(worth)
+        yield
+
+    monkeypatch.setattr("pipeline.infer.accumulate.tried_kernels", noted)
+    monkeypatch.setattr("pipeline.infer.accumulate._MANY_CALLS", 13)
+    # windows of one voxel: 25 are 12 batches of two and one that is not full, 26 are 13
+    StreamingInferer((1, 1, 1), overlap=0.0, batch=2)(_random(1, 1, size, 1, 1), lambda window: window)
+    assert (len(seen), sum(seen)) == (13, tried)
 
 
 @pytest.mark.parametrize("classes", [2, 40])

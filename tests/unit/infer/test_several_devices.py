@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from members import image, member
 
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
+from pipeline.data.volumes import read_label_map, write_image
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import choose_devices
@@ -52,6 +54,27 @@ def test_networks_go_to_the_devices_in_turn(ensemble: Path, monkeypatch: pytest.
     members = Predictor.load(ensemble, device="cuda:all").models
     assert [[device.index for device in one.devices] for one in members] == [[0, 1, 0], [1, 0]]
     assert [one.device.index for one in members] == [0, 1]  # sums of a model are where its first fold is
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("cpu", False)])
+def test_images_for_a_gpu_are_prepared_where_they_are_read(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, ahead: bool
+) -> None:
+    scans = [write_image(image(seed=seed), tmp_path / "scans" / f"{seed}.nii.gz") for seed in range(2)]
+    predictor = Predictor.load(ensemble / "one", device="cpu")
+    expected = predictor.predict(image(seed=1)).array
+    for one in predictor.models:
+        one.devices = [torch.device(device)] * 3  # only what is said of them: the networks stay
+    threads, prepare = [], Predictor.prepared
+
+    def prepared(self: Predictor, *args: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return prepare(self, *args)
+
+    monkeypatch.setattr(Predictor, "prepared", prepared)
+    assert len(predictor.predict_files(tmp_path / "scans", tmp_path / "masks").done) == len(scans)
+    assert threads == [not ahead] * 2
+    np.testing.assert_array_equal(read_label_map(tmp_path / "masks" / "1.nii.gz").array, expected)
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.core.errors import VolsegError
 from pipeline.model import device
 from pipeline.model.base import SegmentationNetwork
-from pipeline.model.device import PLAIN, Execution, execute, recompute_activations
+from pipeline.model.device import PLAIN, Execution, execute, moved, recompute_activations, tried_kernels
 from pipeline.model.spec import build_network
 
 
@@ -96,6 +96,41 @@ def test_other_errors_are_left_alone(error: Exception) -> None:
     assert not device.out_of_memory(error)
     with pytest.raises(type(error)), device.enough_memory("cuda:0", "a step", "Lower sample.batch_size"):
         raise error
+
+
+def test_kernels_are_tried_in_blocks_for_gpus_only() -> None:
+    gpu, tries = torch.device("cuda", 0), lambda: torch.backends.cudnn.benchmark
+    assert not tries()
+    with tried_kernels(torch.device("cpu")), tried_kernels(None), tried_kernels(gpu, worth=False):
+        assert not tries()
+    with tried_kernels(gpu):
+        with tried_kernels(gpu):
+            assert tries()
+        assert tries()  # a block of another thread has ended, say
+    assert not tries()
+    with pytest.raises(KeyError), tried_kernels(gpu):
+        raise KeyError
+    assert not tries()
+
+
+def test_who_wants_kernels_tried_keeps_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with tried_kernels(torch.device("cuda", 0)):
+        assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+def test_only_on_the_way_to_a_gpu_nobody_waits() -> None:
+    calls: list[tuple[str, bool]] = []
+
+    class Noted(torch.Tensor):
+        def to(self, device: torch.device, non_blocking: bool = False) -> torch.Tensor:  # type: ignore[override]
+            calls.append((device.type, non_blocking))
+            return self
+
+    for name in ("cpu", "cuda"):
+        moved(Noted(), torch.device(name))
+    assert calls == [("cpu", False), ("cuda", True)]
 
 
 # Ways of executing a network differ in speed and memory, not in what comes out.

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from cutting import cut
 
+from pipeline.sample import cut as module
 from pipeline.sample.cut import cut_batch
 from pipeline.sample.patches import Patch
 from pipeline.sample.spatial import Move, affine_matrices
@@ -185,3 +189,28 @@ def test_patches_of_slices_move_within_their_slice(across: int) -> None:
     images, labels = cut_batch({"a": pair}, patches, size, moves={0: zoomed(0.6, 0.5)}, axes=axes)
     torch.testing.assert_close(images, torch.full((1, 1, *size), 4.0))
     assert labels.unique().tolist() == [4]
+
+
+@pytest.mark.parametrize(("place", "staged"), [("cuda:0", False), ("cpu", True), (None, True)])
+def test_only_volumes_elsewhere_go_to_a_gpu_by_pinned_memory(
+    monkeypatch: pytest.MonkeyPatch, place: str | None, staged: bool
+) -> None:
+    pasted: list[torch.Tensor] = []
+    kinds: list[bool] = []
+
+    def empty(shape: torch.Size, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        kinds.append(pin_memory)
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(module, "torch", SimpleNamespace(empty=empty))
+    monkeypatch.setattr(module, "paste", lambda target, *_: pasted.append(target))
+    copies: list[bool] = []
+    gpu, shape = torch.device("cuda", 0), torch.Size((2, 3, 4))
+    target: Any = SimpleNamespace(device=gpu, shape=shape, dtype=torch.int64)
+    target.copy_ = lambda source, non_blocking: copies.append(non_blocking)
+    volume: Any = SimpleNamespace(device=place and torch.device(place))  # None: a file
+    module._paste_across(target, volume, (0, 0, 0), 0.0)
+    assert [(each.device.type, each.shape, each.dtype) for each in pasted] == [
+        ("cpu" if staged else "cuda", shape, torch.int64)
+    ]
+    assert kinds == copies == [True] * staged

@@ -147,6 +147,22 @@ def test_a_gpu_keeps_what_it_has_room_for(
 # Values are made ahead, in order, and what making them raises comes out where they are asked for.
 
 
+def test_weights_of_gaps_are_made_beside_the_training(prepared: Path) -> None:
+    threads: list[str] = []
+
+    def border(labels: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return labels.float() + 0.5
+
+    geometry, off = PatchGeometry(("LR", "AP", "SI"), (1.0, 1.0, 1.0)), AugmentSettings(enabled=False)
+    with TrainingBatches(source(prepared, TARGET, (0, 0, 0)), geometry, off, border=border) as batches:
+        ((_, labels, weights),), _ = batches.step(0)
+    assert torch.equal(weights, labels + 0.5)
+    assert all(name.startswith("batches") for name in threads)
+    with TrainingBatches(source(prepared, TARGET, (0, 0, 0)), geometry, off) as batches:
+        assert [len(part) for part in batches.step(0)[0]] == [2]
+
+
 def test_values_come_by_number_and_are_made_before_they_are_asked_for() -> None:
     made: list[int] = []
     ahead = Ahead(lambda number: made.append(number) or number * 10, count=2)

@@ -1,6 +1,7 @@
 """The loss against values worked out by hand, for organs and for regions."""
 
 import math
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.preprocess.plan_file import LowResolution, Plan
 from pipeline.train.loss import (
     SegmentationLoss,
     balanced_weights,
+    border_weights,
     class_voxel_counts,
     class_weights,
     focal_cross_entropy,
@@ -198,6 +200,20 @@ def test_the_border_between_two_objects_weighs_more(regions: tuple[tuple[int, ..
     weights = torch.tensor([1 + 10 * math.exp(-2)] * 3 + [1 + 10 * math.exp(-8)])
     expected = float((weights * each).sum() / weights.sum())
     assert float(supervised_loss(logits, labels, weighted, regions=regions)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_border_weights_that_are_known_are_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.zeros((1, 2, 6), dtype=torch.int64)
+    labels[:, :, :2], labels[:, :, 4:] = 1, 1
+    logits, settings = (
+        torch.randn(1, 2, 2, 6, generator=torch.Generator().manual_seed(0)),
+        LossSettings(border_weight=9),
+    )
+    expected, border = supervised_loss(logits, labels, settings), border_weights(labels, settings)
+    monkeypatch.setattr(import_module("pipeline.train.loss"), "border_map", None)
+    assert torch.equal(supervised_loss(logits, labels, settings, border=border), expected)
+    assert border_weights(labels, LossSettings()) is None
+    assert border_weights(labels, LossSettings(border_weight=9, ce_weight=0)) is None
 
 
 def test_coarse_heads_take_the_border_weights_at_their_places() -> None:
