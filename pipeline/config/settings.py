@@ -241,7 +241,8 @@ class LossSettings(Section):
     """How narrow such a gap is."""
     head_weights: Literal["halving", "nnunet", "equal"] = "halving"
     """Deep supervision: halving: 1, 1/2, 1/4, … from the head that predicts. nnunet: the same, but 0 for the last of
-    several, which is the coarsest. equal: the same weight for every head."""
+    several, which nnunet_plain and nnunet_resenc have at the coarsest level, where others have none. equal: the same
+    weight for every head."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossSettings:

@@ -308,8 +308,8 @@ def head_weights(heads: int, kind: Literal["halving", "nnunet", "equal"] = "halv
 
     With ``halving`` 1, 1/2, 1/4, …, with ``nnunet`` the last of several 0, with ``equal`` all the same, as in UNet++.
 
-    Reference: Isensee et al. 2021, supplementary information: no loss at the two lowest resolutions, of which the very
-    lowest has no head; nnunetv2 2.8.1 sets the last weight to 0.
+    Reference: Isensee et al. 2021, supplementary information: no loss at the two lowest resolutions. The lowest has no
+    head; nnunetv2 2.8.1 gives the next 0, where most networks here have none (:func:`pipeline.model.unet.level_heads`).
     """
     raw = [1.0 if kind == "equal" else 0.5**n for n in range(heads)]
     if kind == "nnunet" and heads > 1:

@@ -15,6 +15,7 @@ from pipeline.config.settings import LossSettings, SampleSettings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.labels import LabelTable
 from pipeline.data.store import PreparedCase, open_prepared, write_prepared
+from pipeline.model.spec import build_network
 from pipeline.preprocess.plan_file import LowResolution, Plan
 from pipeline.train.loss import (
     SegmentationLoss,
@@ -162,6 +163,15 @@ def test_head_weights_sum_to_one() -> None:
     assert head_weights(4, "equal") == (0.25, 0.25, 0.25, 0.25)
     assert head_weights(4, "nnunet") == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0.0))
     assert (head_weights(2, "nnunet"), head_weights(1, "nnunet")) == ((1.0, 0.0), (1.0,))
+
+
+def test_networks_with_a_head_more_are_weighed_like_those_without() -> None:
+    counts = {}
+    for name in ("unet", "nnunet_plain"):
+        network = build_network(name, 2, 1, 2, features=(4, 8, 16, 16), deep_supervision=True)
+        counts[name] = len(network.train()(torch.zeros(1, 1, 16, 16)))
+    assert counts == {"unet": 2, "nnunet_plain": 3}
+    assert (*head_weights(2), 0.0) == head_weights(3, "nnunet")
 
 
 def test_heads_are_compared_with_labels_at_their_resolution() -> None:
