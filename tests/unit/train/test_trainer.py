@@ -339,7 +339,7 @@ def train_with_a_bad_gradient(prepared: Path, out: Path, options: Settings, step
     [
         (2, math.inf, "inf", "There is no checkpoint yet."),
         (5, math.nan, "nan", "The checkpoint before it is kept."),
-        (5, 1e25, r"[\d.e+]+", "The checkpoint before it is kept."),  # its square is no number any more
+        (5, 1e25, "inf", "The checkpoint before it is kept."),  # its square is no number any more
     ],
 )
 def test_a_gradient_that_is_not_finite_stops_with_its_layer(
@@ -350,7 +350,7 @@ def test_a_gradient_that_is_not_finite_stops_with_its_layer(
         train_with_a_bad_gradient(prepared, out, settings(), step, value)
     sentence = (
         rf"gradient of encoder\.1\.unit1\.conv\.weight: expected a finite number like those before, got {got} in step "
-        rf"{step}\. Its batch is in .*Its intensities and its loss \(0\.\d+\) look right\. Lower train.learning_rate\. "
+        rf"{step}\. Its batch is in .*Its intensities and its loss \(\d\.\d+\) look right\. Lower train.learning_rate\. "
     )
     assert re.fullmatch(sentence + re.escape(rest), str(raised.value))
     assert load_weights(out / "diverged.safetensors")["images"].shape == (2, 1, *SIZE)
@@ -359,15 +359,21 @@ def test_a_gradient_that_is_not_finite_stops_with_its_layer(
     assert not kept.exists() or all(tensor.isfinite().all() for tensor in load_weights(kept).values())
 
 
-def test_a_gradient_that_is_not_finite_leaves_out_a_step_of_fp16(prepared: Path, tmp_path: Path) -> None:
-    result = train_with_a_bad_gradient(prepared, tmp_path / "m", settings(precision="fp16"), 5, math.inf)
-    assert result.progress.iteration == 12
-    assert all(tensor.isfinite().all() for tensor in load_weights(tmp_path / "m" / "last.safetensors").values())
+def test_a_gradient_that_is_not_finite_leaves_out_a_step_of_fp16() -> None:
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # its arithmetic alone: fp16 itself is slow on processors
+    state = replace(first_state(network, settings().train, torch.float32), scaler=scaler)
+    network.get_parameter("encoder.1.unit1.conv.weight").register_hook(lambda g: torch.full_like(g, math.inf))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    batch = torch.ones((2, 1, *SIZE)), torch.ones((2, *SIZE), dtype=torch.long)
+    update(state, [batch], lambda heads, labels: cast(torch.Tensor, heads).square().mean(), settings().train, 0.1)
+    assert (state.norms, scaler.get_scale()) == ({}, 512.0)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
 
 def test_norms_and_clipped_gradients_are_those_of_torch() -> None:
     network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8))
-    state = first_state(network, settings(learning_rate=0.0).train, torch.float32)
+    state = first_state(network, settings().train, torch.float32)
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn((2, 1, *SIZE), generator=generator), torch.ones((2, *SIZE), dtype=torch.long)
     train = settings(gradient_clip=0.01).train
