@@ -139,7 +139,7 @@ def chosen(name: str, edges: dict[int, int]) -> tuple[SegmentationNetwork, tuple
     """Network, shape of a batch of patches with some edge (2D, 3D), settings and type of a configuration."""
     one = CONFIGURATIONS[name]
     dims, network = one.get("dims", 3), one.get("network", "unet")
-    options = {"features": (8, 16) if network == "unetpp" else (8, 16, 32), "norm": "instance"}
+    options: dict[str, Any] = {"features": (4, 8, 16), "norm": "instance"}
     if network != "resunet":
         options["deep_supervision"] = one.get("heads", True)
     shape = (2, one.get("channels", 1), *(edges[dims],) * dims)
