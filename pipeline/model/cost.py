@@ -259,12 +259,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
 
 def without_data(network: nn.Module) -> Any:
     """A copy of a network whose tensors have no data."""
-    known: dict[int, Any] = {}
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+
+    known: dict[int, Any] = {id(buffer): empty(buffer) for buffer in network.buffers()}
     for parameter in network.parameters():
-        empty = torch.empty_like(parameter, device=META)
-        known[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in network.buffers():
-        known[id(buffer)] = torch.empty_like(buffer, device=META)
+        known[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
     return copy.deepcopy(network, known)
 
 
