@@ -283,6 +283,8 @@ class TrainSettings(Section):
     """Epochs between two full-volume validations."""
     validation_cases: Size | None = None
     """Validate on so many cases only, chosen so that all organs are in them; the final validation always takes all."""
+    select: Literal["best", "last"] = "best"
+    """Weights that become the model: those of the best mean Dice of a validation, or the last."""
     patience: Size | None = None
     """Stop after so many validations without a better mean Dice."""
     checkpoint_minutes: Positive = 10.0

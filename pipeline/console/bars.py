@@ -111,8 +111,8 @@ class TrainingView:
 
     @property
     def best(self) -> EpochRecord | None:
-        """The first epoch with the best mean Dice."""
-        scored = [record for record in self.validated if record.mean_dice is not None]
+        """The last epoch with the best mean Dice, as the weights that are kept."""
+        scored = [record for record in self.validated[::-1] if record.mean_dice is not None]
         return max(scored, key=lambda record: record.mean_dice or 0.0, default=None)
 
     @property

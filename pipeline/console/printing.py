@@ -253,12 +253,14 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def print_training(result: TrainResult, out: Path, fold: int) -> None:
-    """Print the validation scores of the best weights."""
-    table = _table("organ", "Dice", title=f"Validation, fold {fold}, best weights, prepared grid")
+    """Print the validation scores of the model's weights."""
+    table = _table("organ", "Dice", title=f"Validation, fold {fold}, {result.weights} weights, prepared grid")
     for organ, value in result.scores.dice.items():
         table.add_row(organ, score_cell(value))
     table.add_row("mean", score_cell(result.scores.mean_dice), style="bold")
     CONSOLE.print(table)
+    if result.caution:
+        print_line(result.caution)
     print_line(f"{len(result.progress.records)} epochs in {result.progress.elapsed_s:.0f} s: {out}")
 
 

@@ -135,7 +135,7 @@ def training_hash(card: ModelCard, split: Fold, start: Path | None, contents: st
     """
     plan, settings = card.plan, card.settings
     length = {"epochs", "budget", "patience", "validate_every", "validation_cases"}
-    length |= {"checkpoint_minutes", "keep_checkpoints", "mlflow"}
+    length |= {"select", "checkpoint_minutes", "keep_checkpoints", "mlflow"}
     train = settings.train.model_dump(mode="json", exclude=length)
     sample = settings.sample.model_dump(mode="json", exclude={"cache_mb", "folds", "split_seed", "class_weights"})
     sample["first weights"] = settings.model.model_dump(include={"initialization", "foreground_prior"})

@@ -70,7 +70,7 @@ def train(
 ) -> TrainResult:
     """Train one fold, or continue it where an earlier run stopped; one of several processes if ``torchrun`` starts it.
 
-    Writes ``model.json`` and ``fold_<k>/`` with the best weights, scores, the history, its curves and a page of them.
+    Writes ``model.json`` and ``fold_<k>/`` with the weights, scores, the history, its curves and a page of them.
 
     Args:
         prepared: Folder that ``preprocess`` wrote.
@@ -84,7 +84,7 @@ def train(
         callbacks: Called while the training goes on.
 
     Returns:
-        Scores of the best weights on all validation cases, and the history.
+        Scores of the model's weights on all validation cases, and the history.
 
     Raises:
         VolsegError: If there is no prepared dataset or no such fold, the patch does not fit the network or the class
@@ -220,7 +220,10 @@ class PlannedTraining:
     def finished_hash(self) -> str:
         """Content hash that ``validation.json`` has once it is finished: also of how long it was."""
         settings, _, contents = self.training_hash.partition("-")
-        return f"{text_hash(settings, self.settings.train.model_dump_json())}-{contents}"
+        train = self.settings.train
+        # Without the best weights' name, as before there was a choice.
+        length = train.model_dump_json(exclude={"select"} if train.select == "best" else None)
+        return f"{text_hash(settings, length)}-{contents}"
 
     @property
     def settings(self) -> Settings:
@@ -441,7 +444,7 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
         f"Training on {planned.card.plan.dataset}, fold {planned.fold}",
         pictures=[Picture("Learning curves", curves.read_bytes(), alt)] if curves.is_file() else [],
         numbers=[
-            ("Mean foreground Dice", number_cell(scores.mean_dice), "best weights, prepared grid"),
+            ("Mean foreground Dice", number_cell(scores.mean_dice), f"{result.weights} weights, prepared grid"),
             ("Network", spec.name, f"{spec.dims}D, patch {' × '.join(map(str, spec.patch_size))}"),
             ("Epochs", str(len(records)), f"{result.progress.iteration:,} iterations"),
             ("Time", f"{result.progress.elapsed_s / 60:.0f} min", "over all runs"),
@@ -449,7 +452,8 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
         tables=[_organs(result), *_validations(records)],
         **signature(),
     )
-    content: dict[str, Any] = {"grid": "prepared", "weights": "best", "training": planned.finished_hash}
+    content: dict[str, Any] = {"grid": "prepared", "weights": result.weights, "training": planned.finished_hash}
+    content |= {"caution": result.caution} if result.caution else {}
     content |= {"mean_dice": scores.mean_dice, "organs": dict(scores.dice), "cases": dict(scores.cases)}
     write_json(planned.folder / "validation.json", content)  # last: its hash says that the training is finished
 
@@ -457,7 +461,12 @@ def write_outcome(planned: PlannedTraining, result: TrainResult) -> None:
 def _organs(result: TrainResult) -> Table:
     rows = tuple((organ, number_cell(dice)) for organ, dice in result.scores.dice.items())
     cases = len(result.scores.cases)
-    return Table("Organs", f"Dice of the best weights on {cases} validation cases.", ("Organ", "Dice"), rows)
+    return Table(
+        "Organs",
+        f"Dice of the {result.weights} weights on {cases} validation cases. {result.caution}",
+        ("Organ", "Dice"),
+        rows,
+    )
 
 
 def _validations(records: Sequence[EpochRecord]) -> list[Table]:

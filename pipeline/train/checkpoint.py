@@ -18,7 +18,9 @@ from pipeline.core.files import copy_file
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.train.state import TrainingProgress, TrainState
 
-_FILE = "last.safetensors"
+CHECKPOINT = "last.safetensors"
+"""The state to continue from."""
+
 _NUMBERED = "step_"
 _ADVICE = "Begin anew with --restart"
 _LONGEST_REASON = 300  # PyTorch lists every tensor
@@ -46,10 +48,10 @@ def save_checkpoint(
         },
         "scaler": state.scaler.state_dict(),
     }
-    save_weights(folder / _FILE, tensors, {"state": json.dumps(content)})
+    save_weights(folder / CHECKPOINT, tensors, {"state": json.dumps(content)})
     if keep > 1:
         # a second name for the same file where the system can: checkpoints of large networks take gigabytes
-        copy_file(folder / _FILE, folder / f"{_NUMBERED}{progress.iteration:08d}.safetensors", link=True)
+        copy_file(folder / CHECKPOINT, folder / f"{_NUMBERED}{progress.iteration:08d}.safetensors", link=True)
         for old in sorted(folder.glob(f"{_NUMBERED}*.safetensors"))[:-keep]:
             old.unlink(missing_ok=True)
 
@@ -60,7 +62,7 @@ def require_same_training(folder: Path, training_hash: str) -> Any:
     Raises:
         VolsegError: If settings, plan, split or the cases' contents changed since, or the file is damaged.
     """
-    path = folder / _FILE
+    path = folder / CHECKPOINT
     if not path.is_file():
         return None
     content = _content(path)
@@ -91,7 +93,7 @@ def load_checkpoint(folder: Path, training_hash: str, state: TrainState) -> Trai
     content = require_same_training(folder, training_hash)
     if content is None:
         return TrainingProgress()
-    path = folder / _FILE
+    path = folder / CHECKPOINT
     parts = _parts(load_weights(path))
     try:
         state.network.load_state_dict(parts["network"])

@@ -12,7 +12,7 @@ from typing import SupportsFloat, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_
 
 from pipeline.config.settings import Settings, TrainSettings
 from pipeline.model.base import SegmentationNetwork
@@ -168,6 +168,7 @@ class TrainState:
         model: The network, wrapped where several processes train it.
         dtype: Type of the network's arithmetic.
         how: How the network is executed.
+        norms: Parameter → norm of its gradient in the last update, on the device; empty where none are asked for.
     """
 
     network: SegmentationNetwork
@@ -177,6 +178,7 @@ class TrainState:
     model: nn.Module
     dtype: torch.dtype
     how: Execution
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
 
 def first_state(
@@ -235,10 +237,24 @@ def update(
         total = total + loss.detach()
     if settings.gradient_clip is not None:
         state.scaler.unscale_(state.optimizer)  # the limit is one of true gradients
-        clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
+        _clip(state, settings.gradient_clip)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return torch.as_tensor(total)
+
+
+def _clip(state: TrainState, limit: float) -> None:
+    """Scale all gradients so that their common norm is at most the limit; notes the norms, but for fp16.
+
+    With fp16 a gradient that is not finite is no news: the step is left out and the scale of the loss lowered.
+    """
+    trained = {name: value for name, value in state.network.named_parameters() if value.grad is not None}
+    gradients = [cast(Tensor, value.grad) for value in trained.values()]
+    # As torch's clip_grad_norm_ does, which gives the common norm alone.
+    norms = torch._foreach_norm(gradients)
+    clip_grads_with_norm_(trained.values(), limit, torch.linalg.vector_norm(torch.stack(norms)))
+    if not state.scaler.is_enabled():
+        state.norms.update(zip(trained, norms, strict=True))
 
 
 def update_average(state: TrainState, decay: float, steps: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pipeline.model.cost import kept_bytes
 from pipeline.model.device import choose_dtype, execute, free_bytes, out_of_memory, recompute_activations
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.sample.randomness import seeded
-from pipeline.train.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from pipeline.train.distributed import Commands
 from pipeline.train.loader import PatchSource, TrainingBatches, network_size
 from pipeline.train.log import EpochRecord, Resources, log_epoch, plot_history, write_history
@@ -58,12 +59,22 @@ class TrainResult:
     """What a finished training leaves.
 
     Args:
-        scores: Full validation of the best weights.
+        scores: Full validation of the weights that are the model.
         progress: Final state, with all epochs.
+        weights: Which these are: ``best`` or ``last``.
     """
 
     scores: ValidationScores
     progress: TrainingProgress
+    weights: Literal["best", "last"] = "best"
+
+    @property
+    def caution(self) -> str:
+        """A sentence where the scored cases have also chosen the weights, else nothing."""
+        validations = sum(record.validation_s > 0 for record in self.progress.records)
+        if self.weights == "last" or validations < 2:
+            return ""
+        return f"These cases also chose the best of {validations} validations: expect a little less of other cases."
 
 
 def require_memory(network: SegmentationNetwork, source: PatchSource, settings: TrainSettings) -> None:
@@ -101,8 +112,9 @@ def train_fold(
     """Train one fold to its end, or continue where an earlier run stopped.
 
     The folder receives ``last.safetensors`` every epoch and every few minutes, ``best.safetensors`` at every better
-    validation, ``history.csv``, ``curves.png``, TensorBoard events, and at the end ``model.safetensors``, the best
-    weights. Torch's global random state, which dropout uses, is seeded for the training and given back as it was.
+    validation, ``history.csv``, ``curves.png``, TensorBoard events, and at the end ``model.safetensors``, the
+    weights that ``train.select`` asks for. Torch's global random state, which dropout uses, is seeded for the training
+    and given back as it was.
 
     Args:
         run: What is trained, and where.
@@ -112,7 +124,7 @@ def train_fold(
         callbacks: Called while the training goes on.
 
     Returns:
-        Scores of the best weights on all validation cases, and the history.
+        Scores of these weights on all validation cases, and the history.
 
     Raises:
         ConfigError: If there are more or fewer class weights than outputs of the network.
@@ -196,6 +208,7 @@ class Trainer:
         if not processes.first:  # dropout of its own; the first one's is in the checkpoint
             torch.manual_seed(int(seeded(train.seed, self.progress.iteration, processes.rank).integers(2**62)))
         self.best_scores: ValidationScores | None = None  # of all cases, if every validation takes all
+        self.last_scores: ValidationScores | None = None
         self.began = run.began - self.progress.elapsed_s
         # A finished training goes on if it is given another length, unless that is over already.
         length = f"{self.budget}, patience {train.patience}"
@@ -203,7 +216,8 @@ class Trainer:
         self.progress = replace(self.progress, finished=finished, length=length)
         # Losses stay on the device: reading one after every step would make the processor wait for a GPU.
         self.losses = torch.tensor(self.progress.part.loss, device=self.device)  # sum of the epoch that has begun
-        self.first_bad = torch.tensor(-1, device=self.device)  # step whose loss was not finite
+        self.first_bad = torch.tensor(-1, device=self.device)  # step whose loss or gradient was not finite
+        self.bad = torch.zeros(0, device=self.device)  # its loss, then the norms of its gradients
         self.saved = time.monotonic()
         self.commands = Commands(self.share, 0, False)
 
@@ -231,7 +245,7 @@ class Trainer:
             The epoch's record; None if the training was asked to stop, and the checkpoint is written.
 
         Raises:
-            VolsegError: If the loss is not finite, or many times that of earlier epochs.
+            VolsegError: If a loss or gradient is not finite, or the loss many times that of earlier epochs.
         """
         part = self.progress.part
         began = time.monotonic() - part.seconds
@@ -277,11 +291,12 @@ class Trainer:
         # Where no case has an organ, there is a Dice (of 0) only if one was hallucinated: no Dice is the best.
         clean = best is None and any(record.validation_s > 0 for record in self.progress.records)
         better = dice is None or (not clean and (best is None or dice > best))
-        # While nothing is found, or all is hallucinated, the weights are no worse for having learnt more.
-        kept = better or dice == best == 0.0
+        # Of equal scores the later: the weights are no worse for having learnt more.
+        kept = better or dice == best
         if kept and self.run.processes.first:
             save_weights(self.run.folder / "best.safetensors", self.state.average or self.state.network.state_dict())
-        self.best_scores = self.best_scores if not kept else scores if self.validation.complete else None
+        self.last_scores = scores if self.validation.complete else None
+        self.best_scores = self.last_scores if kept else self.best_scores
         self.progress = replace(
             self.progress,
             best_dice=dice if better else best,
@@ -309,7 +324,7 @@ class Trainer:
         """Write the checkpoint; ``seconds`` is how long the epoch that has begun has taken, None where that is known.
 
         Raises:
-            VolsegError: If the loss is not finite: the checkpoint before it is kept.
+            VolsegError: If a loss or gradient is not finite: the checkpoint before it is kept.
         """
         self._require_finite()  # a checkpoint of weights that are not finite could not be continued
         part = replace(self.progress.part, loss=float(self.losses))
@@ -323,13 +338,17 @@ class Trainer:
         self.saved = time.monotonic()
 
     def finish(self) -> TrainResult:
-        """Score the best weights on all validation cases and make them the model."""
+        """Score the best weights, or the last, on all validation cases and make them the model."""
         self.run.processes.wait()  # until the first one has written
-        best = load_weights(self.run.folder / "best.safetensors")
-        scores = self.best_scores or self._validate(True, best)
+        select = self.run.settings.train.select
+        if select == "best":
+            weights, scores = load_weights(self.run.folder / "best.safetensors"), self.best_scores
+        else:
+            weights, scores = self.state.average or self.state.network.state_dict(), self.last_scores
+        scores = scores or self._validate(True, weights)
         if self.run.processes.first:
-            save_weights(self.run.folder / "model.safetensors", best)
-        return TrainResult(scores, self.progress)
+            save_weights(self.run.folder / "model.safetensors", weights)
+        return TrainResult(scores, self.progress, select)
 
     def _step(self) -> tuple[int, float]:
         """Update the weights once; returns the patches it saw and the seconds it waited for them."""
@@ -337,7 +356,9 @@ class Trainer:
         train = self.run.settings.train
         loss = update(self.state, parts, self._objective, train, learning_rate(self.commands.share, train))
         self.losses += loss
-        first_bad = torch.where(loss.isfinite(), -1, self.progress.iteration)
+        values = torch.stack([loss, *self.state.norms.values()])
+        self.bad = values if self.bad.shape != values.shape else torch.where(self.first_bad < 0, values, self.bad)
+        first_bad = torch.where(torch.linalg.vector_norm(values).isfinite(), -1, self.progress.iteration)
         self.first_bad = torch.where(self.first_bad < 0, first_bad, self.first_bad)
         update_average(self.state, train.ema_decay, self.progress.iteration + 1)
         return sum(len(images) for images, _ in parts), wait_s
@@ -364,7 +385,7 @@ class Trainer:
         loss = sum(losses.values()) / len(losses) / max(part.steps, 1)
         earlier = [record.loss for record in self.progress.records]
         if earlier and loss > _EXPLODED * max(min(earlier), _SMALLEST_LOSS):
-            raise self._diverged(loss, self.progress.iteration - 1)
+            raise self._diverged("training loss", loss, self.progress.iteration - 1)
         self.progress = replace(self.progress, part=replace(part, ended=True, seconds=seconds))
         return EpochRecord(
             epoch=len(self.progress.records) + 1,
@@ -378,11 +399,27 @@ class Trainer:
         )
 
     def _require_finite(self) -> None:
-        if (step := int(self.first_bad)) >= 0:
-            raise self._diverged(math.nan, step)
+        if (step := int(self.first_bad)) < 0:
+            return
+        loss, *norms = self.bad.tolist()
+        if not math.isfinite(loss):
+            raise self._diverged("training loss", loss, step)
+        layers = dict(zip(self.state.norms, norms, strict=True))
+        # What is wrong behind a layer's output is wrong in all layers before it: the last is the nearest to the cause.
+        broken = [layer for layer, norm in layers.items() if not math.isfinite(norm)]
+        layer = broken[-1] if broken else max(layers, key=layers.__getitem__)
+        more = f" (and {len(broken) - 1} others)" if len(broken) > 1 else ""
+        raise self._diverged(f"gradient of {layer}{more}", layers[layer], step, loss)
 
-    def _diverged(self, loss: float, step: int) -> VolsegError:
-        """The error to raise, with the likely cause; the batch of the step is saved."""
+    def _diverged(self, what: str, got: float, step: int, loss: float | None = None) -> VolsegError:
+        """The error to raise, with the likely cause; the batch of the step is saved.
+
+        Args:
+            what: Loss or gradient.
+            got: Its value or norm.
+            step: Counted from 0.
+            loss: The step's loss, if that was a number and the gradient was none.
+        """
         (images, labels), cases = self.batches.again(step)
         path, train = self.run.folder / BATCH_FILE, self.run.settings.train
         save_weights(path, {"images": images.contiguous(), "labels": labels.contiguous()})
@@ -398,8 +435,15 @@ class Trainer:
         else:
             clip = "" if train.gradient_clip else ", or set train.gradient_clip: 12"
             cause = f"Its intensities look right. Lower train.learning_rate ({train.learning_rate:g}){clip}"
+            if loss is not None:
+                cause = f"Its intensities and its loss ({loss:g}) look right. "
+                cause += (
+                    "Set train.precision: fp32" if self.state.dtype != torch.float32 else "Lower train.learning_rate"
+                )
+        kept = (self.run.folder / CHECKPOINT).is_file()
+        rest = "The checkpoint before it is kept." if kept else "There is no checkpoint yet."
         return VolsegError(
-            f"training loss: expected a finite number like those before, got {loss:g} in step {step + 1}. Its batch is "
+            f"{what}: expected a finite number like those before, got {got:g} in step {step + 1}. Its batch is "
             f"in {path}: cases {', '.join(dict.fromkeys(cases))}; intensities {low:.3g} to {high:.3g}; classes "
-            f"{', '.join(map(str, classes)) or 'none'}. {cause}. The checkpoint before it is kept."
+            f"{', '.join(map(str, classes)) or 'none'}. {cause}. {rest}"
         )

@@ -179,6 +179,11 @@ def test_time_left_follows_from_the_share_done() -> None:
     assert view.left_s == 0.0
 
 
+def test_of_equal_validations_the_last_is_the_best() -> None:
+    view = trained(*(view_record(n, {"liver": dice}, dice) for n, dice in enumerate((0.8, 0.8, 0.7), start=1)))
+    assert "best 0.800 in epoch 2" in shown(view)
+
+
 def test_earlier_runs_hold_the_best() -> None:
     view = TrainingView(Clock())
     view.on_start([view_record(1, {"liver": 0.9}, 0.9)], 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import signal
@@ -28,7 +29,15 @@ from pipeline.sample.augment import PatchGeometry
 from pipeline.train import trainer
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
-from pipeline.train.state import Callbacks, TrainingProgress, TrainRun, Validation, ValidationScores
+from pipeline.train.state import (
+    Callbacks,
+    TrainingProgress,
+    TrainRun,
+    Validation,
+    ValidationScores,
+    first_state,
+    update,
+)
 from pipeline.train.trainer import TrainResult, require_memory, train_fold
 
 SIZE = (8, 8, 8)
@@ -111,8 +120,9 @@ def test_training_lowers_the_loss_and_writes_its_files(prepared: Path, tmp_path:
         ((None, 0.0, 0.0, 0.0), 1),
         ((None, None, 0.0, 0.0), 2),
         ((0.0, 0.0, 0.0, 0.0), 4),
-        ((0.0, 0.5, 0.5, 0.4), 2),
-        ((0.5, 0.0, 0.6, 0.6), 3),
+        ((0.0, 0.5, 0.5, 0.4), 3),  # of equal ones the later
+        ((0.5, 0.0, 0.6, 0.6), 4),
+        ((0.5, 0.6, 0.4, 0.5), 2),
     ],
 )
 def test_weights_without_a_false_finding_are_better_than_those_with(
@@ -133,6 +143,43 @@ def test_weights_without_a_false_finding_are_better_than_those_with(
     assert [all(torch.equal(weights[name], each[name]) for name in weights) for each in seen[:4]].index(
         True
     ) == kept - 1
+
+
+@pytest.mark.parametrize(("select", "decay"), [("last", 0.0), ("last", 0.9), ("best", 0.9)])
+def test_the_last_or_the_best_weights_become_the_model(
+    prepared: Path, tmp_path: Path, select: str, decay: float
+) -> None:
+    result = run(prepared, tmp_path / "m", settings(epochs=6, iterations_per_epoch=1, select=select, ema_decay=decay))
+    model, best, last = (load_weights(tmp_path / "m" / f"{name}.safetensors") for name in ("model", "best", "last"))
+    part = "average." if decay else "network."
+    last = {name.removeprefix(part): tensor for name, tensor in last.items() if name.startswith(part)}
+    wanted, other = (last, best) if select == "last" else (best, last)
+    assert all(torch.equal(model[name], wanted[name]) for name in model)
+    assert any(not torch.equal(model[name], other[name]) for name in model)
+    assert (result.weights, result.scores.mean_dice) == (select, 0.9)
+    caution = "These cases also chose the best of 3 validations: expect a little less of other cases."
+    assert result.caution == (caution if select == "best" else "")
+
+
+def test_the_choice_can_be_changed_when_a_training_has_ended(prepared: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "m" / f"{name}.safetensors" for name in ("model", "best", "last")]
+    for select in ("last", "best", "last"):
+        run(prepared, tmp_path / "m", settings(epochs=6, iterations_per_epoch=1, select=select))
+        model, best, last = (load_weights(path) for path in files)
+        wanted = best if select == "best" else {name: last[f"network.{name}"] for name in model}
+        assert all(torch.equal(model[name], wanted[name]) for name in model)
+
+
+def test_where_every_validation_takes_all_cases_the_scores_are_those_of_the_weights(
+    prepared: Path, tmp_path: Path
+) -> None:
+    for select, wanted in (("last", 0.3), ("best", 0.8)):
+        source = PatchSource(prepared, ["a", "b"], SIZE, 2, settings().sample, torch.device("cpu"))
+        network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+        scores = iter([0.8, 0.3])  # a third validation would fail
+        validation = Validation(lambda network, everything, found=scores: ValidationScores({}, next(found), {}), 2, 2)
+        fold = TrainRun(tmp_path / select, "hash", settings(select=select), GEOMETRY)
+        assert train_fold(fold, network, source, validation).scores.mean_dice == wanted
 
 
 def test_a_killed_training_continues_as_if_it_had_never_stopped(prepared: Path, tmp_path: Path) -> None:
@@ -275,6 +322,71 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis_and_its_batch(prepared
     batch = load_weights(tmp_path / "m" / "diverged.safetensors")
     assert (batch["images"].shape, batch["labels"].shape) == ((2, 1, *SIZE), (2, *SIZE))
     assert not (tmp_path / "m" / "last.safetensors").exists()  # nothing is saved of what is broken
+
+
+def train_with_a_bad_gradient(prepared: Path, out: Path, options: Settings, step: int, value: float) -> TrainResult:
+    """Train a network with the gradient of one kernel replaced in one step; steps count from 1."""
+    source = PatchSource(prepared, ["a", "b"], SIZE, 2, options.sample, torch.device("cpu"))
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8), deep_supervision=True)
+    steps = itertools.count(1)
+    kernel = network.get_parameter("encoder.1.unit1.conv.weight")
+    kernel.register_hook(lambda gradient: torch.full_like(gradient, value) if next(steps) == step else gradient)
+    return train_fold(TrainRun(out, "hash", options, GEOMETRY), network, source, NO_VALIDATION)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "got", "rest"),
+    [
+        (2, math.inf, "inf", "There is no checkpoint yet."),
+        (5, math.nan, "nan", "The checkpoint before it is kept."),
+        (5, 1e25, "inf", "The checkpoint before it is kept."),  # its square is no number any more
+    ],
+)
+def test_a_gradient_that_is_not_finite_stops_with_its_layer(
+    prepared: Path, tmp_path: Path, step: int, value: float, got: str, rest: str
+) -> None:
+    out = tmp_path / "m"
+    with pytest.raises(VolsegError) as raised:
+        train_with_a_bad_gradient(prepared, out, settings(), step, value)
+    sentence = (
+        rf"gradient of encoder\.1\.unit1\.conv\.weight: expected a finite number like those before, got {got} in step "
+        rf"{step}\. Its batch is in .*Its intensities and its loss \(\d\.\d+\) look right\. Lower train.learning_rate. "
+    )
+    assert re.fullmatch(sentence + re.escape(rest), str(raised.value))
+    assert load_weights(out / "diverged.safetensors")["images"].shape == (2, 1, *SIZE)
+    kept = out / "last.safetensors"
+    assert kept.exists() == (step > 3)
+    assert not kept.exists() or all(tensor.isfinite().all() for tensor in load_weights(kept).values())
+
+
+def test_a_gradient_that_is_not_finite_leaves_out_a_step_of_fp16() -> None:
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # its arithmetic alone: fp16 itself is slow on processors
+    state = replace(first_state(network, settings().train, torch.float32), scaler=scaler)
+    network.get_parameter("encoder.1.unit1.conv.weight").register_hook(lambda g: torch.full_like(g, math.inf))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    batch = torch.ones((2, 1, *SIZE)), torch.ones((2, *SIZE), dtype=torch.long)
+    update(state, [batch], lambda heads, labels: cast(torch.Tensor, heads).square().mean(), settings().train, 0.1)
+    assert (state.norms, scaler.get_scale()) == ({}, 512.0)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+
+def test_norms_and_clipped_gradients_are_those_of_torch() -> None:
+    network = build_network("unet", 3, 1, 2, seed=0, features=(4, 8))
+    state = first_state(network, settings().train, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn((2, 1, *SIZE), generator=generator), torch.ones((2, *SIZE), dtype=torch.long)
+    train = settings(gradient_clip=0.01).train
+    update(state, [(images, labels)], lambda heads, labels: cast(torch.Tensor, heads).square().mean(), train, 0.0)
+    clipped = [value.grad.clone() for value in network.parameters() if value.grad is not None]
+    network.zero_grad()
+    network(images).square().mean().backward()
+    for name, value in network.named_parameters():
+        assert value.grad is None or torch.equal(state.norms[name], torch.linalg.vector_norm(value.grad))
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 0.01)
+    wanted = [value.grad for value in network.parameters() if value.grad is not None]
+    assert all(torch.equal(one, other) for one, other in zip(clipped, wanted, strict=True))
+    assert torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in wanted])) == pytest.approx(0.01)
 
 
 def test_a_loss_that_explodes_stops_the_training(
