@@ -102,6 +102,8 @@ def training_memory(
                 for _ in range(train.accumulate)
             ]
             update(state, parts, objective, train, 0.0)
+            if dtype == torch.float16:
+                state.norms.clear()  # with scales none are kept
             update_average(state, train.ema_decay, 1)
 
         # Moments come with the first step, and gradients stay until the next one: the second is like all others.

@@ -43,7 +43,8 @@ def test_what_is_there_all_the_time_is_so_many_copies_of_the_weights(train: dict
     # Of a GPU, every tensor takes a multiple of 512 bytes. The average has its own batch norms' means and counters.
     copies_of = [tensor for tensor in network.parameters() for _ in range(copies)]
     copies_of += [buffer for buffer in network.buffers() for _ in range(2 if train.get("ema_decay") else 1)]
-    assert found.state == sum(-(-tensor.nbytes // 512) * 512 for tensor in copies_of)
+    norms = 512 * sum(1 for _ in network.parameters())  # a number for each gradient
+    assert found.state == sum(-(-tensor.nbytes // 512) * 512 for tensor in copies_of) + norms
 
 
 def test_several_processes_hold_their_gradients_once_more() -> None:
