@@ -288,8 +288,11 @@ class WindowBatches:
     padding: Padding
     fill: float
 
-    def each(self, volume: Tensor, passes: Sequence[Pass], progress: Progress) -> Iterator[WindowLogits]:
+    def each(self, volume: Tensor, passes: Sequence[Pass], progress: Progress) -> Iterator[WindowLogits | int]:
         """Every window that is not skipped, with every pass; of none but skipped ones, one window and zeros.
+
+        Before every batch, when no logits are held, comes the plane before which no window begins from now on. What is
+        done with the planes before it may take the memory that the networks take next.
 
         Networks on several devices, each of which runs ahead of the processor, compute at the same time. Where a device
         has too little memory for several windows at once, it goes on from there with half as many.
@@ -309,6 +312,7 @@ class WindowBatches:
         # Where all windows are skipped, one is computed all the same: only the network knows how many outputs and
         # channels it has.
         for group in self._groups(wanted or starts[:1], len(passes)):
+            yield group[0][self.axis]
             windows = torch.stack([self._window(padded, start, low) for start in group])
             for first, seen, outputs in runner.outputs(windows, self.tiling.tile):
                 for number, start in enumerate(group[first : first + len(outputs[0])]):

@@ -30,7 +30,7 @@ from pipeline.infer.tta import Network, Passes
 from pipeline.infer.windows import Blend, Tiling, importance_map
 
 _SUM_TYPES = {"float32": torch.float32, "float16": torch.float16}
-_KEPT_BYTES = 64 << 20  # of a tensor, with many classes: their decision needs large ones, of other sizes every time
+_KEPT_BYTES = 64 << 20  # of a tensor, with many classes: small ones take a piece of its place, and it needs another one
 
 
 class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
@@ -272,12 +272,15 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         accumulators: list[Accumulator] = []
         with ExitStack() as stack:
             for window in batches.each(volume, passes, self.progress):
-                if not accumulators:
+                if not accumulators and isinstance(window, WindowLogits):
                     accumulators = [
                         self._accumulator(volume, logits, batches, len(passes), relative) for logits in window.outputs
                     ]
                     stack.enter_context(keep_freed_memory(_not_kept(window.outputs)))
-                yield from finished_planes([each.buffer for each in accumulators], max(0, window.first))
+                first = window if isinstance(window, int) else window.first
+                yield from finished_planes([each.buffer for each in accumulators], max(0, first))
+                if isinstance(window, int):
+                    continue
                 _add(window, batches.axis, accumulators)
                 del window  # before the network makes the next logits: the name would hold these
             yield from finished_planes([each.buffer for each in accumulators], shape[batches.axis])

@@ -1,18 +1,22 @@
 """Labels on the grid of the output from planes of logits, without resampling more than the borders between organs.
 
-Between voxels logits are interpolated linearly, so inside a cell of eight neighbouring voxels no class rises above its
-highest corner. Where all corners agree on the winner it wins everywhere in the cell; elsewhere only classes can win
-whose highest corner reaches the lowest corner of every other class. Most voxels are decided by the first rule, most
-classes by the second, and the labels are exactly those of resampling all logits.
+Between voxels logits are interpolated linearly, so where all corners of a cell of eight neighbouring voxels agree on
+the winner, it wins everywhere in the cell. Elsewhere logits are interpolated in blocks that stay in the cache: along
+one axis after the other where most voxels of a block need it, voxel by voxel where few do. The labels are exactly those
+of resampling all logits, of which there is never more than a block.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.regions import PaintingStep
@@ -20,13 +24,14 @@ from pipeline.preprocess.interpolation import apply_operator, resize_operator, r
 
 NOT_FINITE = "logits: expected finite numbers, got NaN or infinity. Predict in fp32, or train the network again."
 
-_FEW_CLASSES = 8  # up to so many all are interpolated where voxels disagree: finding the possible ones costs more
-_CANDIDATES = 8  # classes kept per cell; cells with more are interpolated in full
+_FEW_CLASSES = 8  # up to so many, voxel by voxel is faster: a step along an axis is for one voxel's classes
 _REGION_BITS = 62  # of an integer, one per region
+_FEW_SINGLE = 0.5  # of a block's voxels; if fewer are unsure, they are interpolated one by one at twice the cost
 
 # Sizes of what is worked on at once, so that it stays in the cache or takes little memory.
-_CELLS = 8192  # whose candidates are found
-_POINTS = 65536  # interpolated
+_BLOCK = 2**19  # logits of a block on a processor
+_GPU_BLOCK = 2**24  # and on a GPU, where what counts is how many calls there are
+_ALONE = 2**15  # logits compared by one thread
 _VOXELS = 2**22  # of labels, decided
 _LOGIT_BYTES = 32 * 2**20  # of full-size logits given out; at least one plane
 
@@ -127,8 +132,9 @@ def interpolated(values: Tensor, weights: Sequence[LinearWeights]) -> Iterator[t
         Which points, and their logits (p, L).
     """
     flat, count = values.reshape(-1, values.shape[-1]), len(weights[0].low)
-    for first in range(0, count, _POINTS):
-        part = slice(first, min(first + _POINTS, count))
+    most = max(1, _block_size(values) // values.shape[-1])
+    for first in range(0, count, most):
+        part = slice(first, min(first + most, count))
         total: Tensor | None = None
         for index, weight in corners([along.part(part.start, part.stop) for along in weights], values.shape[:3]):
             found = flat.index_select(0, index)
@@ -137,75 +143,93 @@ def interpolated(values: Tensor, weights: Sequence[LinearWeights]) -> Iterator[t
         yield part, total
 
 
-# The winner among many classes between voxels, from the few classes that can win there.
+# The winner among many classes: of voxels, and between them in blocks of a plane.
 
 
-def best_labels(planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
-    """Class of the highest logit at points between voxels.
+def winners(logits: Tensor, pool: Executor) -> Tensor:
+    """Class (*S), int64, of the highest of logits (*S, L); of equal ones the lowest."""
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    # NumPy compares eight classes at once where torch, on a processor, takes one after the other.
+    flat = logits.reshape(-1, logits.shape[-1]).numpy()
+    found: NDArray[np.int64] = np.empty(len(flat), np.int64)
+    each = math.ceil(len(flat) / min(torch.get_num_threads(), math.ceil(flat.size / _ALONE)))
+
+    def decide(first: int) -> None:
+        np.argmax(flat[first : first + each], axis=1, out=found[first : first + each])
+
+    if each == len(flat):
+        decide(0)
+    else:
+        list(pool.map(decide, range(0, len(flat), each)))
+    return torch.from_numpy(found).reshape(logits.shape[:-1])
+
+
+class BlockWinners:
+    """Classes between voxels in blocks of a plane, by interpolation along one axis after the other.
 
     Args:
         planes: Logits (n, a, b, L).
-        mixed: Cells (n - 1, a - 1, b - 1) in which all points lie.
-        weights: For each of the three axes, of P points.
-
-    Returns:
-        (P,) int16; of equal logits the lowest class.
+        weights: Along the second and the third axis, for the whole plane of labels.
+        pool: Its threads compare classes.
     """
-    # Many points lie in one cell: its candidates are found once, and points know their cell by its number.
-    cells = mixed.nonzero()
-    rank = torch.zeros(mixed.shape, dtype=torch.int64, device=planes.device)
-    rank[mixed] = torch.arange(len(cells), device=planes.device)
-    number = rank[tuple(along.low for along in weights)]
-    classes, values, narrow = _candidates(planes, cells)
-    found = torch.empty_like(number, dtype=torch.int16)
-    sure = narrow[number]
-    inside = sure.nonzero()[:, 0]
-    for first in range(0, len(inside), _POINTS):
-        part = inside[first : first + _POINTS]
-        own = number[part]
-        total = torch.zeros((len(part), values.shape[-1]), device=planes.device)
-        for corner, (_, weight) in enumerate(corners([along.at(part) for along in weights], planes.shape[:3])):
-            total.addcmul_(values[corner].index_select(0, own), weight[:, None])
-        found[part] = classes[own].gather(1, total.argmax(dim=1, keepdim=True))[:, 0]
-    others = (~sure).nonzero()[:, 0]
-    for some, logits in interpolated(planes, [along.at(others) for along in weights]):
-        found[others[some]] = logits.argmax(dim=1).to(torch.int16)
-    return found
+
+    def __init__(self, planes: Tensor, weights: Sequence[LinearWeights], pool: Executor) -> None:
+        self.planes, self.pool, self.lows = planes, pool, [along.low.tolist() for along in weights]
+        self.weights = [LinearWeights(along.low, along.share.to(planes.dtype)) for along in weights]
+        # As many voxels of logits as there is room for, along each axis; fewer labels where the plane gets smaller.
+        room = math.isqrt(max(1, _block_size(planes) // planes.shape[-1]))
+        sizes = [(n, len(along.low)) for n, along in zip(planes.shape[1:3], weights, strict=True)]
+        self.block = [min(m, max(1, (room - 2) * m // max(n, m))) for n, m in sizes]
+        most = [max(part, part * n // m + 2) for part, (n, m) in zip(self.block, sizes, strict=True)]
+        # Places for a block, used again and again: memory from the system would be cleared for every block anew.
+        self.places = [planes.new_empty(math.prod(most) * planes.shape[-1]) for _ in range(3)]
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of labels; together the plane."""
+        (height, rows), (width, columns) = zip(self.block, map(len, self.lows), strict=True)
+        for top, left in product(range(0, rows, height), range(0, columns, width)):
+            yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
+
+    def decided(self, low: int, share: float, block: tuple[slice, slice]) -> Tensor:
+        """Class of every voxel of a block.
+
+        Args:
+            low: The plane of logits before the plane of labels.
+            share: Of the next one.
+            block: Rows and columns of the labels.
+
+        Returns:
+            (rows, columns) int64.
+        """
+        source, parts = [], []
+        for part, along, lows, size in zip(block, self.weights, self.lows, self.planes.shape[1:3], strict=True):
+            source.append(slice(lows[part.start], min(lows[part.stop - 1] + 2, size)))
+            parts.append(along.part(part.start, part.stop, source[-1].start))
+        values = self.planes[low][tuple(source)]
+        if share:
+            following = self.planes[low + 1][tuple(source)]
+            values = torch.lerp(values, following, share, out=self._place(0, values.shape))
+        for axis, place in ((1, 1), (0, 0)):
+            values = self._along(values, axis, parts[axis], place)
+        return winners(values, self.pool)
+
+    def _along(self, values: Tensor, axis: int, weights: LinearWeights, place: int) -> Tensor:
+        """Values (a, b, L) interpolated along an axis; they may lie in any place but these two."""
+        if values.shape[axis] == 1:
+            return values.index_select(axis, weights.low)
+        shape = list(values.shape)
+        shape[axis] = len(weights.low)
+        found = torch.index_select(values, axis, weights.low, out=self._place(place, shape))
+        following = torch.index_select(values, axis, weights.low + 1, out=self._place(2, shape))
+        return found.lerp_(following, weights.share.reshape([-1, 1, 1][: 3 - axis]))
+
+    def _place(self, number: int, shape: Sequence[int]) -> Tensor:
+        return self.places[number][: math.prod(shape)].view(*shape)
 
 
-def _candidates(planes: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes that can win in cells, ascending, their logits at the corners, and whether these classes are all.
-
-    Args:
-        planes: (n, a, b, L).
-        cells: (C, 3).
-
-    Returns:
-        (C, M) int16, (8, C, M) and (C,) bool.
-    """
-    count, kept = len(cells), min(_CANDIDATES, planes.shape[-1])
-    flat = planes.reshape(-1, planes.shape[-1])
-    classes = torch.empty((count, kept), dtype=torch.int16, device=planes.device)
-    values = torch.empty((8, count, kept), device=planes.device)
-    narrow = torch.empty(count, dtype=torch.bool, device=planes.device)
-    for first in range(0, count, _CELLS):
-        part = slice(first, min(first + _CELLS, count))
-        whole = [LinearWeights(low, torch.zeros_like(low, dtype=torch.float32)) for low in cells[part].T]
-        logits = [flat.index_select(0, index) for index, _ in corners(whole, planes.shape[:3])]
-        highest, lowest = logits[0].clone(), logits[0].clone()
-        for corner in logits[1:]:
-            torch.maximum(highest, corner, out=highest)
-            torch.minimum(lowest, corner, out=lowest)
-        # Between the corners a class is at most its highest corner; one that stays below the lowest corner of another
-        # class loses to it everywhere in the cell.
-        possible = highest >= lowest.amax(dim=1, keepdim=True)
-        narrow[part] = possible.sum(dim=1) <= kept
-        # Ascending, so that argmax takes the lowest of equal classes, as it does among all.
-        best = highest.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
-        classes[part] = best.to(torch.int16)
-        for number, corner in enumerate(logits):
-            values[number, part] = corner.gather(1, best)
-    return classes, values, narrow
+def _block_size(values: Tensor) -> int:
+    return _BLOCK if values.device.type == "cpu" else _GPU_BLOCK
 
 
 # Labels and logits on the grid of the output, as soon as the planes they need are there.
@@ -230,7 +254,7 @@ class PlaneLabels:
         self.shape, self.target, self.painting = tuple(shape), tuple(target), tuple(painting)
         self.weights: list[LinearWeights] = []
         self.seen = self.given = 0
-        self.last: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None
 
     def add(self, planes: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Take the next planes.
@@ -248,24 +272,36 @@ class PlaneLabels:
         if not bool(torch.isfinite(planes.sum(dtype=torch.float32))):
             raise ValueError(NOT_FINITE)
         first, self.seen = self.seen, self.seen + len(planes)
-        if self.shape == self.target:
-            yield first, self._decided(planes).to(label_type(planes.shape[-1], self.painting))
-            return
-        if not self.weights:
+        if not self.weights and self.shape != self.target:
             self.weights = [linear_weights(n, m, planes.device) for n, m in zip(self.shape, self.target, strict=True)]
-        if self.last is not None:  # the cells between the planes of before and these
-            yield from self._between_planes(torch.stack([self.last, planes[0]]), first - 1)
-        if len(planes) > 1 or self.shape[0] == 1:
-            yield from self._between_planes(planes, first)
-        self.last = planes[-1].clone()  # the planes may be overwritten once the caller goes on
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            classes = self._decided(planes, pool)
+            if self.shape == self.target:
+                yield first, classes.to(label_type(planes.shape[-1], self.painting))
+                return
+            if self.last is not None:  # the cells between the planes of before and these
+                both, decided = (torch.stack([a, b[0]]) for a, b in zip(self.last, (planes, classes), strict=True))
+                yield from self._between_planes(both, decided, first - 1, pool)
+            if len(planes) > 1 or self.shape[0] == 1:
+                yield from self._between_planes(planes, classes, first, pool)
+        self.last = planes[-1].clone(), classes[-1]  # the planes may be overwritten once the caller goes on
 
-    def _between_planes(self, planes: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
-        """Planes of labels that lie in the cells between some planes of logits, of which the first has a number."""
+    def _between_planes(
+        self, planes: Tensor, classes: Tensor, first: int, pool: Executor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Planes of labels that lie in the cells between some planes of logits, of which the first has a number.
+
+        Args:
+            planes: (n, a, b, L).
+            classes: Of their voxels (n, a, b).
+            first: Number of the first one.
+            pool: For what threads do.
+        """
         cells = max(1, len(planes) - 1)
         stop = int(torch.searchsorted(self.weights[0].low, first + cells))
         if stop == self.given:
             return
-        classes, kind = self._decided(planes), self._kind(planes)
+        kind = self._kind(planes)
         mixed = _mixed(classes if kind is None else kind)
         most = max(1, _VOXELS // (self.target[1] * self.target[2]))
         for begin in range(self.given, stop, most):
@@ -274,18 +310,16 @@ class PlaneLabels:
             labels, unsure = classes, mixed
             for axis, along in enumerate(weights):
                 labels, unsure = labels.index_select(axis, along.low), unsure.index_select(axis, along.low)
-            places = unsure.nonzero(as_tuple=True)
-            if len(places[0]):
-                points = [along.at(place) for along, place in zip(weights, places, strict=True)]
-                labels[places] = self._in_mixed_cells(planes, mixed, points)
+            if not self.painting and planes.shape[-1] > _FEW_CLASSES:
+                self._decide_blocks(planes, weights, labels, unsure, pool)
+            self._decide_single(planes, weights, labels, unsure, pool)
             yield begin, labels.to(label_type(planes.shape[-1], self.painting))
         self.given = stop
 
-    def _decided(self, planes: Tensor) -> Tensor:
-        """Class (n, a, b) of every voxel, int16."""
-        if self.painting:
-            return decode(planes.movedim(-1, 0), self.painting).to(torch.int16)
-        return planes.argmax(dim=-1).to(torch.int16)
+    def _decided(self, planes: Tensor, pool: Executor) -> Tensor:
+        """Class of every voxel (n, a, b) or point (P,) from logits with the channels last, int16."""
+        found = decode(planes.movedim(-1, 0), self.painting) if self.painting else winners(planes, pool)
+        return found.to(torch.int16)
 
     def _kind(self, planes: Tensor) -> Tensor | None:
         """What must agree at all corners of a cell for its inside to be decided; None if that is the class.
@@ -300,14 +334,30 @@ class PlaneLabels:
         bits = 2 ** torch.arange(planes.shape[-1], device=planes.device)
         return ((planes > 0) * bits).sum(dim=-1)
 
-    def _in_mixed_cells(self, planes: Tensor, mixed: Tensor, weights: Sequence[LinearWeights]) -> Tensor:
-        """Class (P,) of points in mixed cells."""
-        if not self.painting and planes.shape[-1] > _FEW_CLASSES:
-            return best_labels(planes, mixed, weights)
-        found = torch.empty_like(weights[0].low, dtype=torch.int16)
-        for part, logits in interpolated(planes, weights):
-            found[part] = decode(logits.T, self.painting).to(torch.int16)
-        return found
+    def _decide_blocks(
+        self, planes: Tensor, weights: Sequence[LinearWeights], labels: Tensor, unsure: Tensor, pool: Executor
+    ) -> None:
+        """Where many voxels are unsure (m, a', b'), write their classes into the labels; they are sure then."""
+        counts = unsure.flatten(1).sum(dim=1).tolist()
+        if not any(counts):
+            return
+        winning = BlockWinners(planes, weights[1:], pool)
+        levels = zip(weights[0].low.tolist(), weights[0].share.tolist(), counts, strict=True)
+        for number, (low, share, count) in enumerate(levels):
+            for block in winning.blocks() if count else ():
+                wanted, own = unsure[number][block], labels[number][block]
+                if int(wanted.sum()) >= _FEW_SINGLE * wanted.numel():
+                    own.copy_(torch.where(wanted, winning.decided(low, share, block).to(own.dtype), own))
+                    wanted.zero_()
+
+    def _decide_single(
+        self, planes: Tensor, weights: Sequence[LinearWeights], labels: Tensor, unsure: Tensor, pool: Executor
+    ) -> None:
+        """Write the classes of unsure voxels (m, a', b') into the labels, one by one."""
+        places = unsure.nonzero(as_tuple=True)
+        points = [along.at(place) for along, place in zip(weights, places, strict=True)]
+        for part, logits in interpolated(planes, points):
+            labels[tuple(place[part] for place in places)] = self._decided(logits, pool)
 
 
 def _mixed(kind: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from pipeline.core.labels import LabelTable
-from pipeline.infer.labelling import decode
+from pipeline.infer import labelling
+from pipeline.infer.labelling import PlaneLabels, decode, winners
+from pipeline.preprocess.resample import resample
 
 TUMOUR = LabelTable({1: "necrosis", 2: "edema", 3: "enhancing"}, None, {"whole": (1, 2, 3), "core": (1, 3), "et": (3,)})
 CROSSING = LabelTable({1: "a", 2: "b", 3: "both"}, None, {"A": (1, 3), "B": (2, 3)})
@@ -42,3 +46,39 @@ def test_a_crossing_keeps_its_own_class():
 def test_logits_of_another_table_are_refused(channels):
     with pytest.raises(ValueError, match=f"logits: expected 3 channels, one per region, got {channels}"):
         decode(torch.zeros(channels, 2), TUMOUR.painting())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("classes", [1, 9, 33])
+def test_winners_are_the_highest_logits_and_of_ties_the_lowest_class(threads, classes, monkeypatch):
+    monkeypatch.setattr(labelling, "_ALONE", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    # Few different numbers, so that there are ties in nearly every voxel.
+    logits = torch.randint(3, (5, 7, classes), generator=torch.Generator().manual_seed(0)).float()
+    expected = [[row.index(max(row)) for row in plane] for plane in logits.tolist()]
+    with ThreadPoolExecutor(threads) as pool:
+        assert winners(logits, pool).tolist() == expected
+
+
+# Between voxels: blocks of any size, voxels one by one, and both beside each other give the same labels.
+
+
+@pytest.mark.parametrize("few", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("block", [1, 1000, 2**19])
+@pytest.mark.parametrize("target", [(10, 13, 25), (12, 4, 30), (7, 9, 20), (14, 9, 3), (7, 1, 11), (3, 50, 50)])
+def test_blocks_and_single_voxels_give_the_winners_of_resampled_logits(target, block, few, monkeypatch):
+    monkeypatch.setattr(labelling, "_BLOCK", block)
+    monkeypatch.setattr(labelling, "_FEW_SINGLE", few)
+    # Noise beside a part where one class wins: some blocks are unsure, others are not.
+    logits = torch.randn(20, 7, 9, 11, generator=torch.Generator().manual_seed(3))
+    logits[4, :, 5:] += 20
+    labels, planes = PlaneLabels((7, 9, 11), target), logits.movedim(0, -1).contiguous()
+    found = torch.cat([part for first in range(0, 7, 3) for _, part in labels.add(planes[first : first + 3])])
+    assert torch.equal(found.long(), torch.as_tensor(resample(logits, target, 1)).argmax(0))
+
+
+def test_logits_in_double_precision_are_decided_in_it():
+    planes = torch.zeros(2, 1, 1, 9, dtype=torch.float64)
+    planes[0, ..., 2], planes[1, ..., 7] = 1.0, 1.0 + 1e-12  # the middle between them belongs to class 7, just so
+    (_, found), *_ = PlaneLabels((2, 1, 1), (3, 1, 1)).add(planes)
+    assert found.flatten().tolist() == [2, 7, 7]
