@@ -9,7 +9,7 @@ Every run is a process of its own, which calls the inferer as a library. The net
 8 channels, ReLU, and a 1x1x1 convolution to the classes, its weights random; windows of 96³, half overlapping, Gaussian
 blending, one per call. Images are smooth blobs and a little noise, where the classes of few neighbouring voxels differ,
 or noise alone, where those of nearly all do. The CT is a whole torso at 1.8 mm; its network is a small U-Net that was
-trained on it and its organs for 60 steps, when it was needed first. MONAI's logits are resampled linearly, then the
+trained on it and its organs for 150 steps, when it was needed first. MONAI's logits are resampled linearly, then the
 winner is taken, at once; its buffered mode keeps finished windows of one axis apart, which saves memory on a GPU. Both
 give the same labels, but for exact ties: the share that differs is in the table.
 
@@ -46,7 +46,7 @@ IMAGES = [("smooth", *SMALL, 105), ("noise", *SMALL, 105), ("noise", *SMALL, 25)
 CT = [("ct", (200, 166, 184), (300, 249, 276), 105)]
 LARGE = [("smooth", (273, 273, 267), (512, 512, 400), 105), ("smooth", (273, 273, 549), (512, 512, 824), 118)]
 LENGTHS = [("smooth", (128, 128, slices), (192, 192, slices), 40) for slices in (400, 800)]
-WINDOW, PATCH, STEPS = 96, 64, 60
+WINDOW, PATCH, STEPS = 96, 64, 150
 
 
 class Memory:

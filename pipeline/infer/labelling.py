@@ -2,8 +2,8 @@
 
 Between voxels logits are interpolated linearly, so where all corners of a cell of eight neighbouring voxels agree on
 the winner, it wins everywhere in the cell. Elsewhere logits are interpolated in blocks that stay in the cache: along
-one axis after the other where most voxels of a block need it, voxel by voxel where few do. The labels are exactly those
-of resampling all logits, of which there is never more than a block.
+one axis after the other where most voxels of a block need it, voxel by voxel where few do. The labels are those of
+resampling all logits, but for ties at the seventh digit; of the logits there is never more than a block.
 """
 
 from __future__ import annotations
