@@ -366,7 +366,8 @@ def _chosen(found: Scan, wanted: str, case: str | None) -> Series:
     look = "Look at them with volseg inspect, and name one: #series=NUMBER behind the path, or --series"
     if not every:
         problem = "; ".join(f"{count} files: {reason}" for reason, count in found.damaged)
-        got = problem or (f"{found.others} other files" if found.others else "no file")
+        other = f"{found.others} other files" if found.others else "no file"
+        got = problem or (f"{found.missing} files that are not there" if found.missing else other)
         raise refuse("format", "input", "DICOM images", got, "Check the path", case=case, file=path)
     if wanted.isdecimal():
         number = int(wanted)

@@ -12,12 +12,15 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 import stat
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -171,8 +174,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | Non
     try:
         task, archive = request["task"], request.get("zip", "")
         if task == "members":
-            with _archive(archive) as opened:
-                return {"members": _members(opened)}, None, None
+            return {"members": _members(_archive(archive))}, None, None
         if task == "headers":
             return {"headers": [_header(archive, file, request["names"]) for file in request["files"]]}, None, None
         with _opened(archive, request["files"][0]) as stream:
@@ -192,10 +194,15 @@ class _RefusedError(Exception):
     """Words of our own, which may be told."""
 
 
-@contextmanager
-def _archive(path: str) -> Iterator[zipfile.ZipFile]:
-    with zipfile.ZipFile(path) as opened:
-        yield opened
+def _archive(path: str) -> zipfile.ZipFile:
+    status = Path(path).stat()
+    return _open_archive(path, status.st_mtime_ns, status.st_size)
+
+
+# Its files are asked for one after the other, and its list of them may be long.
+@lru_cache(maxsize=1)
+def _open_archive(path: str, *_: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 def _members(opened: zipfile.ZipFile) -> list[str]:
@@ -226,15 +233,15 @@ def _opened(archive: str, file: str) -> Iterator[IO[bytes]]:
         with Path(file).open("rb") as stream:
             yield stream
         return
-    with _archive(archive) as opened:
-        entry = opened.getinfo(file)
-        if entry.file_size > _MOST_FILE_BYTES:
-            raise _RefusedError(f"a file of more than {_MOST_FILE_BYTES >> 30} GiB")
-        with opened.open(entry) as member:
-            content = member.read(entry.file_size + 1)
-        if len(content) != entry.file_size:
-            raise _RefusedError("a file of another size than the archive says")
-        yield io.BytesIO(content)
+    opened = _archive(archive)
+    entry = opened.getinfo(file)
+    if entry.file_size > _MOST_FILE_BYTES:
+        raise _RefusedError(f"a file of more than {_MOST_FILE_BYTES >> 30} GiB")
+    with opened.open(entry) as member:
+        content = member.read(entry.file_size + 1)
+    if len(content) != entry.file_size:
+        raise _RefusedError("a file of another size than the archive says")
+    yield io.BytesIO(content)
 
 
 def _dataset(stream: IO[bytes], **options: Any) -> Any:
@@ -481,18 +488,34 @@ def _gdcm(dataset: Any, syntax: str) -> Callable[[int], NDArray[Any]]:
         single["PixelData"].is_undefined_length = True
         single.file_meta = pydicom.dataset.FileMetaDataset()
         single.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "frame.dcm"
-            single.save_as(path, enforce_file_format=True)
+        content = io.BytesIO()
+        single.save_as(content, enforce_file_format=True)
+        with _in_file(content.getbuffer()) as path:
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(path))
+            reader.SetFileName(path)
             pixels = sitk.GetArrayFromImage(reader.Execute())
         # GDCM widens no integer that has no scale; one slice comes as a volume.
         kind = np.dtype(f"{'i' if dataset.PixelRepresentation else 'u'}{dataset.BitsAllocated // 8}")
         return np.asarray(pixels[0] if pixels.ndim == 3 else pixels).astype(kind, casting="same_kind")
 
     return decode
+
+
+@contextmanager
+def _in_file(content: memoryview) -> Iterator[str]:
+    """The path of a file with some content, which vanishes with this process where the system has files in memory."""
+    if sys.platform == "linux":
+        number = os.memfd_create("frame")
+        with os.fdopen(number, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            yield f"/proc/self/fd/{number}"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frame.dcm"
+        path.write_bytes(content)
+        yield str(path)
 
 
 _READERS = Readers("pipeline.data.dicom_reader")

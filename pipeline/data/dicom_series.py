@@ -393,7 +393,8 @@ class _Judge:
             if thickness is None or not _SPACINGS_MM[0] <= thickness <= _SPACINGS_MM[1]:
                 self.say("single", "refused", "several slices", "one, without thickness", "Give the whole series")
                 return (), None
-            self.say("single", "told", "several slices", f"one, {thickness:g} mm thick", "It is a volume of one slice")
+            got, advice = f"one, {thickness:g} mm thick", "It is a volume of one slice"
+            self.say("single", "corrected", "several slices", got, advice)
             return tuple(planes), replace(stack, step=normal * thickness)
         placed = self._steps(planes, stack)
         return (tuple(planes), placed) if placed is not None else ((), None)

@@ -442,6 +442,7 @@ def test_a_video_codec_is_refused(tmp_path: Path) -> None:
 def test_one_slice_is_a_volume_if_its_thickness_is_known(tmp_path: Path) -> None:
     path = save(make_slices(ARRAY[:1], spacing_mm=(1, 1, 4)), tmp_path / "s")
     assert open_volume(path / "IM00000").grid.spacing_mm == (1, 1, 4)
+    assert open_volume(path).doubts[0].got == "one, 4 mm thick"
     path = save(make_slices(ARRAY[:1], SliceThickness=None), tmp_path / "t")
     assert "expected several slices, got one, without thickness" in refusal(path)
 
