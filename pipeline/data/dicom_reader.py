@@ -15,7 +15,6 @@ import math
 import os
 import re
 import stat
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -505,8 +504,9 @@ def _gdcm(dataset: Any, syntax: str) -> Callable[[int], NDArray[Any]]:
 @contextmanager
 def _in_file(content: memoryview) -> Iterator[str]:
     """The path of a file with some content, which vanishes with this process where the system has files in memory."""
-    if sys.platform == "linux":
-        number = os.memfd_create("frame")
+    create = getattr(os, "memfd_create", None)  # Linux
+    if create is not None:
+        number = create("frame")
         with os.fdopen(number, "wb") as stream:
             stream.write(content)
             stream.flush()
