@@ -166,7 +166,11 @@ class OpenedSeries:
             slices[number] = rows * np.float64(plane.slope) + plane.intercept
         if stack.regular and not stack.tilted:
             return slices.T
-        return np.stack([self._plane(slices, number, size) for number in range(stack.count)]).T
+        lowest = np.float32(slices.min())
+        volume = np.full((stack.count, size[1], size[0]), lowest, np.float32)
+        for number in range(stack.count):
+            self._fill(volume[number], slices, number, lowest)
+        return volume.T
 
     def on_slices(self, label_map: LabelMap) -> NDArray[np.integer[Any]]:
         """A mask of the volume on the slices as the scanner made them.
@@ -226,17 +230,17 @@ class OpenedSeries:
                 raise refuse(code, what, rule, got, advice, case=self.case, file=self.path) from None
             yield from zip(pixels, members, strict=True)
 
-    def _plane(self, slices: NDArray[np.float32], number: int, size: tuple[int, int]) -> NDArray[np.float32]:
-        """A slice (J, I) of the volume: between the nearest ones, each moved to where it lies beside the first."""
-        stack, lowest = self.stack, np.float32(slices.min())
+    def _fill(self, plane: NDArray[np.float32], slices: NDArray[np.float32], number: int, lowest: np.float32) -> None:
+        """Fill a slice (J, I) of the volume: between the nearest ones, moved to where it lies beside the first."""
+        stack = self.stack
         after = min(int(np.searchsorted(stack.places, number)), len(stack.places) - 1)
         before = after if stack.places[after] <= number else after - 1
         gap = float(stack.places[after] - stack.places[before])
         share = (number - float(stack.places[before])) / gap if gap else 0.0
         between = slices[before] if share == 0 else slices[before] * (1 - share) + slices[after] * share
         if not stack.tilted:
-            return np.asarray(between, dtype=np.float32)
-        canvas = np.full((size[1], size[0]), lowest, np.float32)
+            plane[:] = between
+            return
         low = stack.field[0]
         moved = [float(number * stack.drift_pixels[axis]) - float(low[axis]) for axis in (0, 1)]
         start = [int(np.floor(shift + 1e-6)) for shift in moved]
@@ -249,9 +253,8 @@ class OpenedSeries:
                 here, back = (np.take(wide, np.arange(k, wide.shape[axis] - 1 + k), axis=axis) for k in (1, 0))
                 padded = here * np.float32(1 - fraction) + back * np.float32(fraction)
         rows, columns = padded.shape
-        target = canvas[start[1] : start[1] + rows, start[0] : start[0] + columns]
+        target = plane[start[1] : start[1] + rows, start[0] : start[0] + columns]
         target[:] = padded[: target.shape[0], : target.shape[1]]
-        return canvas
 
 
 def is_dicom(path: Path) -> bool:
@@ -286,15 +289,15 @@ def _dicom_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
 
 
 def is_one_study(folders: Sequence[Path]) -> bool:
-    """Whether some folders, more than one, hold DICOM files of one study; a file of each is looked at."""
-    if len(folders) < 2 or not all(folder.is_dir() for folder in folders):
+    """Whether all of some folders hold DICOM files, and of one study; a file of each is looked at."""
+    if not all(folder.is_dir() and not volume_suffix(folder) for folder in folders):
         return False
     first = [next(iter(_dicom_files(folder)), None) for folder in folders]
     files = [str(file) for file in first if file is not None]
     if len(files) < len(folders):
         return False
     studies = {header.get("study", "") for header in read_headers(None, files)}
-    return len(studies) == 1 and studies != {""}
+    return len(folders) == 1 or (len(studies) == 1 and studies != {""})
 
 
 def scan(path: Path, *, allow_gaps: bool = False, names: bool = False) -> Scan:
@@ -421,7 +424,7 @@ def _files(path: Path) -> list[str]:
                 raise refuse("size", "folder", f"at most {MOST_FILES} files", got, advice, file=path)
             return found
         if path.name.lower().endswith(".zip"):
-            return archive_members(path)
+            return [name for name in archive_members(path) if Path(name).name != _DICOMDIR]
         if path.name == _DICOMDIR:
             return [str(path.parent / name) for name in directory_files(path)]
         path.stat()
