@@ -12,8 +12,10 @@ import command_line
 import numpy as np
 import pytest
 from generated_dicom import SECRET, make_slices, save, slices_of
+from pydicom.datadict import DicomDictionary
 from toy import toy_case
 
+from pipeline.core.errors import VolsegError
 from pipeline.core.volume import Image
 from pipeline.data.dicom import open_series
 from pipeline.data.layouts import open_dataset
@@ -221,3 +223,30 @@ def test_inspect_lists_series_without_names_unless_asked(
     code, out = run(capfd, "inspect", tmp_path / "none")
     assert code == 1
     assert "input: expected a DICOM folder, archive or file, got nothing there" in out
+
+
+def test_nothing_that_any_text_tag_says_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slices = make_slices(np.arange(96, dtype=np.int16).reshape(3, 4, 8), slopes=[1.0] * 3)
+    needed = {"ImageType", "PhotometricInterpretation", "SpecificCharacterSet"}
+    kinds = {"LO", "PN", "SH", "ST", "LT", "UT", "UC", "UR", "AE", "CS", "DA", "TM", "DT", "AS"}
+    tags = [tag for tag, (kind, *_, word) in DicomDictionary.items() if kind in kinds and word and word not in needed]
+    seeded = [tag for tag in tags if tag >> 16 > 4]  # the groups below are not of data sets
+    assert len(seeded) > 1500
+    for one in slices:
+        for tag in seeded:
+            one.add_new(tag, DicomDictionary[tag][0], SECRET)
+    good = save(slices, tmp_path / "good")
+    shutil.copytree(good, tmp_path / "gap")
+    (tmp_path / "gap" / "IM00001").unlink()
+    for file in list(good.iterdir()):
+        for name, length in (("cut", 3000), ("short", file.stat().st_size - 9)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / file.name).write_bytes(file.read_bytes()[:length])
+    for name in ("good", "gap", "cut", "short"):
+        _, out = run(capfd, "inspect", tmp_path / name, "--json", tmp_path / "found" / f"{name}.json")
+        require_no_secret(out)
+        try:
+            read_image(tmp_path / name)
+        except VolsegError as error:
+            require_no_secret(str(error))
+    require_no_secret(folders=(tmp_path / "found",))
