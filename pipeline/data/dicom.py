@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -412,16 +413,10 @@ def _files(path: Path) -> list[str]:
         raise refusal_of(error, "format", None) from None
     try:
         if path.is_dir():
-            found = [
-                str(Path(home, name))
-                for home, folders, names in os.walk(path)
-                if not folders.sort()  # in a fixed order
-                for name in sorted(names)
-                if name != _DICOMDIR and name[0] != "." and Path(home, name).is_file()
-            ]
+            found = list(islice(_walked(path), MOST_FILES + 1))
             if len(found) > MOST_FILES:
-                got, advice = f"{len(found)}", "Give the folder of one study"
-                raise refuse("size", "folder", f"at most {MOST_FILES} files", got, advice, file=path)
+                advice = "Give the folder of one study"
+                raise refuse("size", "folder", f"at most {MOST_FILES} files", "more", advice, file=path)
             return found
         if path.name.lower().endswith(".zip"):
             return [name for name in archive_members(path) if Path(name).name != _DICOMDIR]
@@ -437,6 +432,15 @@ def _files(path: Path) -> list[str]:
         got = "nothing there" if missing else f"an error ({error.strerror})"
         code = "missing" if missing else "unreadable"
         raise refuse(code, "input", "a DICOM folder, archive or file", got, "Check the path", file=path) from None
+
+
+def _walked(folder: Path) -> Iterator[str]:
+    """All files below a folder but hidden ones and DICOMDIRs, in a fixed order."""
+    for home, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name != _DICOMDIR and name[0] != "." and Path(home, name).is_file():
+                yield str(Path(home, name))
 
 
 def _stamped(path: Path, files: Sequence[str]) -> list[Path]:

@@ -457,6 +457,7 @@ def _pixels(stream: IO[bytes], frames: Sequence[int]) -> NDArray[Any]:
 
 def _used_bits(pixels: NDArray[Any], stored: int, shift: int, signed: bool) -> NDArray[Any]:
     """Pixels of the bits that hold them; overlays, which old files keep in the others, are dropped."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     bits = pixels.dtype.itemsize * 8
     if shift < 0 or shift + stored > bits:
         raise _RefusedError("pixels of a number of bits that is not read")

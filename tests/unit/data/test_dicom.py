@@ -180,7 +180,9 @@ def _inside(
     return np.asarray(((index >= -1e-6) & (index <= np.array(shape[::-1]) - 1 + 1e-6)).all(axis=-1))
 
 
-@pytest.mark.parametrize(("degrees", "drift"), [(15, (0.0, 1.0)), (-22, (0.0, 1.0)), (12, (0.7, -0.7))])
+@pytest.mark.parametrize(
+    ("degrees", "drift"), [(15, (0.0, 1.0)), (-22, (0.0, 1.0)), (12, (0.7, -0.7)), (30, (0.0, 1.0))]
+)
 def test_a_tilted_sphere_keeps_its_volume_and_its_mask_lies_on_the_slices(
     degrees: float, drift: tuple[float, float], tmp_path: Path
 ) -> None:
@@ -348,6 +350,8 @@ def test_bits_that_are_not_used_are_dropped(tmp_path: Path) -> None:
         tags = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": kind}
         path = save(make_slices(stored, **tags), tmp_path / name)
         np.testing.assert_array_equal(read_image(path).array[0].T, array)
+    big = [compressed(one, SYNTAXES["big_endian"], tmp_path) for one in make_slices(stored, **tags)]
+    np.testing.assert_array_equal(read_image(save(big, tmp_path / "b")).array[0].T, signed + 2048)
     high = make_slices(((signed + 2048) << 4).astype(np.uint16), BitsStored=12, HighBit=15)
     np.testing.assert_array_equal(read_image(save(high, tmp_path / "h")).array[0].T, signed + 2048)
 
@@ -524,6 +528,12 @@ def test_archives_that_are_none_or_too_large(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(dicom_reader._READERS, "starts", False)  # where the limit was changed
     assert "more than 0 GiB, unpacked" in refusal(archive)
     assert archive.stat().st_size < 1 << 20
+
+
+def test_a_folder_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.dicom.MOST_FILES", 4)
+    path = save(make_slices(ARRAY), tmp_path / "s")
+    assert "folder: expected at most 4 files, got more. Give the folder of one study." in refusal(path)
 
 
 def test_a_dicomdir_names_its_files(tmp_path: Path) -> None:
