@@ -9,13 +9,14 @@ import csv
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.documents import require_regular
 from pipeline.core.errors import DataError, listed, sentence
-from pipeline.core.paths import absence, is_named, located
+from pipeline.core.paths import absence, entries, is_named, located
 from pipeline.data.dataset import CaseFiles, possible_file
 from pipeline.data.descriptions import Description, nnunet_content, read_content
 from pipeline.data.dicom import holds_dicom, is_dicom, is_one_study, with_modality
@@ -40,6 +41,7 @@ _LIST_SUFFIXES = (*LIST_SUFFIXES, ".txt")
 _HELD_OUT = ("test", "testing")
 _OTHERS = ("cases", "training", "validation")
 _IMAGE_COLUMN = re.compile(r"image(_\d+)?$")
+_LOOKED_AT = 20  # folders beside volumes
 _SEGMENTATION = ".seg.nrrd"  # beside the images where 3D Slicer was at work; no image itself
 
 
@@ -212,7 +214,19 @@ def find_inputs(paths: Sequence[Path | str], channels: int, dicom: DicomWanted |
         if len(images) == 1 and not volume_suffix(images[0]) and is_dicom(split_source(images[0])[0]):
             images, problem = wanted.sources(images[0], channels)
         found.append((case.id, images, problem))
-    return _checked(found, channels)
+    checked = _checked(found, channels)
+    left = [note for path in map(Path, paths) if path.is_dir() and (note := _left_out(path, files))]
+    return replace(checked, notes=(*checked.notes, *left))
+
+
+def _left_out(folder: Path, files: Mapping[Path, None]) -> str:
+    """A sentence on DICOM folders that lie beside volumes, which are taken instead of them; else an empty text."""
+    if not any(file.parent == folder and volume_suffix(file) for file in files):
+        return ""
+    below = islice((entry for entry in entries(folder) if entry.is_dir()), _LOOKED_AT)
+    study = next((entry for entry in below if holds_dicom(entry)), None)
+    got, advice = "" if study is None else f"DICOM files in {study.name}, too", "Give their folder to predict them"
+    return sentence("inputs", "one kind of images", got, f"The volumes are taken. {advice}", file=folder) if got else ""
 
 
 def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) -> Inputs:

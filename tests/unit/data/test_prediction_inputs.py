@@ -215,6 +215,10 @@ def test_dicom_studies(tmp_path: Path) -> None:
     # Beside volumes they are where these came from.
     touch(exports, "a.nii.gz")
     assert names(exports) == [("a", "a.nii.gz")]
+    assert find_inputs([exports], 1).notes == (
+        f"{exports}: inputs: expected one kind of images, got DICOM files in 1.2.840.7, too. "
+        "The volumes are taken. Give their folder to predict them.",
+    )
 
 
 def test_the_series_that_is_wanted(tmp_path: Path) -> None:
