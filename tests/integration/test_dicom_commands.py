@@ -16,7 +16,7 @@ from pydicom.datadict import DicomDictionary
 from toy import toy_case
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.volume import Image
+from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dicom import open_series
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import open_volume, read_image, read_label_map, write_image, write_label_map
@@ -184,6 +184,21 @@ def test_a_repaired_copy_of_dicom_images_is_nifti(pairs: Path, capfd: pytest.Cap
         fixed = read_image(pairs / "fixed" / "images" / f"toy_{index}.nii.gz")
         np.testing.assert_array_equal(fixed.array, read_image(pairs / "nifti/images" / f"toy_{index}.nii.gz").array)
     require_no_secret(out, folders=(pairs / "fixed",))
+
+
+def test_organ_masks_beside_a_series(pairs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for index in range(2):
+        case = pairs / "organs" / f"case_{index}"
+        shutil.copytree(pairs / "dicom" / "images" / f"toy_{index}", case / "ct")
+        labels = read_label_map(pairs / "dicom" / "labels" / f"toy_{index}.nii.gz")
+        for value, organ in ((1, "left"), (2, "small")):
+            mask = LabelMap((labels.array == value).astype(np.uint8), labels.grid)
+            write_label_map(mask, case / "segmentations" / f"{organ}.nii.gz")
+    found = open_dataset(pairs / "organs")
+    assert (found.layout, found.channels) == ("organs", ("CT",))
+    assert [case.images[0].name for case in found.cases] == ["ct#series=CT"] * 2
+    code, out = run(capfd, "check", pairs / "organs", "--jobs", 1)
+    assert code == 0, out
 
 
 def test_a_datalist_names_series(pairs: Path) -> None:
