@@ -200,7 +200,8 @@ def train(
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     inputs: Annotated[
-        list[str], typer.Argument(help="Image files, folders, 'quoted/*.nii.gz' or lists (.json, .csv, .txt).")
+        list[str],
+        typer.Argument(help="Image files, folders, DICOM studies, 'quoted/*.nii.gz' or lists (.json, .csv, .txt)."),
     ],
     out: OutFolder,
     folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
@@ -241,6 +242,15 @@ def predict(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also note each organ's mean probability (comes with these two).")
     ] = False,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            "--series", help="Of DICOM: number (see inspect) or modality, e.g. 2 or CT; one per channel: 2,3."
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Of DICOM: interpolate missing and uneven slices, else refused.")
+    ] = False,
     case_timeout: CaseTimeout = None,
 ) -> None:
     """Segment images; every mask comes back on its image's grid under its image's name.
@@ -268,6 +278,8 @@ def predict(
             settings=settings,
             max_memory_gb=max_memory,
             output=output,
+            series=_names("--series", series),
+            allow_gaps=allow_gaps,
             progress=bars.update,
             on_stop=lambda batch: print_batch(batch, "predicted", out),
         )

@@ -46,6 +46,31 @@ def convert(
     raise typer.Exit(batch.exit_code)
 
 
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder, zip archive, DICOMDIR or file.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all that was found as JSON.")] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Judge as if missing and uneven slices were interpolated.")
+    ] = False,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Show texts that may name the patient: names, dates, descriptions.")
+    ] = False,
+) -> None:
+    """List the series of DICOM files, and whether each can be used as a volume, with the reason.
+
+    Exit code 3: none can be used.
+    """
+    from pipeline.console.printing import print_series
+    from pipeline.core.files import write_json
+    from pipeline.data.dicom import scan
+
+    found = scan(path, allow_gaps=allow_gaps, names=show_names)
+    print_series(found)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    raise typer.Exit(0 if any(series.usable for series in found.series) else 3)
+
+
 def phantom(
     out: Annotated[Path, typer.Argument(help="Dataset folder to write.")],
     kind: Annotated[str, typer.Option(help="torso: CT or MR volumes. fundus: photographs of the eye.")] = "torso",

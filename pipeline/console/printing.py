@@ -13,10 +13,12 @@ from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, PlainConsole, epoch_line, print_line
 from pipeline.core.documents import read_json
+from pipeline.core.errors import visible
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
+    from pipeline.data.dicom import Scan
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
     from pipeline.preprocess.plan_file import Plan
@@ -93,6 +95,34 @@ def _subgroup_rows(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         for value, entry in groups.items():
             dice, hd95, nsd = (number_cell(entry.get(name, {}).get("mean")) for name in ("dice", "hd95_mm", "nsd"))
             yield column, value, str(entry["n_cases"]), dice, interval_cell(entry["dice"]["interval_95"]), hd95, nsd
+
+
+def print_series(found: Scan) -> None:
+    """Print the series of DICOM files: what they are, the verdict, and what is not plain about each."""
+    columns = ["No.", "Study", "Modality", "Images", "Shape", "Spacing mm", "Orientation", "Verdict"]
+    named = list(dict.fromkeys(name for series in found.series for name in series.names))
+    rows = []
+    for series in found.series:
+        grid = None if series.stack is None else series.stack.grid
+        shape = DASH if grid is None else " x ".join(map(str, grid.shape))
+        spacing = DASH if grid is None else " x ".join(f"{mm:.4g}" for mm in grid.spacing_mm)
+        place = [shape, spacing, DASH if grid is None else grid.orientation]
+        about = [str(series.number), str(series.study), series.modality, str(series.images)]
+        names = [visible(series.names.get(name, "")) for name in named]
+        rows.append([*about, *place, series.verdict, *names])
+    if rows:
+        _print_wide([*columns, *named], "Series", rows)
+    for series in found.series:
+        for finding in series.findings:
+            print_line(f"series {series.number}: expected {finding.expected}, got {finding.got}. {finding.advice}.")
+    for reason, count in found.damaged:
+        print_line(f"{count} files cannot be read: {reason}.")
+    if found.missing:
+        print_line(f"{found.missing} files that the DICOMDIR names are not there.")
+    if found.others:
+        print_line(f"{found.others} files are not DICOM.")
+    if not found.series:
+        print_line("No DICOM series.")
 
 
 def print_comparison(comparison: Comparison) -> None:

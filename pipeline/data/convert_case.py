@@ -9,9 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError, sentence
@@ -21,6 +19,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.header_text import copy_volume
+from pipeline.data.nibabel_alone import nib
 from pipeline.data.nifti import load_nifti, write_nifti
 from pipeline.data.nifti_forms import unit_of
 from pipeline.data.organ_masks import merge_organs
@@ -215,7 +214,7 @@ def _is_plain(volume: VolumeFile, grid: Grid, *, axes: int) -> bool:
     try:
         qform = header.get_qform(coded=True)[0]
         return qform is None or Grid(grid.shape, qform).matches(grid)
-    except (HeaderDataError, ValueError):  # quaternions or spacings that mean nothing
+    except (nib.spatialimages.HeaderDataError, ValueError):  # quaternions or spacings that mean nothing
         return False
 
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pipeline.core.documents import short
 from pipeline.core.errors import DataError, sentence
-from pipeline.core.files import file_hash
+from pipeline.core.files import file_hash, text_hash
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, utf8_name
 from pipeline.data.detached_files import detached_bytes, detached_files
-from pipeline.data.volume_file import join_source, split_source
+from pipeline.data.dicom import is_dicom, open_series
+from pipeline.data.volume_file import join_source, split_source, volume_suffix
 
 Split = Literal["train", "validation"]
 """Part of a split that a dataset fixes itself."""
@@ -171,6 +172,20 @@ def possible_file(name: str) -> str:
     return name
 
 
+def source_hash(path: Path, sources: Iterable[Path], case: str | None = None) -> str:
+    """Content hash of a file, or of those series of a DICOM folder, archive or file that some sources mean.
+
+    Raises:
+        DataError: If a series cannot be used.
+        OSError: If the file cannot be read.
+    """
+    if volume_suffix(path) or not is_dicom(path):
+        return file_hash(path)
+    meant = [source for source in sources if split_source(source)[0] == path]
+    hashes = [open_series(source, case=case).content_hash() for source in meant]
+    return hashes[0] if len(hashes) == 1 else text_hash(*hashes)
+
+
 def content_hashes(files: CaseFiles) -> list[str]:
     """Content hash of every file of a case, in the order of ``files``.
 
@@ -182,7 +197,7 @@ def content_hashes(files: CaseFiles) -> list[str]:
     hashes = []
     for path in files.files:
         try:
-            hashes.append(file_hash(path))
+            hashes.append(source_hash(path, files.images, files.id))
         except OSError as error:
             got, advice = absence(path) or (f"an error ({error.strerror})", "Check path and permissions")
             raise DataError(sentence("file", "a readable file", got, advice, case=files.id, file=path)) from None

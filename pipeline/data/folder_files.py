@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.paths import entries, is_broken_link, is_named
+from pipeline.data.dicom import is_dicom
 from pipeline.data.volume_file import unread_format, unread_suffix, volume_stem, volume_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})$")
@@ -27,7 +28,8 @@ def list_volumes(folder: Path) -> list[Path]:
 
     What cannot be opened is listed too, so that its case is reported and never left out in silence: links to nowhere,
     folders named like volumes, files that DVC or the iCloud has not fetched, and formats that are not read, unless a
-    volume of the same name that is read lies beside. Hidden files (``._x.nii.gz``) are left out.
+    volume of the same name that is read lies beside. Hidden files (``._x.nii.gz``) are left out. Where there is no
+    other volume, folders that hold DICOM files count, and zip archives: beside volumes they are where these come from.
 
     Raises:
         DataError: If the folder cannot be listed, for instance because it is a link to nowhere.
@@ -40,6 +42,9 @@ def list_volumes(folder: Path) -> list[Path]:
     read = [folder / name for name in names if volume_suffix(name)]
     # Of a header and its voxels (x.hdr, x.img) the first is enough.
     unread = {volume_stem(name): folder / name for name in reversed(names) if unread_suffix(name)}
+    if not unread and not read:
+        below = [folder / name for name in names]
+        return [path for path in below if (path.is_dir() or path.suffix.lower() == ".zip") and is_dicom(path)]
     if not unread:
         return read
     stems = {volume_stem(file) for file in read}

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pipeline.core.grid import Grid, flip_world
 from pipeline.data.detached_files import header_start
 from pipeline.data.itk_headers import DECODERS, check_header
-from pipeline.data.itk_reader import PALETTE, ReaderError, read_array, read_header
+from pipeline.data.itk_reader import PALETTE, read_array, read_header
 from pipeline.data.pictures import has_palette, tiff_spacing, unknown_spacing
+from pipeline.data.reader_process import ReaderError
 from pipeline.data.volume_file import (
     PICTURE_SUFFIXES,
     TIFF_SUFFIXES,

@@ -9,58 +9,21 @@ started, as in some programs that embed Python, SimpleITK reads in this one.
 
 from __future__ import annotations
 
-import atexit
-import faulthandler
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Timer
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.notices import about, tell
 from pipeline.data.pictures import decoded_indices
+from pipeline.data.reader_process import Readers, serve_requests, voxels_limit_s
 
 PALETTE = "palette"
 """In place of a decoder: the indices of a picture with a palette."""
 
-_START_S = 120.0  # it takes a fifth of a second, and on a busy machine with a slow disk far longer
 _HEADER_S = 120.0
-_VOXELS_S = 300.0  # and one second more for every _SLOWEST bytes
-_SLOWEST = 1_000_000
-_SPARE = 1 << 30  # bytes that the process may take beside its libraries and three times the voxels
-_MOST_SAID, _MOST_LINES = 1 << 16, 3  # of what ITK says about one file
-_MOST_ANSWERED = 1 << 20
-_PREFIX = 4  # bytes before an answer that say how long it is
-# What ITK's libraries say of files that are damaged, and ITK reads nonetheless, to other voxels or another spacing.
-_DAMAGE = re.compile(
-    "uncompress failed|avoid buffer overrun|CRC error|not read completely|not enough data|IO error", re.I
-)
-_LATE = -getattr(signal, "SIGALRM", 0)  # exit code of a process that took too long
-_READY = {"ready": True}
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.data.itk_reader import serve; serve()"
-
-
-class ReaderError(Exception):
-    """SimpleITK could not read a file; the text is its reason.
-
-    Args:
-        reason: What it said.
-        fatal: Whether the file has ended the process that read it, or kept it busy for too long.
-        damaged: Whether it is certain that voxels are wrong or missing.
-    """
-
-    def __init__(self, reason: str, *, fatal: bool = False, damaged: bool = False) -> None:
-        super().__init__(reason)
-        self.fatal, self.damaged = fatal, damaged
+_MOST_SAID = 1 << 16
 
 
 def read_header(path: Path, decoder: str) -> dict[str, Any]:
@@ -77,7 +40,7 @@ def read_header(path: Path, decoder: str) -> dict[str, Any]:
     Raises:
         ReaderError: If it cannot be read.
     """
-    return _READERS.ask({"path": str(path), "decoder": decoder, "limit_s": _HEADER_S})[0]
+    return _asked({"path": str(path), "decoder": decoder, "limit_s": _HEADER_S})[0]
 
 
 def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
@@ -91,222 +54,44 @@ def read_array(path: Path, decoder: str, values: int) -> NDArray[Any]:
     Raises:
         ReaderError: If they cannot be read, or are more or fewer.
     """
-    limit_s = _VOXELS_S + 8 * values / _SLOWEST
-    array = _READERS.ask({"path": str(path), "decoder": decoder, "values": values, "limit_s": limit_s})[1]
+    limit_s = voxels_limit_s(values)
+    array = _asked({"path": str(path), "decoder": decoder, "values": values, "limit_s": limit_s})[1]
     assert array is not None  # what was asked for came, or an error
     return array
 
 
-class _Readers:
-    """Processes that wait for work: one as a rule, more where several threads read at once.
-
-    One is started where none waits. A file that has ended one leaves the others, and the next file, alone.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: list[subprocess.Popen[bytes]] = []
-        # A program that only embeds Python would start a second time itself.
-        self.starts = not getattr(sys, "frozen", False) and "python" in Path(sys.executable or "").name.lower()
-
-    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None]:
-        """Answer to a request, with the array if one was asked for."""
-        process = self._taken()
-        if process is None:
-            answer, image = _answer(request)
-            array = None if image is None else np.array(_voxels(image))
-        else:
-            answer, array = self._asked(process, request)
-        if "error" in answer:  # what else was said is part of it
-            raise ReaderError(answer["error"])
-        said = answer.get("said", ())
-        damage = next((line for line in said if _DAMAGE.search(line)), None)
-        if damage is not None:
-            raise ReaderError(damage, damaged=True)
-        tell(about(request["path"], said))
-        return answer, array
-
-    def _asked(
-        self, process: subprocess.Popen[bytes], request: dict[str, Any]
-    ) -> tuple[dict[str, Any], NDArray[Any] | None]:
-        array = None
-        try:
-            _send(process.stdin, request)
-            answer = _received(process.stdout)
-            if answer is not None and "shape" in answer:
-                array = _promised(answer, request)
-                answer = answer if _filled(array, process.stdout) else None
-        # Ctrl-C, say, or too little memory: what is still in the pipe would be taken for the next answer.
-        except BaseException:
-            _ended(process)
-            raise
-        if answer is None:
-            code = _ended(process)
-            ended = f"ended the process that read it (exit code {code})"
-            raise ReaderError(f"took more than {request['limit_s']:.0f} s" if code == _LATE else ended, fatal=True)
-        self.waiting.append(process)
-        return answer, array
-
-    def _taken(self) -> subprocess.Popen[bytes] | None:
-        """A process for one request, started if need be; None where none can be."""
-        while self.waiting:
-            with suppress(IndexError):  # another thread was faster
-                process = self.waiting.pop()
-                if process.poll() is None:
-                    return process
-                _ended(process)
-        with suppress(OSError):
-            return _started() if self.starts else None
-        self.starts = False
-        return None
-
-    def end(self) -> None:
-        """End those that wait."""
-        while self.waiting:
-            _ended(self.waiting.pop())
-
-    def forget(self) -> None:
-        """Leave them to the parent of this process, which was forked from it and has the same pipes."""
-        self.waiting = []
-
-
-def _started() -> subprocess.Popen[bytes]:
-    """A process that has said that it is ready.
-
-    Raises:
-        OSError: If it cannot be started, or says something else.
-    """
-    # A session of its own keeps Ctrl-C from it, on which only this process acts.
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _START, json.dumps(sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        start_new_session=True,
-    )
-    timer = Timer(_START_S, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        if _received(process.stdout) != _READY:
-            raise OSError("another program answered")
-    except BaseException:
-        _ended(process)
-        raise
-    finally:
-        timer.cancel()
-    return process
-
-
-def _ended(process: subprocess.Popen[bytes]) -> int:
-    # One that has ended keeps its own exit code, if it gets the time to leave it.
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(0.1)
-    process.kill()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    return process.returncode or 0
-
-
-def _send(stream: IO[bytes] | None, content: dict[str, Any]) -> None:
-    assert stream is not None
-    text = json.dumps(content).encode("ascii")
-    with suppress(BrokenPipeError):  # the other side has ended: its answer will be missing
-        _write(stream, len(text).to_bytes(_PREFIX, "little") + text)
-
-
-def _write(stream: IO[bytes], content: bytes | memoryview) -> None:
-    """Write to an unbuffered pipe, which takes a part at a time."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[stream.write(rest) :]
-
-
-def _received(stream: IO[bytes] | None) -> dict[str, Any] | None:
-    """The next message; None if the pipe has ended, or something else than a message is in it."""
-    prefix = np.empty(_PREFIX, np.uint8)
-    if not _filled(prefix, stream):
-        return None
-    text = np.empty(min(int.from_bytes(prefix.tobytes(), "little"), _MOST_ANSWERED), np.uint8)
-    with suppress(ValueError):
-        content = json.loads(text.tobytes()) if _filled(text, stream) else None
-        return content if isinstance(content, dict) else None
-    return None
-
-
-def _filled(array: NDArray[Any], stream: IO[bytes] | None) -> bool:
-    """Fill an array from a pipe; False if that ends before."""
-    assert stream is not None
-    rest = memoryview(_bytes(array))
-    while rest:
-        count = stream.readinto(rest)  # type: ignore[attr-defined]  # an unbuffered stream has it
-        if not count:
-            return False
-        rest = rest[count:]
-    return True
-
-
-def _bytes(array: NDArray[Any]) -> Any:
-    """The bytes of an array, in its memory."""
-    return array.reshape(-1).view(np.uint8)
-
-
-def _promised(answer: dict[str, Any], request: dict[str, Any]) -> NDArray[Any]:
-    """Memory for the voxels that follow, if they are as many as the header promised."""
-    shape, dtype = tuple(int(n) for n in answer["shape"]), np.dtype(answer["dtype"])
-    if int(np.prod(shape, dtype=object)) != request["values"] or dtype.kind not in "iuf":
-        raise ReaderError(f"{shape} of {dtype} instead of {request['values']} values", damaged=True)
-    return np.empty(shape, dtype)
-
-
-_READERS = _Readers()
-atexit.register(_READERS.end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_READERS.forget)
+def _asked(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None]:
+    answer, array = _READERS.ask(request)
+    tell(about(request["path"], answer.get("said", ())))
+    return answer, array
 
 
 # The other side: what runs in the process.
 
 
 def serve() -> None:
-    """Answer requests from standard input on standard output until that ends."""
-    requests, answers = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
-    os.dup2(2, 1)  # nothing but answers goes where answers go
-    import SimpleITK  # noqa: F401  # before it is said to be ready
-
-    heard = _hearing()
-    _send(answers, _READY)
-    while (request := _received(requests)) is not None:
-        _limit_memory(request.get("values", 0))
-        # Whatever keeps this process busy, it ends in time, also where nobody waits for its answer any more.
-        with _time_limit(request["limit_s"]):
-            answer, image = _answer(request)
-            answer["said"] = _sayings(heard())
-            _send(answers, answer)
-            if image is not None:
-                # A view of its voxels: a copy would take the memory twice.
-                _write(answers, memoryview(_bytes(_voxels(image))))
-            del image
+    """Answer requests until there are no more."""
+    serve_requests(_answer, _loaded)
 
 
-def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Header, or image if the number of its values is given; an error of SimpleITK is an answer too."""
+def _loaded() -> None:
+    import SimpleITK  # noqa: F401
+
+
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None, Any]:
+    """Header, or voxels if the number of its values is given; an error of SimpleITK is an answer too."""
     import SimpleITK as sitk  # noqa: N813  # its usual name; here, because the process that asks needs none of it
 
     try:
         if request["decoder"] == PALETTE:
             indices = decoded_indices(Path(request["path"]))
-            return {"shape": indices.shape, "dtype": indices.dtype.str}, indices
+            return {}, indices, None
         reader = sitk.ImageFileReader()
         reader.SetImageIO(request["decoder"])
         reader.SetFileName(request["path"])
         if "values" in request:
             image = reader.Execute()
-            voxels = _voxels(image)
-            return {"shape": voxels.shape, "dtype": voxels.dtype.str}, image
+            return {}, np.asarray(sitk.GetArrayViewFromImage(image)), image  # in the image's memory
         reader.ReadImageInformation()
         header = {
             "size": reader.GetSize(),
@@ -316,66 +101,9 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             "components": reader.GetNumberOfComponents(),
             "kind": sitk.GetPixelIDValueAsString(reader.GetPixelID()),
         }
-        return header, None
+        return header, None, None
     except Exception as error:  # whatever SimpleITK raises is about the file
-        return {"error": str(error)[-_MOST_SAID:] or type(error).__name__}, None
+        return {"error": str(error)[-_MOST_SAID:] or type(error).__name__}, None, None
 
 
-def _voxels(image: Any) -> NDArray[Any]:
-    """Voxels of a SimpleITK image, in its memory; an array is one already."""
-    if isinstance(image, np.ndarray):
-        return image
-    import SimpleITK as sitk  # noqa: N813
-
-    return np.asarray(sitk.GetArrayViewFromImage(image))
-
-
-def _hearing() -> Callable[[], str]:
-    """Take what libraries print on standard error; the function gives what came since it was called last."""
-    source, target = os.pipe()
-    for end in (source, target):
-        os.set_blocking(end, False)  # what no longer fits is lost; waiting for it to be read would last for ever
-    os.dup2(target, 2)
-
-    def heard() -> str:
-        with suppress(BlockingIOError):
-            return os.read(source, _MOST_SAID).decode("utf-8", "replace")
-        return ""
-
-    return heard
-
-
-def _sayings(printed: str) -> list[str]:
-    """The first lines that ITK printed, without the places in its code and in memory that it puts before each."""
-    lines = [line.strip() for line in printed.splitlines()]
-    texts = [
-        line.split("): ", 1)[1] if "(0x" in line and "): " in line else line
-        for line in lines
-        if line and not line.startswith("WARNING: In ")
-    ]
-    return list(dict.fromkeys(texts))[:_MOST_LINES]
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer; the system does, since ITK may leave Python no chance to."""
-    if not hasattr(signal, "setitimer"):  # Windows
-        faulthandler.dump_traceback_later(seconds, exit=True)
-        yield
-        faulthandler.cancel_dump_traceback_later()
-        return
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the asking process may have left it ignored
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _limit_memory(values: int) -> None:
-    """Let this process take what so many values need; a damaged file that asks for more gets an error."""
-    with suppress(ImportError, OSError, ValueError):  # other systems than Linux
-        import resource
-
-        taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = taken + _SPARE + 3 * 8 * values
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
+_READERS = Readers("pipeline.data.itk_reader", _answer)

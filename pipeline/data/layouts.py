@@ -24,6 +24,7 @@ from pipeline.data.descriptions import (
     nnunet_content,
     read_description,
 )
+from pipeline.data.dicom import with_modality
 from pipeline.data.drishti import is_drishti, read_drishti
 from pipeline.data.folder_files import (
     CHANNEL,
@@ -68,7 +69,7 @@ def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
     for name in tried:
         recognises, read = _READERS[name]
         if recognises(source):
-            return _with_rgb_channels(read(source))
+            return _with_modalities(_with_rgb_channels(read(source)))
     rule = f"a dataset layout ({'; '.join(f'{name}: {LAYOUTS[name].looks_like}' for name in tried)})"
     advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
     raise DataError(sentence("dataset", rule, *or_unread(source.root, folder_holds(source.root), advice), file=path))
@@ -105,6 +106,18 @@ def _with_rgb_channels(dataset: Dataset) -> Dataset:
         return dataset
     channels = dataset.channels if len(dataset.channels) == len(RGB) else RGB
     return replace(dataset, cases=cases, tests=tests, channels=channels)
+
+
+def _with_modalities(dataset: Dataset) -> Dataset:
+    """DICOM images that name no series stand for the only one of the modality that their channel's name tells."""
+
+    def named(case: CaseFiles) -> CaseFiles:
+        if all(volume_suffix(source) for source in case.images) or len(case.images) != len(dataset.channels):
+            return case
+        images = tuple(map(with_modality, case.images, dataset.channels))
+        return replace(case, images=images)
+
+    return replace(dataset, cases=tuple(map(named, dataset.cases)), tests=tuple(map(named, dataset.tests)))
 
 
 def read_decathlon(source: Description) -> Dataset:

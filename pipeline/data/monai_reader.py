@@ -13,6 +13,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
+from pipeline.data.dicom import is_dicom
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import refuse, split_source, volume_suffix
 from pipeline.data.volumes import read_image, read_label_map
@@ -52,8 +53,8 @@ class VolumeReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
         self.labels = labels
 
     def verify_suffix(self, filename: FileNames) -> bool:
-        """Whether every file has an ending that can be read."""
-        return all(volume_suffix(name) for name in _listed(filename))
+        """Whether every file has an ending that can be read, or is DICOM."""
+        return all(volume_suffix(name) or is_dicom(split_source(name)[0]) for name in _listed(filename))
 
     def read(self, data: FileNames, **kwargs: Any) -> tuple[Path, ...]:
         """Return the sources as they are.

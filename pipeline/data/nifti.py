@@ -9,16 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.core.files import atomic_path
 from pipeline.core.grid import Grid
 from pipeline.core.notices import about, listening, tell
+from pipeline.data.nibabel_alone import nib
 from pipeline.data.nifti_forms import copy_forms, read_forms, stored_header, unit_of
 from pipeline.data.volume_file import (
     NIFTI_SUFFIXES,
@@ -45,7 +42,15 @@ _OFFSETS = {348: ("f", 108), 540: ("q", 168)}  # size of NIfTI-1's and -2's head
 _MOST_HEADER = 64 << 20  # bytes before the voxels
 _MOST_BEHIND = 64 << 20  # bytes behind them, or as many as they take
 _MOST_LOOKED_AT = 1 << 28  # bytes of a damaged stream, to find out what is wrong with it
-_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+_READ_ERRORS = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+)
 
 
 def load_nifti(path: Path, *, case: str | None = None) -> Any:
@@ -198,7 +203,7 @@ def _unpacked(proxy: Any, path: Path, case: str | None) -> NDArray[Any]:
     """Voxels of a gzip-compressed file, read to its end, which compares the checksum (nibabel alone does not)."""
     with gzip.open(path) as stream:
         layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
-        array: NDArray[Any] = np.asanyarray(ArrayProxy(stream, layout))
+        array: NDArray[Any] = np.asanyarray(nib.arrayproxy.ArrayProxy(stream, layout))
         if not _drained(stream, max(_MOST_BEHIND, array.size * proxy.dtype.itemsize)):
             got, advice = f"more than {_MOST_BEHIND >> 20} MB", "Copy or export the file again"
             raise refuse("size", "file", "little or nothing behind the voxels", got, advice, case=case, file=path)
@@ -235,7 +240,7 @@ def _explain(error: Exception, path: Path, case: str | None) -> VolumeError:
         except (OSError, zlib.error) as damage:
             got = f"a damaged gzip stream ({damage})"
             return refuse("unreadable", "file", "a NIfTI volume", got, again, case=case, file=path)
-    if isinstance(error, ImageFileError):
+    if isinstance(error, nib.filebasedimages.ImageFileError):
         got = f"a file without a NIfTI header ({path.stat().st_size} bytes)"
         return refuse("format", "file", "a NIfTI volume", got, again, case=case, file=path)
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.quaternions import quat2mat
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.core.grid import GRID_TOLERANCE_MM, Grid, corner_distance_mm
+from pipeline.data.nibabel_alone import nib
 from pipeline.data.volume_file import Doubt
 
 _UNIT_BITS = 7  # of xyzt_units; the others are of time
@@ -105,7 +104,7 @@ def read_forms(image: Any) -> Forms:
     """Forms of a nibabel image.
 
     Raises:
-        HeaderDataError, ValueError: If the qform counts and is damaged.
+        nib.spatialimages.HeaderDataError, ValueError: If the qform counts and is damaged.
     """
     header, stored = image.header, stored_header(image)
     codes = (int(stored["sform_code"]), int(stored["qform_code"]))
@@ -137,7 +136,7 @@ def read_forms(image: Any) -> Forms:
     if codes[1] > 0:
         try:
             others["qform"] = _stretched(_qform(header, steps), mm, sign)
-        except (HeaderDataError, ValueError):  # no rotation has such a quaternion
+        except (nib.spatialimages.HeaderDataError, ValueError):  # no rotation has such a quaternion
             others["qform"] = None
         itk = ("pixdim",) if codes[0] == 1 and straight else ("qform",) if straight else ("pixdim", "qform")
     return Forms(_stretched(affine, mm), codes, "sform", others, itk, axes)
@@ -150,14 +149,16 @@ def _qform(header: Any, steps: NDArray[np.float64]) -> Affine:
     single precision: the library takes less than 1e-7 for half a turn, nibabel less than 3.6e-7.
 
     Raises:
-        HeaderDataError, ValueError: If no rotation has such a quaternion.
+        nib.spatialimages.HeaderDataError, ValueError: If no rotation has such a quaternion.
     """
     quaternion = header.get_qform_quaternion()
     rest = 1.0 - float(quaternion[1:] @ quaternion[1:])
     if rest < 10 * _HALF_TURN:  # all others are as nibabel has them
         quaternion[0] = 0.0 if rest < _HALF_TURN else rest**0.5
     affine = np.eye(4)
-    affine[:3, :3] = quat2mat(quaternion) * np.abs(steps) * [1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0]
+    affine[:3, :3] = (
+        nib.quaternions.quat2mat(quaternion) * np.abs(steps) * [1.0, 1.0, -1.0 if header["pixdim"][0] < 0 else 1.0]
+    )
     affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
 

@@ -9,15 +9,17 @@ import csv
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.documents import require_regular
-from pipeline.core.errors import DataError, sentence
-from pipeline.core.paths import absence, is_named, located
+from pipeline.core.errors import DataError, listed, sentence
+from pipeline.core.paths import absence, entries, is_named, located
 from pipeline.data.dataset import CaseFiles, possible_file
 from pipeline.data.descriptions import Description, nnunet_content, read_content
+from pipeline.data.dicom import holds_dicom, is_dicom, is_one_study, with_modality
 from pipeline.data.folder_files import folder_holds, group_channels, list_volumes, or_unread
 from pipeline.data.layouts import read_entry, rgb_channels
 from pipeline.data.volume_file import (
@@ -26,6 +28,7 @@ from pipeline.data.volume_file import (
     VOLUME_SUFFIXES,
     checked_path,
     join_source,
+    series_source,
     split_source,
     unread_words,
     volume_stem,
@@ -38,6 +41,7 @@ _LIST_SUFFIXES = (*LIST_SUFFIXES, ".txt")
 _HELD_OUT = ("test", "testing")
 _OTHERS = ("cases", "training", "validation")
 _IMAGE_COLUMN = re.compile(r"image(_\d+)?$")
+_LOOKED_AT = 20  # folders beside volumes
 _SEGMENTATION = ".seg.nrrd"  # beside the images where 3D Slicer was at work; no image itself
 
 
@@ -129,6 +133,35 @@ def _located(name: str, file: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class DicomWanted:
+    """Which series of a DICOM input are predicted.
+
+    Args:
+        channels: Names of the model's channels; the only series of their modality is taken.
+        series: Instead of it one series per channel, by number or modality.
+        allow_gaps: Whether slices that are missing, or unevenly spaced, are interpolated.
+    """
+
+    channels: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    allow_gaps: bool = False
+
+    def sources(self, file: Path, channels: int) -> tuple[tuple[Path, ...], str]:
+        """Sources of the channels of a case, and why there are none or an empty text."""
+        if split_source(file)[1] and channels == 1:
+            return (file,), ""
+        gaps = self.allow_gaps
+        if len(self.series) == channels:
+            return tuple(series_source(file, series, allow_gaps=gaps) for series in self.series), ""
+        if channels == 1 and not self.series:
+            return (with_modality(file, self.channels[0] if self.channels else "", allow_gaps=gaps),), ""
+        got = f"{len(self.series)} of {listed(self.series)}" if self.series else "none"
+        advice = "Give --series NUMBER,NUMBER, in the order of the channels; volseg inspect has the numbers"
+        case, rule = volume_stem(file), f"{channels}, one per channel"
+        return (file,), sentence("series", rule, got, advice, case=case, file=file)
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What was found to predict.
 
@@ -143,34 +176,57 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def find_inputs(paths: Sequence[Path | str], channels: int) -> Inputs:
+def find_inputs(paths: Sequence[Path | str], channels: int, dicom: DicomWanted | None = None) -> Inputs:
     """Find the cases to predict.
 
     With several channels, files ``case_0000.nii.gz``, ``case_0001.nii.gz``, … form a case, and a 4D file with that
     many volumes or, if they are three, a colour picture is one. With one channel every file is a case, named as the
     file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off, as with colour pictures. A
-    folder stands for the volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A pattern such as
+    folder stands for the volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A folder of DICOM files is a case,
+    and so is a zip archive of them; a folder of such folders holds a case in each, unless all are of one study. A
+    pattern such as
     ``scans/*.nii.gz`` or ``**/ct.nii.gz`` stands for the volumes and folders that match; for lists see
     :func:`~pipeline.data.prediction_inputs.read_list`.
 
     Args:
         paths: Files, folders, patterns and lists.
         channels: Channels that the model wants.
+        dicom: Which series of DICOM inputs are wanted; by default the only one that can be used.
 
     Raises:
         DataError: If a path does not exist or holds no volume, or two inputs have the same name.
         VolsegError: If a list cannot be read.
     """
     files: dict[Path, None] = {}
-    listed: list[CaseFiles] = []
+    named: list[CaseFiles] = []
     for path in paths:
         more, cases = _expanded(Path(path), channels)
         files |= dict.fromkeys(more)
-        listed += cases
-    if not files and not listed:
+        named += cases
+    if not files and not named:
         raise DataError(sentence("inputs", "at least one volume", "none", "Give files or folders"))
-    found = [*_grouped(list(files), channels), *((case.id, case.images, "") for case in listed)]
-    return _checked(found, channels)
+    wanted = dicom or DicomWanted()
+    series = [file for file in files if not volume_suffix(file) and is_dicom(split_source(file)[0])]
+    found = _grouped([file for file in files if file not in series], channels)
+    found += [(volume_stem(file), *wanted.sources(file, channels)) for file in series]
+    for case in named:
+        images, problem = case.images, ""
+        if len(images) == 1 and not volume_suffix(images[0]) and is_dicom(split_source(images[0])[0]):
+            images, problem = wanted.sources(images[0], channels)
+        found.append((case.id, images, problem))
+    checked = _checked(found, channels)
+    left = [note for path in map(Path, paths) if path.is_dir() and (note := _left_out(path, files))]
+    return replace(checked, notes=(*checked.notes, *left))
+
+
+def _left_out(folder: Path, files: Mapping[Path, None]) -> str:
+    """A sentence on DICOM folders that lie beside volumes, which are taken instead of them; else an empty text."""
+    if not any(file.parent == folder and volume_suffix(file) for file in files):
+        return ""
+    below = islice((entry for entry in entries(folder) if entry.is_dir()), _LOOKED_AT)
+    study = next((entry for entry in below if holds_dicom(entry)), None)
+    got, advice = "" if study is None else f"DICOM files in {study.name}, too", "Give their folder to predict them"
+    return sentence("inputs", "one kind of images", got, f"The volumes are taken. {advice}", file=folder) if got else ""
 
 
 def _checked(found: Sequence[tuple[str, tuple[Path, ...], str]], channels: int) -> Inputs:
@@ -205,7 +261,7 @@ def _unread(case: str, images: Sequence[Path]) -> str:
     """Why an image with an ending of another format is refused; empty if there is none."""
     try:
         for file in (split_source(source)[0] for source in images):
-            if not volume_suffix(file):
+            if not volume_suffix(file) and not is_dicom(file):
                 checked_path(file, case)
     except DataError as error:
         return str(error)
@@ -230,6 +286,8 @@ def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     """Files, and cases of a list, that an argument stands for."""
     if not is_named(path) and glob.has_magic(str(path)):
         return _matching(path), []
+    if split_source(path)[1] == "series" and is_dicom(split_source(path)[0]):
+        return [path], []
     gone = absence(path)
     # A shell that expands scans/* names links to nowhere too: each is a case, which is reported beside the others.
     if gone and is_named(path) and volume_suffix(path):
@@ -237,15 +295,15 @@ def _expanded(path: Path, channels: int) -> tuple[list[Path], list[CaseFiles]]:
     if gone:
         raise DataError(sentence("input", "an existing file or folder", *gone, file=path))
     if path.is_dir():
-        found = _images(path)
+        found = _in_folder(path)
         if not found:
             rule, advice = f"volumes ({', '.join(VOLUME_SUFFIXES)})", "Check the path, or convert the files to NIfTI"
             raise DataError(sentence("input", rule, *or_unread(path, folder_holds(path), advice), file=path))
         return found, []
     if path.suffix.lower() in _LIST_SUFFIXES:
         files, cases = read_list(path, channels)
-        return [inner for file in files for inner in (_images(file) if file.is_dir() else [file])], cases
-    if not volume_suffix(path):
+        return [inner for file in files for inner in (_in_folder(file) if file.is_dir() else [file])], cases
+    if not volume_suffix(path) and not is_dicom(path):
         rule = f"a name ending in {', '.join((*VOLUME_SUFFIXES, *_LIST_SUFFIXES))}"
         raise DataError(sentence("input", rule, *unread_words(path), file=path))
     return [path], []
@@ -255,14 +313,24 @@ def _matching(pattern: Path) -> list[Path]:
     """Volumes that match a pattern, and those in matching folders."""
     found_names = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
     matches = [Path(name) for name in sorted(found_names)]
-    found = [inner for match in matches if match.is_dir() for inner in _images(match)]
+    found = [inner for match in matches if match.is_dir() for inner in _in_folder(match)]
     # Of the files those that their folder lists as volumes.
     files = {match for match in matches if not match.is_dir()}
     found += [file for folder in {match.parent for match in files} for file in _images(folder) if file in files]
+    if not found:  # beside volumes they may be anything
+        found = [file for file in sorted(files) if is_dicom(file)]
     if not found:
         got = f"{len(matches)} files and folders without any" if matches else "nothing that matches"
         raise DataError(sentence("pattern", "at least one volume", got, "Check the pattern", file=pattern))
     return sorted(set(found))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The volumes of a folder; the folder itself if it is a DICOM study."""
+    found = _images(folder)
+    if not found:
+        return [folder] if holds_dicom(folder, deep=False) else []
+    return [folder] if is_one_study(found) else found
 
 
 def _images(folder: Path) -> list[Path]:

@@ -14,10 +14,10 @@ from typing import Any
 
 from pipeline.core.documents import read_json
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.core.files import OutputFolder, file_hash, inside, text_hash, write_json
+from pipeline.core.files import OutputFolder, inside, text_hash, write_json
 from pipeline.core.volume import LabelMap
 from pipeline.data.check import CaseFacts, check_case
-from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dataset import CaseFiles, Dataset, source_hash
 from pipeline.data.header_text import copy_volume
 from pipeline.data.repair_volumes import Change, LabelRules, RepairedVolume, repair_images, repair_labels
 from pipeline.data.volume_file import PICTURE_SUFFIXES, join_source, split_source, volume_suffix
@@ -283,9 +283,9 @@ def _write_label(part: RepairedVolume, task: RepairTask, written: list[Path], ch
 
 
 def _written_suffix(file: Path) -> str:
-    """The original's ending, unless that format cannot hold every voxel type and grid, or is two files."""
+    """The original's ending, unless that format cannot hold every voxel type and grid, or is several files."""
     suffix = volume_suffix(file)
-    return ".nii.gz" if suffix in PICTURE_SUFFIXES else ".mha" if suffix == ".mhd" else suffix
+    return ".nii.gz" if suffix in ("", *PICTURE_SUFFIXES) else ".mha" if suffix == ".mhd" else suffix
 
 
 def _content_hash(task: RepairTask) -> str:
@@ -293,7 +293,7 @@ def _content_hash(task: RepairTask) -> str:
     hashes = []
     for file in task.case.files.files:
         try:
-            hashes.append(file_hash(file))
+            hashes.append(source_hash(file, task.case.files.images))
         except (OSError, VolsegError):  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), repr(task.keep_text), *hashes)

@@ -161,8 +161,9 @@ def repair_images(files: CaseFiles, channels: Sequence[str]) -> tuple[list[Repai
         else:
             positioned = has_position
         found += _joined(volume.path, files.id)
-        # One volume of a 4D file cannot be copied as a file.
-        own_file = bool(found) or (len(channels) == 1 and split_source(source)[1] == "channel")
+        # One volume of a 4D file cannot be copied as a file, and neither can a DICOM series.
+        part = len(channels) == 1 and split_source(source)[1] == "channel"
+        own_file = bool(found) or part or not volume_suffix(source)
         parts.append(RepairedVolume(source, grid, array if own_file else None, _forms_changed(found)))
         changes += found
     return parts, positioned, list(dict.fromkeys(changes))  # the header of a 4D file is repaired once

@@ -35,6 +35,9 @@ PICTURE_SUFFIXES = (".png", ".tiff", ".tif")
 TIFF_SUFFIXES = (".tiff", ".tif")
 """Those of pictures that may be stacks of slices."""
 
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Those of DICOM files, which often have none; a series is a folder, an archive or a file of several frames."""
+
 LIST_SUFFIXES = (".json", ".csv")
 """Those of descriptions and lists of cases."""
 
@@ -51,11 +54,14 @@ _UNREAD = (
     ("another format", _TO_NIFTI, (".mnc", ".gipl", ".gipl.gz", ".nrrd.gz", ".nhdr", ".mha.gz"), True),
     ("pictures", "Convert to .png", (".bmp",), True),
     ("pictures", "Convert to .png", (".jpg", ".jpeg", ".gif", ".webp", ".jp2"), False),
-    ("DICOM", f"{_TO_NIFTI}, e.g. with dcm2niix", (".dcm", ".dicom", ".ima"), False),
+    ("DICOM", "Give the folder of the series", DICOM_SUFFIXES, False),
     ("arrays", f"{_TO_NIFTI}, with the spacing", (".npy", ".npz", ".h5", ".hdf5", ".mat", ".pt"), False),
-    ("archives", "Unpack", (".zip", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), False),
+    ("archives", "Unpack", (".tar", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"), False),
 )
 _DICOM = _UNREAD[6]
+
+ANY_SERIES = "any"
+"""The only DICOM series that can be used, whatever its modality."""
 
 MAX_LABEL = 2**32 - 1
 """Largest label value: what every format stores as an unsigned integer."""
@@ -67,6 +73,7 @@ _MAX_VOXELS = 4_000_000_000  # more than any scanner delivers; a larger count me
 _LARGE = 1 << 30  # bytes of voxels from which on the free memory is looked up
 _SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
+_SERIES = re.compile(r"#series=(?P<series>[A-Za-z0-9]+)?(?P<gaps>\+gaps)?$")
 
 
 class VolumeError(DataError):
@@ -167,9 +174,12 @@ def volume_stem(path: Path | str) -> str:
 
     Its accented letters are composed, so that files from macOS have the names of all others.
     """
-    name = split_source(path)[0].name
-    suffix = volume_suffix(path) or unread_suffix(name)
-    return composed(name[: -len(suffix)] if suffix else Path(name).stem)
+    file = split_source(path)[0]
+    suffix = volume_suffix(path) or unread_suffix(file.name)
+    if suffix:
+        return composed(file.name[: -len(suffix)])
+    # A DICOM series is a folder, whose name may be an identifier full of dots.
+    return composed(file.name if file.is_dir() else file.stem)
 
 
 def join_source(path: Path | str, kind: str, number: int, total: int | None = None) -> Path:
@@ -190,14 +200,33 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
     """Undo :func:`join_source`.
 
     Returns:
-        The file, the kind or an empty string, the number (0 without one), the total (1 without one).
+        The file, the kind or an empty string, the number (0 without one), the total (1 without one). Of a DICOM series
+        that is named the kind is ``series``.
     """
     text = str(source)
     match = _SOURCE.search(text) if "#" in text else None
+    if match is None and (found := _SERIES.search(text) if "#" in text else None):
+        return Path(text[: found.start()]), "series", 0, 1
     if match is None:
         # Most sources are plain files: they come back as they are, without a new path.
         return source if isinstance(source, Path) else Path(source), "", 0, 1
     return Path(text[: match.start()]), match[1], int(match[2]), int(match[3] or 1)
+
+
+def series_source(path: Path, series: str = "", *, allow_gaps: bool = False) -> Path:
+    """Name a DICOM series: ``study#series=2`` by its number, ``study#series=CT`` the only CT that can be used.
+
+    With ``allow_gaps`` missing slices are interpolated: ``study#series=any+gaps``. If nothing is asked for, it is the
+    path itself, which stands for the only series that can be used.
+    """
+    chosen = f"{series or ANY_SERIES}{'+gaps' if allow_gaps else ''}"
+    return path if chosen == ANY_SERIES else Path(f"{path}#series={chosen}")
+
+
+def wanted_series(source: Path | str) -> tuple[str, bool]:
+    """Which DICOM series a source means, and whether gaps are interpolated."""
+    match = _SERIES.search(str(source)) if "#" in str(source) else None
+    return (ANY_SERIES, False) if match is None else (match["series"] or ANY_SERIES, match["gaps"] is not None)
 
 
 def refuse(

@@ -1,7 +1,8 @@
 """Volume files ⇔ values: images, label maps and grids in RAS+ mm, arrays in (I, J, K) order.
 
-NIfTI goes through nibabel, NRRD, MetaImage, PNG and TIFF through SimpleITK. Whatever cannot be used is refused with one
-sentence that names case and file. NaN and infinity in images are not refused here: ``volseg check`` counts them.
+NIfTI goes through nibabel, NRRD, MetaImage, PNG and TIFF through SimpleITK, DICOM series through pydicom. Whatever
+cannot be used is refused with one sentence that names case and file. NaN and infinity in images are not refused here:
+``volseg check`` counts them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
+from pipeline.data.dicom import is_dicom, open_dicom
 from pipeline.data.itk_open import open_itk, palette_indices
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
@@ -44,6 +46,8 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
     path = Path(path)
     if volume_suffix(path) in NIFTI_SUFFIXES:
         return open_nifti(path, case=case, straighten=straighten)
+    if split_source(path)[1] == "series" or is_dicom(path):
+        return open_dicom(path, case=case)
     return open_itk(path, case=case, straighten=straighten)
 
 
@@ -63,7 +67,8 @@ def open_volume(source: Path | str, *, case: str | None = None, straighten: bool
             says), or its affine is not finite, not invertible or sheared.
     """
     path, kind, _, total = split_source(source)
-    volume = open_header(path, case=case, straighten=straighten)
+    # The path of a DICOM series goes on with which one it is.
+    volume = open_header(source if kind == "series" else path, case=case, straighten=straighten)
     if volume.volumes != total:
         got = "a 3D volume" if volume.volumes == 1 else f"a 4D file of {volume.volumes} volumes"
         rule, advice = "a 3D volume", _ADVICE_4D
@@ -92,11 +97,12 @@ def read_grid(path: Path | str) -> Grid:
 
 def position_doubts(source: Path | str) -> tuple[Doubt, ...]:
     """Why other programs may place a volume elsewhere; none of a file that is refused."""
-    path = split_source(source)[0]
-    if volume_suffix(path) not in (*NIFTI_SUFFIXES, *TIFF_SUFFIXES):  # the others say it in one way
+    path, kind, _, _ = split_source(source)
+    # The others say it in one way.
+    if volume_suffix(path) not in (*NIFTI_SUFFIXES, *TIFF_SUFFIXES) and not is_dicom(path):
         return ()
     try:
-        return open_header(path).doubts
+        return open_header(source if kind == "series" else path).doubts
     except VolumeError:
         return ()
 

@@ -21,6 +21,7 @@ from pipeline.core.grid import Box, Grid, orientation_change
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import require_same_grid
 from pipeline.data.monai_reader import PLACE, VolumeReader
+from pipeline.data.nibabel_alone import without_pydicom
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
 from pipeline.preprocess.plan_file import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
@@ -171,6 +172,12 @@ def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | N
     return scaled if mask is None else scaled.mul_(mask)
 
 
+def _loader(key: str, reader: VolumeReader, **options: Any) -> LoadImaged:
+    # Beside ours MONAI makes all its own readers, one of which complains that no GPU decodes DICOM.
+    with without_pydicom():
+        return LoadImaged([key], reader=reader, image_only=True, **options)
+
+
 def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra: Sequence[Any] = ()) -> Compose:
     """The chain from ``{"id", "image", "label"}`` to arrays on the prepared grid.
 
@@ -186,9 +193,9 @@ def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra:
     keys = ["image", "label"] if with_label else ["image"]
     chain: list[Any] = []
     if load:
-        chain.append(LoadImaged(["image"], reader=VolumeReader(), image_only=True))
+        chain.append(_loader("image", VolumeReader()))
     if load and with_label:  # without a dtype: MONAI would round labels through float32
-        chain.append(LoadImaged(["label"], reader=VolumeReader(labels=True), dtype=None, image_only=True))
+        chain.append(_loader("label", VolumeReader(labels=True), dtype=None))
     chain += [
         CheckGridd(keys),
         EnsureChannelFirstd(keys) if load else Identityd(keys),

@@ -13,13 +13,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.data.legend import organ_color
+from pipeline.data.nibabel_alone import nib
 from pipeline.report.overlay import CT_WINDOW_HU, Scene, error_masks
 from pipeline.report.plots import ERROR_COLORS
 

@@ -24,7 +24,7 @@ from pipeline.core.machine import keep_freed_memory
 from pipeline.core.signals import STOPS, Progress, silent
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.prediction_inputs import Inputs, find_inputs
+from pipeline.data.prediction_inputs import DicomWanted, Inputs, find_inputs
 from pipeline.data.volume_file import volume_suffix
 from pipeline.engine.local import Batch
 from pipeline.engine.overlapped import overlapped
@@ -228,6 +228,8 @@ class Predictor:
         out: Path | str,
         *,
         output: Output | None = None,
+        series: Sequence[str] = (),
+        allow_gaps: bool = False,
         progress: Progress = silent,
         on_stop: Callable[[Batch], None] | None = None,
     ) -> Batch:
@@ -242,6 +244,9 @@ class Predictor:
             inputs: One or several; see :func:`~pipeline.data.prediction_inputs.find_inputs`.
             out: Folder for the masks; several calls, also of other processes, may write to one at the same time.
             output: What to write; by default a mask per case in its image's format.
+            series: Which series of DICOM inputs to take, one per channel, by number or modality; by default the only
+                one of the modality that the model's channel is named after.
+            allow_gaps: Interpolate missing and uneven slices of DICOM inputs, which are refused otherwise.
             progress: Called after every case that was computed; those that are kept do not count.
             on_stop: Called with what became of the cases when Ctrl-C or SIGTERM ends the work.
 
@@ -256,7 +261,8 @@ class Predictor:
         """
         # A text alone would be taken for a list of its letters.
         several = [inputs] if isinstance(inputs, (str, Path)) else inputs
-        folder, found = _planned(self, several, Path(out), output or Output())
+        dicom = DicomWanted(self.card.plan.channels, tuple(series), allow_gaps)
+        folder, found = _planned(self, several, Path(out), output or Output(), dicom)
         if not found.cases:
             return Batch((), (), tuple(sorted(found.failed)), found.notes).require_some()
         # Memory that one case has freed serves the next one.
@@ -317,6 +323,8 @@ def predict(
     settings: InferSettings | Sequence[str] | None = None,
     max_memory_gb: float | None = None,
     output: Output | None = None,
+    series: Sequence[str] = (),
+    allow_gaps: bool = False,
     progress: Progress = silent,
     on_stop: Callable[[Batch], None] | None = None,
 ) -> Batch:
@@ -326,11 +334,13 @@ def predict(
     :meth:`Predictor.predict_files`, and so are the errors. An image that needs more memory fails alone.
     """
     predictor = Predictor.load(model, folds=folds, device=device, settings=settings, max_memory_gb=max_memory_gb)
-    return predictor.predict_files(inputs, out, output=output, progress=progress, on_stop=on_stop)
+    return predictor.predict_files(
+        inputs, out, output=output, series=series, allow_gaps=allow_gaps, progress=progress, on_stop=on_stop
+    )
 
 
 def _planned(
-    predictor: Predictor, inputs: Sequence[Path | str], out: Path, output: Output
+    predictor: Predictor, inputs: Sequence[Path | str], out: Path, output: Output, dicom: DicomWanted
 ) -> tuple[PredictionFolder, Inputs]:
     """What is to be done, checked before anything is written."""
     if predictor.folder is None:
@@ -344,7 +354,7 @@ def _planned(
         predictor.require_whole_images()
     organs = soft_organs(predictor.labels, labels.table, output.probabilities)
     output = replace(output, probabilities=organs)
-    found = find_inputs(inputs, len(channels))
+    found = find_inputs(inputs, len(channels), dicom)
     paths = case_paths(found.cases, out, output, labels.table, predictor.labels)
     model, model_hash = predictor.folder, _model_hash(predictor, output.organs)
     return PredictionFolder(out, model, model_hash, output, labels, channels, paths), found

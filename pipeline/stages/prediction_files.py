@@ -123,10 +123,13 @@ def case_paths(
     taken: dict[Path, str] = {}
     for files in cases:
         first, stem = files.images[0], volume_stem(files.images[0])
-        suffix = f".{output.format}" if output.format else volume_suffix(first)
+        own_suffix = volume_suffix(first)  # DICOM has none
+        suffix = f".{output.format}" if output.format else own_suffix or ".nii.gz"
         alone = len(files.images) == 1 and split_source(first)[0] == first
         own = alone and files.id in (stem, stem.removesuffix("_0000"))
-        mask = out / (first.name if own and not output.format else f"{stem if own else files.id}{suffix}")
+        mask = out / (
+            first.name if own and own_suffix and not output.format else f"{stem if own else files.id}{suffix}"
+        )
         if mask in taken or real(mask) == real(split_source(first)[0]):
             culprit = f"case {taken[mask]}" if mask in taken else "the input itself"
             raise VolsegError(sentence(str(mask), "one mask per file", f"{culprit} there too", "Use another folder"))

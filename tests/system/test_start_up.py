@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generated_dicom import make_slices, save
 from toy import write_toy
 
 from pipeline.core.volume import LabelMap
@@ -21,7 +22,7 @@ LARGE = {
 }
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
-    *("choose", "convert", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
+    *("choose", "convert", "inspect", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 
@@ -41,6 +42,7 @@ LOADED: dict[tuple[str, ...], set[str]] = {
         "matplotlib",
     },
     ("report", "scores_a", "-o", "report.html"): {"matplotlib", "jinja2"},
+    ("inspect", "series"): set(),  # pydicom is at work in another process
 }
 """Words of a command → the large libraries that it loads, and no others, in a real run."""
 
@@ -65,6 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (found / "data" / "labels").iterdir():
         labels = read_label_map(path)
         write_label_map(LabelMap(np.roll(labels.array, 1, axis=0), labels.grid), found / "masks" / path.name)
+    save(make_slices(np.zeros((3, 4, 5), np.int16)), found / "series")
     for scores, masks in (("scores_a", "masks"), ("scores_b", "data/labels")):
         run(("evaluate", masks, "data/labels", "--jobs", "1", "-o", scores, "--surface", "none"), found)
     return found

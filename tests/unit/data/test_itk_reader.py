@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pipeline.data import itk_reader
-from pipeline.data.itk_reader import _READERS, _Readers
+from pipeline.data import itk_reader, reader_process
+from pipeline.data.itk_reader import _READERS, _answer
+from pipeline.data.reader_process import Readers
 from pipeline.data.volume_file import VolumeError
 from pipeline.data.volumes import open_header, read_image
 
@@ -104,7 +105,7 @@ def test_what_is_stopped_leaves_nothing_in_the_pipe(good: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(itk_reader, "_promised", stop)
+        patch.setattr(reader_process, "_promised", stop)
         with pytest.raises(KeyboardInterrupt):
             volume.load()
     assert read(good) == EXPECTED
@@ -138,7 +139,7 @@ def test_where_no_process_can_be_started_this_one_reads(
     good: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
-    monkeypatch.setattr(itk_reader, "_READERS", _Readers())
+    monkeypatch.setattr(itk_reader, "_READERS", Readers("pipeline.data.itk_reader", _answer))
     assert read(good) == EXPECTED
     assert itk_reader._READERS.waiting == []
 
@@ -150,8 +151,8 @@ def test_a_program_that_is_not_python_is_not_taken_for_it(
     program.write_text("#!/bin/sh\necho hello; echo world\nexec sleep 20\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(itk_reader, "_READERS", _Readers())
-    monkeypatch.setattr(itk_reader, "_START_S", 1.0)
+    monkeypatch.setattr(itk_reader, "_READERS", Readers("pipeline.data.itk_reader", _answer))
+    monkeypatch.setattr(reader_process, "_START_S", 1.0)
     assert read(good) == EXPECTED
     assert itk_reader._READERS.waiting == []
 

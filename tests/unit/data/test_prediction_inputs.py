@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from generated_dicom import make_slices, save
+from pydicom.uid import generate_uid
 
 from pipeline.core.errors import DataError, VolsegError
-from pipeline.data.prediction_inputs import find_inputs
+from pipeline.data.prediction_inputs import DicomWanted, find_inputs
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -188,3 +191,49 @@ def test_text_that_is_no_text(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")
         with pytest.raises(DataError, match="list: expected UTF-8 text, got an error"):
             find_inputs([tmp_path / name], 1)
+
+
+# DICOM.
+
+
+def test_dicom_studies(tmp_path: Path) -> None:
+    array = np.zeros((3, 4, 5), np.int16)
+    for name in ("p1", "1.2.840.7"):
+        save(make_slices(array, StudyInstanceUID=generate_uid()), tmp_path / "exports" / name / "ct")
+    with zipfile.ZipFile(tmp_path / "exports" / "p3.zip", "w") as archive:
+        archive.write(tmp_path / "exports" / "p1" / "ct" / "IM00000", "x/IM00000")
+    exports = tmp_path / "exports"
+    assert names(exports) == [("1.2.840.7", "1.2.840.7"), ("p1", "p1"), ("p3", "p3.zip")]
+    assert names(exports / "p1" / "ct", exports / "p3.zip") == [("ct", "ct"), ("p3", "p3.zip")]
+    # All of one study: one case, whatever its folders are called.
+    for name in ("s1", "s2"):
+        save(make_slices(array, seed=name), tmp_path / "study" / name)
+    assert names(tmp_path / "study") == [("study", "study")]
+    assert names(str(tmp_path / "stu*")) == [("study", "study")]
+    (tmp_path / "list.txt").write_text("exports/p1\nstudy#series=2\n")
+    assert names(tmp_path / "list.txt") == [("p1", "p1"), ("study", "study#series=2")]
+    # Beside volumes they are where these came from.
+    touch(exports, "a.nii.gz")
+    assert names(exports) == [("a", "a.nii.gz")]
+    assert find_inputs([exports], 1).notes == (
+        f"{exports}: inputs: expected one kind of images, got DICOM files in 1.2.840.7, too. "
+        "The volumes are taken. Give their folder to predict them.",
+    )
+
+
+def test_the_series_that_is_wanted(tmp_path: Path) -> None:
+    path = save(make_slices(np.zeros((3, 4, 5), np.int16)), tmp_path / "study")
+
+    def sources(channels: tuple[str, ...], *series: str, gaps: bool = False) -> list[str]:
+        found = find_inputs([path], len(channels), DicomWanted(channels, series, gaps))
+        return [image.name for case in found.cases for image in case.images] or [text for _, text in found.failed]
+
+    assert sources(("CT",)) == ["study#series=CT"]
+    assert sources(("MRI",)) == sources(("T2-FLAIR",)) == ["study#series=MR"]
+    assert sources(("PET",), gaps=True) == ["study#series=PT+gaps"]
+    assert sources(("image",)) == ["study"]
+    assert sources(("CT",), "4") == ["study#series=4"]
+    assert sources(("T1", "T2"), "3", "1") == ["study#series=3", "study#series=1"]
+    rule = f"case study: {path}: series: expected 2, one per channel, got"
+    assert sources(("T1", "T2"))[0].startswith(f"{rule} none. Give --series NUMBER,NUMBER")
+    assert sources(("T1", "T2"), "3")[0].startswith(f"{rule} 1 of 3.")

@@ -80,8 +80,8 @@ def test_gzip_of_something_else(tmp_path) -> None:
 def test_folder_and_unknown_ending(tmp_path) -> None:
     (tmp_path / "a.nii").mkdir()
     assert "file: expected a volume file, got a folder. Give a file in it." in str(refusal(tmp_path / "a.nii"))
-    (tmp_path / "a.dcm").write_bytes(b"x")
-    assert "expected a name ending in .nii.gz, .nii, .seg.nrrd, .nrrd" in str(refusal(tmp_path / "a.dcm"))
+    (tmp_path / "a.mgz").write_bytes(b"x")
+    assert "expected a name ending in .nii.gz, .nii, .seg.nrrd, .nrrd" in str(refusal(tmp_path / "a.mgz"))
 
 
 def test_no_permission(nifti, ramp, monkeypatch) -> None:
