@@ -266,7 +266,11 @@ def without_data(network: nn.Module) -> Any:
     known: dict[int, Any] = {id(buffer): empty(buffer) for buffer in network.buffers()}
     for parameter in network.parameters():
         known[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=parameter.requires_grad)
-    return copy.deepcopy(network, known)
+    bare = copy.deepcopy(network, known)
+    for module in bare.modules():
+        # What recomputes activations calls the stages of the network that it was made for.
+        module.__dict__.pop("forward", None)
+    return bare
 
 
 def compute_again(network: nn.Module, dtype: torch.dtype) -> None:
