@@ -321,10 +321,10 @@ def test_a_signal_ends_a_prediction_in_order(
     )
     seen: list[str] = []
 
-    def predicting(self: Predictor, image: Image, case: str) -> tuple[LabelMap, SearchRegion | None]:
+    def predicting(self: Predictor, image: Image, case: str, **more: object) -> tuple[LabelMap, SearchRegion | None]:
         seen.append(case)
         stop()
-        return whole(self, image, case)
+        return whole(self, image, case, **more)
 
     def looking(self: Pass, windows: Tensor) -> list[Tensor]:
         seen.append("window")
