@@ -17,7 +17,15 @@ from pipeline.stages.train import train
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+# The stand-in takes half a minute for each; that steps of all three are right there, test_gpu_waits shows in three.
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param("fp32", marks=pytest.mark.gpu(real=True)),
+        "bf16",
+        pytest.param("fp16", marks=pytest.mark.gpu(real=True)),
+    ],
+)
 def test_training_on_a_gpu_learns(prepared: Path, tmp_path: Path, precision: str) -> None:
     settings = toy_settings()
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
