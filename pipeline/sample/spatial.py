@@ -23,9 +23,9 @@ from pipeline.sample.randomness import BatchRandom
 ANISOTROPY = 3.0
 """From this ratio on, of spacings or of patch sizes, the coarse axis is left alone."""
 
-# Times the voxels of a patch that are read at most for one that is moved. By default it is 2.1 on average; one moved
-# patch in 500 would need more, and its corners are padding.
-_MOST = 8.0
+MOST_READ = 8.0
+"""Times the voxels of a patch that are read at most for one that is moved. By default it is 2.1 on average; one moved
+patch in 500 would need more, and its corners are padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Move:
         if self.control is not None:
             bends = self.control.abs().flatten(1).amax(1).tolist()
             reach = [own + bend for own, bend in zip(reach, bends, strict=True)]
-        excess = math.prod((2 * own + 1) / length for own, length in zip(reach, size, strict=True)) / _MOST
+        excess = math.prod((2 * own + 1) / length for own, length in zip(reach, size, strict=True)) / MOST_READ
         if excess > 1:
             shrink = excess ** (-1 / len(size))
             reach = [max(own * shrink, min(own, own_half)) for own, own_half in zip(reach, half, strict=True)]

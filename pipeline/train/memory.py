@@ -20,6 +20,7 @@ from pipeline.core.regions import Regions
 from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import META, LiveBytes, WithoutData, compute_again, kept_bytes, without_data
 from pipeline.model.device import PLAIN, choose_dtype, execute, free_bytes
+from pipeline.sample.spatial import MOST_READ
 from pipeline.train.distributed import SINGLE, Processes
 from pipeline.train.loader import PatchSource, network_size
 from pipeline.train.loss import supervised_loss
@@ -130,16 +131,20 @@ def batches_bytes(shape: Sequence[int], settings: AugmentSettings, parts: int = 
         settings: Section ``augment``.
         parts: Batches of a step.
     """
-    voxels, channels, dims = shape[0] * math.prod(shape[2:]), shape[1], len(shape) - 2
-    batch = 4 * channels + 8  # float32 intensities, int64 labels, per voxel
+    patch, channels, dims = math.prod(shape[2:]), shape[1], len(shape) - 2
+    voxels = shape[0] * patch
+    batch = voxels * (4 * channels + 8)  # float32 intensities, int64 labels
     making = batch
     if settings.enabled:
-        # As cut and as changed; places to interpolate at, displacements, both kinds before and after, in float32 too.
-        places = 4 * dims * (2 if settings.elastic_p > 0 else 1)
-        moving = max(settings.rotate_p, settings.scale_p, settings.elastic_p) > 0
-        making = 2 * batch + max(places + 8 * channels + 28 if moving else 33, 20 * channels)
+        # As cut and as changed, and what changes of intensities and mirroring take beside both.
+        making = 2 * batch + voxels * max(33, 20 * channels)
+        if max(settings.rotate_p, settings.scale_p, settings.elastic_p) > 0:
+            # One patch at a time is sampled from what lies around it: intensities, and class indices three times.
+            around = MOST_READ * (4 * channels + 12)
+            places = 4 * dims * (2 if settings.elastic_p > 0 else 1)
+            making = max(making, batch + int(patch * (around + places + 8 * channels + 8)))
     # While one batch trains, the next is finished, and that after it in the making.
-    return voxels * ((2 * parts - 1) * batch + making)
+    return (2 * parts - 1) * batch + making
 
 
 def room_for_cases(memory: TrainingMemory, shape: Sequence[int], device: torch.device, validation: int = 0) -> int:

@@ -83,8 +83,11 @@ def test_batches_made_ahead_by_hand() -> None:
     assert batches_bytes((2, 3, 8, 8), NONE) == 128 * 2 * (4 * 3 + 8)  # one finished, one in the making
     assert batches_bytes((2, 3, 8, 8), NONE, parts=4) == 128 * 8 * (4 * 3 + 8)
     moved = AugmentSettings(elastic_p=0.5)
-    assert batches_bytes((1, 1, 8, 8, 8), moved) == 512 * (12 + 84)  # 84: counted, every patch changed in every way
-    assert batches_bytes((1, 4, 8, 8, 8), moved) == 512 * (24 + 132)
+    # One finished, one that is cut; of a patch eight times its voxels with labels three times, then places and results.
+    assert batches_bytes((1, 1, 8, 8, 8), moved) == 512 * (12 + 12 + 8 * 16 + 24 + 16)
+    assert batches_bytes((1, 4, 8, 8, 8), moved) == 512 * (24 + 24 + 8 * 28 + 24 + 40)
+    # Of many patches, the changes of all at once take more than the move of one.
+    assert batches_bytes((9, 1, 8, 8, 8), moved) == 9 * 512 * (12 + 24 + 33)
 
 
 # Cases get what is left.
