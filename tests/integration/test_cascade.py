@@ -181,6 +181,11 @@ def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path
     with pytest.raises(VolsegError, match="expected the network and plan of the folds trained there, got others"):
         train_folds(prepared, other, short(), devices=["cpu"])
     assert not (other / FIRST_STAGE).exists()
+    shutil.copytree(model / FIRST_STAGE, tmp_path / "mixed" / FIRST_STAGE)
+    card = tmp_path / "mixed" / FIRST_STAGE / "model.json"
+    card.write_text(card.read_text().replace('"box_left"', '"box_right"'))
+    with pytest.raises(VolsegError, match=r"first stage: expected the plan of .*, got another"):
+        train(prepared, tmp_path / "mixed", short(), device="cpu")
     with pytest.raises(ConfigError, match=r"infer\.roi: expected none or body for a cascade, got organs"):
         Predictor.load(model, device="cpu", settings=["infer.roi=organs"])
     with pytest.raises(VolsegError, match="expected one without a first stage, got a cascade"):
