@@ -22,8 +22,8 @@ from pipeline.core.documents import YAML_MB, cut, parse_yaml, read_text, rule_of
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.core.files import write_text
 
-# What pydantic adds to the path of a value that may be a word or a list.
-_FORMS = ("literal[", "tuple[")
+# What pydantic adds to the path of a value that may be a word or something else.
+_FORMS = ("literal[", "tuple[", "constrained-float", "bool")
 _MOST = 50  # problems that are told
 _DEEPEST = 10  # keys within keys of --set
 
@@ -125,7 +125,7 @@ def _yaml_value(text: str) -> Any:
 
 
 def _in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a value that may be a word or a list, only the errors of the form that was given: pydantic reports both."""
+    """Of a value that may be a word or not, only the errors of the form that was given: pydantic reports both."""
     found = []
     for details in errors:
         forms = [n for n, part in enumerate(details["loc"]) if str(part).startswith(_FORMS)]

@@ -122,7 +122,7 @@ def print_series(found: Scan) -> None:
     if found.others:
         print_line(f"{found.others} files are not DICOM.")
     if not found.series:
-        print_line("No DICOM series.")
+        print_line("No DICOM series. Give the folder of a study, its zip archive, or its DICOMDIR.")
 
 
 def print_comparison(comparison: Comparison) -> None:

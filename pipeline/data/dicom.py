@@ -116,11 +116,13 @@ class OpenedSeries:
         path: Where it was found.
         series: What is known of it.
         case: Case id for messages.
+        lost: How many files of what was found there are damaged or missing; some may have been its slices.
     """
 
     path: Path
     series: Series
     case: str | None = None
+    lost: int = 0
 
     @property
     def stack(self) -> Stack:
@@ -135,12 +137,17 @@ class OpenedSeries:
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
-        """What was corrected."""
-        return tuple(
+        """What was corrected, and whether slices at the ends may be missing, which leave no gap."""
+        corrected = [
             Doubt("warning", f"dicom_{found.code}", "DICOM series", found.expected, found.got, found.advice)
             for found in self.series.findings
             if found.severity == "corrected"
-        )
+        ]
+        if self.lost:
+            rule, got = "files that can be read", f"{self.lost} that are damaged or missing"
+            advice = "They are left out; if they were its first or last slices, copy or export the series again"
+            corrected.append(Doubt("warning", "dicom_files", "DICOM series", rule, got, advice))
+        return tuple(corrected)
 
     def image(self) -> Image:
         """The volume, float32 (1, I, J, K).
@@ -333,7 +340,8 @@ def open_series(source: Path | str, *, case: str | None = None) -> OpenedSeries:
         found = scan(path, allow_gaps=allow_gaps)
     except VolumeError as error:
         raise refusal_of(error, error.code, case) from None
-    return OpenedSeries(path, _chosen(found, wanted, case), case)
+    lost = sum(count for _, count in found.damaged) + found.missing
+    return OpenedSeries(path, _chosen(found, wanted, case), case, lost)
 
 
 def open_dicom(source: Path | str, *, case: str | None = None) -> VolumeFile:

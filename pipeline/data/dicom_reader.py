@@ -279,7 +279,8 @@ def _header(archive: str, file: str, names: bool) -> Header:
             header["names"] = {name: str(dataset.get(name, ""))[:100] for name in _NAMES}
         return {**header, "bytes": size}
     except _NotDicomError:
-        return {"problem": "other"}
+        # An empty file, say: its name is that of a slice.
+        return {"problem": "a damaged header" if file.lower().endswith(DICOM_SUFFIXES) else "other"}
     except _RefusedError as error:
         return {"problem": str(error)}
     except OSError as error:

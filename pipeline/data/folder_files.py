@@ -126,4 +126,7 @@ def or_unread(folder: Path, got: str, advice: str) -> tuple[str, str]:
     if not kinds:
         return got, advice
     (kind, convert), number = kinds.most_common(1)[0]
-    return f"{got}; {number} files such as {first[kind, convert]} ({kind}) are of a format that is not read", convert
+    such = f"{got}; {number} files such as {first[kind, convert]} ({kind})"
+    if kind == "DICOM":  # it is read as images, not as a dataset or as label maps
+        return such, "A series, in a folder of its own, is an image; label maps are NIfTI, NRRD or MetaImage"
+    return f"{such} are of a format that is not read", convert

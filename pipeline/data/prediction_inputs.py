@@ -146,6 +146,14 @@ class DicomWanted:
     series: tuple[str, ...] = ()
     allow_gaps: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what is neither a number nor a modality: it could not be named behind a path."""
+        named = {series: series_source(Path("study"), series, allow_gaps=True) for series in self.series}
+        wrong = [series for series, source in named.items() if not split_source(source)[1]]
+        if wrong:
+            rule = "numbers or modalities, such as 2 or CT"
+            raise DataError(sentence("series", rule, listed(wrong), "volseg inspect lists them"))
+
     def sources(self, file: Path, channels: int) -> tuple[tuple[Path, ...], str]:
         """Sources of the channels of a case, and why there are none or an empty text."""
         if split_source(file)[1] and channels == 1:

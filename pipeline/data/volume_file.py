@@ -219,7 +219,7 @@ def series_source(path: Path, series: str = "", *, allow_gaps: bool = False) -> 
     With ``allow_gaps`` missing slices are interpolated: ``study#series=any+gaps``. If nothing is asked for, it is the
     path itself, which stands for the only series that can be used.
     """
-    chosen = f"{series or ANY_SERIES}{'+gaps' if allow_gaps else ''}"
+    chosen = f"{(series or ANY_SERIES).removesuffix('+gaps')}+gaps" if allow_gaps else series or ANY_SERIES
     return path if chosen == ANY_SERIES else Path(f"{path}#series={chosen}")
 
 

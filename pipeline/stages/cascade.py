@@ -97,8 +97,8 @@ class FirstStage:
             log: Called with a line if there is something to do.
 
         Raises:
-            VolsegError: If a fold of the first stage is not trained to its end, its cases or folds are not those of the
-                second stage, or a case is damaged.
+            VolsegError: If a fold of the first stage is not trained to its end, or with another plan, its cases or
+                folds are not those of the second stage, or a case is damaged.
         """
         self.require_same_folds(plan)
         wanted = sorted(set(self.fold_of.values()))
@@ -107,6 +107,9 @@ class FirstStage:
             asked, got = f"folds {', '.join(map(str, wanted))} to be trained", ", ".join(map(str, there)) or "none"
             advice = f"Run `volseg train {self.prepared} -o {self.out} --fold all`, which begins with it"
             raise VolsegError(sentence("first stage", asked, got, advice, file=self.model))
+        if self.card.plan.content_hash != plan.first_stage().content_hash:  # it would see cases unlike those it knows
+            rule, got = f"the plan of {self.data}", "another"
+            raise VolsegError(sentence("first stage", rule, got, "Choose another model folder", file=self.model))
         with alone_in(self.maps, wait=True):  # trainings of several folds may begin at once
             self._write_maps(wanted, device, log)
 

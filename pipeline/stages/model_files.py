@@ -206,8 +206,8 @@ def earlier_card(out: Path) -> ModelCard | None:
     return read_card(out) if (out / "model.json").is_file() else None
 
 
-def require_same_model(out: Path, card: ModelCard, fold: int, earlier: ModelCard | None) -> None:
-    """Refuse a folder in which other folds were trained with another network or plan."""
+def require_same_model(out: Path, card: ModelCard, fold: int | None, earlier: ModelCard | None) -> None:
+    """Refuse a folder in which other folds, or without a fold any, were trained with another network or plan."""
     if earlier is None or set(trained_folds(out)) <= {fold}:
         return
     # Explanations and proposals in a plan may differ; what is used of them is in the settings.

@@ -18,7 +18,7 @@ from pipeline.engine.places import run_at_places
 from pipeline.model.device import choose_device
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.cascade import first_stage
-from pipeline.stages.model_files import finished_as, mean_dice_of
+from pipeline.stages.model_files import earlier_card, finished_as, mean_dice_of, require_same_model
 from pipeline.stages.train import PlannedTraining, StartModel, checked_card, train
 from pipeline.train.distributed import launched
 from pipeline.train.log import EpochRecord
@@ -126,7 +126,8 @@ def train_folds(
     first = first_stage(plan, prepared, out)
     if first is not None:
         # What is wrong with the second stage is said before the first is trained.
-        checked_card(plan, settings)
+        card = checked_card(plan, settings)
+        require_same_model(out, card, 0 if restart else None, earlier_card(out))
         if start is not None:
             StartModel.read(start)
         first.require_same_folds(plan)

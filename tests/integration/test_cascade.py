@@ -176,6 +176,16 @@ def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
 def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(VolsegError, match=r"first stage: expected folds 0, 1 to be trained, got none.*--fold all"):
         train(prepared, tmp_path / "new", short(), device="cpu")
+    other = tmp_path / "other"  # said before hours are spent on its first stage
+    shutil.copytree(model / FIRST_STAGE, other)
+    with pytest.raises(VolsegError, match="expected the network and plan of the folds trained there, got others"):
+        train_folds(prepared, other, short(), devices=["cpu"])
+    assert not (other / FIRST_STAGE).exists()
+    shutil.copytree(model / FIRST_STAGE, tmp_path / "mixed" / FIRST_STAGE)
+    card = tmp_path / "mixed" / FIRST_STAGE / "model.json"
+    card.write_text(card.read_text().replace('"box_left"', '"box_right"'))
+    with pytest.raises(VolsegError, match=r"first stage: expected the plan of .*, got another"):
+        train(prepared, tmp_path / "mixed", short(), device="cpu")
     with pytest.raises(ConfigError, match=r"infer\.roi: expected none or body for a cascade, got organs"):
         Predictor.load(model, device="cpu", settings=["infer.roi=organs"])
     with pytest.raises(VolsegError, match="expected one without a first stage, got a cascade"):

@@ -28,7 +28,7 @@ from pipeline.data import dicom_reader
 from pipeline.data.dicom import is_dicom, open_series, scan
 from pipeline.data.reader_process import Readers
 from pipeline.data.volume_file import VolumeError, series_source, wanted_series
-from pipeline.data.volumes import open_volume, read_image
+from pipeline.data.volumes import open_volume, position_doubts, read_image
 
 RNG = np.random.default_rng(5)
 ARRAY = RNG.integers(-1000, 3000, (5, 4, 6)).astype(np.int16)  # (K, J, I)
@@ -590,6 +590,19 @@ def test_a_damaged_file_is_left_out_and_the_gap_is_seen(tmp_path: Path) -> None:
     assert "1 of 5 slices missing, number 3 (number 1 is the image 1); 1 files are damaged" in refusal(path)
     (path / "IM00002").write_bytes(content[:-10])
     assert "expected" in refusal(path)
+
+
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_damaged_file_at_an_end_leaves_no_gap_and_is_told(kept: int, tmp_path: Path) -> None:
+    path = save(make_slices(ARRAY), tmp_path / "s")
+    for number, file in enumerate(sorted(path.iterdir())):
+        file.rename(path / f"{number}.dcm")
+    assert position_doubts(path) == ()
+    last = path / "4.dcm"
+    last.write_bytes(last.read_bytes()[:kept])
+    (doubt,) = position_doubts(path)
+    assert (doubt.severity, doubt.code, doubt.got) == ("warning", "dicom_files", "1 that are damaged or missing")
+    assert read_image(path).array.shape[-1] == 4
 
 
 @pytest.mark.parametrize("name", ["jpegls", "jpeg2000", "rle", "jpeg_lossless"])

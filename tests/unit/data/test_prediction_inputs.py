@@ -237,3 +237,6 @@ def test_the_series_that_is_wanted(tmp_path: Path) -> None:
     rule = f"case study: {path}: series: expected 2, one per channel, got"
     assert sources(("T1", "T2"))[0].startswith(f"{rule} none. Give --series NUMBER,NUMBER")
     assert sources(("T1", "T2"), "3")[0].startswith(f"{rule} 1 of 3.")
+    assert sources(("CT",), "2+gaps", gaps=True) == ["study#series=2+gaps"]
+    with pytest.raises(DataError, match="series: expected numbers or modalities, such as 2 or CT, got MR;T2, 1-2"):
+        DicomWanted(("T1", "T2", "CT"), ("MR;T2", "3", "1-2"))
