@@ -20,6 +20,7 @@ KIB = 1024
 with_stand_in = pytest.mark.stand_in
 
 
+@pytest.mark.timeout(1800)  # all of them, in one process
 def test_the_tests_of_a_gpu_pass_with_its_stand_in(gpu_stand_in: dict[str, str]) -> None:
     marks = ("mark.gpu", "mark.stand_in")
     files = [path for path in sorted(TESTS.rglob("test_*.py")) if any(mark in path.read_text() for mark in marks)]
