@@ -53,9 +53,13 @@ def labels_on(
         prepared: (C, I, J, K) on its grid.
         shape: Voxels of the other grid. Logits are resampled to it linearly before the decision, as nnU-Net does.
     """
-    axis, planes = model.label_planes(prepared, shape)
-    index: NDArray[np.unsignedinteger[Any]] = torch.cat([part.cpu() for _, part in planes]).movedim(0, axis).numpy()
-    return index
+
+    def found(models: Sequence[TrainedModel]) -> NDArray[np.unsignedinteger[Any]]:
+        axis, planes = models[0].label_planes(prepared, shape)
+        index: NDArray[np.unsignedinteger[Any]] = torch.cat([part.cpu() for _, part in planes]).movedim(0, axis).numpy()
+        return index
+
+    return with_room([model], found)
 
 
 def with_stage_map(image: NDArray[np.floating[Any]], found: NDArray[np.integer[Any]]) -> NDArray[np.float32]:

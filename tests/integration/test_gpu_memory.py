@@ -14,6 +14,7 @@ from toy import toy_settings
 
 from pipeline.core.errors import VolsegError
 from pipeline.infer import trained_model
+from pipeline.infer.segment import labels_on
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import to_device
 from pipeline.stages.predict import Predictor
@@ -71,6 +72,21 @@ def test_a_gpu_that_runs_out_on_the_way_leaves_the_sums_to_the_cpu(monkeypatch: 
     said = r"memory of cuda:0: .*infer\.window_size"
     with stand_in.gpu_memory(stand_in.allocated() + KIB), pytest.raises(VolsegError, match=said):
         gpu.predict(scan)
+
+
+def test_the_first_stage_of_a_cascade_leaves_its_sums_to_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, generator = member(settings=AUGMENT), np.random.default_rng(0)
+    image = generator.normal(size=(1, 12, 12, 12)).astype(np.float32)
+    expected = labels_on(model, image, (20, 18, 16))
+    gpu, planes = on(model, CUDA).models[0], TrainedModel.label_planes
+
+    def full(self: TrainedModel, *given: Any) -> Any:
+        if not self.sums_on_cpu:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return planes(self, *given)
+
+    monkeypatch.setattr(TrainedModel, "label_planes", full)
+    assert np.mean(labels_on(gpu, image, (20, 18, 16)) != expected) < 1e-2
 
 
 def test_a_limit_of_memory_holds_on_a_gpu() -> None:
