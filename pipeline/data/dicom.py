@@ -390,7 +390,7 @@ def _chosen(found: Scan, wanted: str, case: str | None) -> Series:
     else:
         kind = wanted.upper()
         fitting = [series for series in every if wanted == ANY_SERIES or series.modality == kind]
-        fitting = [series for series in fitting if series.usable] or fitting[: len(fitting)]
+        fitting = [series for series in fitting if series.usable] or fitting
         if not fitting:
             modalities = listed(sorted({series.modality for series in every}))
             got = f"{len(every)} series of {modalities}"

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["nib", "without_pydicom"]
-
 
 @contextmanager
 def without_pydicom() -> Iterator[None]:

@@ -192,8 +192,7 @@ def find_inputs(paths: Sequence[Path | str], channels: int, dicom: DicomWanted |
     file; only if all of them end in ``_0000`` (nnU-Net's names) is this number left off, as with colour pictures. A
     folder stands for the volumes directly in it, without 3D Slicer's ``.seg.nrrd``. A folder of DICOM files is a case,
     and so is a zip archive of them; a folder of such folders holds a case in each, unless all are of one study. A
-    pattern such as
-    ``scans/*.nii.gz`` or ``**/ct.nii.gz`` stands for the volumes and folders that match; for lists see
+    pattern such as ``scans/*.nii.gz`` or ``**/ct.nii.gz`` stands for the volumes and folders that match; for lists see
     :func:`~pipeline.data.prediction_inputs.read_list`.
 
     Args:

@@ -381,11 +381,12 @@ def _predict_cases(
     stopped: BaseException | None = None
 
     # A GPU would wait for the processor to prepare an image, so the next one is prepared while one is computed. Without
-    # a GPU both are work for the same processors, and a second prepared image would only take memory.
-    # Nor where preparing computes on the GPU itself, as the first stage of a cascade does.
-    models = predictor.models
-    ahead = all(device.type == "cuda" for model in models for device in model.devices)
-    ahead = ahead and all(model.first_stage is None for model in models)
+    # a GPU both are work for the same processors, and a second prepared image would only take memory; of a cascade,
+    # preparing is work for the GPU, as the first stage takes part.
+    ahead = all(
+        model.first_stage is None and all(device.type == "cuda" for device in model.devices)
+        for model in predictor.models
+    )
 
     def read(files: CaseFiles) -> tuple[CaseRead, list[Prepared] | None]:
         found = folder.read_case(files)

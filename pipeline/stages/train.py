@@ -47,9 +47,9 @@ from pipeline.train.distributed import Processes, joined
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
 from pipeline.train.loss import planned_loss, require_class_weights, sampling_weights
-from pipeline.train.memory import require_memory, room_for_cases, training_memory
 from pipeline.train.mlflow import require_mlflow, tracking
 from pipeline.train.state import NO_CALLBACKS, Callbacks, TrainRun
+from pipeline.train.step_memory import require_memory, room_for_cases, training_memory
 from pipeline.train.trainer import TrainResult, train_fold
 from pipeline.validation import make_validation, validation_bytes
 

@@ -24,7 +24,6 @@ from pipeline.train.distributed import Commands
 from pipeline.train.loader import PatchSource, TrainingBatches
 from pipeline.train.log import EpochRecord, Resources, log_epoch, plot_history, write_history
 from pipeline.train.loss import border_weights, class_weights, supervised_loss
-from pipeline.train.memory import STEP_ADVICE
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (
     NO_CALLBACKS,
@@ -40,6 +39,7 @@ from pipeline.train.state import (
     update_average,
     without_margin,
 )
+from pipeline.train.step_memory import STEP_ADVICE
 
 BATCH_FILE = "diverged.safetensors"
 """The batch with which a training diverged: ``images`` (B, C, *S) and ``labels`` (B, *S)."""

@@ -26,10 +26,9 @@ from pipeline.model.cost import kept_bytes, multiply_adds
 from pipeline.model.folder import load_weights, save_weights
 from pipeline.model.spec import build_network
 from pipeline.sample.augment import PatchGeometry
-from pipeline.train import memory, trainer
+from pipeline.train import step_memory, trainer
 from pipeline.train.loader import PatchSource
 from pipeline.train.log import EpochRecord
-from pipeline.train.memory import require_memory
 from pipeline.train.state import (
     Callbacks,
     TrainingProgress,
@@ -39,6 +38,7 @@ from pipeline.train.state import (
     first_state,
     update,
 )
+from pipeline.train.step_memory import require_memory
 from pipeline.train.trainer import TrainResult, train_fold
 
 SIZE = (8, 8, 8)
@@ -560,9 +560,9 @@ def source(squeeze_axis: int | None = 2) -> Any:
 
 def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainSettings(precision="fp32")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: NEEDED)
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: NEEDED)
     require_memory(NETWORK, source(), settings)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: NEEDED - 1)
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: NEEDED - 1)
     said = r"memory of cpu: expected at least \d MB for a step with 6 patches of 64 x 32, got \d MB\. Lower sample"
     with pytest.raises(VolsegError, match=said):
         require_memory(NETWORK, source(), settings)
@@ -570,5 +570,5 @@ def test_a_batch_larger_than_the_memory_is_refused_with_the_numbers(monkeypatch:
 
 
 def test_where_the_memory_is_unknown_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: None)
     require_memory(NETWORK, source(), TrainSettings())

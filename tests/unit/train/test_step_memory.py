@@ -14,11 +14,11 @@ from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import PLAIN, execute, recompute_activations
 from pipeline.model.spec import build_network
-from pipeline.train import memory
+from pipeline.train import step_memory
 from pipeline.train.distributed import Processes
 from pipeline.train.loss import supervised_loss
-from pipeline.train.memory import TrainingMemory, batches_bytes, room_for_cases, training_memory
 from pipeline.train.state import first_state, update, update_average, without_margin
+from pipeline.train.step_memory import TrainingMemory, batches_bytes, room_for_cases, training_memory
 
 GPU = torch.device("cuda", 0)
 NONE = AugmentSettings(enabled=False)
@@ -102,13 +102,13 @@ MEMORY, SHAPE = TrainingMemory(state=100, step=700, scratch=100, batches=100), (
 def test_cases_get_what_training_and_validation_leave(
     monkeypatch: pytest.MonkeyPatch, validation: int, room: int
 ) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2000)
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: 2000)
     assert room_for_cases(MEMORY, SHAPE, GPU, validation) == room
     assert room_for_cases(MEMORY, SHAPE, torch.device("cpu"), validation) == 0
 
 
 def test_a_training_that_does_not_fit_is_refused_before_a_case_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_099_000_000)
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: 1_099_000_000)
     large = TrainingMemory(100_000_000, 700_000_000, 100_000_000, 100_000_000)
     said = (
         r"memory of cuda:0: expected at least 1\.1 GB for a step with 2 patches of 16 x 16, got 1\.1 GB\. Lower sample"
