@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -38,6 +39,7 @@ MOST_FRAMES = 20_000
 _MOST_ARCHIVE_BYTES = 64 << 30  # of an archive, unpacked
 _MOST_FILE_BYTES = 8 << 30
 _HEADERS_S, _BATCH = 120.0, 64  # files whose headers are asked for at once
+_LONGEST_ATTRIBUTE = 4096  # characters of an element that is copied to what is made of a series
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory
 _DAMAGE = re.compile("corrupt|premature|truncat|not enough|unexpected end", re.I)
 
@@ -116,6 +118,18 @@ def read_headers(archive: Path | None, files: Sequence[str], *, names: bool = Fa
     return found
 
 
+def read_attributes(archive: Path | None, file: str, names: Sequence[str]) -> dict[str, Any]:
+    """Elements of a file, by keyword, in DICOM's JSON model (PS3.18 F.2): they may name the patient.
+
+    Elements that are empty, damaged or longer than any name are left out.
+
+    Raises:
+        ReaderError: If the file cannot be read.
+    """
+    request = {"task": "attributes", "zip": str(archive or ""), "files": [file], "names": list(names)}
+    return dict(_READERS.ask({**request, "limit_s": _HEADERS_S})[0]["attributes"])
+
+
 def pixel_digest(archive: Path | None, file: str, frame: int) -> str:
     """A hash of the stored pixels of a frame, also if it is compressed; arguments as for :func:`read_pixels`.
 
@@ -179,6 +193,8 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | Non
         with _opened(archive, request["files"][0]) as stream:
             if task == "directory":
                 return {"members": _referenced(stream)}, None, None
+            if task == "attributes":
+                return {"attributes": _attributes(stream, request["names"])}, None, None
             if task == "digest":
                 return {"digest": _digest(stream, request["frame"])}, None, None
             pixels = _pixels(stream, request["frames"])
@@ -408,6 +424,17 @@ def _referenced(stream: IO[bytes]) -> list[str]:
                 raise _RefusedError("a file name that leads out of its folder")
             found.append(joined)
     return list(dict.fromkeys(found))
+
+
+def _attributes(stream: IO[bytes], names: Sequence[str]) -> dict[str, Any]:
+    dataset = _dataset(stream, stop_before_pixels=True, specific_tags=[*names, "SpecificCharacterSet"])
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(Exception):  # a damaged one; what pydicom raises is about the element
+            element = dataset[name].to_json_dict(None, 0)
+            if len(json.dumps(element)) <= _LONGEST_ATTRIBUTE:
+                found[name] = element
+    return found
 
 
 def _digest(stream: IO[bytes], frame: int) -> str:
