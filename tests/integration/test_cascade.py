@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -171,6 +172,26 @@ def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
     with pytest.raises(VolsegError, match="expected the cases this training began with, got some that were changed"):
         train(prepared, out, short(), fold=0, device="cpu")
     assert train(prepared, out, short(), fold=0, device="cpu", restart=True).progress.records
+
+
+def test_a_first_stage_that_was_trained_on_other_cases_is_refused(prepared: Path, model: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "prepared" / FIRST_STAGE, tmp_path / "model"
+    shutil.copytree(prepared, first.parent)
+    shutil.copytree(model / FIRST_STAGE, out / FIRST_STAGE)
+    # As after `preprocess` of a corrected label map: the same plan, another content hash.
+    for folder in (first, first.parent):
+        note = folder / "cases" / "toy_1" / "case.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "hash": "corrected"}))
+    said = r"first stage: expected folds trained on the cases as they are now, got 0, 1 trained on others\. Train it"
+    with pytest.raises(VolsegError, match=said):
+        train(first.parent, out, short(), device="cpu")
+    assert train_folds(first.parent, out, short(), devices=["cpu"]).exit_code == 3  # noticed there, too
+    # An old version did not note the cases.
+    for fold in (0, 1):
+        scores = out / FIRST_STAGE / f"fold_{fold}" / "validation.json"
+        content = json.loads(scores.read_text())
+        scores.write_text(json.dumps({**content, "training": content["training"].partition("-")[0]}))
+    assert train(first.parent, out, short(), device="cpu").progress.records
 
 
 def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path) -> None:
