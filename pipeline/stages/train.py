@@ -22,7 +22,7 @@ from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
-from pipeline.model.device import PLAIN, choose_device, choose_dtype
+from pipeline.model.device import PLAIN, choose_device, choose_dtype, free_gpu
 from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
@@ -183,7 +183,8 @@ def _own_device(device: str | None, processes: Processes) -> torch.device:
     if processes.count == 1 or chosen.type != "cuda":
         return chosen
     own = torch.device("cuda", processes.local)
-    torch.cuda.set_device(own)
+    with free_gpu(own):
+        torch.cuda.set_device(own)
     return own
 
 

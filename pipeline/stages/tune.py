@@ -33,6 +33,7 @@ from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import planned_loss, supervised_loss
 from pipeline.train.state import Objective, first_state, update
+from pipeline.train.step_memory import STEP_ADVICE
 
 _STEPS = 4  # the first chooses algorithms, compiles and reserves memory; the fastest of the others counts
 
@@ -118,7 +119,8 @@ def autotune(
         ways.append(Execution(compiled="graphs"))
     # Each way gets a network of its own: compiling changes a network for good.
     build = partial(spec.build, train.seed, settings.model.initialization)
-    batch = noise_batch(spec.sizes(), plan, spec.patch_size, batch_size, device)
+    with enough_memory(device, f"{batch_size} patches of {' x '.join(map(str, spec.patch_size))}", STEP_ADVICE):
+        batch = noise_batch(spec.sizes(), plan, spec.patch_size, batch_size, device)
     found = measured_ways(build, batch, _objective(plan, settings), train, ways)
     best = fastest(found)
     for entry in found:
