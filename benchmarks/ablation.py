@@ -28,7 +28,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ceiling import describe
-from folds import dice, held_out
+from folds import dice
+from helpers.splits import every_fifth, hold_out
 from hippocampus import CONFIGS, timed
 
 from pipeline.core.machine import processors
@@ -190,7 +191,7 @@ def main() -> None:
     chosen = parser.parse_args()
     dataset, prepared = chosen.work / "dataset", chosen.work / "prepared"
     if not (prepared / "splits.json").is_file():
-        held_out(chosen.dataset, dataset)
+        hold_out(chosen.dataset, every_fifth(chosen.dataset)[0], dataset)
         timed("preprocess", dataset, "-o", prepared, "-c", CONFIG)
     if chosen.measure:
         measure(prepared, chosen.work, chosen.only, chosen.minutes)
