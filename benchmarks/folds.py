@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 
 from ceiling import describe
 from helpers.splits import every_fifth, hold_out
-from hippocampus import CONFIGS, timed
+from helpers.volseg import CONFIGS, timed
 
 from pipeline.core.machine import processors
 from pipeline.model.device import choose_device

@@ -23,6 +23,7 @@ from skimage.segmentation import watershed
 THRESHOLDS = tuple(n / 10 for n in range(1, 10))
 """Probabilities of membrane that the challenge's scores are taken at; the challenge takes the best of them."""
 HALF = 0.5
+TIES = 0.01  # share of pixels whose rounded probability may be on the other side of a half
 
 
 def read_labels(file: Path) -> NDArray[np.int64]:
@@ -30,6 +31,32 @@ def read_labels(file: Path) -> NDArray[np.int64]:
     if file.suffix == ".png":
         return np.asarray(Image.open(file)).astype(np.int64)
     return np.rint(np.asanyarray(nibabel.load(file).dataobj)).astype(np.int64)
+
+
+def renumbered(labels: NDArray[np.int64], values: Mapping[int, int]) -> NDArray[np.int64]:
+    """Labels with some values changed, all at once."""
+    table = np.arange(max(int(labels.max()), *values, 0) + 1)
+    table[list(values)] = list(values.values())
+    return table[labels]
+
+
+def read_probability(masks: Path, case: str) -> NDArray[np.float32]:
+    """Probability of class 1 of a picture, rows first: as nnU-Net saves it beside its masks, or volseg below them."""
+    theirs = masks / f"{case}.npz"
+    if theirs.is_file():
+        saved: NDArray[np.float32] = np.load(theirs)["probabilities"][1, 0]
+        return saved
+    (file,) = (masks / "probabilities" / case).iterdir()
+    volume: NDArray[np.float32] = np.asanyarray(nibabel.load(file).dataobj, np.float32)
+    return volume[..., 0].T  # NIfTI has columns first
+
+
+def require_same_grid(mask: Path, reference: Path) -> None:
+    """Refuse a NIfTI mask that lies elsewhere than its reference."""
+    if mask.name.endswith(".nii.gz"):
+        one, other = (nibabel.load(file).affine for file in (mask, reference))
+        if not np.allclose(one, other, atol=1e-3):
+            raise ValueError(f"{mask}: expected the reference's affine {other.tolist()}, got {one.tolist()}.")
 
 
 def dice(prediction: ArrayLike, reference: ArrayLike) -> float:
@@ -104,6 +131,8 @@ def membrane_scores(
     Returns:
         ``dice``, ``iou``, ``pixel_error``, and ``rand 0.1``, ``information 0.1``, … for each of THRESHOLDS.
     """
+    if np.mean((probability >= HALF) != (mask == 1)) > TIES:
+        raise ValueError("probabilities: expected those that the mask was made of, got others.")
     found = image_scores(mask, reference) | {"pixel_error": float(np.mean((mask == 1) != (reference == 1)))}
     cells = components(reference == 0)
     for threshold in THRESHOLDS:

@@ -159,3 +159,12 @@ def write_folds(split: Split, prepared: Path) -> None:
     """Make the split the only fold of a prepared dataset, in place of those that ``volseg preprocess`` drew."""
     fold = {"train": list(split.train), "validation": list(split.validation)}
     (prepared / "splits.json").write_text(json.dumps([fold]))
+
+
+def label_names(dataset: Path) -> dict[int, str]:
+    """Label value → name, without the background."""
+    described = dataset / "dataset.json"
+    entries = json.loads((described if described.is_file() else dataset / "labels.json").read_text())["labels"]
+    # Decathlon sets have value: name, others name: value.
+    pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in entries.items()]
+    return {int(value): str(name) for value, name in pairs if int(value)}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,13 +135,39 @@ def test_membranes_that_are_wider_than_the_references_cost_nothing(scores: Any) 
 
 
 def test_pictures_and_volumes_are_read_as_they_are_stored(scores: Any, tmp_path: Path) -> None:
-    import nibabel
-
     values = np.array([[0, 3], [7, 1], [2, 2]], np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert (scores.read_labels(tmp_path / "a.png") == values).all()
     nibabel.save(nibabel.Nifti1Image(values[..., None], np.eye(4)), tmp_path / "a.nii.gz")
     assert (scores.read_labels(tmp_path / "a.nii.gz") == values[..., None]).all()
+
+
+def test_values_that_a_tool_calls_otherwise_are_changed_at_once(scores: Any) -> None:
+    labels = np.array([[0, 1, 22], [23, 2, 22]])
+    assert scores.renumbered(labels, {22: 23, 23: 24}).tolist() == [[0, 1, 23], [24, 2, 23]]
+    assert scores.renumbered(labels, {}).tolist() == labels.tolist()
+    assert scores.renumbered(labels[:, :2] * 0, {22: 23}).tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_mask_elsewhere_or_probabilities_of_another_mask_are_refused(scores: Any, tmp_path: Path) -> None:
+    for name, shift in (("mask", 0.5), ("reference", 0.0)):
+        affine = np.eye(4)
+        affine[0, 3] = shift
+        nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), affine), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(ValueError, match="expected the reference's affine"):
+        scores.require_same_grid(tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz")
+    reference = np.eye(4, dtype=np.int64)
+    with pytest.raises(ValueError, match="expected those that the mask was made of"):
+        scores.membrane_scores(reference, np.zeros((4, 4), np.float32), reference)
+
+
+def test_probabilities_of_either_tool_have_rows_first(scores: Any, tmp_path: Path) -> None:
+    rows = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], np.float32)
+    np.savez(tmp_path / "a.npz", probabilities=np.stack([1 - rows, rows])[:, None])
+    (tmp_path / "probabilities" / "b").mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(rows.T[..., None], np.eye(4)), tmp_path / "probabilities" / "b" / "m.nii.gz")
+    assert (scores.read_probability(tmp_path, "a") == rows).all()
+    assert (scores.read_probability(tmp_path, "b") == rows).all()
 
 
 def write_pairs(folder: Path, sizes: list[tuple[int, int]], greys: list[int]) -> Path:
@@ -226,3 +253,81 @@ def test_intervals() -> None:
     assert spread.high - spread.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.1)  # the normal distribution's
     assert math.isnan(intervals.over_cases([0.5]).low)
     assert math.isnan(intervals.over_seeds([0.5]).sd)
+
+
+@pytest.fixture
+def tables() -> Any:
+    return importlib.import_module("helpers.accuracy_tables")
+
+
+def test_measures_of_few_and_of_many_structures(tables: Any) -> None:
+    few = {"a": {"dice x": 0.8, "dice y": 0.6}, "b": {"dice x": 0.6, "dice y": 0.8}}
+    assert tables.measures("organs", few) == {
+        "Dice": {"a": pytest.approx(0.7), "b": pytest.approx(0.7)},
+        "Dice of x": {"a": 0.8, "b": 0.6},
+        "Dice of y": {"a": 0.6, "b": 0.8},
+    }
+    names = ("p_left", "p_right", "q_left", "q_right", "r")
+    many = {
+        case: {f"dice {name}": value for name, value in zip(names, dice, strict=True)}
+        | {f"exchanged {name}": value for name, value in zip(names, sides, strict=False)}
+        for case, dice, sides in (
+            ("a", (0.9, 0.5, 0.7, 0.8, 0.6), (0.0, 0.1, 0.0, 0.4)),
+            ("b", (0.9, 0.6, 0.4, 0.8, 0.8), (0.0, 0.5, 0.0, 0.0)),
+        )
+    }
+    found = tables.measures("organs", many)
+    # Both p_right and q_left have 0.55 on average: the first of them.
+    assert found["Dice of the worst structure"] == {"a": 0.5, "b": 0.6}
+    assert found["largest share of a structure on the other side"] == {"a": 0.1, "b": 0.5}
+    assert found["Dice"] == {"a": pytest.approx(0.7), "b": pytest.approx(0.7)}
+
+
+def test_a_structure_that_is_in_no_case_is_no_measure_of_a_tool(tables: Any) -> None:
+    cases = {"a": {"dice x": 0.8, "dice y": float("nan")}}
+    assert tables.measures("organs", cases)["Dice"] == {"a": 0.8}
+
+
+def test_the_challenges_scores_are_at_the_best_threshold_of_all_cases(tables: Any, scores: Any) -> None:
+    cases = {}
+    for case, best in (("a", 0.3), ("b", 0.4), ("c", 0.4)):
+        levels = {f"{score} {n}": 0.9 - abs(n - best) for score in ("rand", "information") for n in scores.THRESHOLDS}
+        cases[case] = {"dice": 0.8, "iou": 0.7, "pixel_error": 0.1} | levels
+    found = tables.measures("membranes", cases)
+    assert found["V_Rand after thinning"] == {case: cases[case]["rand 0.4"] for case in cases}
+    assert found["V_Info after thinning, at 0.5"] == {case: cases[case]["information 0.5"] for case in cases}
+    assert list(found)[:3] == ["IoU", "Dice", "pixel error"]
+
+
+def test_tables_of_two_tools(tables: Any) -> None:
+    arms = {
+        "ours": {0: {"Dice": {"a": 0.8, "b": 0.9}}, 1: {"Dice": {"a": 0.9, "b": 1.0}}},
+        "theirs": {0: {"Dice": {"a": 0.7, "b": 0.6}}, 1: {"Dice": {"a": 0.7, "b": 0.8}}, 2: {"Dice": {"a": 0, "b": 0}}},
+    }
+    lines = tables.means_table(arms, {"ours": 10.4, "theirs": 7.0}).splitlines()
+    # Seeds 0.85 and 0.95; cases 0.85 and 0.95, whose means of two drawn are 0.85, 0.9 and 0.95.
+    assert lines[2] == "| ours | Dice | 2 | 10 | 0.9000 (0.0707) | 0.265 to 1.535 | 0.071 | 0.850 to 0.950 |"
+    assert lines[3].startswith("| theirs | Dice | 3 | 7 | 0.4667 (0.4072) |")  # 0.65, 0.75 and 0
+    (line,) = tables.differences_table(arms).splitlines()[2:]
+    # Cases 0.15 and 0.25, seeds 0.2 and 0.2; seed 2 has no partner.
+    assert (
+        line == "| ours - theirs | Dice | +0.2000 | +0.150 to +0.250 | 2 of 2 | +0.2000 (0.0000) | +0.200 to +0.200 |"
+    )
+
+
+def test_runs_are_kept_by_recipe_and_whole_seeds_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = importlib.import_module("helpers.real_runs")
+    for fold, seed in ((0, 0), (1, 0), (0, 1)):
+        folder = runs.run_folder(tmp_path / f"fold_{fold}", "5_minutes", "volseg, a.yaml", seed)
+        assert not runs.is_finished(folder, "one")
+        runs.keep(folder, "volseg, a.yaml", seed, fold, {"steps": 3, "cases": {f"case_{fold}": {"dice": 0.5}}})
+        assert runs.is_finished(folder, "one")
+    found = runs.finished(tmp_path, "5_minutes", [0, 1], str)
+    assert {seed: runs.pooled(parts) for seed, parts in found["volseg, a.yaml"].items()} == {
+        0: {"case_0": {"dice": 0.5}, "case_1": {"dice": 0.5}}
+    }
+    assert "volseg, a.yaml, seed 1: folds [1] are still to come" in capsys.readouterr().err
+    assert runs.finished(tmp_path, "6_minutes", [0], str) == {}
+    (folder / "model").mkdir()
+    assert not runs.is_finished(folder, "another")  # the recipe has changed
+    assert not (folder / "model").exists()
