@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from pipeline.config.settings import ModelSettings, SampleSettings, Size
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.network_options import parse_options, per_axis
 from pipeline.model.registry import NETWORKS, new_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan_file import Plan
@@ -201,7 +202,11 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
     """The settings' options, completed by the plan's features, strides and kernels where none are given."""
     options = dict(model.options)
     given = [len(options[name]) for name in ("features", "strides") if isinstance(options.get(name), list | tuple)]
-    shape = topology(patch, spacing_mm, given[0] if given else None)
+    # A network that takes blocks of voxels as one steps down from these.
+    block = _block(model)
+    inner = [n / step for n, step in zip(patch, block, strict=True)]
+    coarse = [mm * step for mm, step in zip(spacing_mm, block, strict=True)]
+    shape = topology(inner, coarse, given[0] if given else None)
     stages = given[0] if given else len(shape.strides)
     if stages > len(shape.strides) and "strides" not in options:
         rule = f"at most {len(shape.strides)} stages for patch {tuple(patch)}"
@@ -212,3 +217,11 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
         options["strides"] = [list(stride) for stride in shape.strides]
         options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])
     return options
+
+
+def _block(model: ModelSettings) -> tuple[int, ...]:
+    """Voxels along each axis that the network takes as one."""
+    if "block" not in model.options:
+        return (1,) * model.dims
+    parsed = parse_options(NETWORKS[model.name].options, {"block": model.options["block"]}, network=model.name)
+    return per_axis("block", parsed.model_dump()["block"], model.dims)
