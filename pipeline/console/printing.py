@@ -274,7 +274,8 @@ def plan_lines(plan: Plan) -> list[str]:
 
     schemes = ", ".join(entry.scheme for entry in plan.normalization)
     lines = [f"spacing {times(plan.spacing_mm)} mm, normalization {schemes}"]
-    for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
+    patches = (("2D", plan.patch_2d),) if plan.single_slices else (("3D", plan.patch_3d), ("2D", plan.patch_2d))
+    for name, patch in patches:
         lines.append(f"{name} patch {times(patch.patch_size)}, batch {patch.batch_size}")
     if plan.low_resolution is not None:
         low, spacing = plan.low_resolution, times(plan.low_resolution.spacing_mm)

@@ -13,10 +13,11 @@ from tempfile import gettempdir
 import torch
 from torch import Tensor
 
-from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
+from pipeline.config.settings import Settings, TrainSettings, decided, parse_duration_s
 from pipeline.core.documents import conform
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_record, text_hash, write_json
+from pipeline.model.automatic import decide
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import (
@@ -68,13 +69,14 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
 
     Args:
         folder: Folder with the ``plan.yaml``.
-        settings: Sections ``model``, ``sample``, ``loss`` and ``train``.
+        settings: Sections ``model``, ``sample``, ``loss`` and ``train``, as the user gave them.
         device: Name of the device; by default the best there is.
 
     Raises:
         VolsegError: If the patch does not fit the network, or network and patches do not fit into memory.
     """
     plan, place = read_plan(folder / PLAN_FILE), choose_device(device)
+    settings, _ = decide(plan, settings)
     spec = design_network(plan, settings.model, settings.sample)
     batch_size = patches_per_batch(plan, spec, settings.sample)
     network = spec.build(settings.train.seed, settings.model.initialization)
@@ -130,7 +132,7 @@ def autotune(
 
 
 def _objective(plan: Plan, settings: Settings) -> Objective:
-    loss = planned_loss(settings.loss, plan, settings.model.dims)
+    loss = planned_loss(settings.loss, plan, decided(settings.model.dims))
     return partial(supervised_loss, settings=loss, regions=plan.label_table.region_classes())
 
 

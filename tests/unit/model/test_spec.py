@@ -33,7 +33,7 @@ def plan(patch_3d=(32, 32, 16), patch_2d=(40, 56), **changes) -> Plan:
 
 
 def design(patch_size=None, made: Plan | None = None, **model) -> NetworkSpec:
-    return design_network(made or plan(), ModelSettings(**model), SampleSettings(patch_size=patch_size))
+    return design_network(made or plan(), ModelSettings(**{"dims": 3, **model}), SampleSettings(patch_size=patch_size))
 
 
 def test_planned_networks_follow_the_plan() -> None:
