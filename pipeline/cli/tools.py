@@ -184,7 +184,7 @@ def share(
     from pipeline.console.bars import print_line
     from pipeline.stages.share import share as run
 
-    written = run(model, out)
+    written = run(model, out, half=half)
     print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
 
 
@@ -192,6 +192,7 @@ def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,
     out_channels: Annotated[int, typer.Option(min=1, help="Classes, background included.")] = 2,
+    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size, nearly the same.")] = False,
 ) -> None:
     """List the networks: parameters, multiply-adds for a patch, size of the output, source."""
     from pipeline.console.printing import print_networks
