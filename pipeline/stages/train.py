@@ -26,6 +26,7 @@ from pipeline.model.cost import count_parameters
 from pipeline.model.device import PLAIN, choose_device, choose_dtype, free_gpu
 from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
+from pipeline.model.zoo import model_folder
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.sample.augment import PatchGeometry, directions
@@ -402,7 +403,8 @@ class StartModel:
 
     @classmethod
     def read(cls, folder: Path) -> StartModel:
-        """Find the model; one without a trained fold is refused."""
+        """Find the model, perhaps one that comes with volseg; one without a trained fold is refused."""
+        folder = model_folder(folder)
         if (folder / _WEIGHTS).is_file():
             return cls(folder, read_card(folder.parent), ())
         card, folds = read_card(folder), trained_folds(folder)
