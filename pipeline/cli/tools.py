@@ -56,19 +56,19 @@ def inspect(
         bool, typer.Option("--show-names", help="Show texts that may name the patient: names, dates, descriptions.")
     ] = False,
 ) -> None:
-    """List the series of DICOM files, and whether each can be used as a volume, with the reason.
+    """List the series of DICOM files, and whether each can be used as a volume, with the reason; SEG and RTSTRUCT, too.
 
     Exit code 3: none can be used.
     """
     from pipeline.console.printing import print_series
     from pipeline.core.files import write_json
-    from pipeline.data.dicom import scan
+    from pipeline.data.dicom import inspect as inspect_dicom
 
-    found = scan(path, allow_gaps=allow_gaps, names=show_names)
+    found = inspect_dicom(path, allow_gaps=allow_gaps, names=show_names)
     print_series(found)
     if json_file is not None:
         write_json(json_file, found.to_json())
-    raise typer.Exit(0 if any(series.usable for series in found.series) else 3)
+    raise typer.Exit(0 if any(series.usable or series.labels for series in found.series) else 3)
 
 
 def phantom(

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, PlainConsole, epoch_line, print_line
 from pipeline.core.documents import read_json
-from pipeline.core.errors import visible
+from pipeline.core.errors import listed, visible
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.data.dicom import Scan
+    from pipeline.data.dicom_series import LabelObject
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
     from pipeline.model.zoo import ZooModel
@@ -116,6 +117,8 @@ def print_series(found: Scan) -> None:
     for series in found.series:
         for finding in series.findings:
             print_line(f"series {series.number}: expected {finding.expected}, got {finding.got}. {finding.advice}.")
+        for item in series.labels:
+            print_line(f"series {series.number}: {_labels_told(found, item)}.")
     for reason, count in found.damaged:
         print_line(f"{count} files cannot be read: {reason}.")
     if found.missing:
@@ -124,6 +127,15 @@ def print_series(found: Scan) -> None:
         print_line(f"{found.others} files are not DICOM.")
     if not found.series:
         print_line("No DICOM series. Give the folder of a study, its zip archive, or its DICOMDIR.")
+
+
+def _labels_told(found: Scan, item: LabelObject) -> str:
+    """What a file of labels holds, and of which series."""
+    numbers, others = found.numbers_of(item)
+    of = [f"series {listed(numbers)}"] if numbers else []
+    of += [f"{others} series that are not here"] if others else []
+    what = "structures (RTSTRUCT)" if item.kind == "RTSTRUCT" else f"segments (SEG, {item.kind})"
+    return f"{item.segments} {what} of {' and '.join(of) or 'no series that is named'}"
 
 
 def print_comparison(comparison: Comparison) -> None:
