@@ -28,14 +28,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ceiling import describe
-from folds import dice, held_out
-from hippocampus import CONFIGS, timed
+from folds import dice
+from helpers.splits import every_fifth, hold_out
+from helpers.volseg import CONFIGS, STEPS_PER_EPOCH, history, length_settings, timed
 
 from pipeline.core.machine import processors
 from pipeline.model.device import choose_device
 
 CONFIG = CONFIGS / "hippocampus.yaml"
-STEPS_PER_EPOCH = 50  # the recipe's
 MEASURED_STEPS = 100
 NO_SURROUNDINGS = "--no-surroundings"  # the first word of a training whose patches are moved within themselves
 
@@ -94,12 +94,6 @@ def train(variant: Variant, prepared: Path, model: Path, *length: str) -> None:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def history(model: Path) -> list[dict[str, str]]:
-    """The epochs of a training."""
-    header, *rows = (model / "fold_0" / "history.csv").read_text().splitlines()
-    return [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
-
-
 def measure(prepared: Path, work: Path, names: list[str], minutes: float) -> None:
     """Write the seconds of a step of every variant, without those of the first epoch."""
     path = work / "steps.json"
@@ -135,12 +129,8 @@ def run(name: str, seed: int, chosen: argparse.Namespace, dataset: Path, prepare
     """Train one variant with one seed, score the held-out cases, and write ``result.json``."""
     if (folder / "result.json").is_file():
         return
-    length = [f"train.budget={60 * chosen.minutes:g}s"]
-    if chosen.steps:
-        # A short last epoch cannot be: the length of epochs is fitted, so that the number of steps is kept.
-        steps = steps_of(name, chosen.steps, chosen.work)
-        epochs = max(1, round(steps / STEPS_PER_EPOCH))
-        length = [f"train.epochs={epochs}", f"train.iterations_per_epoch={round(steps / epochs)}"]
+    steps = steps_of(name, chosen.steps, chosen.work) if chosen.steps else None
+    length = length_settings(steps, chosen.minutes)
     train(VARIANTS[name], prepared, folder / "model", *length, f"train.seed={seed}")
     last = history(folder / "model")[-1]
     found = {"dice": dice(folder / "model", dataset, folder, 0), "steps": int(last["iteration"])}
@@ -190,7 +180,7 @@ def main() -> None:
     chosen = parser.parse_args()
     dataset, prepared = chosen.work / "dataset", chosen.work / "prepared"
     if not (prepared / "splits.json").is_file():
-        held_out(chosen.dataset, dataset)
+        hold_out(chosen.dataset, every_fifth(chosen.dataset)[0], dataset)
         timed("preprocess", dataset, "-o", prepared, "-c", CONFIG)
     if chosen.measure:
         measure(prepared, chosen.work, chosen.only, chosen.minutes)

@@ -14,34 +14,13 @@ import json
 import shutil
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from ceiling import describe
-from hippocampus import CONFIGS, timed
+from helpers.splits import every_fifth, hold_out
+from helpers.volseg import CONFIGS, timed
 
 from pipeline.core.machine import processors
 from pipeline.model.device import choose_device
-
-HOLD_OUT = 5  # one case of so many
-
-
-def held_out(dataset: Path, target: Path) -> None:
-    """A copy of a Decathlon folder whose every fifth case has moved to ``imagesTs`` and ``labelsTs``."""
-    shutil.rmtree(target, ignore_errors=True)
-    described: dict[str, Any] = json.loads((dataset / "dataset.json").read_text())
-    entries = sorted(described["training"], key=lambda entry: str(entry["image"]))
-    parts: dict[str, list[dict[str, str]]] = {"Tr": [], "Ts": []}
-    for number, entry in enumerate(entries):
-        part = "Ts" if number % HOLD_OUT == 0 else "Tr"
-        moved = {}
-        for kind, folder in (("image", f"images{part}"), ("label", f"labels{part}")):
-            (target / folder).mkdir(parents=True, exist_ok=True)
-            moved[kind] = f"./{folder}/{Path(entry[kind]).name}"
-            shutil.copy(dataset / entry[kind], target / moved[kind])
-        parts[part].append(moved)
-    numbers = {"numTraining": len(parts["Tr"]), "numTest": len(parts["Ts"])}
-    tests = [entry["image"] for entry in parts["Ts"]]
-    (target / "dataset.json").write_text(json.dumps(described | numbers | {"training": parts["Tr"], "test": tests}))
 
 
 def dice(model: Path, dataset: Path, work: Path, *folds: int) -> dict[str, float]:
@@ -65,7 +44,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIGS / "hippocampus.yaml")
     chosen = parser.parse_args()
     dataset, prepared, model = (chosen.work / name for name in ("dataset", "prepared", "model"))
-    held_out(chosen.dataset, dataset)
+    hold_out(chosen.dataset, every_fifth(chosen.dataset)[0], dataset)
     timed("preprocess", dataset, "-o", prepared, "-c", chosen.config)
     words = ("train", prepared, "-o", model, "-c", chosen.config, "--fold", "all", "--budget", chosen.budget)
     seconds = timed(*words)

@@ -13,23 +13,11 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+from helpers.volseg import CONFIGS, timed
+
 RECIPES = {"unet 3D": "hippocampus.yaml", "unetpp 3D": "hippocampus_unetpp.yaml", "unet 2D": "hippocampus_2d.yaml"}
-
-
-def timed(*words: object) -> float:
-    """Run one volseg command and return its wall-clock seconds."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "pipeline", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return time.monotonic() - began
 
 
 def fold_images(dataset: Path, prepared: Path, target: Path) -> tuple[Path, Path]:

@@ -11,6 +11,8 @@ from .preprocess.plan_file import Plan as Plan
 
 # files
 from .config.yaml_file import load_settings as load_settings
+from .data.dicom import inspect as inspect
+from .data.dicom import open_series as open_series
 from .data.layouts import open_dataset as open_dataset
 from .data.volumes import read_image as read_image
 from .data.volumes import read_label_map as read_label_map

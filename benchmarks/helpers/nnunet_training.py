@@ -1,10 +1,12 @@
-"""nnU-Net's training with a clock; ``benchmarks/train.py`` runs it with the Python of nnU-Net's environment.
+"""nnU-Net's training with a clock; ``nnunet_tool.py`` runs it with the Python of nnU-Net's environment.
 
     python nnunet_training.py '{"dataset": "Dataset900_x", "device": "cpu", "folder": ".", "seconds": 60}'
 
 Nothing of nnU-Net is changed. The training ends after so many ``seconds`` or ``steps``. ``folder`` receives
 ``run.json``, ``iterations.csv`` and ``epochs.csv``, and nnU-Net's folder of results a checkpoint every ``every_s``
-seconds of training, if that is given. ``iterations`` (per epoch) and ``epochs`` make another schedule than its own.
+seconds of training, if that is given. ``iterations`` (per epoch) and ``epochs`` make another schedule than its own; so
+does ``fall``, by which the learning rate falls as in its own, but within the seconds or steps. ``configuration`` is
+``3d_fullres`` if it is not given, and ``seed`` that of the first weights and of what this process draws.
 
 Only training counts as time: from the end of one step to the end of the next, waiting for the batch included. Saving
 and nnU-Net's validation after each epoch do not count, though its workers go on filling the queue of batches meanwhile.
@@ -14,16 +16,18 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-CONFIGURATION = "3d_fullres"
+POLY_POWER = 0.9  # of nnU-Net's poly schedule
 
 
 class TimeIsUp(Exception):  # noqa: N818 - it is no error
@@ -68,6 +72,11 @@ class TimedTrainer(nnUNetTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step, which fetches its loss and so has waited for the device."""
         began = time.monotonic()
+        if self.clock.get("fall"):
+            seconds, steps = (self.clock.get(key, math.inf) for key in ("seconds", "steps"))
+            left = 1 - max(self.trained_s / seconds, self.done / steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.initial_lr * left**POLY_POWER
         result: dict[str, Any] = super().train_step(batch)
         ended = time.monotonic()
         self.trained_s, self.done = self.trained_s + ended - self.last, self.done + 1
@@ -101,7 +110,12 @@ def main() -> None:
     plans = {**json.loads((home / "nnUNetPlans.json").read_text()), "continue_training": False}
     description = json.loads((home / "dataset.json").read_text())
     torch.backends.cudnn.benchmark = clock["device"] == "cuda"
-    TimedTrainer(plans, CONFIGURATION, 0, description, torch.device(clock["device"])).run_training()
+    if "seed" in clock:
+        torch.manual_seed(clock["seed"])
+        random.seed(clock["seed"])
+        np.random.seed(clock["seed"])  # noqa: NPY002 - what its augmentation draws from
+    configuration, device = clock.get("configuration", "3d_fullres"), torch.device(clock["device"])
+    TimedTrainer(plans, configuration, 0, description, device).run_training()
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from helpers.commands import Cost, run
+from helpers.nnunet_tool import WATCH_S, NnUNet
 
 from pipeline.preprocess.plan_file import read_plan
 
-NAME = "Dataset900_benchmark"
-WATCH_S = 5.0  # between two looks at memory: seldom enough to cost nothing
 VOLSEG = [sys.executable, "-m", "pipeline"]
 CONFIG = Path(__file__).parents[2] / "configs" / "nnunet.yaml"
 """nnU-Net's network: instance norm, biases, strides, deep supervision, the plan's stages."""
@@ -40,14 +38,10 @@ class Bench:
     """
 
     def __init__(self, dataset: Path, nnunet: Path, work: Path, device: str) -> None:
-        self.dataset, self.bin, self.work, self.device = dataset, nnunet, work.resolve(), device
-        folders = {f"nnUNet_{part}": str(self.work / part) for part in ("raw", "preprocessed", "results")}
-        self.environment = {**os.environ, **folders}
-        for folder in folders.values():
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        self.raw, self.preprocessed = self.work / "raw" / NAME, self.work / "preprocessed" / NAME
+        self.dataset, self.work, self.device = dataset, work.resolve(), device
+        self.tool = NnUNet(nnunet, self.work, device=device)
+        self.environment, self.raw = self.tool.environment, self.tool.raw
         self.prepared, self.runs = self.work / "ours", self.work / "runs"
-        self.results = self.work / "results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_fullres"
 
     @property
     def batch(self) -> int:
@@ -56,17 +50,13 @@ class Bench:
 
     def prepare(self) -> None:
         """Prepare the dataset for both where that is not done; nnU-Net gets volseg's folds."""
-        if not (self.raw / "dataset.json").is_file():
-            run([*VOLSEG, "convert", str(self.dataset), "-o", str(self.raw), "--to", "nnunet"], self.environment)
-        if not (self.preprocessed / "nnUNetPlans_3d_fullres").is_dir():
-            command = [str(self.bin / "nnUNetv2_plan_and_preprocess"), "-d", NAME[7:10], "-c", "3d_fullres"]
-            run(command, self.environment)
+        self.tool.convert(self.dataset)
+        self.tool.plan()
         command = [*VOLSEG, "preprocess", str(self.raw), "-o", str(self.prepared), "--set", "preprocess.memory_gb=8"]
         run(command, self.environment)
         folds = json.loads((self.prepared / "splits.json").read_text())
-        theirs = [{"train": fold["train"], "val": fold["validation"]} for fold in folds]
-        (self.preprocessed / "splits_final.json").write_text(json.dumps(theirs))
-        planned = json.loads((self.preprocessed / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]
+        self.tool.write_folds((fold["train"], fold["validation"]) for fold in folds)
+        planned = self.tool.planned
         own = read_plan(self.prepared / "plan.yaml").patch_3d
         turned = tuple(reversed(planned["patch_size"]))  # nnU-Net names the last axis of a file first
         if (tuple(own.patch_size), own.batch_size) != (turned, planned["batch_size"]):
@@ -75,10 +65,7 @@ class Bench:
     def nnunet(self, name: str, workers: int, **clock: Any) -> tuple[Path, Cost]:
         """Train nnU-Net by the clock of ``nnunet_training.py``; the folder with what it noted, and its cost."""
         folder = self._fresh(name)
-        shutil.rmtree(self.results, ignore_errors=True)
-        settings = {"dataset": NAME, "device": self.device, "folder": str(folder), **clock}
-        command = [str(self.bin / "python"), str(Path(__file__).with_name("nnunet_training.py")), json.dumps(settings)]
-        return folder, run(command, {**self.environment, "nnUNet_n_proc_DA": str(workers)}, every_s=WATCH_S)
+        return folder, self.tool.train(folder, workers, **clock)
 
     def volseg(self, name: str, *settings: str, prepared: Path | None = None) -> tuple[Path, Cost]:
         """Train volseg by ``RECIPE`` and further settings; the model folder and its cost."""
@@ -106,11 +93,9 @@ class Bench:
     def score_checkpoints(self, images: Path, references: Path) -> dict[float, float]:
         """Seconds of training → Dice of every checkpoint of nnU-Net's last training."""
         found = {}
-        for checkpoint in sorted(self.results.glob("fold_0/checkpoint_[0-9]*.pth")):
+        for checkpoint in sorted(self.tool.results.glob("fold_0/checkpoint_[0-9]*.pth")):
             masks = self._fresh("masks")
-            words = ["-i", str(images), "-o", str(masks), "-d", NAME[7:10], "-c", "3d_fullres", "-f", "0"]
-            words += ["-chk", checkpoint.name, "-device", self.device, "--disable_tta"]
-            run([str(self.bin / "nnUNetv2_predict"), *words], self.environment)
+            self.tool.predict(images, masks, "-chk", checkpoint.name, "--disable_tta")
             found[float(checkpoint.stem.removeprefix("checkpoint_"))] = self._dice(masks, references)
         return found
 

@@ -198,7 +198,7 @@ def train(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, or a name that `volseg models` lists.")],
     inputs: Annotated[
         list[str],
         typer.Argument(help="Image files, folders, DICOM studies, 'quoted/*.nii.gz' or lists (.json, .csv, .txt)."),

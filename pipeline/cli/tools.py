@@ -56,19 +56,19 @@ def inspect(
         bool, typer.Option("--show-names", help="Show texts that may name the patient: names, dates, descriptions.")
     ] = False,
 ) -> None:
-    """List the series of DICOM files, and whether each can be used as a volume, with the reason.
+    """List the series of DICOM files, and whether each can be used as a volume, with the reason; SEG and RTSTRUCT, too.
 
     Exit code 3: none can be used.
     """
     from pipeline.console.printing import print_series
     from pipeline.core.files import write_json
-    from pipeline.data.dicom import scan
+    from pipeline.data.dicom import inspect as inspect_dicom
 
-    found = scan(path, allow_gaps=allow_gaps, names=show_names)
+    found = inspect_dicom(path, allow_gaps=allow_gaps, names=show_names)
     print_series(found)
     if json_file is not None:
         write_json(json_file, found.to_json())
-    raise typer.Exit(0 if any(series.usable for series in found.series) else 3)
+    raise typer.Exit(0 if any(series.usable or series.labels for series in found.series) else 3)
 
 
 def dicom(
@@ -173,7 +173,7 @@ def demo(
     overrides: Set = None,
     device: Device = None,
 ) -> None:
-    """Run everything on phantoms: a few minutes on two processor cores."""
+    """Segment a real hippocampus, then run everything on phantoms: a few minutes on two processor cores."""
     from pipeline.config.yaml_file import load_settings
     from pipeline.console.bars import print_line, progress_bars
     from pipeline.console.printing import print_demo
@@ -190,6 +190,19 @@ def demo(
             callbacks=Callbacks(bars.on_start, bars.on_step, bars.on_epoch, print_line),
         )
     print_demo(summary, out)
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show the model card of this one.")] = None,
+) -> None:
+    """List the models that come with volseg, which `volseg predict` takes by name, or show the card of one."""
+    from pipeline.console.printing import print_model_card, print_models
+    from pipeline.model.zoo import zoo_model, zoo_names
+
+    if name is None:
+        print_models([zoo_model(each) for each in zoo_names()])
+    else:
+        print_model_card(zoo_model(name))
 
 
 def prune(
@@ -223,12 +236,13 @@ def prune(
 def share(
     model: Annotated[Path, typer.Argument(help="Model folder, also of an ensemble.")],
     out: OutFolder,
+    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size, nearly the same.")] = False,
 ) -> None:
     """Write a model folder to give away: it predicts the same, and names no case, path, dataset or machine."""
     from pipeline.console.bars import print_line
     from pipeline.stages.share import share as run
 
-    written = run(model, out)
+    written = run(model, out, half=half)
     print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
 
 

@@ -8,7 +8,7 @@ validators of its section.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -47,6 +47,23 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 def _above_zero(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 < value[0] <= value[1]:
         raise ValueError(f"expected 0 < low <= high, got {list(value)}. Swap or correct them.")
+    return value
+
+
+Auto = Literal["auto"]
+"""A key that has this word follows from the plan and the machine, see :mod:`pipeline.model.automatic`."""
+
+_Value = TypeVar("_Value")
+
+
+def decided(value: _Value | Auto) -> _Value:
+    """The value of a key that may be ``auto``, once it has been decided.
+
+    Raises:
+        ValueError: If it is still ``auto``.
+    """
+    if value == "auto":
+        raise ValueError("settings: expected decided values, got auto. Call decide first.")
     return value
 
 
@@ -197,8 +214,9 @@ class ModelSettings(Section):
 
     name: str = "unet"
     """One of those that `volseg networks` lists."""
-    dims: Literal[2, 3] = 3
-    """2: the network sees single slices. 3: volumes."""
+    dims: Literal["auto", 2, 3] = "auto"
+    """2: the network sees single slices. 3: volumes. auto: what `name` or `sample.patch_size` allows; of both 2 where
+    cases are single slices, as pictures are, else 3."""
     deep_supervision: bool = True
     """Also supervise coarser decoder levels."""
     initialization: Literal["he", "pytorch"] = "he"

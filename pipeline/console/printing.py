@@ -13,14 +13,16 @@ from rich.table import Table
 
 from pipeline.console.bars import CONSOLE, PlainConsole, epoch_line, print_line
 from pipeline.core.documents import read_json
-from pipeline.core.errors import visible
+from pipeline.core.errors import listed, visible
 from pipeline.core.tables import DASH, compact_cell, interval_cell, number_cell, score_cell, text_table
 
 if TYPE_CHECKING:
     from pipeline.data.check import CheckReport
     from pipeline.data.dicom import Scan
+    from pipeline.data.dicom_series import LabelObject
     from pipeline.engine.local import Batch
     from pipeline.evaluate.organ_statistics import OrganStatistics
+    from pipeline.model.zoo import ZooModel
     from pipeline.preprocess.plan_file import Plan
     from pipeline.stages.choose import Choice
     from pipeline.stages.compare import Comparison
@@ -115,6 +117,8 @@ def print_series(found: Scan) -> None:
     for series in found.series:
         for finding in series.findings:
             print_line(f"series {series.number}: expected {finding.expected}, got {finding.got}. {finding.advice}.")
+        for item in series.labels:
+            print_line(f"series {series.number}: {_labels_told(found, item)}.")
     for reason, count in found.damaged:
         print_line(f"{count} files cannot be read: {reason}.")
     if found.missing:
@@ -123,6 +127,15 @@ def print_series(found: Scan) -> None:
         print_line(f"{found.others} files are not DICOM.")
     if not found.series:
         print_line("No DICOM series. Give the folder of a study, its zip archive, or its DICOMDIR.")
+
+
+def _labels_told(found: Scan, item: LabelObject) -> str:
+    """What a file of labels holds, and of which series."""
+    numbers, others = found.numbers_of(item)
+    of = [f"series {listed(numbers)}"] if numbers else []
+    of += [f"{others} series that are not here"] if others else []
+    what = "structures (RTSTRUCT)" if item.kind == "RTSTRUCT" else f"segments (SEG, {item.kind})"
+    return f"{item.segments} {what} of {' and '.join(of) or 'no series that is named'}"
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -274,7 +287,8 @@ def plan_lines(plan: Plan) -> list[str]:
 
     schemes = ", ".join(entry.scheme for entry in plan.normalization)
     lines = [f"spacing {times(plan.spacing_mm)} mm, normalization {schemes}"]
-    for name, patch in (("3D", plan.patch_3d), ("2D", plan.patch_2d)):
+    patches = (("2D", plan.patch_2d),) if plan.single_slices else (("3D", plan.patch_3d), ("2D", plan.patch_2d))
+    for name, patch in patches:
         lines.append(f"{name} patch {times(patch.patch_size)}, batch {patch.batch_size}")
     if plan.low_resolution is not None:
         low, spacing = plan.low_resolution, times(plan.low_resolution.spacing_mm)
@@ -377,6 +391,24 @@ def print_networks(edge: int, in_channels: int, out_channels: int) -> None:
     CONSOLE.print(table)
     for name, source in {row.name: row.source for row in rows}.items():  # whole lines: a column would break them
         print_line(f"  {name:<22}{source}")
+
+
+def print_models(models: Sequence[ZooModel]) -> None:
+    """Print the models that come with volseg."""
+    columns = ("name", "segments", "modality", "spacing mm", "Dice", "licence", "MB")
+    rows = []
+    for model in models:
+        spacing = " x ".join(f"{mm:.3g}" for mm in model.plan.spacing_mm)
+        about = (model.head.segments, model.head.modality, spacing, score_cell(model.head.dice))
+        rows.append((model.name, *about, model.head.license.upper(), f"{model.size_bytes / 1e6:.1f}"))
+    _print_wide(columns, "Models that come with volseg", rows)
+    print_line("Dice is the mean of cases that the model never saw. Its model card: volseg models NAME")
+
+
+def print_model_card(model: ZooModel) -> None:
+    """Print a model card as it stands, and where the model is."""
+    for line in (*model.text.splitlines(), "", f"Folder: {model.folder}"):
+        print_line(line)
 
 
 def print_pruning(result: PruningResult, out: Path) -> None:

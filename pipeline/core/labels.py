@@ -18,6 +18,7 @@ from pipeline.core.regions import (
     left_without,
     one_sided_classes,
     one_sided_names,
+    paint,
     painted_values,
     painting_steps,
     paired_names,
@@ -194,6 +195,25 @@ class LabelTable:
         if name not in found:
             raise KeyError(f"organ: expected one of {', '.join(self.organs)}, got {name!r}. Check the spelling.")
         return found[name]
+
+    def value_where(self, found: Collection[str]) -> tuple[int, bool]:
+        """The value of a voxel that lies in some organs or regions, by name.
+
+        Of organs that do not overlap it is the highest value; of regions that with which they are painted.
+
+        Returns:
+            The value, 0 if none are given, and whether it stands for all of them.
+        """
+        if not self.regions:
+            values = [self.value_of(name) for name in found]
+            return max(values, default=0), len(values) <= 1
+        held = list(self.regions.values())
+        there: set[int] = set()
+        for name in found:  # the name of a value that is none of a region stands for all regions there
+            own = [n for n, region in enumerate(self.regions) if region == name]
+            there.update(own or [n for n, values in enumerate(held) if self.value_of(name) in values])
+        value = paint(there, painting_steps(self.regions, self.painted))
+        return value, all(value in held[n] for n in there)
 
     def unknown(self, values: Iterable[int]) -> tuple[int, ...]:
         """The values that are neither background, nor an organ, nor the ignore label, ascending."""

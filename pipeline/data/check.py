@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +21,18 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, Dataset
+from pipeline.data.dicom_labels import open_labels
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import Doubt, VolumeError, VolumeFile, split_source
-from pipeline.data.volumes import open_volume, position_doubts, read_label_map, read_voxels, require_channel_grid
+from pipeline.data.volumes import (
+    is_dicom_label,
+    open_volume,
+    position_doubts,
+    read_dicom_labels,
+    read_label_map,
+    read_voxels,
+    require_channel_grid,
+)
 
 Severity = Literal["error", "warning", "note"]
 
@@ -170,7 +180,9 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
         found.report("note", "unlabelled", "reference", "a label map", "none", "It is left out of training")
         return None
     try:
-        if files.label is not None:
+        if files.label is not None and _is_dicom(files):
+            label_map = _check_dicom_labels(files.label, labels, found)
+        elif files.label is not None:
             label_map = read_label_map(files.label, case=files.id)
         else:
             label_map, shared = merge_organs(files.organs, soft=files.soft, case=files.id)
@@ -178,7 +190,9 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
                 got, advice = f"{shared} voxels in several masks", "The organ with the highest label value gets them"
                 found.report("warning", "overlap", "organ masks", "no overlap", got, advice)
     except VolumeError as error:
-        found.add("error", error.code, str(error))
+        # DICOM labels are put on the image; where that cannot be read, it was said.
+        if not _is_dicom(files) or all(problem.message != str(error) for problem in found.problems):
+            found.add("error", error.code, str(error))
         return None
     except DataError as error:
         found.add("error", "label_grid", str(error))
@@ -195,6 +209,23 @@ def _check_labels(files: CaseFiles, labels: LabelTable, found: _Findings) -> Lab
         advice = "Fine if the case has no organ or lesion; otherwise replace the label map"
         found.report("warning", "no_labels", "label map", "at least one labelled voxel", "background only", advice)
     return label_map
+
+
+def _is_dicom(files: CaseFiles) -> bool:
+    return files.label is not None and is_dicom_label(files.label)
+
+
+def _check_dicom_labels(source: Path, labels: LabelTable, found: _Findings) -> LabelMap:
+    """Check DICOM labels: what was left out of them, and what overlaps."""
+    read = read_dicom_labels(open_labels(source, case=found.case))
+    for doubt in read.doubts:
+        found.report(*doubt)
+    if read.shared:
+        rule, advice = "no overlap", "The organ with the highest label value gets them; regions may overlap"
+        if labels.regions:
+            rule, advice = "overlaps that the label table has a value for", "Add a value, or correct the segments"
+        found.report("warning", "overlap", "segments", rule, f"{read.shared} voxels in several", advice)
+    return read.label_map
 
 
 def _label_doubts(files: CaseFiles) -> Sequence[Doubt]:

@@ -18,13 +18,22 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap, require_same_grid
 from pipeline.data.dataset import CaseFiles, content_hashes
+from pipeline.data.dicom_labels import open_labels
 from pipeline.data.header_text import copy_volume
 from pipeline.data.nibabel_alone import nib
 from pipeline.data.nifti import load_nifti, write_nifti
 from pipeline.data.nifti_forms import unit_of
 from pipeline.data.organ_masks import merge_organs
 from pipeline.data.volume_file import VolumeFile, split_source, volume_suffix
-from pipeline.data.volumes import open_volume, read_label_map, read_voxels, require_channel_grid, write_label_map
+from pipeline.data.volumes import (
+    is_dicom_label,
+    open_volume,
+    read_dicom_labels,
+    read_label_map,
+    read_voxels,
+    require_channel_grid,
+    write_label_map,
+)
 
 _VERSION = "2"
 """Raised when the conversion changes, so that cases converted by an older version are made again."""
@@ -129,7 +138,10 @@ def _reference(task: ConvertTask, grid: Grid) -> tuple[LabelMap | None, int]:
     if not task.target.labelled:
         return None, 0
     shared = 0
-    if source.label is not None:
+    if source.label is not None and is_dicom_label(source.label):
+        read = read_dicom_labels(open_labels(source.label, case=source.id))
+        found, shared, file = read.label_map, read.shared, split_source(source.label)[0]
+    elif source.label is not None:
         found, file = read_label_map(source.label, case=source.id), source.label
     else:
         found, shared = merge_organs(source.organs, soft=source.soft, case=source.id)
@@ -187,6 +199,8 @@ def _write_reference(task: ConvertTask, reference: LabelMap, image: Path) -> boo
 
 def _is_same_label_map(path: Path, wanted: LabelMap) -> bool:
     """Whether a file is what would be written: the same values in the smallest type on exactly the same grid."""
+    if is_dicom_label(path):
+        return False
     volume = open_volume(path)
     if not _is_plain(volume, wanted.grid, axes=3):
         return False

@@ -15,6 +15,7 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, utf8_name
 from pipeline.data.detached_files import detached_bytes, detached_files
 from pipeline.data.dicom import is_dicom, open_series
+from pipeline.data.dicom_labels import open_labels
 from pipeline.data.volume_file import join_source, split_source, volume_suffix
 
 Split = Literal["train", "validation"]
@@ -165,15 +166,16 @@ def possible_file(name: str) -> str:
     Raises:
         DataError: If no file can have this name, whose look-up would end in an error of the system.
     """
-    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
-    if not name.strip() or "\0" in name or longest > _NAME_BYTES or len(name) > _PATH_LENGTH:
+    path = str(split_source(name)[0])  # what is behind it, of labels much, is no part of the file's name
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in path.split("/"))
+    if not name.strip() or "\0" in name or longest > _NAME_BYTES or len(path) > _PATH_LENGTH:
         rule = f"a file name of at most {_NAME_BYTES} bytes between slashes"
         raise DataError(f"expected {rule}, got {short(name)}. Correct the name.")
     return name
 
 
 def source_hash(path: Path, sources: Iterable[Path], case: str | None = None) -> str:
-    """Content hash of a file, or of those series of a DICOM folder, archive or file that some sources mean.
+    """Content hash of a file, or of those series and labels of a DICOM folder, archive or file that some sources mean.
 
     Raises:
         DataError: If a series cannot be used.
@@ -182,7 +184,10 @@ def source_hash(path: Path, sources: Iterable[Path], case: str | None = None) ->
     if volume_suffix(path) or not is_dicom(path):
         return file_hash(path)
     meant = [source for source in sources if split_source(source)[0] == path]
-    hashes = [open_series(source, case=case).content_hash() for source in meant]
+    hashes = [
+        (open_labels if split_source(source)[1] == "labels" else open_series)(source, case=case).content_hash()
+        for source in meant
+    ]
     return hashes[0] if len(hashes) == 1 else text_hash(*hashes)
 
 
@@ -197,7 +202,7 @@ def content_hashes(files: CaseFiles) -> list[str]:
     hashes = []
     for path in files.files:
         try:
-            hashes.append(source_hash(path, files.images, files.id))
+            hashes.append(source_hash(path, (*files.images, *files.label_sources), files.id))
         except OSError as error:
             got, advice = absence(path) or (f"an error ({error.strerror})", "Check path and permissions")
             raise DataError(sentence("file", "a readable file", got, advice, case=files.id, file=path)) from None

@@ -104,6 +104,7 @@ class Content(_Open, total=False):
     modality: Channels
     channels: Channels
     groups: dict[str, MaybeWord] | None
+    dicom_names: dict[str, MaybeWord] | None
     training: Entries
     validation: Entries
     test: Entries
@@ -127,7 +128,7 @@ class NnunetContent(_Open, total=False):
 
 # Which keys count in which layout. The same lists are in docs/dataset.md.
 _CHECKED = {"numTraining", "numTest"}
-_LABELS = {"labels", "regions", "regions_class_order"}
+_LABELS = {"labels", "regions", "regions_class_order", "dicom_names"}
 _EVERYWHERE = {"name", "groups", "channel_names", "modality", "channels", *_LABELS, *_CHECKED}
 _KEYS: dict[str, set[str]] = {
     "decathlon": _EVERYWHERE | {"training", "validation", "test", "testing"},

@@ -14,10 +14,17 @@ from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, composed, is_named
 from pipeline.core.tables import read_csv
 from pipeline.data.dataset import CaseFiles, Dataset, channels_in_order
+from pipeline.data.dicom_cases import (
+    scanned_segments,
+    segment_aliases,
+    series_modality,
+    with_dicom_labels,
+    with_modalities,
+)
 from pipeline.data.folder_files import folder_holds, or_unread
 from pipeline.data.label_tables import label_table
 from pipeline.data.volume_file import LIST_SUFFIXES
-from pipeline.data.volumes import read_image, read_label_map
+from pipeline.data.volumes import is_dicom_label, read_image, read_label_map
 
 _CT_AIR_HU = -500.0  # MR has no such values, CT always has: air is -1000 HU
 _CHANNEL_KEYS = ("channel_names", "modality", "channels")  # the first counts
@@ -160,7 +167,7 @@ def build_dataset(
         return replace(case, group=str(groups[case.id])) if case.group is None and case.id in groups else case
 
     listed, tests = [grouped(case) for case in cases], list(tests)
-    kept = tuple(sorted((case for case in listed if case.labelled), key=lambda case: case.id))
+    kept = sorted((case for case in listed if case.labelled), key=lambda case: case.id)
     held_out = [*(case for case in listed if not case.labelled), *map(grouped, tests)]
     if not kept:
         got = f"{len(held_out)} cases without a label map" if held_out else folder_holds(source.root)
@@ -169,12 +176,17 @@ def build_dataset(
             got, advice = or_unread(source.root, got, advice)
         where = source.file or source.root
         raise DataError(sentence(f"{layout} dataset", "at least one labelled case", got, advice, file=where))
-    if labels is None:
-        labels = described_labels(source) or _scanned_labels(kept, source.root)
     channels = channels or channel_names(source.content) or _guessed_channels(kept)
+    kept, held_out = with_modalities(kept, channels), with_modalities(held_out, channels)
+    file = source.file or source.root
+    aliases, notes = segment_aliases(source.content, file), list(notes)
+    if labels is None and (labels := described_labels(source)) is None:
+        labels, told = _scanned_labels(kept, aliases, source.root)
+        notes += told
+    kept, held_out = (with_dicom_labels(part, labels, aliases, file) for part in (kept, held_out))
     name = str(source.content.get("name") or source.root.resolve().name)
     tests_sorted = tuple(sorted(held_out, key=lambda case: case.id))
-    dataset = Dataset(name, source.root, layout, channels, labels, kept, tests_sorted)
+    dataset = Dataset(name, source.root, layout, channels, labels, tuple(kept), tests_sorted)
     return replace(dataset, notes=(*notes, *_said_in_vain(dataset, source, len(listed), len(tests))))
 
 
@@ -216,8 +228,19 @@ def _said_in_vain(dataset: Dataset, source: Description, listed: int, tests: int
     return notes
 
 
-def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
-    """Names for the values that are in the label maps; files that cannot be read are left to ``volseg check``."""
+def _scanned_labels(
+    cases: Sequence[CaseFiles], aliases: Mapping[str, str | None], root: Path
+) -> tuple[LabelTable, list[str]]:
+    """Names for the values that are in the label maps, or those of segments, and notes on them.
+
+    Files that cannot be read are left to ``volseg check``.
+    """
+    dicom = [case for case in cases if case.label is not None and is_dicom_label(case.label)]
+    if len(dicom) == len(cases):
+        return scanned_segments(cases, aliases, root)
+    if dicom:
+        rule, got = "names where some label files are DICOM and others are not", "none"
+        raise DataError(sentence("labels.json", rule, got, 'Write {"1": "liver", "2": "spleen"}', file=root))
     values: set[int] = set()
     problems: list[str] = []
     for case in cases:
@@ -231,11 +254,14 @@ def _scanned_labels(cases: Sequence[CaseFiles], root: Path) -> LabelTable:
             got = f"none ({len(problems)} of {len(cases)} label maps cannot be used)"
             advice = f"The first says: {problems[0]}"
         raise DataError(sentence("label maps", "a value above 0 in at least one", got, advice, file=root))
-    return LabelTable({value: f"label_{value}" for value in sorted(values - {0})})
+    return LabelTable({value: f"label_{value}" for value in sorted(values - {0})}), []
 
 
 def _guessed_channels(cases: Sequence[CaseFiles]) -> tuple[str, ...]:
-    """CT if the first readable image has the values of air, otherwise neutral names."""
+    """The modality of the first DICOM image; CT if an image has the values of air, otherwise neutral names."""
+    modality = series_modality(cases[0].images)
+    if modality:
+        return (modality,)
     count, lowest = len(cases[0].images), [0.0] * len(cases[0].images)
     for case in cases:
         try:

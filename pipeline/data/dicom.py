@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,15 @@ from pipeline.core.errors import VolsegError, listed
 from pipeline.core.files import file_hash, text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
+from pipeline.data.dicom_file import MOST_FILES
 from pipeline.data.dicom_reader import (
-    MOST_FILES,
     archive_members,
     directory_files,
     pixel_digest,
     read_headers,
     read_pixels,
 )
-from pipeline.data.dicom_series import Series, Stack, arrange, group_series
+from pipeline.data.dicom_series import LabelObject, Series, Stack, arrange, group_series
 from pipeline.data.reader_process import ReaderError
 from pipeline.data.volume_file import (
     ANY_SERIES,
@@ -50,6 +50,8 @@ from pipeline.data.volume_file import (
     volume_suffix,
     wanted_series,
 )
+
+T = TypeVar("T", bound=np.generic)
 
 _DICOMDIR = "DICOMDIR"
 _UNBOUNDED = 1 << 62
@@ -80,15 +82,28 @@ class Scan:
     damaged: tuple[tuple[str, int], ...] = ()
     missing: int = 0
 
+    def numbers_of(self, labels: LabelObject) -> tuple[tuple[int, ...], int]:
+        """Numbers of the series that labels belong to, and how many of these are not there."""
+        found = {series.uids["series"]: series.number for series in self.series}
+        return tuple(sorted(found[uid] for uid in labels.series if uid in found)), len({*labels.series} - {*found})
+
     def to_json(self) -> dict[str, Any]:
         """For machines: everything that ``volseg inspect`` tells."""
         return {
             "path": str(self.path),
-            "series": [_entry(series) for series in self.series],
+            "series": [_entry(series) | self._labels(series) for series in self.series],
             "other_files": self.others,
             "damaged_files": [{"files": count, "reason": reason} for reason, count in self.damaged],
             "missing_files": self.missing,
         }
+
+    def _labels(self, series: Series) -> dict[str, Any]:
+        told = [(item, *self.numbers_of(item)) for item in series.labels]
+        entries = [
+            {"kind": item.kind, "segments": item.segments, "of_series": list(numbers), "of_others": others}
+            for item, numbers, others in told
+        ]
+        return {"labels": entries} if entries else {}
 
 
 def _entry(series: Series) -> dict[str, Any]:
@@ -204,6 +219,24 @@ class OpenedSeries:
             found[number] = label_map.array[:, :, min(round(float(place)), stack.count - 1)][np.ix_(i, j)].T
         return found
 
+    def from_slices(self, slices: NDArray[T]) -> NDArray[T]:
+        """Labels of the slices as the scanner made them on the volume: what :meth:`on_slices` brings back.
+
+        Args:
+            slices: (slices, rows, columns), in the order of ``series.planes``.
+
+        Returns:
+            (I, J, K) on :attr:`grid`. Where slices are missing, the nearest one's; 0 beside tilted ones.
+        """
+        stack = self.stack
+        low, shape = stack.field
+        found = np.zeros((stack.count, shape[1], shape[0]), slices.dtype)
+        for number in range(stack.count):
+            nearest = int(np.abs(stack.places - number).argmin())
+            i, j = (int(n) for n in np.rint(stack.places[nearest] * stack.drift_pixels).astype(np.int64) - low)
+            found[number, j : j + stack.size[1], i : i + stack.size[0]] = slices[nearest]
+        return found.T
+
     def content_hash(self) -> str:
         """Hash of all that its voxels depend on.
 
@@ -308,7 +341,7 @@ def is_one_study(folders: Sequence[Path]) -> bool:
     return len(folders) == 1 or (len(studies) == 1 and studies != {""})
 
 
-def scan(path: Path, *, allow_gaps: bool = False, names: bool = False) -> Scan:
+def inspect(path: Path | str, *, allow_gaps: bool = False, names: bool = False) -> Scan:
     """Find and judge all series.
 
     Args:
@@ -316,9 +349,13 @@ def scan(path: Path, *, allow_gaps: bool = False, names: bool = False) -> Scan:
         allow_gaps: Whether slices that are missing, or unevenly spaced, are interpolated instead of refused.
         names: Whether to read texts that may name the patient.
 
+    Returns:
+        The series of images and of labels, each with a verdict and its reasons, numbered from 1.
+
     Raises:
         VolumeError: If nothing is there, or it cannot be read.
     """
+    path = Path(path)
     files = _files(path)
     # What is there may change between two looks.
     stamp = (len(files), *((status.st_mtime_ns, status.st_size) for status in map(os.stat, _stamped(path, files))))
@@ -337,7 +374,7 @@ def open_series(source: Path | str, *, case: str | None = None) -> OpenedSeries:
     """
     path, (wanted, allow_gaps) = split_source(source)[0], wanted_series(source)
     try:
-        found = scan(path, allow_gaps=allow_gaps)
+        found = inspect(path, allow_gaps=allow_gaps)
     except VolumeError as error:
         raise refusal_of(error, error.code, case) from None
     lost = sum(count for _, count in found.damaged) + found.missing

@@ -2,45 +2,65 @@
 
 The process that asks loads none of these libraries. What it gets are numbers, identifiers and words of closed lists, so
 that no text of a file (which may name a patient) can come into a message; names only where they are asked for.
-
-Decoders: pydicom itself (not compressed, deflated, RLE), pyjpegls (JPEG-LS), pylibjpeg-openjpeg (JPEG 2000), and the
-GDCM that SimpleITK brings (the older JPEG processes).
 """
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import hashlib
 import io
 import json
 import math
 import os
+=======
+>>>>>>> main
 import re
-import stat
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.dicom_file import (
+    NotDicomError,
+    RefusedError,
+    archive_names,
+    file_bytes,
+    is_marked,
+    items,
+    numbers,
+    opened,
+    read_dataset,
+    referenced_files,
+    uid,
+    whole,
+    words,
+)
+from pipeline.data.dicom_label_objects import (
+    PLACE_NUMBERS,
+    TAGS,
+    contour_points,
+    frame_places,
+    label_facts,
+    plane_labels,
+    read_labels,
+)
+from pipeline.data.dicom_pixels import frame_digest, read_frames, syntax_of
+from pipeline.data.overlaps import Combination
 from pipeline.data.reader_process import ReaderError, Readers, serve_requests, voxels_limit_s
 from pipeline.data.volume_file import DICOM_SUFFIXES
-
-MOST_FILES = 50_000
-"""Most files of a folder, an archive or a DICOMDIR."""
 
 MOST_FRAMES = 20_000
 """Most frames of a file."""
 
-_MOST_ARCHIVE_BYTES = 64 << 30  # of an archive, unpacked
-_MOST_FILE_BYTES = 8 << 30
 _HEADERS_S, _BATCH = 120.0, 64  # files whose headers are asked for at once
+<<<<<<< HEAD
 _LONGEST_ATTRIBUTE = 4096  # characters of an element that is copied to what is made of a series
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory
+=======
+_FRAMES_IN_A_SECOND = 100  # whose places are read, at least; a usual machine reads 1500
+>>>>>>> main
 _DAMAGE = re.compile("corrupt|premature|truncat|not enough|unexpected end", re.I)
 
 # Words that may come into messages and tables. PS3.3 C.7.3.1.1.1 (modality, those with images) and C.7.6.3.1.2.
@@ -58,19 +78,8 @@ _TAGS = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SpecificCharacterSet"),
+    *TAGS,
 )
-_GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70)}  # JPEG baseline, extended, lossless
-_PLUGINS = {
-    **{f"1.2.840.10008.1.2.4.{n}": "pyjpegls" for n in (80, 81)},
-    **{f"1.2.840.10008.1.2.4.{n}": "pylibjpeg" for n in (90, 91, 201, 202, 203)},
-}
-_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
-_RLE = "1.2.840.10008.1.2.5"
-DECODED = frozenset((*_PLAIN, _RLE, *_GDCM, *_PLUGINS))
-"""Transfer syntaxes that are decoded."""
-PLAIN = frozenset(_PLAIN[:3])
-"""Those whose pixels take as many bytes in the file as in memory."""
-
 Header = dict[str, Any]
 
 
@@ -163,6 +172,66 @@ def read_pixels(archive: Path | None, file: str, frames: Sequence[int], shape: t
     return array
 
 
+def read_label_object(archive: Path | None, file: str) -> dict[str, Any]:
+    """What :func:`~pipeline.data.dicom_label_objects.read_labels` tells of a file.
+
+    Raises:
+        ReaderError: If it cannot be read, or holds no labels.
+    """
+    request = {"task": "labels", "zip": str(archive or ""), "files": [file], "limit_s": _HEADERS_S}
+    found: dict[str, Any] = _READERS.ask(request)[0]["labels"]
+    return found
+
+
+def read_frame_places(archive: Path | None, file: str, frames: int) -> NDArray[np.float64]:
+    """Where the frames of a SEG lie, (frames, PLACE_NUMBERS); see :mod:`~pipeline.data.dicom_label_objects`.
+
+    Raises:
+        ReaderError: If they cannot be read.
+    """
+    limit_s = _HEADERS_S + frames / _FRAMES_IN_A_SECOND
+    request = {"task": "places", "zip": str(archive or ""), "files": [file], "limit_s": limit_s}
+    array = _READERS.ask({**request, "values": frames * PLACE_NUMBERS})[1]
+    assert array is not None  # what was asked for came, or an error
+    return array
+
+
+def read_plane_labels(
+    archive: Path | None, file: str, planes: Sequence[int], segments: Sequence[int], shape: tuple[int, int]
+) -> tuple[NDArray[np.uint16], list[Combination]]:
+    """What :func:`~pipeline.data.dicom_label_objects.plane_labels` makes of a file.
+
+    Args:
+        archive: The zip archive that the file lies in, if it does.
+        file: Its path, or its name in the archive.
+        planes: The plane of every frame.
+        segments: The segment of every frame.
+        shape: Rows and columns that its header promises.
+
+    Raises:
+        ReaderError: If it cannot be read.
+    """
+    pixels = shape[0] * shape[1]
+    request = {"task": "planes", "zip": str(archive or ""), "files": [file], "values": (max(planes) + 1) * pixels}
+    frames = {"planes": list(planes), "segments": list(segments), "limit_s": voxels_limit_s(len(planes) * pixels)}
+    answer, array = _READERS.ask({**request, **frames})
+    if array is None or array.shape[1:] != shape:
+        raise ReaderError("pixels of another shape than its header's", damaged=True)
+    return array, [tuple(combination) for combination in answer["combinations"]]
+
+
+def read_contour_points(archive: Path | None, file: str, points: int) -> NDArray[np.float64]:
+    """Points of all contours of an RTSTRUCT, (points, 3), LPS in mm.
+
+    Raises:
+        ReaderError: If they cannot be read.
+    """
+    request = {"task": "points", "zip": str(archive or ""), "files": [file], "limit_s": voxels_limit_s(3 * points)}
+    array = _READERS.ask({**request, "values": 3 * points})[1]
+    assert array is not None  # what was asked for came, or an error
+    return array
+
+
 # The other side: what runs in the process.
 
 
@@ -185,6 +254,7 @@ def _loaded() -> None:
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None, Any]:
     """Answer one request; an error of a library is an answer too, without its text, which may quote the file."""
     try:
+<<<<<<< HEAD
         task, archive = request["task"], request.get("zip", "")
         if task == "members":
             return {"members": _members(_archive(archive))}, None, None
@@ -200,104 +270,55 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | Non
             pixels = _pixels(stream, request["frames"])
             return {}, pixels, pixels
     except _RefusedError as error:
+=======
+        return _answered(request)
+    except RefusedError as error:
+>>>>>>> main
         return {"error": str(error)}, None, None
     except Exception as error:  # whatever a library raises is about the file
         return {"error": f"an error ({type(error).__name__})"}, None, None
 
 
-class _RefusedError(Exception):
-    """Words of our own, which may be told."""
-
-
-def _archive(path: str) -> zipfile.ZipFile:
-    status = Path(path).stat()
-    return _open_archive(path, status.st_mtime_ns, status.st_size)
-
-
-# Its files are asked for one after the other, and its list of them may be long.
-@lru_cache(maxsize=1)
-def _open_archive(path: str, *_: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-def _members(opened: zipfile.ZipFile) -> list[str]:
-    """Names of the regular files of an archive within the limits, sorted."""
-    found = [entry for entry in opened.infolist() if not entry.is_dir()]
-    if len(found) > MOST_FILES:
-        raise _RefusedError(f"{len(found)} files, more than {MOST_FILES}")
-    if sum(entry.file_size for entry in found) > _MOST_ARCHIVE_BYTES:
-        raise _RefusedError(f"more than {_MOST_ARCHIVE_BYTES >> 30} GiB, unpacked")
-    if any(entry.flag_bits & 1 for entry in found):
-        raise _RefusedError("encrypted files")
-    # Nothing is unpacked to the disk, but an archive with such names was made to harm.
-    if any(not _stays_inside(entry.filename) for entry in found):
-        raise _RefusedError("a file name that leads out of the archive")
-    mode = {entry.filename: entry.external_attr >> 16 for entry in found}
-    return sorted(name for name in mode if not (stat.S_IFMT(mode[name]) and not stat.S_ISREG(mode[name])))
-
-
-def _stays_inside(name: str) -> bool:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    return bool(parts) and parts[0] != "/" and ":" not in parts[0] and ".." not in parts and "\0" not in name
-
-
-@contextmanager
-def _opened(archive: str, file: str) -> Iterator[IO[bytes]]:
-    """A file, or a member of an archive in memory."""
-    if not archive:
-        with Path(file).open("rb") as stream:
-            yield stream
-        return
-    opened = _archive(archive)
-    entry = opened.getinfo(file)
-    if entry.file_size > _MOST_FILE_BYTES:
-        raise _RefusedError(f"a file of more than {_MOST_FILE_BYTES >> 30} GiB")
-    with opened.open(entry) as member:
-        content = member.read(entry.file_size + 1)
-    if len(content) != entry.file_size:
-        raise _RefusedError("a file of another size than the archive says")
-    yield io.BytesIO(content)
-
-
-def _dataset(stream: IO[bytes], **options: Any) -> Any:
-    import pydicom
-
-    # Some scanners and old archives leave out the preamble.
-    marked = _is_marked(stream)
-    dataset = pydicom.dcmread(stream, force=not marked, **options)
-    if not marked and not (_uid(dataset, "SOPClassUID") and "Rows" in dataset):
-        raise _NotDicomError
-    return dataset
-
-
-def _is_marked(stream: IO[bytes]) -> bool:
-    stream.seek(128)
-    marked = stream.read(4) == b"DICM"
-    stream.seek(0)
-    return marked
-
-
-class _NotDicomError(Exception):
-    """A file that is something else."""
+def _answered(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None, Any]:
+    task, archive = request["task"], request.get("zip", "")
+    if task == "members":
+        return {"members": archive_names(archive)}, None, None
+    if task == "headers":
+        return {"headers": [_header(archive, file, request["names"]) for file in request["files"]]}, None, None
+    file = request["files"][0]
+    if task == "labels":
+        return {"labels": read_labels(archive, file)}, None, None
+    if task == "planes":
+        found, combinations = plane_labels(archive, file, request["planes"], request["segments"])
+        return {"combinations": combinations}, found, found
+    if task in ("places", "points"):
+        array = (frame_places if task == "places" else contour_points)(archive, file)
+        return {}, array, array
+    with opened(archive, file) as stream:
+        if task == "directory":
+            return {"members": referenced_files(stream)}, None, None
+        if task == "digest":
+            return {"digest": frame_digest(stream, request["frame"])}, None, None
+        pixels = read_frames(stream, request["frames"])
+        return {}, pixels, pixels
 
 
 def _header(archive: str, file: str, names: bool) -> Header:
     try:
-        with _opened(archive, file) as stream:
+        with opened(archive, file, whole=False) as stream:
             tags = [*_TAGS, *(_NAMES if names else ())]
-            marked = _is_marked(stream)
+            marked = is_marked(stream)
             if not marked and not file.lower().endswith(DICOM_SUFFIXES):
-                raise _NotDicomError
-            dataset = _dataset(stream, stop_before_pixels=True, specific_tags=tags)
-            header = _facts(dataset)
-            size = stream.seek(0, io.SEEK_END)
+                raise NotDicomError
+            dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=tags)
+            header = _facts(dataset, names)
         if names:
             header["names"] = {name: str(dataset.get(name, ""))[:100] for name in _NAMES}
-        return {**header, "bytes": size}
-    except _NotDicomError:
+        return {**header, "bytes": file_bytes(archive, file)}
+    except NotDicomError:
         # An empty file, say: its name is that of a slice.
         return {"problem": "a damaged header" if file.lower().endswith(DICOM_SUFFIXES) else "other"}
-    except _RefusedError as error:
+    except RefusedError as error:
         return {"problem": str(error)}
     except OSError as error:
         return {"problem": f"an error ({error.strerror or 'unreadable'})"}
@@ -305,58 +326,60 @@ def _header(archive: str, file: str, names: bool) -> Header:
         return {"problem": f"a damaged header ({type(error).__name__})"}
 
 
-def _facts(dataset: Any) -> Header:
-    """Numbers, identifiers and known words of a data set."""
+def _facts(dataset: Any, names: bool) -> Header:
+    """Numbers, identifiers and known words of a data set; of segments also the names, if they are asked for."""
     meta = dataset.file_meta
-    if not _uid(dataset, "SOPClassUID") and "Rows" not in dataset:
-        raise _RefusedError("a damaged header")
-    words = [word for word in _words(dataset.get("ImageType")) if word in _TYPES]
-    modality = next(iter(_words(dataset.get("Modality"))), "")
-    photometric = next(iter(_words(dataset.get("PhotometricInterpretation"))), "")
-    frames = _whole(dataset, "NumberOfFrames")
+    if not uid(dataset, "SOPClassUID") and "Rows" not in dataset:
+        raise RefusedError("a damaged header")
+    types = [word for word in words(dataset.get("ImageType")) if word in _TYPES]
+    modality = next(iter(words(dataset.get("Modality"))), "")
+    photometric = next(iter(words(dataset.get("PhotometricInterpretation"))), "")
+    frames = whole(dataset, "NumberOfFrames")
+    labels = label_facts(dataset, names=names)
     return {
-        "study": _uid(dataset, "StudyInstanceUID"),
-        "series": _uid(dataset, "SeriesInstanceUID"),
-        "sop": _uid(dataset, "SOPInstanceUID") or _uid(meta, "MediaStorageSOPInstanceUID"),
-        "sop_class": _uid(dataset, "SOPClassUID") or _uid(meta, "MediaStorageSOPClassUID"),
-        "frame_of_reference": _uid(dataset, "FrameOfReferenceUID"),
-        "syntax": _uid(meta, "TransferSyntaxUID") or "1.2.840.10008.1.2",
+        "study": uid(dataset, "StudyInstanceUID"),
+        "series": uid(dataset, "SeriesInstanceUID"),
+        "sop": uid(dataset, "SOPInstanceUID") or uid(meta, "MediaStorageSOPInstanceUID"),
+        "sop_class": uid(dataset, "SOPClassUID") or uid(meta, "MediaStorageSOPClassUID"),
+        "frame_of_reference": uid(dataset, "FrameOfReferenceUID"),
+        "syntax": syntax_of(dataset),
         "modality": modality if modality in MODALITIES else "OT",
-        "number": _whole(dataset, "SeriesNumber"),
-        "instance": _whole(dataset, "InstanceNumber"),
-        "type": words,
-        "rows": _whole(dataset, "Rows") or 0,
-        "columns": _whole(dataset, "Columns") or 0,
-        "samples": _whole(dataset, "SamplesPerPixel") or 1,
+        "number": whole(dataset, "SeriesNumber"),
+        "instance": whole(dataset, "InstanceNumber"),
+        "type": types,
+        "rows": whole(dataset, "Rows") or 0,
+        "columns": whole(dataset, "Columns") or 0,
+        "samples": whole(dataset, "SamplesPerPixel") or 1,
         "photometric": photometric if photometric in _PHOTOMETRIC else "",
-        "allocated": _whole(dataset, "BitsAllocated") or 0,
-        "thickness": _numbers(dataset, "SliceThickness", 1),
-        "between": _numbers(dataset, "SpacingBetweenSlices", 1),
+        "allocated": whole(dataset, "BitsAllocated") or 0,
+        "thickness": numbers(dataset, "SliceThickness", 1),
+        "between": numbers(dataset, "SpacingBetweenSlices", 1),
         "multi_frame": (frames is not None and frames > 1) or "PerFrameFunctionalGroupsSequence" in dataset,
-        "planes": _planes(dataset, frames or 1),
+        "labels": labels,
+        "planes": [] if labels else _planes(dataset, frames or 1),
     }
 
 
 def _planes(dataset: Any, frames: int) -> list[Header]:
     """Place and scale of every frame: of its own group, else of the shared one, else of the data set."""
     if not 1 <= frames <= MOST_FRAMES:
-        raise _RefusedError(f"a file of {frames} frames, not from 1 to {MOST_FRAMES}")
-    shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
-    own = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+        raise RefusedError(f"a file of {frames} frames, not from 1 to {MOST_FRAMES}")
+    shared = items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    own = items(dataset, "PerFrameFunctionalGroupsSequence")
     if own and len(own) != frames:
-        raise _RefusedError(f"a file of {frames} frames with {len(own)} positions")
+        raise RefusedError(f"a file of {frames} frames with {len(own)} positions")
     planes = []
     for frame in range(frames):
         groups = [*(own[frame : frame + 1]), *shared]
 
         def found(sequence: str, name: str, count: int, groups: Sequence[Any] = groups) -> list[float] | None:
-            inner = (item for group in groups for item in group.get(sequence) or ())
-            values = next((v for item in inner if (v := _numbers(item, name, count)) is not None), None)
-            return _numbers(dataset, name, count) if values is None else values
+            inner = (item for group in groups for item in items(group, sequence))
+            values = next((v for item in inner if (v := numbers(item, name, count)) is not None), None)
+            return numbers(dataset, name, count) if values is None else values
 
         scale = "PixelValueTransformationSequence"
         tables = [group for group in (dataset, *groups) if "ModalityLUTSequence" in group]
-        inner = [item for group in groups for item in group.get(scale) or ()]
+        inner = [item for group in groups for item in items(group, scale)]
         planes.append(
             {
                 "position": found("PlanePositionSequence", "ImagePositionPatient", 3),
@@ -376,6 +399,7 @@ def _planes(dataset: Any, frames: int) -> list[Header]:
 def _bad_scale(item: Any) -> bool:
     """Whether a slope or intercept is there that is no finite number."""
     scale = ("RescaleSlope", "RescaleIntercept")
+<<<<<<< HEAD
     return any(item.get(name) not in (None, "") and _numbers(item, name, 1) is None for name in scale)
 
 
@@ -545,6 +569,9 @@ def _in_file(content: memoryview) -> Iterator[str]:
         path = Path(folder) / "frame.dcm"
         path.write_bytes(content)
         yield str(path)
+=======
+    return any(item.get(name) not in (None, "") and numbers(item, name, 1) is None for name in scale)
+>>>>>>> main
 
 
 _READERS = Readers("pipeline.data.dicom_reader")

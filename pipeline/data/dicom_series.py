@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import listed
 from pipeline.core.grid import Grid, flip_world
-from pipeline.data.dicom_reader import DECODED, PLAIN, Header
+from pipeline.data.dicom_pixels import DECODED, PLAIN
+from pipeline.data.dicom_reader import Header
 
 POSITION_TOLERANCE_MM = 0.1
 """How far a slice may lie from its regular place; headers round, and couches shake. At most a tenth of the spacing."""
@@ -79,6 +80,23 @@ class Plane:
         """What it is called in sentences: its numbers alone."""
         number = "without number" if self.instance is None else str(self.instance)
         return f"{number}, frame {self.frame + 1}" if self.frame else number
+
+
+@dataclass(frozen=True)
+class LabelObject:
+    """A file that holds labels: segments or contours.
+
+    Args:
+        file: Path, or name in the archive.
+        kind: BINARY, FRACTIONAL or LABELMAP of a SEG, or RTSTRUCT.
+        segments: How many segments or structures it describes.
+        series: Identifiers of the series that it says it belongs to.
+    """
+
+    file: str
+    kind: str
+    segments: int
+    series: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -167,7 +185,7 @@ class Series:
         number: Its place in the list, from 1; what ``--series`` takes.
         study: Its study's place, from 1.
         modality: Of DICOM's list; OT for any other.
-        images: Frames of all its files.
+        images: Frames of all its files; of labels its files.
         planes: The slices of the volume in their order; empty if it is refused.
         stack: Where they lie; None if it is refused.
         findings: What is not plain about it.
@@ -175,6 +193,7 @@ class Series:
         names: Texts that may name the patient, if they were asked for.
         archive: The zip archive that its files lie in.
         file_bytes: Of the smallest file that holds a slice, if pixels are stored as they are; 0 if compressed.
+        labels: What it holds, if it is one of labels (SEG, RTSTRUCT).
     """
 
     number: int
@@ -188,10 +207,13 @@ class Series:
     names: Mapping[str, str] = field(default_factory=dict)
     archive: Path | None = None
     file_bytes: int = 0
+    labels: tuple[LabelObject, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """``usable``, ``usable with correction`` or ``refused``."""
+        """``usable``, ``usable with correction`` or ``refused``; ``labels`` if it is one of these."""
+        if self.labels:
+            return "labels"
         severities = {finding.severity for finding in self.findings}
         if "refused" in severities:
             return "refused"
@@ -199,25 +221,26 @@ class Series:
 
     @property
     def usable(self) -> bool:
-        """Whether it is not refused."""
+        """Whether it is a volume, and not refused."""
         return self.stack is not None and self.verdict != "refused"
 
     @property
     def refusal(self) -> Finding:
-        """Why it is refused."""
-        return next(finding for finding in self.findings if finding.severity == "refused")
+        """Why it is refused as a volume."""
+        labels = Finding("labels", "refused", "images", "labels (SEG or RTSTRUCT)", "Give the series of the images")
+        return next((finding for finding in self.findings if finding.severity == "refused"), labels)
 
 
 def group_series(files: Sequence[str], headers: Sequence[Header]) -> list[list[tuple[str, Header]]]:
     """Files of each series, in a fixed order: by study, series number and identifier, whatever the files are called.
 
-    Files without an identifier are a series by folder.
+    Files without an identifier are a series by folder. Labels are no part of a series of images.
     """
     groups: dict[tuple[Any, ...], list[tuple[str, Header]]] = defaultdict(list)
     for file, header in zip(files, headers, strict=True):
         if "problem" not in header:
             home = "" if header["series"] else str(Path(file).parent)
-            groups[header["study"], header["series"], home].append((file, header))
+            groups[header["study"], header["series"], home, header["labels"] is not None].append((file, header))
 
     def order(key: tuple[Any, ...]) -> tuple[Any, ...]:
         numbers = [header["number"] for _, header in groups[key] if header["number"] is not None]
@@ -239,21 +262,27 @@ def arrange(files: Sequence[tuple[str, Header]], digest: Digest, *, allow_gaps: 
     """
     judge = _Judge(digest, allow_gaps)
     first = files[0][1]
-    planes, stack = judge.arranged(files)
+    labels = tuple(_label_object(file, header["labels"]) for file, header in files if header["labels"])
+    planes, stack = ((), None) if labels else judge.arranged(files)
     refused = any(finding.severity == "refused" for finding in judge.findings)
     plain = all(header["syntax"] in PLAIN for _, header in files)
     return Series(
         number=1,
         study=1,
         modality=first["modality"],
-        images=sum(len(header["planes"]) for _, header in files),
+        images=len(labels) or sum(len(header["planes"]) for _, header in files),
         planes=() if refused else planes,
         stack=None if refused else stack,
         findings=tuple(judge.findings),
         uids={name: first[name] for name in ("study", "series", "frame_of_reference")},
         names=first.get("names", {}),
-        file_bytes=min(header["bytes"] // len(header["planes"]) for _, header in files) if plain else 0,
+        file_bytes=min(header["bytes"] // len(header["planes"]) for _, header in files) if plain and planes else 0,
+        labels=labels,
     )
+
+
+def _label_object(file: str, facts: Mapping[str, Any]) -> LabelObject:
+    return LabelObject(file, facts["kind"], facts["segments"], tuple(facts["series"]))
 
 
 _Slice = tuple[str, int, Header, Header]  # file, frame, header of the file, of the frame

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.paths import entries, is_broken_link, is_named
 from pipeline.data.dicom import is_dicom
-from pipeline.data.volume_file import unread_format, unread_suffix, volume_stem, volume_suffix
+from pipeline.data.volume_file import DICOM_SUFFIXES, unread_format, unread_suffix, volume_stem, volume_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})$")
 """nnU-Net's names of channels, without the ending."""
@@ -23,13 +23,17 @@ _LOOKED_AT = 500  # files that are looked at for a message
 _PLACEHOLDER = re.compile(r"(?P<dvc>.+)\.dvc|\.(?P<icloud>.+)\.icloud")
 
 
-def list_volumes(folder: Path) -> list[Path]:
+def list_volumes(folder: Path, *, dicom_files: bool = False) -> list[Path]:
     """Every volume that a folder names, sorted by name; none if there is no such folder.
 
     What cannot be opened is listed too, so that its case is reported and never left out in silence: links to nowhere,
     folders named like volumes, files that DVC or the iCloud has not fetched, and formats that are not read, unless a
     volume of the same name that is read lies beside. Hidden files (``._x.nii.gz``) are left out. Where there is no
     other volume, folders that hold DICOM files count, and zip archives: beside volumes they are where these come from.
+
+    Args:
+        folder: The folder.
+        dicom_files: Whether DICOM files count as folders of them do: each is a case, and no slice of a series.
 
     Raises:
         DataError: If the folder cannot be listed, for instance because it is a link to nowhere.
@@ -44,7 +48,8 @@ def list_volumes(folder: Path) -> list[Path]:
     unread = {volume_stem(name): folder / name for name in reversed(names) if unread_suffix(name)}
     if not unread and not read:
         below = [folder / name for name in names]
-        return [path for path in below if (path.is_dir() or path.suffix.lower() == ".zip") and is_dicom(path)]
+        endings = (".zip", *(DICOM_SUFFIXES if dicom_files else ()))
+        return [path for path in below if (path.is_dir() or path.name.lower().endswith(endings)) and is_dicom(path)]
     if not unread:
         return read
     stems = {volume_stem(file) for file in read}
@@ -127,6 +132,6 @@ def or_unread(folder: Path, got: str, advice: str) -> tuple[str, str]:
         return got, advice
     (kind, convert), number = kinds.most_common(1)[0]
     such = f"{got}; {number} files such as {first[kind, convert]} ({kind})"
-    if kind == "DICOM":  # it is read as images, not as a dataset or as label maps
-        return such, "A series, in a folder of its own, is an image; label maps are NIfTI, NRRD or MetaImage"
+    if kind == "DICOM":  # a dataset is more than a folder of them
+        return such, "Put each series into a folder of images/, SEG or RTSTRUCT into labels/, or write a datalist.csv"
     return f"{such} are of a format that is not read", convert

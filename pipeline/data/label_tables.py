@@ -171,7 +171,8 @@ def _entries(
         # Beside organs an organ may be called regions, so the kind of value decides what an entry is about.
         about_regions = str(key).lower() == "regions" and isinstance(value, (Mapping, list))
         order = key == "regions_class_order" and isinstance(value, list)
-        if about_regions or order or (key == "ignore_label" and value is None):
+        about_names = key == "dicom_names" and isinstance(value, Mapping)
+        if about_regions or about_names or order or (key == "ignore_label" and value is None):
             del entries[key]
     for key, value in entries.items():
         number, name = (value, key) if names_first(key, value) else (key, value)

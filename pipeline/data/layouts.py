@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from pipeline.data.descriptions import (
     nnunet_content,
     read_description,
 )
-from pipeline.data.dicom import with_modality
 from pipeline.data.drishti import is_drishti, read_drishti
 from pipeline.data.folder_files import (
     CHANNEL,
@@ -37,10 +36,18 @@ from pipeline.data.folder_files import (
 )
 from pipeline.data.label_tables import label_table
 from pipeline.data.layout_names import LAYOUTS
-from pipeline.data.volume_file import PICTURE_SUFFIXES, RGB, join_source, split_source, volume_stem, volume_suffix
+from pipeline.data.volume_file import (
+    PICTURE_SUFFIXES,
+    RGB,
+    join_source,
+    split_source,
+    unread_suffix,
+    volume_stem,
+    volume_suffix,
+)
 from pipeline.data.volumes import open_header
 
-_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask)$", re.IGNORECASE)
+_ROLE = re.compile(r"[_-](image|img|label|labels|seg|segmentation|mask|rtstruct)$", re.IGNORECASE)
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _SPLITS: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
@@ -69,7 +76,7 @@ def open_dataset(path: Path | str, layout: str | None = None) -> Dataset:
     for name in tried:
         recognises, read = _READERS[name]
         if recognises(source):
-            return _with_modalities(_with_rgb_channels(read(source)))
+            return _with_rgb_channels(read(source))
     rule = f"a dataset layout ({'; '.join(f'{name}: {LAYOUTS[name].looks_like}' for name in tried)})"
     advice = "Arrange the files in one of these ways, or list them in a datalist.csv"
     raise DataError(sentence("dataset", rule, *or_unread(source.root, folder_holds(source.root), advice), file=path))
@@ -106,18 +113,6 @@ def _with_rgb_channels(dataset: Dataset) -> Dataset:
         return dataset
     channels = dataset.channels if len(dataset.channels) == len(RGB) else RGB
     return replace(dataset, cases=cases, tests=tests, channels=channels)
-
-
-def _with_modalities(dataset: Dataset) -> Dataset:
-    """DICOM images that name no series stand for the only one of the modality that their channel's name tells."""
-
-    def named(case: CaseFiles) -> CaseFiles:
-        if all(volume_suffix(source) for source in case.images) or len(case.images) != len(dataset.channels):
-            return case
-        images = tuple(map(with_modality, case.images, dataset.channels))
-        return replace(case, images=images)
-
-    return replace(dataset, cases=tuple(map(named, dataset.cases)), tests=tuple(map(named, dataset.tests)))
 
 
 def read_decathlon(source: Description) -> Dataset:
@@ -200,7 +195,8 @@ def read_organs(source: Description) -> Dataset:
 
     Organs are numbered from 1 in the order of their names, over all cases; with a ``labels.json``, only its organs are
     taken, with its values. A case that lacks an organ's file does not have that organ. Several channels are in the
-    order of their file names, and may be named by ``channels`` of the ``labels.json``.
+    order of their file names, and may be named by ``channels`` of the ``labels.json``. Where ``segmentations`` holds
+    DICOM files (SEG, RTSTRUCT), their segments are the organs.
 
     Raises:
         DataError: If there is no labelled case.
@@ -209,11 +205,17 @@ def read_organs(source: Description) -> Dataset:
     masks = {
         folder: None if is_broken_link(folder) else _volumes_by_name(folder / "segmentations") for folder in folders
     }
+    dicom = {folder: label for folder in folders if (label := _dicom_labels(folder / "segmentations")) is not None}
+    masks |= {folder: {} for folder in dicom}
     organs = sorted({name for found in masks.values() for name in found or ()})
     numbered = {str(value): name for value, name in enumerate(organs, start=1)}
-    table = described_labels(source) or label_table(numbered, source.root)
+    own_table = described_labels(source)
+    table = own_table or label_table(numbered, source.root)
     # An image of a format that is not read may be anything else where others are read.
-    listed = {folder: _volumes_by_name(folder) or {} for folder in folders}
+    listed = {
+        folder: {name: file for name, file in (_volumes_by_name(folder) or {}).items() if file.name != "segmentations"}
+        for folder in folders
+    }
     images = {
         home: {n: file for n, file in found.items() if volume_suffix(file)} or found for home, found in listed.items()
     }
@@ -229,19 +231,31 @@ def read_organs(source: Description) -> Dataset:
         if there is None:  # all are named, so that the case is reported and not taken for one without organs
             there = {name: folder / f"segmentations/{name}.nii.gz" for name in organ_names.values()}
         held = tuple((value, there[name]) for value, name in organ_names.items() if name in there)
-        cases.append(CaseFiles(composed(folder.name), paths, organs=held))
+        cases.append(CaseFiles(composed(folder.name), paths, dicom.get(folder), organs=held))
     known = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
     names = tuple(known.get(name.lower(), name) for name in channels)
     described = channel_names(source.content) or ()
     if not single and len(described) == len(channels):
         names = described
     clear = not single or (len(channels) == 1 and names[0] in known.values())
-    return build_dataset("organs", source, cases, labels=table, channels=names if clear else None)
+    labels = own_table if dicom else table  # without one the segments' names are it
+    return build_dataset("organs", source, cases, labels=labels, channels=names if clear else None)
 
 
 def _is_organ_case(folder: Path) -> bool:
     """Whether a folder has ``segmentations``, or is a link to nowhere, of which no one knows better."""
     return has_folder(folder / "segmentations") or (not folder.suffix and is_broken_link(folder))
+
+
+def _dicom_labels(folder: Path) -> Path | None:
+    """The DICOM labels in a folder: its only file, or the folder itself; None if there are others, or none."""
+    try:
+        found = list_volumes(folder, dicom_files=True)
+    except DataError:
+        return None
+    if not found or any(volume_suffix(file) or unread_suffix(file) for file in found):
+        return None
+    return found[0] if len(found) == 1 else folder
 
 
 def _volumes_by_name(folder: Path) -> dict[str, Path] | None:
@@ -331,8 +345,8 @@ def _nnunet_listed(source: Description, entries: Mapping[str, Mapping[str, Any]]
 
 def _nnunet_part(root: Path, part: str, channels: int, ending: str | None, surplus: list[Path]) -> list[CaseFiles]:
     """Cases of ``imagesTr`` or ``imagesTs``; files of further channels are added to ``surplus``."""
-    images, files = (_as_described(list_volumes(root / f"{kind}{part}"), ending) for kind in ("images", "labels"))
-    labels = by_name(files)
+    labels = by_name(_as_described(list_volumes(root / f"labels{part}", dicom_files=True), ending))
+    images = _as_described(_listed_images(root / f"images{part}", labels), ending)
     groups = group_channels(file for file in images if CHANNEL.match(volume_stem(file)))
     cases = []
     for name in sorted({*groups, *labels}):
@@ -350,13 +364,14 @@ def _nnunet_part(root: Path, part: str, channels: int, ending: str | None, surpl
 
 
 def _as_described(files: Sequence[Path], ending: str | None) -> list[Path]:
-    """Files that end as the description says, in small or capital letters.
+    """Files that end as the description says, in small or capital letters, and DICOM, whatever its names.
 
     A file with another ending counts as a missing one of the described: whoever opens that says what is there instead.
     """
     if not ending:
         return list(files)
-    fitting = [file for file in files if file.name.lower().endswith(ending.lower())]
+    dicom = [file for file in files if not volume_suffix(file) and not unread_suffix(file)]
+    fitting = [file for file in files if file.name.lower().endswith(ending.lower()) or file in dicom]
     there = {volume_stem(file) for file in fitting}
     others = {stem: file for file in files if (stem := volume_stem(file)) not in there}
     return [*fitting, *(file.with_name(f"{stem}{ending}") for stem, file in others.items())]
@@ -367,7 +382,8 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
 
     Whether names of images end in a channel number is ``numbered``; by default that is so if it leads to a label map.
     """
-    references, files = by_name(list_volumes(labels), bare_name), list_volumes(images)
+    references = by_name(list_volumes(labels, dicom_files=True), bare_name)
+    files = _listed_images(images, references)
     # Files whose own name leads to a label map are whole images, even if it ends in four digits.
     parts = {file for file in files if bare_name(file) not in references and CHANNEL.match(volume_stem(file))}
     grouped = group_channels(sorted(parts))
@@ -384,6 +400,13 @@ def _paired(images: Path, labels: Path, numbered: bool | None = None) -> list[Ca
         found[name] = tuple(expected[n] for n in sorted(expected))
     found |= {name: (images / file.name,) for name, file in references.items() if name not in found}
     return [CaseFiles(name, paths, references.get(name)) for name, paths in found.items()]
+
+
+def _listed_images(folder: Path, cases: Collection[str]) -> list[Path]:
+    """Images of a folder; DICOM files by themselves only if some are named as cases, since most are slices."""
+    found = list_volumes(folder, dicom_files=True)
+    names = {name for file in found for name in (bare_name(file), re.sub(r"_\d{4}$", "", volume_stem(file)))}
+    return found if names & {*cases} else list_volumes(folder)
 
 
 def bare_name(file: Path) -> str:

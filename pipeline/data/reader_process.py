@@ -320,6 +320,21 @@ def _limit_memory(values: int) -> None:
         import resource
 
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = taken + _SPARE + 3 * 8 * values
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))
+        _set_limit(taken + _SPARE + 3 * 8 * values)
+
+
+def allow_memory(more: int) -> None:
+    """Let this process take so many bytes more for the request at hand: those of a file that is read whole, say."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit >= 0:
+            _set_limit(limit + more)
+
+
+def _set_limit(wanted: int) -> None:
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most < 0 else min(wanted, most), most))

@@ -293,7 +293,7 @@ def _content_hash(task: RepairTask) -> str:
     hashes = []
     for file in task.case.files.files:
         try:
-            hashes.append(source_hash(file, task.case.files.images))
+            hashes.append(source_hash(file, (*task.case.files.images, *task.case.files.label_sources)))
         except (OSError, VolsegError):  # reported, with the reason, when the file is read
             hashes.append("unreadable")
     return text_hash(_VERSION, repr(task.case), repr(task.channels), repr(task.rules), repr(task.keep_text), *hashes)

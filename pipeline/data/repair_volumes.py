@@ -292,7 +292,7 @@ def repair_labels(
     label_map, moved = _placed_labels(label_map, has_position and positioned, image, path, files.id, rules)
     changes += moved
     changes += _joined(path, files.id)
-    array = label_map.array if changes else None
+    array = label_map.array if changes or not volume_suffix(path) else None  # DICOM labels cannot be copied
     return RepairedVolume(path, label_map.grid, array, _forms_changed(changes)), changes
 
 
@@ -342,7 +342,7 @@ def _read(path: Path, case: str, rules: LabelRules) -> tuple[LabelMap, bool, lis
         volume, changes = open_repaired(path, case)
         array, grid = read_voxels(volume, path), volume.grid
         has_position = volume.form_codes != (0, 0)
-    stored = array.dtype
+    path, stored = split_source(path)[0], array.dtype
     if stored.kind == "f" and np.isfinite(array).all():
         whole = np.rint(array)
         array = whole if np.abs(array - whole).max() <= _ROUNDING else array  # others are refused below

@@ -5,13 +5,16 @@ A *source* is a file, or a part of one such as ``brain.nii.gz#channel=2of4``.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +77,8 @@ _LARGE = 1 << 30  # bytes of voxels from which on the free memory is looked up
 _SHOWN = 5  # fractional values quoted in a message
 _SOURCE = re.compile(r"#(channel|label|soft)=(\d+)(?:of(\d+))?$")
 _SERIES = re.compile(r"#series=(?P<series>[A-Za-z0-9]+)?(?P<gaps>\+gaps)?$")
+_LABELS = "#labels="
+_OBJECT = "%7B"  # how an object of JSON begins behind it
 
 
 class VolumeError(DataError):
@@ -201,9 +206,11 @@ def split_source(source: Path | str) -> tuple[Path, str, int, int]:
 
     Returns:
         The file, the kind or an empty string, the number (0 without one), the total (1 without one). Of a DICOM series
-        that is named the kind is ``series``.
+        that is named the kind is ``series``, of DICOM labels of a dataset ``labels``.
     """
     text = str(source)
+    if _LABELS + _OBJECT in text:
+        return split_source(text.rpartition(_LABELS)[0])[0], "labels", 0, 1
     match = _SOURCE.search(text) if "#" in text else None
     if match is None and (found := _SERIES.search(text) if "#" in text else None):
         return Path(text[: found.start()]), "series", 0, 1
@@ -221,6 +228,27 @@ def series_source(path: Path, series: str = "", *, allow_gaps: bool = False) -> 
     """
     chosen = f"{(series or ANY_SERIES).removesuffix('+gaps')}+gaps" if allow_gaps else series or ANY_SERIES
     return path if chosen == ANY_SERIES else Path(f"{path}#series={chosen}")
+
+
+def labels_source(source: Path, content: Mapping[str, Any]) -> Path:
+    """DICOM labels with all that is needed to make a label map of them, which they do not say themselves."""
+    return Path(f"{source}{_LABELS}{quote(json.dumps(content, separators=(',', ':')), safe='')}")
+
+
+def labels_content(source: Path | str) -> tuple[Path, dict[str, Any]]:
+    """Undo :func:`labels_source`; of any other source the content is empty.
+
+    Raises:
+        VolumeError: If what was added was changed.
+    """
+    text, _, added = str(source).rpartition(_LABELS)
+    if not added.startswith(_OBJECT):
+        return Path(source), {}
+    with suppress(ValueError):
+        content = json.loads(unquote(added))
+        if isinstance(content, dict):
+            return Path(text), content
+    raise refuse("format", "labels", "what a dataset says of them", "something else", "Open the dataset", file=text)
 
 
 def wanted_series(source: Path | str) -> tuple[str, bool]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
-from pipeline.data.dicom import is_dicom, open_dicom
+from pipeline.data.dicom import is_dicom, open_dicom, open_series
+from pipeline.data.dicom_labels import LabelsRead, OpenedLabels, Target, open_labels
 from pipeline.data.itk_open import open_itk, palette_indices
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
@@ -46,6 +47,10 @@ def open_header(path: Path | str, *, case: str | None = None, straighten: bool =
     path = Path(path)
     if volume_suffix(path) in NIFTI_SUFFIXES:
         return open_nifti(path, case=case, straighten=straighten)
+    if split_source(path)[1] == "labels":
+        labels = open_labels(path, case=case)
+        target = label_target(labels)
+        return VolumeFile(labels.path, target.grid, 1, None, lambda: labels.read(target).label_map.array)
     if split_source(path)[1] == "series" or is_dicom(path):
         return open_dicom(path, case=case)
     return open_itk(path, case=case, straighten=straighten)
@@ -67,8 +72,8 @@ def open_volume(source: Path | str, *, case: str | None = None, straighten: bool
             says), or its affine is not finite, not invertible or sheared.
     """
     path, kind, _, total = split_source(source)
-    # The path of a DICOM series goes on with which one it is.
-    volume = open_header(source if kind == "series" else path, case=case, straighten=straighten)
+    # The path of a DICOM series goes on with which one it is, that of labels with what they mean.
+    volume = open_header(source if kind in ("series", "labels") else path, case=case, straighten=straighten)
     if volume.volumes != total:
         got = "a 3D volume" if volume.volumes == 1 else f"a 4D file of {volume.volumes} volumes"
         rule, advice = "a 3D volume", _ADVICE_4D
@@ -158,7 +163,7 @@ def require_channel_grid(first: Grid, volume: VolumeFile, number: int, case: str
 def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
     """Read a label map exactly; whole numbers stored as floats are accepted, and so are greys stored as colours.
 
-    The labels of a picture with a palette are its indices.
+    The labels of a picture with a palette are its indices, those of a DICOM SEG the numbers of its segments.
 
     Args:
         path: Label map file.
@@ -171,10 +176,46 @@ def read_label_map(path: Path | str, *, case: str | None = None) -> LabelMap:
         VolumeError: If the file cannot be used, holds colours, or a value is fractional, negative, NaN, infinite or
             above 2^32 - 1.
     """
+    if split_source(path)[1] != "labels" and is_dicom_label(path):
+        return open_labels(path, case=case).own_label_map()
     if volume_suffix(path) in PICTURE_SUFFIXES and (picture := open_header(path, case=case)).is_colour:
         return _grey_labels(picture, case)
     volume = open_volume(path, case=case)
     return LabelMap(label_array(read_voxels(volume, path), volume.path, case=case), volume.grid)
+
+
+def is_dicom_label(source: Path | str) -> bool:
+    """Whether labels are read as DICOM."""
+    path, kind, _, _ = split_source(source)
+    return kind == "labels" or (not volume_suffix(path) and is_dicom(path))
+
+
+def label_target(labels: OpenedLabels) -> Target:
+    """The voxels of the image that DICOM labels of a dataset belong to.
+
+    Raises:
+        VolumeError: If the image cannot be used.
+        DataError: If its channels are not on the same grid.
+    """
+    assert labels.meaning is not None  # a dataset names the image
+    sources, case = labels.meaning.images, labels.case
+    volumes = [open_volume(source, case=case) for source in sources]
+    for number, volume in enumerate(volumes[1:], start=2):
+        require_channel_grid(volumes[0].grid, volume, number, case)
+    named = [split_source(source)[0] for source in sources]
+    dicom = [not volume_suffix(path) and is_dicom(path) for path in named]
+    channels = [open_series(source, case=case) if is_it else None for source, is_it in zip(sources, dicom, strict=True)]
+    return Target.of(volumes[0].grid, channels)
+
+
+def read_dicom_labels(labels: OpenedLabels) -> LabelsRead:
+    """DICOM labels of a dataset as a label map on the grid of their image.
+
+    Raises:
+        VolumeError: If image or labels cannot be used, or do not belong together.
+        DataError: If the image's channels are not on the same grid.
+    """
+    return labels.read(label_target(labels))
 
 
 def _grey_labels(picture: VolumeFile, case: str | None) -> LabelMap:

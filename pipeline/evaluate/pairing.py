@@ -18,7 +18,9 @@ from pipeline.data.layouts import rgb_channels
 from pipeline.data.prediction_record import RECORD_FILE, journal_entries
 from pipeline.data.volume_file import LIST_SUFFIXES, VOLUME_SUFFIXES, volume_stem, volume_suffix
 
-_LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
+LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
+"""Those of a dataset folder that hold references."""
+
 _CHANNEL = "_0000"
 _ENDING = re.compile(
     r"([-_. ](0000|seg|segm|segmentation|mask|label|labels|pred|prediction|predicted|gt|ref|reference))+$"
@@ -108,7 +110,7 @@ def _volumes(path: Path, what: str) -> list[Path]:
 
 
 def _reference_groups(reference: Path) -> list[list[Path]]:
-    folders = [reference / name for name in _LABEL_FOLDERS if is_named(reference / name)]
+    folders = [reference / name for name in LABEL_FOLDERS if is_named(reference / name)]
     groups = [files for files in map(list_volumes, folders) if files]
     return groups or [_volumes(reference, "reference")]
 

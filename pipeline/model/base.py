@@ -286,5 +286,5 @@ def start_outputs_at(network: SegmentationNetwork, probability: float) -> None:
     for name, layer in network.named_modules():
         # Heads alone: attention gates and blocks also have 1×1 convolutions with bias.
         output = is_output(name) and isinstance(layer, _CONVOLUTIONS) and layer.out_channels == network.out_channels
-        if output and layer.bias is not None and set(layer.kernel_size) == {1}:
+        if output and layer.bias is not None and (layer.transposed or set(layer.kernel_size) == {1}):
             nn.init.constant_(layer.bias, math.log(probability / (1 - probability)))

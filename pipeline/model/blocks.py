@@ -386,6 +386,43 @@ def head(dims: int, in_channels: int, out_channels: int) -> nn.Module:
     return convolution(dims, in_channels, out_channels, 1)
 
 
+def into_blocks(x: Tensor, block: Sequence[int]) -> Tensor:
+    """The n voxels of every block as channels of one voxel: (B, C, *S) → (B, C * n, *S / block), channels last."""
+    split = [n for size, step in zip(x.shape[2:], block, strict=True) for n in (size // step, step)]
+    axes = range(2, 2 + 2 * len(block), 2)
+    parted = x.reshape(*x.shape[:2], *split).permute(0, *axes, 1, *(axis + 1 for axis in axes))
+    return parted.flatten(1 + len(block)).movedim(-1, 1)
+
+
+class BlockHead(nn.Module):
+    """Logits of all voxels of a block from one voxel: a transposed convolution whose kernel and stride are the block.
+
+    It is computed as a product of matrices, which is faster on processors and gives logits with channels last.
+
+    Args:
+        dims: Number of spatial axes.
+        in_channels: Channels in.
+        out_channels: Channels out.
+        block: Voxels of a block, per axis.
+    """
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, block: tuple[int, ...]) -> None:
+        super().__init__()
+        self.block = block
+        self.layer = Conv[Conv.CONVTRANS, dims](in_channels, out_channels, block, stride=block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, *spatial) → (B, out, *spatial * block)."""
+        weight, bias, block = self.layer.weight, self.layer.bias, self.block
+        rows = weight.movedim((0, 1), (-1, -2)).reshape(-1, weight.shape[0])
+        y = F.linear(x.movedim(1, -1), rows, bias.repeat(math.prod(block)))
+        # (B, *spatial, *block, out): every axis of a block goes behind its axis of the image.
+        y = y.reshape(*y.shape[:-1], *block, len(bias))
+        y = y.permute(0, *(place for n in range(1, 1 + len(block)) for place in (n, n + len(block))), -1)
+        size = [n * step for n, step in zip(x.shape[2:], block, strict=True)]
+        return y.reshape(len(x), *size, -1).movedim(-1, 1)
+
+
 class ResidualBlock(nn.Module):
     """activation(units(x) + shortcut(x)).
 

@@ -97,7 +97,8 @@ def device_name(device: torch.device) -> str:
 def free_bytes(device: torch.device) -> int | None:
     """Memory of a device that this process may still take; None where the device or the system does not tell."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        with free_gpu(device):
+            free, _ = torch.cuda.mem_get_info(device)
         # PyTorch keeps freed blocks for itself: reserved, but free for this process.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return available_bytes() if device.type == "cpu" else None
@@ -150,9 +151,30 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
+# CUDA 12 says "CUDA-capable device(s) is/are busy or unavailable", older ones "all CUDA-capable devices are …".
+_TAKEN = "busy or unavailable"
+
+
+@contextmanager
+def free_gpu(device: torch.device | str) -> Iterator[None]:
+    """Say what to do if the block opens a GPU that another process has for itself, as some clusters arrange it.
+
+    Raises:
+        VolsegError: If it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _TAKEN not in str(error).lower():
+            raise
+        rule, got = "a GPU that is free", "one that another process has for itself (EXCLUSIVE_PROCESS)"
+        advice = "`nvidia-smi` shows it: wait until it ends, or name another device by --device, such as cuda:1 or cpu"
+        raise VolsegError(sentence(f"device {device}", rule, got, advice)) from None
+
+
 @contextmanager
 def enough_memory(device: torch.device | str, what: str, advice: str) -> Iterator[None]:
-    """Say what to change if the block runs out of memory.
+    """Say what to change if the block runs out of memory, or finds a GPU that is not free.
 
     Args:
         device: Whose memory it is.
@@ -163,7 +185,8 @@ def enough_memory(device: torch.device | str, what: str, advice: str) -> Iterato
         VolsegError: If it does.
     """
     try:
-        yield
+        with free_gpu(device):
+            yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -172,14 +195,14 @@ def enough_memory(device: torch.device | str, what: str, advice: str) -> Iterato
 
 def to_device(network: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
     """Move a network to a device, its convolutions channels-last where that is possible (CPUs and CUDA)."""
-    if device.type == "mps" or not channels_last:
+    if device.type != "mps" and channels_last:
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with free_gpu(device):
         return network.to(device)
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.to(device)
 
 
 def _cpu_has_bf16() -> bool:

@@ -19,7 +19,7 @@ Activation = Literal["relu", "leaky_relu", "prelu", "elu", "gelu", "silu"]
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=100)]
 """How many of something there are in each stage."""
-_MOST_STAGES, _LARGEST = 32, 1024
+_MOST_STAGES, _LARGEST, _LARGEST_BLOCK = 32, 1024, 8
 PerAxis = int | tuple[int, ...]
 """One number for all spatial axes, or one per axis."""
 
@@ -32,8 +32,17 @@ def _counts(value: object) -> int | tuple[int, ...]:
     raise ValueError(f"expected a number of at least 1 or one per stage, got {short(value)}. Write e.g. [1, 3].")
 
 
+def _block(value: object) -> int | tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else value
+    if all(_is_count(n) and n <= _LARGEST_BLOCK for n in (numbers if isinstance(numbers, tuple) else (numbers,))):
+        return numbers  # type: ignore[return-value]
+    raise ValueError(f"expected a number from 1 to {_LARGEST_BLOCK} or one per axis, got {short(value)}. Write e.g. 2.")
+
+
 PerStage = Annotated[int | tuple[int, ...], BeforeValidator(_counts)]
 """One number of at least 1 for all stages, or one per stage."""
+Block = Annotated[int | tuple[int, ...], BeforeValidator(_block)]
+"""Voxels of a block: one number for all spatial axes, or one per axis."""
 
 
 class NetworkOptions(BaseModel):
@@ -60,6 +69,19 @@ class Stage:
 def spread(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
     """One number for each of ``count`` stages or axes: a tuple as it is, a single number repeated."""
     return value if isinstance(value, tuple) else (value,) * count
+
+
+def per_axis(name: str, value: PerAxis, dims: int) -> tuple[int, ...]:
+    """One number for each axis of an option.
+
+    Raises:
+        ConfigError: If it has another number of axes.
+    """
+    numbers = spread(value, dims)
+    if len(numbers) != dims:
+        got, advice = f"{len(numbers)}: {numbers}", f"The network has {dims} spatial axes"
+        raise ConfigError([sentence(name, f"one number or {dims}", got, advice)], "network options")
+    return numbers
 
 
 class LevelOptions(NetworkOptions):

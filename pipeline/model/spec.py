@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from pipeline.config.settings import ModelSettings, SampleSettings, Size
+from pipeline.config.settings import ModelSettings, SampleSettings, Size, decided
 from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.network_options import parse_options, per_axis
 from pipeline.model.registry import NETWORKS, new_network
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan_file import Plan
@@ -68,7 +69,7 @@ class NetworkSpec(BaseModel):
 
 def build_network(
     name: str,
-    dims: Literal[2, 3] = 3,
+    dims: Literal[2, 3] | None = None,
     in_channels: int | None = None,
     out_channels: int | None = None,
     *,
@@ -81,7 +82,7 @@ def build_network(
 
     Args:
         name: One of those that ``volseg networks`` lists.
-        dims: Number of spatial axes, 2 or 3.
+        dims: Number of spatial axes, 2 or 3; by default 3, with a plan of single slices 2.
         in_channels: Channels of the image; with a plan they are its channels.
         out_channels: Channels of the logits: the classes, background included, or the regions; with a plan its own.
         plan: Plan of a dataset. Options that are not given follow from it: stages, strides, kernels, features.
@@ -106,12 +107,15 @@ def build_network(
             rule, advice = "in_channels and out_channels, or a plan", "Give them, or plan=make_plan(dataset)"
             got = "neither" if in_channels is out_channels else "one of the two numbers"
             raise ConfigError([sentence("network", rule, got, advice)], "build_network")
+        dims = 3 if dims is None else dims
         return new_network(name, dims, in_channels, out_channels, seed=seed, initialization=initialization, **options)
     own = (len(plan.channels), plan.label_table.outputs)
     given = (own[0] if in_channels is None else in_channels, own[1] if out_channels is None else out_channels)
     if given != own:
         rule, advice = f"{own[0]} and {own[1]} channels as in the plan", "Leave in_channels and out_channels out"
         raise ConfigError([sentence("network", rule, f"{given[0]} and {given[1]}", advice)], "build_network")
+    if dims is None:
+        dims = 2 if plan.single_slices else 3
     if dims not in (2, 3):
         raise ConfigError([sentence("dims", "2 or 3", dims, "Correct it")], "build_network")
     deep_supervision = options.pop("deep_supervision", ModelSettings().deep_supervision)
@@ -127,7 +131,7 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
 
     Args:
         plan: The dataset's plan.
-        model: Section ``model``.
+        model: Section ``model``, :func:`decided <pipeline.model.automatic.decide>`.
         sample: Section ``sample``; its patch size overrides the plan's.
 
     Returns:
@@ -137,16 +141,17 @@ def design_network(plan: Plan, model: ModelSettings, sample: SampleSettings) -> 
         ConfigError: If the network or an option is not known, or the given patch has the wrong number of axes or a size
             the network cannot take.
     """
-    patch = sample.patch_size or (plan.patch_3d if model.dims == 3 else plan.patch_2d).patch_size
-    if len(patch) != model.dims:
-        rule = f"expected {model.dims} numbers for model.dims {model.dims}"
+    dims: Literal[2, 3] = decided(model.dims)
+    patch = sample.patch_size or (plan.patch_3d if dims == 3 else plan.patch_2d).patch_size
+    if len(patch) != dims:
+        rule = f"expected {dims} numbers for model.dims {dims}"
         raise ConfigError([f"sample.patch_size: {rule}, got {patch}."])
-    if plan.cascade and model.dims != 3:
+    if plan.cascade and dims != 3:
         advice = "Train it on a dataset prepared with preprocess.resolution=full"
-        raise ConfigError([sentence("model.dims", "3 for a cascade", model.dims, advice)])
+        raise ConfigError([sentence("model.dims", "3 for a cascade", dims, advice)])
     spec = NetworkSpec(
         name=model.name,
-        dims=model.dims,
+        dims=dims,
         in_channels=len(plan.channels) + plan.stage_classes,
         stage_classes=plan.stage_classes,
         out_channels=plan.label_table.outputs,
@@ -188,7 +193,7 @@ def _options(plan: Plan, model: ModelSettings, patch: Sequence[int]) -> dict[str
     if entry is None:  # building it says so
         return dict(model.options)
     known = entry.options.model_fields
-    spacing = [plan.spacing_mm[axis] for axis in plan.axes(model.dims)]
+    spacing = [plan.spacing_mm[axis] for axis in plan.axes(decided(model.dims))]
     options = _with_topology(model, patch, spacing) if entry.planned else dict(model.options)
     if "deep_supervision" in known:
         options.setdefault("deep_supervision", model.deep_supervision)
@@ -201,14 +206,26 @@ def _with_topology(model: ModelSettings, patch: Sequence[int], spacing_mm: Seque
     """The settings' options, completed by the plan's features, strides and kernels where none are given."""
     options = dict(model.options)
     given = [len(options[name]) for name in ("features", "strides") if isinstance(options.get(name), list | tuple)]
-    shape = topology(patch, spacing_mm, given[0] if given else None)
+    # A network that takes blocks of voxels as one steps down from these.
+    block = _block(model)
+    inner = [n / step for n, step in zip(patch, block, strict=True)]
+    coarse = [mm * step for mm, step in zip(spacing_mm, block, strict=True)]
+    shape = topology(inner, coarse, given[0] if given else None)
     stages = given[0] if given else len(shape.strides)
     if stages > len(shape.strides) and "strides" not in options:
         rule = f"at most {len(shape.strides)} stages for patch {tuple(patch)}"
         advice = "Shorten the list or enlarge the patch"
         raise ConfigError([sentence("model.options.features", rule, stages, advice)])
-    options.setdefault("features", list(feature_widths(stages, model.dims)))
+    options.setdefault("features", list(feature_widths(stages, len(patch))))
     if "strides" not in options:  # kernels belong to strides: whoever sets those gets the network's default kernels
         options["strides"] = [list(stride) for stride in shape.strides]
         options.setdefault("kernel_sizes", [list(kernel) for kernel in shape.kernel_sizes])
     return options
+
+
+def _block(model: ModelSettings) -> tuple[int, ...]:
+    """Voxels along each axis that the network takes as one."""
+    if "block" not in model.options:
+        return (1,) * decided(model.dims)
+    parsed = parse_options(NETWORKS[model.name].options, {"block": model.options["block"]}, network=model.name)
+    return per_axis("block", parsed.model_dump()["block"], decided(model.dims))

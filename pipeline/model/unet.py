@@ -15,9 +15,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, LevelNetwork, SizeRule
-from pipeline.model.blocks import conv_stage, head, interpolation, preactivated_block, style_of, upsampling
-from pipeline.model.network_options import Count, LevelOptions, Size, Stage, StageOptions
+from pipeline.model.base import Heads, LevelNetwork, SizeRule, size_rule
+from pipeline.model.blocks import (
+    BlockHead,
+    conv_stage,
+    head,
+    interpolation,
+    into_blocks,
+    preactivated_block,
+    style_of,
+    upsampling,
+)
+from pipeline.model.network_options import Block, Count, LevelOptions, Size, Stage, StageOptions, per_axis
 
 
 class UShape(LevelNetwork):
@@ -173,9 +182,14 @@ class UNetOptions(StageOptions):
     """Whether the activation follows transposed convolutions."""
     head_size: Literal["native", "full"] = "native"
     """Heads of deep supervision at their own resolution, or linearly interpolated to that of the output."""
+    block: Block = 1
+    """Voxels along each axis that are taken as channels of one: the network is that much coarser and faster inside, and
+    its head gives the logits of every voxel."""
 
     @model_validator(mode="after")
     def _valid_sees_no_border(self) -> UNetOptions:
+        if self.padding == "valid" and self.block != 1:
+            raise ValueError(sentence("block", "1 where padding is valid", self.block, "Choose padding: same"))
         if self.padding == "valid" and self.up == "linear":
             advice = "Choose another up: interpolation repeats the voxels at a border, which are not the image's"
             raise ValueError(sentence("up", "transposed or nearest where padding is valid", "linear", advice))
@@ -187,7 +201,8 @@ class UNet(UShape):
 
     Level i of ``encoder``, ``decoder``, ``upsamplings`` and ``heads`` has the same resolution, 0 being the input's.
     With deep supervision, all decoder levels but the lowest have a head, finest first, as nnU-Net weights them. With
-    valid convolutions each head is cropped to the region of the final logits.
+    valid convolutions each head is cropped to the region of the final logits. With blocks, level 0 is that of the
+    blocks, and its head gives logits at the input's resolution.
 
     Raises:
         ConfigError: If a per-axis option has another number of axes than ``dims``; with valid convolutions, if skips or
@@ -199,16 +214,17 @@ class UNet(UShape):
 
     def __init__(self, dims: int, in_channels: int, out_channels: int, options: UNetOptions) -> None:
         super().__init__(dims, in_channels, out_channels, options)
-        stages = options.stages(dims)
-        strides = (stage.stride for stage in stages)
+        stages, self.block = options.stages(dims), per_axis("block", options.block, dims)
+        strides = [self.block, *(stage.stride for stage in stages[1:])]
         self.scales = list(accumulate(strides, lambda above, stride: tuple(map(mul, above, stride))))
+        self.sizes = size_rule(strides, lone_cell=self.sizes.lone_cell)
         self.full_heads, self.valid = options.head_size == "full", options.padding == "valid"
         if self.valid:
             self.batch_norm = False  # sizes that would leave a single value to normalize are not legal
             self.sizes = _valid_sizes(options, stages, self.scales)
         deep = replace(style_of(options, dims), valid=self.valid)
         style = deep if options.dropout_at == "all" else replace(deep, dropout=0.0)
-        convs, widths = options.convs_per_stage, (in_channels, *options.features)
+        convs, widths = options.convs_per_stage, (in_channels * math.prod(self.block), *options.features)
         self.encoder, self.upsamplings, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, (width, stage) in enumerate(zip(widths, stages, strict=False)):
             start = max(1, stage.features // 2) if options.narrow_start else None
@@ -223,6 +239,13 @@ class UNet(UShape):
             self.upsamplings.append(upsampling(lower, wide, style, options.up, bias=bias, activation=activation))
             self.decoder.append(conv_stage(upper.features + wide.features, upper, style, convs=convs))
         self.heads = level_heads(dims, options.features[:-1], out_channels, options.deep_supervision)
+        if max(self.block) > 1:
+            self.scales[0] = (1,) * dims  # of the head
+            self.heads[0] = BlockHead(dims, options.features[0], out_channels, self.block)
+
+    def segment(self, x: Tensor) -> Tensor | Heads:
+        """Logits, of an image taken in blocks where these are larger than a voxel."""
+        return super().segment(into_blocks(x, self.block) if max(self.block) > 1 else x)
 
     def climb(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
         """One step up; of valid convolutions, the skip connection is cropped at its centre."""
@@ -235,7 +258,7 @@ class UNet(UShape):
         heads = super().outputs(levels)
         if isinstance(heads, Tensor):
             return heads
-        size = tuple(levels[0].shape[2:])
+        size = tuple(heads["level0"].shape[2:])
         return {name: self._placed(logits, self.scales[n], size) for n, (name, logits) in enumerate(heads.items())}
 
     def _placed(self, logits: Tensor, scale: tuple[int, ...], size: tuple[int, ...]) -> Tensor:

@@ -222,6 +222,11 @@ class Plan(_Value):
         }
         return self.model_copy(update=update)
 
+    @property
+    def single_slices(self) -> bool:
+        """Whether the median case is one slice, as pictures are."""
+        return self.median_shape[self.slice_axis] == 1
+
     def axes(self, dims: Literal[2, 3]) -> tuple[int, ...]:
         """Volume axes that a network of so many dimensions sees."""
         return (0, 1, 2) if dims == 3 else tuple(axis for axis in range(3) if axis != self.slice_axis)

@@ -6,6 +6,7 @@ along the slice axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
 """Numbers along i, j, k."""
+
+_BLOCK = 8  # voxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +115,7 @@ def sliding_patches(
     size: Triple,
     overlap: float = 0.0,
     *,
-    label_map: Callable[[str], NDArray[np.integer[Any]]] | None = None,
+    foreground: Callable[[str], Foreground] | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[Patch]:
     """Lay a regular grid of windows over every volume.
@@ -128,30 +131,66 @@ def sliding_patches(
         cases: The training cases; none gives no patches.
         size: Patch voxels along i, j, k.
         overlap: Fraction of the window shared with its neighbour, in [0, 1).
-        label_map: Case id → its class indices (I, J, K). Given, windows without any foreground class are left out;
-            the whole label map is looked at, because ``class_voxels`` is only a subsample. Called once per case.
+        foreground: Case id → where it has foreground, made for windows of this size. Given, windows without any are
+            left out; ``class_voxels`` would not do, a subsample.
         rng: Source of the shifts; by default there are none.
 
     Returns:
         The patches in the order of the cases and of the axes, k fastest.
 
     Raises:
-        ValueError: If the overlap is not in [0, 1), or a label map has another shape than its case.
+        ValueError: If the overlap is not in [0, 1).
     """
     if not 0.0 <= overlap < 1.0:
         raise ValueError(f"overlap: expected a fraction in [0, 1), got {overlap}. Write for example 0.5.")
     patches = []
     for case in cases:
         starts = _grid_starts(case.shape, size, overlap, rng)
-        if label_map is not None:
-            foreground = np.asarray(label_map(case.id)) > 0
-            if foreground.shape != case.shape:
-                raise ValueError(
-                    f"case {case.id}: label map: expected shape {case.shape}, got {foreground.shape}. Preprocess again."
-                )
-            starts = [start for start in starts if foreground[_inside(start, size)].any()]
+        if foreground is not None:
+            starts = foreground(case.id).shown_by(starts)
         patches += [Patch(case.id, start) for start in starts]
     return patches
+
+
+class Foreground:
+    """Where a case has foreground, for windows of one size: exact, and small enough to be kept for every case.
+
+    The label map is read once, and of every block of up to 8 x 8 x 8 voxels one bit is kept: whether it has any. That
+    answers for most windows: one that holds a whole block with foreground shows some, one that touches none does not.
+    Only of the others, with foreground at their rim at most, the voxels are read again.
+
+    Args:
+        read: Gives the class indices of a part of the case, a slice for each axis.
+        shape: Voxels of the case along i, j, k.
+        size: Voxels of the windows along i, j, k.
+    """
+
+    def __init__(self, read: Callable[[tuple[slice, ...]], NDArray[np.integer[Any]]], shape: Triple, size: Triple):
+        self.read, self.shape, self.size = read, shape, size
+        # A window is at least four blocks long, so that most of it are whole ones; slices of 2D windows are apart.
+        self.edges = [min(_BLOCK, max(1, length // 4)) for length in size]
+        blocks = np.asarray(read((slice(None),) * 3)) > 0
+        for axis, edge in enumerate(self.edges):
+            blocks = np.logical_or.reduceat(blocks, range(0, shape[axis], edge), axis=axis)
+        self._counts, self._bits = blocks.shape, np.packbits(blocks)
+
+    def shown_by(self, starts: Sequence[Triple]) -> list[Triple]:
+        """Those of some windows, given by their first voxels, that show any foreground class."""
+        bits = np.unpackbits(self._bits, count=math.prod(self._counts))
+        blocks = bits.view(np.bool_).reshape(self._counts)
+        return [start for start in starts if self._is_shown(blocks, start)]
+
+    def _is_shown(self, blocks: NDArray[np.bool_], start: Triple) -> bool:
+        whole, touched = [], []
+        for first, window, length, edge in zip(start, self.size, self.shape, self.edges, strict=True):
+            low, high = max(first, 0), min(first + window, length)
+            end = -(-high // edge)
+            touched.append(slice(low // edge, end))
+            # The last block of the volume may be cut short by its border; it is whole all the same.
+            whole.append(slice(-(-low // edge), end if high == length else high // edge))
+        if blocks[tuple(whole)].any():
+            return True
+        return bool(blocks[tuple(touched)].any() and (self.read(_inside(start, self.size)) > 0).any())
 
 
 def _present(case: CaseInfo) -> list[int]:

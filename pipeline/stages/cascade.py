@@ -24,7 +24,7 @@ from pipeline.model.device import choose_device
 from pipeline.model.folder import ModelCard, fold_folder, read_card, trained_folds
 from pipeline.preprocess.plan_file import FIRST_STAGE, Plan
 from pipeline.sample.folds import Fold
-from pipeline.stages.model_files import PreparedFolds, alone_in
+from pipeline.stages.model_files import PreparedFolds, alone_in, trained_on_others
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class FirstStage:
             log: Called with a line if there is something to do.
 
         Raises:
-            VolsegError: If a fold of the first stage is not trained to its end, or with another plan, its cases or
-                folds are not those of the second stage, or a case is damaged.
+            VolsegError: If a fold of the first stage is not trained to its end, or with another plan or other cases,
+                its cases or folds are not those of the second stage, or a case is damaged.
         """
         self.require_same_folds(plan)
         wanted = sorted(set(self.fold_of.values()))
@@ -110,6 +110,11 @@ class FirstStage:
         if self.card.plan.content_hash != plan.first_stage().content_hash:  # it would see cases unlike those it knows
             rule, got = f"the plan of {self.data}", "another"
             raise VolsegError(sentence("first stage", rule, got, "Choose another model folder", file=self.model))
+        others = trained_on_others(self.model, PreparedFolds.read(self.data), wanted)
+        if others:
+            rule, got = "folds trained on the cases as they are now", f"{', '.join(map(str, others))} trained on others"
+            advice = f"Train it anew: `volseg train {self.data} -o {self.model} --fold all --restart`"
+            raise VolsegError(sentence("first stage", rule, got, advice, file=self.model))
         with alone_in(self.maps, wait=True):  # trainings of several folds may begin at once
             self._write_maps(wanted, device, log)
 

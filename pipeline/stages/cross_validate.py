@@ -377,9 +377,10 @@ def _case_task(models: Sequence[ModelUnderTest], case: str, model_hash: str, out
     paths = [split_source(path)[0] for path in files.label_sources]
     own = bool(paths) and all(path.is_file() for path in paths)
     suffix = (volume_suffix(files.images[0]) if files.images and own else "") or _FALLBACK_SUFFIX
-    made = out / "references" / f"{case}{volume_suffix(paths[0]) if own else _FALLBACK_SUFFIX}"
+    made = out / "references" / f"{case}{(volume_suffix(paths[0]) if own else '') or _FALLBACK_SUFFIX}"
     reference_hash = text_hash(*(file_hash(path) for path in paths if own))
-    reference = files.label if own and files.label is not None else made
+    # DICOM labels are no file that can be scored: a label map is made of them.
+    reference = files.label if own and files.label is not None and volume_suffix(files.label) else made
     made_from = reference_hash if reference == made else ""
     prediction_hash = text_hash(model_hash, made_from, *(model.case_hash(case) for model in models))
     return _CaseTask(files, own, out / "predictions" / f"{case}{suffix}", reference, prediction_hash, reference_hash)
@@ -390,7 +391,7 @@ def _files(case: str, info: Mapping[str, Any]) -> CaseFiles:
     images = tuple(Path(path) for path in info.get("images", ()))
     labels = [Path(path) for path in info.get("labels", ())]
     parts = [split_source(path) for path in labels]
-    if len(labels) == 1 and not parts[0][1]:
+    if len(labels) == 1 and parts[0][1] in ("", "labels"):
         return CaseFiles(case, images, labels[0])
     organs = tuple((number, path) for path, _, number, _ in parts)
     return CaseFiles(case, images, organs=organs, soft=any(kind == "soft" for _, kind, _, _ in parts))
@@ -434,7 +435,7 @@ def _predict(
     if not case.own_grid:
         label = np.asarray(open_prepared(models[0].prepared, name)[1][...])
         write_label_map(LabelMap(table.from_index(label), grid), case.reference)
-    elif case.files.label is None:
+    elif case.reference != case.files.label:
         write_reference(ReferenceTask(case.files, case.reference))
     # Noted twice: first, so that a killed run knows its own file; then with the hash, which says that it is finished.
     record.note(entry)

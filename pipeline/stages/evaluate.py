@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from pipeline.data.layout_names import LAYOUTS
 from pipeline.data.layouts import open_dataset
 from pipeline.data.organ_masks import read_reference
 from pipeline.data.volume_file import volume_stem, volume_suffix
-from pipeline.data.volumes import read_grid, write_label_map
+from pipeline.data.volumes import is_dicom_label, read_grid, write_label_map
 from pipeline.engine.local import collect, default_jobs, map_cases, open_engine
 from pipeline.evaluate.label_choice import MatchLabels, choose_labels
 from pipeline.evaluate.metrics import Measures
-from pipeline.evaluate.pairing import FilePair, pair_files
+from pipeline.evaluate.pairing import LABEL_FOLDERS, FilePair, is_list, listed_maps, pair_files
 from pipeline.evaluate.results import Evaluation, joined, read_evaluation, write_evaluation
 from pipeline.evaluate.scoring import evaluate as score
 from pipeline.evaluate.summary import read_metadata, summarize_subgroups
@@ -45,7 +46,7 @@ class ReferenceTask:
 def merged_references(
     predictions: Path, references: Path, out: Path, jobs: int | None, progress: Progress, runs: RunsTogether
 ) -> tuple[Path, list[tuple[str, str]]]:
-    """Write the label maps of a dataset whose references are organ masks.
+    """Write the label maps of a dataset whose references are organ masks, or DICOM.
 
     Of a dataset that fixes its split, only the parts count of which a case was predicted.
 
@@ -57,10 +58,10 @@ def merged_references(
     if dataset is None:
         return references, []
     predicted = {volume_stem(file) for file in ([predictions] if predictions.is_file() else list_volumes(predictions))}
-    labelled = [files for files in (*dataset.cases, *dataset.tests) if files.organs]
+    labelled = [files for files in (*dataset.cases, *dataset.tests) if files.organs or _is_dicom(files)]
     parts = {files.split for files in labelled if files.id in predicted}
     tasks = [
-        ReferenceTask(files, out / f"{files.id}{volume_suffix(files.organs[0][1])}")
+        ReferenceTask(files, out / f"{files.id}{(files.organs and volume_suffix(files.organs[0][1])) or '.nii.gz'}")
         for files in labelled
         if not parts or files.split in parts
     ]
@@ -75,8 +76,9 @@ def merged_references(
 
 
 def write_reference(task: ReferenceTask) -> None:
-    """Merge the organ masks of a case and write the label map."""
-    write_label_map(read_reference(task.files), task.target, like=task.files.organs[0][1])
+    """Merge the organ masks of a case, or read its DICOM labels, and write the label map."""
+    like = task.files.organs[0][1] if task.files.organs else None
+    write_label_map(read_reference(task.files), task.target, like=like)
 
 
 def _remove_earlier(out: Path, names: set[str], runs: RunsTogether) -> None:
@@ -94,7 +96,22 @@ def _opened(references: Path) -> Dataset | None:
             return open_dataset(references, layout)
         except VolsegError:  # not of this layout; what else is wrong shows when label maps are looked for
             continue
-    return None
+    named = False
+    with suppress(VolsegError):  # as above
+        named = _names_dicom(references)
+    return open_dataset(references) if named else None
+
+
+def _is_dicom(files: CaseFiles) -> bool:
+    return files.label is not None and is_dicom_label(files.label)
+
+
+def _names_dicom(references: Path) -> bool:
+    """Whether a dataset folder, or a list of cases, has DICOM labels: of folders the first file is looked at."""
+    if is_list(references):
+        return any(map(is_dicom_label, listed_maps(references, "reference").values()))
+    folders = (references / name for name in LABEL_FOLDERS)
+    return any(map(is_dicom_label, (file for home in folders for file in list_volumes(home, dicom_files=True)[:1])))
 
 
 _BYTES_PER_VOXEL = 16  # two label maps, twice each, and the faces of their organs

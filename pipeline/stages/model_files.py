@@ -246,6 +246,12 @@ def finished_as(out: Path, fold: int, finished_hash: str) -> bool:
     return there and is_same_training(scores.get("training"), finished_hash)
 
 
+def trained_on_others(out: Path, folds: PreparedFolds, wanted: Sequence[int]) -> list[int]:
+    """Finished folds of a model whose cases are not, or no longer, those of some folds; old versions noted no cases."""
+    noted = {fold: str(_scores(out, fold).get("training") or "").partition("-")[2] for fold in wanted}
+    return [fold for fold, contents in noted.items() if contents not in ("", folds.contents(folds.folds[fold]))]
+
+
 def mean_dice_of(out: Path, fold: int) -> float | None:
     """Mean Dice of a fold's validation, as its ``validation.json`` has it; None if it has none."""
     value = _scores(out, fold).get("mean_dice")

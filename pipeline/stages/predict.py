@@ -34,6 +34,7 @@ from pipeline.infer.segment import Prepared, SearchRegion, prepare_for, segment,
 from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.model.device import choose_devices
 from pipeline.model.folder import ModelCard, member_folders, read_card
+from pipeline.model.zoo import model_folder
 from pipeline.stages.model_files import provenance
 from pipeline.stages.prediction_files import (
     Output,
@@ -52,7 +53,7 @@ class Predictor:
     It may be used by several threads at the same time.
 
     Example:
-        >>> predictor = Predictor.load("model")                       # doctest: +SKIP
+        >>> predictor = Predictor.load("hippocampus")                 # doctest: +SKIP
         >>> label_map = predictor.predict(read_image("scan.nii.gz"))  # doctest: +SKIP
         >>> batch = predictor.predict_files(["scans"], "masks")       # doctest: +SKIP
 
@@ -99,13 +100,14 @@ class Predictor:
         extra: Sequence[Any] = (),
         max_memory_gb: float | None = None,
     ) -> Self:
-        """Load a model folder, or the folder of an ensemble.
+        """Load a model folder, the folder of an ensemble, or a model that comes with volseg.
 
         What cross-validation found to help (``postprocessing.json`` in the folder) is done to every mask, unless
         ``settings.postprocessing`` is off.
 
         Args:
-            folder: What ``volseg train`` or ``volseg choose`` wrote.
+            folder: What ``volseg train`` or ``volseg choose`` wrote, or the name of a model that comes with volseg,
+                as ``volseg models`` lists them. A folder of that name goes first.
             folds: Folds to average; by default all that are trained.
             device: Name of the device; by default the best there is. Over several (``cuda:0,cuda:1`` or ``cuda:all``)
                 the folds, and the models of an ensemble, are spread.
@@ -119,7 +121,7 @@ class Predictor:
             VolsegError: If the folder holds no trained model, or not the folds asked for.
             ConfigError: If a key or value of the overrides is wrong, or is not of this section.
         """
-        folder = Path(folder)
+        folder = model_folder(folder)
         homes = member_folders(folder)
         cards = [read_card(home) for home in homes]
         if settings is not None and not isinstance(settings, InferSettings):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.files import OutputFolder, remove_leftovers, text_hash
+from pipeline.core.grid import Box
 from pipeline.core.together import RunsTogether
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
@@ -22,6 +23,7 @@ from pipeline.data.volumes import position_doubts, read_image, read_label_map, w
 from pipeline.export.dicom_objects import write_objects
 from pipeline.export.dicom_source import Maker, Segmented, SourceSeries
 from pipeline.infer.probability_maps import SoftPrediction
+from pipeline.preprocess.fingerprint import foreground_box
 from pipeline.preprocess.plan_file import Plan
 from pipeline.stages.prediction_files import (
     DICOM,
@@ -39,6 +41,8 @@ from pipeline.stages.prediction_files import (
     write_soft,
     write_statistics,
 )
+
+_LARGER = 2.0  # times the median training case along every axis: no set of whole images varies so much
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,22 @@ def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, 
         rule = f"more than one voxel of the model ({wanted} mm) along every axis"
         advice = "Check the spacing and its unit in the header"
         notes["extent"] = sentence("image size", rule, f"{got} mm", advice, case=case)
+    usual = [n * mm for n, mm in zip(plan.median_shape, plan.spacing_mm, strict=True)]
+    if plan.shape is None and _much_larger(extent, usual):
+        box = foreground_box(image.array) if plan.crop == "nonzero" else Box.whole(image.grid.shape)
+        part = image.grid.cropped(box.start, box.stop).reoriented(plan.orientation)
+        extent = [n * mm for n, mm in zip(part.shape, part.spacing_mm, strict=True)]
+        if _much_larger(extent, usual):
+            got, wanted = (" x ".join(f"{mm:.3g}" for mm in numbers) for numbers in (extent, usual))
+            advice = "Crop it around the organs, or expect some where there are none"
+            rule = f"about {wanted} mm, as the training cases have it"
+            notes["field of view"] = sentence("image size", rule, f"{got} mm", advice, case=case)
     return notes
+
+
+def _much_larger(extent_mm: Sequence[float], usual_mm: Sequence[float]) -> bool:
+    """Whether an image shows much that training cases do not, as a whole head does to a model of crops."""
+    return all(mm > _LARGER * usual for mm, usual in zip(extent_mm, usual_mm, strict=True))
 
 
 def notes_in_short(notes: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.core.files import signature, write_bytes
 from pipeline.core.grid import orientation_change, reorient_array
 from pipeline.data.prepared_cases import read_info
 from pipeline.data.volume_file import RGB, is_picture
+from pipeline.model.automatic import decide
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec, design_network
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
@@ -239,8 +240,8 @@ def open_patches(prepared: Path, plan: Plan, settings: Settings, fold: int, seed
     # Without a cache, cases are read patch by patch: the same patches, without the time that whole cases take.
     sample = settings.sample.model_copy(update={"cache_mb": 0})
     seeded = settings.train.model_copy(update={"seed": seed})
+    settings, _ = decide(plan, settings.model_copy(update={"sample": sample, "train": seeded}))
     spec = design_network(plan, settings.model, sample)
-    settings = settings.model_copy(update={"sample": sample, "train": seeded})
     split = PreparedFolds.read(prepared).fold(fold, plan)
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance={})
     source = patch_source(prepared, split, card, spec.sizes().margin, torch.device("cpu"))

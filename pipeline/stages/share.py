@@ -5,8 +5,12 @@ Written anew from what was read, key by key: what is not known to be needed is n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, own_version, remove_leftovers, write_json
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
 from pipeline.model.folder import (
@@ -28,7 +32,7 @@ _VERSIONS = ("volseg", "torch", "monai", "python")  # of the provenance; its dev
 _NAME = "dataset"  # a dataset is often named after a hospital or a study
 
 
-def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
+def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[str, ...]:
     """Write a model folder that predicts as the original does and names neither cases nor places.
 
     It has the network, the plan without its reasons and the dataset's name, labels and channels, the settings without
@@ -37,12 +41,14 @@ def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
     Args:
         model: Model folder, or the folder of an ensemble.
         out: Folder to write: new, empty, or one that was shared before.
+        half: Write weights in 16 bits instead of 32, which halves the file. Predicting computes as before, with weights
+            that are rounded to 11 binary digits.
 
     Returns:
         What was written, relative to ``out``.
 
     Raises:
-        VolsegError: If there is no trained model, or ``out`` holds something else.
+        VolsegError: If there is no trained model, ``out`` holds something else, or a weight is too large for 16 bits.
     """
     model, out = Path(model), Path(out)
     homes = member_folders(model)
@@ -80,11 +86,24 @@ def share(model: Path | str, out: Path | str) -> tuple[str, ...]:
         for fold in trained_folds(home):
             # Through the network, so that nothing else than its weights is in the file.
             weights = load_network(home, card, fold).state_dict()
-            save_weights(fold_folder(out / name, fold) / "model.safetensors", weights)
+            path = fold_folder(out / name, fold) / "model.safetensors"
+            if half:
+                weights = _in_16_bits(weights, path)
+            save_weights(path, weights)
         write_card(out / name, _bare(card))
     if names != [""]:
         write_json(out / ENSEMBLE_FILE, {"members": names})
     return tuple(written)
+
+
+def _in_16_bits(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights as 16-bit floats; whole numbers, which count batches, stay."""
+    rounded = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    large = next((key for key, value in rounded.items() if not value.isfinite().all()), None)
+    if large is not None:
+        got = f"{weights[large].abs().max().item():.4g} in {large}"
+        raise VolsegError(sentence("weights", "at most 65504 in 16 bits", got, "Leave out --half", file=path))
+    return rounded
 
 
 def _bare(card: ModelCard) -> ModelCard:

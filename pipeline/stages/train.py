@@ -20,11 +20,13 @@ from pipeline.core.machine import keep_freed_memory
 from pipeline.core.tables import number_cell
 from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
+from pipeline.model.automatic import Choice, choice_lines, decide
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
-from pipeline.model.device import PLAIN, choose_device, choose_dtype
+from pipeline.model.device import PLAIN, choose_device, choose_dtype, free_gpu
 from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
+from pipeline.model.zoo import model_folder
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.report.page import Picture, Table, write_picture_page
 from pipeline.sample.augment import PatchGeometry, directions
@@ -109,7 +111,7 @@ def train(
         room, maps, count = planned.room_for_cases(network, place, processes), planned.stage_maps, processes.count
         source = patch_source(prepared, planned.split, planned.card, network.margin, place, count, room, maps)
         # On a processor cases are loaded before the memory is asked for: what they take is no longer free.
-        require_memory(network, source, settings.train)
+        require_memory(network, source, planned.card.settings.train)
         with alone_in(planned.folder, processes):
             # Only now, when no other training can be at work in the folder.
             if restart and processes.first:
@@ -160,7 +162,7 @@ def _train(
     if not any(read_class_voxels(planned.prepared, case) for case in planned.split.validation):
         kept = "The weights that are kept are the last ones that found nothing there."
         notes.append(f"validation: none of its {len(planned.split.validation)} cases has an organ. {kept}")
-    for line in (_description(spec, source, network), *notes, *transferred):
+    for line in (*choice_lines(planned.choices), _description(spec, source, network), *notes, *transferred):
         log(line)
     # Processes measure each for itself, and may differ; the first one decides.
     own = autotune(spec, plan, settings, place, log) if tune else PLAIN
@@ -183,7 +185,8 @@ def _own_device(device: str | None, processes: Processes) -> torch.device:
     if processes.count == 1 or chosen.type != "cuda":
         return chosen
     own = torch.device("cuda", processes.local)
-    torch.cuda.set_device(own)
+    with free_gpu(own):
+        torch.cuda.set_device(own)
     return own
 
 
@@ -196,7 +199,8 @@ class PlannedTraining:
         out: Model folder.
         fold: Which fold validates.
         split: Its cases.
-        card: Network, plan and settings as the user gave them.
+        card: Network, plan and settings, decided.
+        choices: What was decided of the settings, for the user to read.
         start: The model to begin with, or None.
         contents: Content hash of the cases of the split, and of what the first stage of a cascade found in them.
     """
@@ -206,6 +210,7 @@ class PlannedTraining:
     fold: int
     split: Fold
     card: ModelCard
+    choices: tuple[Choice, ...]
     start: StartModel | None
     contents: str
 
@@ -214,9 +219,9 @@ class PlannedTraining:
         """The training of one fold; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
         folds = PreparedFolds.read(prepared)
-        split, card = folds.fold(fold, plan), checked_card(plan, settings)
+        split, (card, choices) = folds.fold(fold, plan), checked_card(plan, settings)
         contents = _contents(folds, split, first_stage(plan, prepared, out))
-        return cls(prepared, out, fold, split, card, StartModel.read(start) if start else None, contents)
+        return cls(prepared, out, fold, split, card, choices, StartModel.read(start) if start else None, contents)
 
     @classmethod
     def all_folds(
@@ -224,11 +229,11 @@ class PlannedTraining:
     ) -> tuple[PlannedTraining, ...]:
         """The trainings of all folds; arguments and errors as for :func:`train`."""
         plan = read_plan(prepared / PLAN_FILE)
-        card = checked_card(plan, settings)
+        card, choices = checked_card(plan, settings)
         folds = PreparedFolds.read(prepared)
         model, first = StartModel.read(start) if start else None, first_stage(plan, prepared, out)
         return tuple(
-            cls(prepared, out, fold, split, card, model, _contents(folds, split, first))
+            cls(prepared, out, fold, split, card, choices, model, _contents(folds, split, first))
             for fold, split in enumerate(folds.for_training(plan))
         )
 
@@ -260,7 +265,7 @@ class PlannedTraining:
 
     @property
     def settings(self) -> Settings:
-        """The settings, with what follows from the plan in place of the words ``plan`` and ``auto``."""
+        """The settings, with the plan's class weights in place of ``plan``."""
         loss = planned_loss(self.card.settings.loss, self.card.plan, self.card.network.dims)
         return self.card.settings.model_copy(update={"loss": loss})
 
@@ -304,14 +309,15 @@ def _contents(folds: PreparedFolds, split: Fold, first: FirstStage | None) -> st
     return own if first is None else text_hash(own, first.contents(split))
 
 
-def checked_card(plan: Plan, settings: Settings) -> ModelCard:
-    """The network of the settings; what in them cannot be right for this plan is refused."""
+def checked_card(plan: Plan, settings: Settings) -> tuple[ModelCard, tuple[Choice, ...]]:
+    """The settings decided, their network, and what was decided; what cannot be right for this plan is refused."""
+    settings, choices = decide(plan, settings)
     spec = design_network(plan, settings.model, settings.sample)
     outputs = tuple(plan.label_table.regions) or ("background", *plan.label_table.organs)
     require_class_weights(settings.loss, outputs)
     card = ModelCard(network=spec, plan=plan, settings=settings, provenance={})
     check_inference(card, settings.infer)
-    return card
+    return card, choices
 
 
 def patch_source(
@@ -397,7 +403,8 @@ class StartModel:
 
     @classmethod
     def read(cls, folder: Path) -> StartModel:
-        """Find the model; one without a trained fold is refused."""
+        """Find the model, perhaps one that comes with volseg; one without a trained fold is refused."""
+        folder = model_folder(folder)
         if (folder / _WEIGHTS).is_file():
             return cls(folder, read_card(folder.parent), ())
         card, folds = read_card(folder), trained_folds(folder)

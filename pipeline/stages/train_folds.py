@@ -15,6 +15,7 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.machine import processors
 from pipeline.engine.local import Outcome, open_engine
 from pipeline.engine.places import run_at_places
+from pipeline.model.automatic import choice_lines
 from pipeline.model.device import choose_device
 from pipeline.preprocess.plan_file import PLAN_FILE, read_plan
 from pipeline.stages.cascade import first_stage
@@ -126,7 +127,7 @@ def train_folds(
     first = first_stage(plan, prepared, out)
     if first is not None:
         # What is wrong with the second stage is said before the first is trained.
-        card = checked_card(plan, settings)
+        card, _ = checked_card(plan, settings)
         require_same_model(out, card, 0 if restart else None, earlier_card(out))
         if start is not None:
             StartModel.read(start)
@@ -143,6 +144,8 @@ def train_folds(
     kept = [each.fold for each in planned if not restart and finished_as(out, each.fold, each.finished_hash)]
     # Folds that are trained side by side on one machine share its processors.
     threads = max(1, processors() // len(places)) if len(places) > 1 else None
+    for line in choice_lines(planned[0].choices):  # once for all: the folds get what was decided
+        log(line)
     tasks = [_FoldTask(each, restart, tune, on_epoch, log, threads) for each in planned if each.fold not in kept]
     found = {fold: FoldOutcome(fold, "kept", mean_dice_of(out, fold)) for fold in kept}
     for outcome in _outcomes(tasks, places):

@@ -13,10 +13,11 @@ from tempfile import gettempdir
 import torch
 from torch import Tensor
 
-from pipeline.config.settings import Settings, TrainSettings, parse_duration_s
+from pipeline.config.settings import Settings, TrainSettings, decided, parse_duration_s
 from pipeline.core.documents import conform
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_record, text_hash, write_json
+from pipeline.model.automatic import decide
 from pipeline.model.base import SegmentationNetwork, SizeRule
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import (
@@ -33,6 +34,7 @@ from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import planned_loss, supervised_loss
 from pipeline.train.state import Objective, first_state, update
+from pipeline.train.step_memory import STEP_ADVICE
 
 _STEPS = 4  # the first chooses algorithms, compiles and reserves memory; the fastest of the others counts
 
@@ -67,13 +69,14 @@ def trial(folder: Path, settings: Settings, device: str | None = None) -> Trial:
 
     Args:
         folder: Folder with the ``plan.yaml``.
-        settings: Sections ``model``, ``sample``, ``loss`` and ``train``.
+        settings: Sections ``model``, ``sample``, ``loss`` and ``train``, as the user gave them.
         device: Name of the device; by default the best there is.
 
     Raises:
         VolsegError: If the patch does not fit the network, or network and patches do not fit into memory.
     """
     plan, place = read_plan(folder / PLAN_FILE), choose_device(device)
+    settings, _ = decide(plan, settings)
     spec = design_network(plan, settings.model, settings.sample)
     batch_size = patches_per_batch(plan, spec, settings.sample)
     network = spec.build(settings.train.seed, settings.model.initialization)
@@ -118,7 +121,8 @@ def autotune(
         ways.append(Execution(compiled="graphs"))
     # Each way gets a network of its own: compiling changes a network for good.
     build = partial(spec.build, train.seed, settings.model.initialization)
-    batch = noise_batch(spec.sizes(), plan, spec.patch_size, batch_size, device)
+    with enough_memory(device, f"{batch_size} patches of {' x '.join(map(str, spec.patch_size))}", STEP_ADVICE):
+        batch = noise_batch(spec.sizes(), plan, spec.patch_size, batch_size, device)
     found = measured_ways(build, batch, _objective(plan, settings), train, ways)
     best = fastest(found)
     for entry in found:
@@ -128,7 +132,7 @@ def autotune(
 
 
 def _objective(plan: Plan, settings: Settings) -> Objective:
-    loss = planned_loss(settings.loss, plan, settings.model.dims)
+    loss = planned_loss(settings.loss, plan, decided(settings.model.dims))
     return partial(supervised_loss, settings=loss, regions=plan.label_table.region_classes())
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -24,7 +24,7 @@ from pipeline.core.errors import DataError
 from pipeline.data.store import open_prepared, open_stage_map, read_class_voxels
 from pipeline.sample.augment import PatchGeometry, augment, draw_moves
 from pipeline.sample.cut import cut_batch
-from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
+from pipeline.sample.patches import Balance, CaseInfo, Foreground, Patch, balanced_patches, sliding_patches
 from pipeline.sample.randomness import BatchRandom, seeded
 from pipeline.sample.spatial import Move
 from pipeline.sample.stage_maps import JoinedMaps, disturbed, joined_pairs, parted
@@ -202,14 +202,23 @@ class PatchSource:
         return kept[1]
 
     def _windows(self, rng: np.random.Generator | None) -> list[Patch]:
-        skip = self._label_map if self.settings.skip_empty else None
-        return sliding_patches(self.infos, self.target_size, self.settings.overlap, label_map=skip, rng=rng)
+        skip = self._foreground.__getitem__ if self.settings.skip_empty else None
+        return sliding_patches(self.infos, self.target_size, self.settings.overlap, foreground=skip, rng=rng)
 
-    def _label_map(self, case: str) -> Any:
+    @cached_property
+    def _foreground(self) -> dict[str, Foreground]:
+        # Read once, not in every epoch, although their windows differ.
+        return {
+            info.id: Foreground(partial(self._class_indices, info.id), info.shape, self.target_size)
+            for info in self.infos
+        }
+
+    def _class_indices(self, case: str, part: tuple[slice, ...]) -> Any:
         label = self.volumes[case][1]
         if isinstance(label, JoinedMaps):
             label = label.labels
-        return label.cpu().numpy() if isinstance(label, Tensor) else label[...]
+        found = label[part]
+        return found.cpu().numpy() if isinstance(found, Tensor) else found
 
 
 def network_size(source: PatchSource) -> list[int]:

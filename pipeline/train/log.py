@@ -106,6 +106,24 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _QUIET = "#9aa5b1"
 _NAMED = len(_COLORS)  # of more organs the worst are named, and the others are grey
 _MARKED = 40  # up to so many epochs each is a dot, of a single one there is no line
+_DRAW_EVERY_S = 30.0
+
+
+class Curves:
+    """The picture of a training: drawn anew after a validation, at most twice a minute, and at the end.
+
+    Drawing takes half a second of a processor, longer than many an epoch of a small training.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.drawn, self.due = path, time.monotonic(), False
+
+    def note(self, records: Sequence[EpochRecord], finished: bool) -> None:
+        """Draw all epochs if it is time to, the last of which has just ended."""
+        self.due = self.due or records[-1].mean_dice is not None
+        if self.due and (finished or time.monotonic() - self.drawn >= _DRAW_EVERY_S):
+            plot_history(records, self.path)
+            self.drawn, self.due = time.monotonic(), False
 
 
 def plot_history(records: Sequence[EpochRecord], path: Path) -> None:

@@ -6,14 +6,15 @@ three sums per organ (:class:`Terms`), from which cross-entropy and overlap foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate, log_softmax, logsigmoid, pad
 
 from pipeline.config.settings import LossSettings, SampleSettings
@@ -285,14 +286,14 @@ def _head_loss(
     terms: Terms, settings: LossSettings, class_weights: Tensor | None, border: Tensor | None, processes: Processes
 ) -> Tensor:
     """Loss of one head; ``border`` (B, N) is added to the weights of its voxels."""
-    loss = terms.scores.new_zeros(())
+    loss = terms.log_truth.new_zeros(())
     if settings.ce_weight > 0:
         weights = terms.weights(class_weights, border)
         cross_entropy = focal_cross_entropy(terms.log_truth, weights, settings.focal_gamma, processes)
         loss = loss + settings.ce_weight * cross_entropy
-    if settings.dice_weight > 0 and terms.has_overlap:
+    if settings.dice_weight > 0 and (volumes := terms.volumes())[0].shape[1] > 0:  # else there is but background
         index_per_organ = tversky_index(
-            terms.sums(),
+            volumes,
             alpha=settings.tversky_alpha,
             beta=settings.tversky_beta,
             smooth=settings.smooth,
@@ -329,15 +330,16 @@ class Terms:
 
     Args:
         log_truth: (B, T, N) log-probability of the truth; T is 1 for a softmax, L for regions.
-        scores: (B, L, N) log-probabilities of the softmax, or logits of the regions.
         truth: (B, N) class indices for a softmax, (B, L, N) whether the voxel lies in each region.
         valid: (B, 1, N), 1 where annotated, 0 where ignored.
+        volumes: Gives intersection (soft), reference and prediction (soft) of foreground classes or regions, (B, K)
+            each.
     """
 
     log_truth: Tensor
-    scores: Tensor
     truth: Tensor
     valid: Tensor
+    volumes: Callable[[], tuple[Tensor, Tensor, Tensor]]
 
     def weights(self, class_weights: Tensor | None, border: Tensor | None) -> Tensor:
         """Weights (B, T, N) of the cross-entropy: class weights (L,) plus border weights (B, N), 0 where ignored."""
@@ -351,24 +353,6 @@ class Terms:
             weights = weights + border[:, None]
         return (weights * self.valid).expand_as(self.log_truth)
 
-    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Volumes (B, K) of intersection (soft), reference and prediction (soft) of foreground classes or regions."""
-        if self._has_regions:
-            probabilities, reference = self.scores.sigmoid(), self.truth * self.valid
-            predicted = (probabilities * self.valid).sum(2)
-            return (probabilities * reference).sum(2), reference.sum(2), predicted
-        predicted = (self.scores.exp() * self.valid).sum(2)
-        zeros, valid = torch.zeros_like(predicted), self.valid[:, 0]
-        # Gathered per voxel and scattered by class: a one-hot volume of 100 classes would not fit into a GPU.
-        intersection = zeros.scatter_add(1, self.truth, self.log_truth[:, 0].exp() * valid)
-        reference = zeros.scatter_add(1, self.truth, valid)
-        return intersection[:, 1:], reference[:, 1:], predicted[:, 1:]
-
-    @property
-    def has_overlap(self) -> bool:
-        """Whether there is anything but background to overlap with."""
-        return self._has_regions or self.scores.shape[1] > 1
-
     @property
     def _has_regions(self) -> bool:
         return self.truth.ndim == 3
@@ -376,8 +360,51 @@ class Terms:
 
 def softmax_terms(scores: Tensor, index: Tensor) -> Terms:
     """Compare logits (B, L, N) of a softmax over classes, background first, with class indices (B, N), int64."""
-    log_p, truth = log_softmax(scores, dim=1), index.clamp(min=0)
-    return Terms(log_p.gather(1, truth[:, None]), log_p, truth, (index != IGNORE_INDEX).float()[:, None])
+    truth, valid = index.clamp(min=0), (index != IGNORE_INDEX).float()
+    log_truth, intersection, predicted = _Softmax.apply(scores, truth, valid)  # type: ignore[no-untyped-call]
+
+    def volumes() -> tuple[Tensor, Tensor, Tensor]:
+        # Scattered by class: a one-hot volume of 100 classes would not fit into a GPU.
+        reference = torch.zeros_like(predicted).scatter_add(1, truth, valid)
+        return intersection[:, 1:], reference[:, 1:], predicted[:, 1:]
+
+    return Terms(log_truth, truth, valid[:, None], volumes)
+
+
+class _Softmax(torch.autograd.Function):
+    """What cross-entropy and overlap need of logits (B, L, N), by class indices (B, N) and what is annotated (B, N).
+
+    Gives the log-probability of the truth (B, 1, N), and soft volumes (B, L): of what each class shares with the truth,
+    and of what is taken for it.
+
+    The logits of many classes take hundreds of megabytes, and PyTorch would keep three such tensors for as many steps.
+    This keeps one, of probabilities, in the memory order of the logits: with channels last, others would be copied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.axis = axis = 2 if scores.stride(1) == 1 else 1  # of the classes
+        log_p, own = log_softmax(scores.transpose(1, axis), axis), truth.unsqueeze(axis)
+        log_truth = log_p.gather(axis, own)
+        p = log_p.exp_().mul_(valid.unsqueeze(axis))
+        predicted = p.sum(3 - axis)
+        shared = (log_truth.exp() * valid.unsqueeze(axis)).flatten(1)
+        intersection = torch.zeros_like(predicted).scatter_add_(1, truth, shared)
+        ctx.save_for_backward(p, shared, truth, valid)
+        return log_truth.transpose(1, axis), intersection, predicted
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, to_log_truth: Tensor, to_intersection: Tensor, to_predicted: Tensor
+    ) -> tuple[Tensor, None, None]:
+        (p, shared, truth, valid), axis = ctx.saved_tensors, ctx.axis
+        # What the logit of the truth gets; the softmax takes as much from all classes, by their probability.
+        own = to_log_truth[:, 0] * valid + to_intersection.gather(1, truth) * shared
+        gradient, own = p * to_predicted.unsqueeze(3 - axis), own.unsqueeze(axis)
+        gradient.addcmul_(p, gradient.sum(axis, keepdim=True) + own, value=-1)
+        gradient.scatter_add_(axis, truth.unsqueeze(axis), own)
+        return gradient.transpose(1, axis), None, None
 
 
 def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
@@ -388,9 +415,14 @@ def region_terms(scores: Tensor, index: Tensor, regions: Regions) -> Terms:
     member = _membership(tuple(map(tuple, regions)), index.device)
     # Ignored voxels get the truth of class 0; their weight is 0.
     truth = member[:, index.clamp(0, member.shape[1] - 1)].movedim(0, 1)
-    return Terms(
-        logsigmoid(torch.where(truth, scores, -scores)), scores, truth, (index != IGNORE_INDEX).float()[:, None]
-    )
+    valid = (index != IGNORE_INDEX).float()[:, None]
+
+    def volumes() -> tuple[Tensor, Tensor, Tensor]:
+        probabilities, reference = scores.sigmoid(), truth * valid
+        predicted = (probabilities * valid).sum(2)
+        return (probabilities * reference).sum(2), reference.sum(2), predicted
+
+    return Terms(logsigmoid(torch.where(truth, scores, -scores)), truth, valid, volumes)
 
 
 @lru_cache(maxsize=16)

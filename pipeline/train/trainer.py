@@ -22,7 +22,7 @@ from pipeline.sample.randomness import seeded
 from pipeline.train.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from pipeline.train.distributed import Commands
 from pipeline.train.loader import PatchSource, TrainingBatches
-from pipeline.train.log import EpochRecord, Resources, log_epoch, plot_history, write_history
+from pipeline.train.log import Curves, EpochRecord, Resources, log_epoch, write_history
 from pipeline.train.loss import border_weights, class_weights, supervised_loss
 from pipeline.train.schedule import learning_rate, make_budget
 from pipeline.train.state import (
@@ -130,7 +130,7 @@ def train_fold(
 
 def _train_epochs(trainer: Trainer, resources: Resources, callbacks: Callbacks, stop: StopRequest) -> None:
     """Epochs until the training is finished; a signal ends it when the checkpoint is written."""
-    first = trainer.run.processes.first
+    first, curves = trainer.run.processes.first, Curves(trainer.run.folder / "curves.png")
     with SummaryWriter(str(trainer.run.folder / "events")) if first else nullcontext() as writer:
         while not trainer.progress.finished:
             record = trainer.epoch(stop, callbacks)
@@ -148,8 +148,7 @@ def _train_epochs(trainer: Trainer, resources: Resources, callbacks: Callbacks, 
             if writer is None:
                 continue
             log_epoch(writer, record)
-            if record.mean_dice is not None:
-                plot_history(trainer.progress.records, trainer.run.folder / "curves.png")
+            curves.note(trainer.progress.records, trainer.progress.finished)
             callbacks.on_epoch(record, trainer.expected_epochs(record.progress))
 
 

@@ -1,6 +1,8 @@
 """Damaged DICOM files: for tests that try many.
 
 python damaged_dicom.py <folder> <files> <seed>   damage a file at a time, read its series, print what came out as JSON
+
+A series, an archive, a DICOMDIR, SEG and RTSTRUCT take turns.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ from typing import Any
 import numpy as np
 from damaged import damaged
 from generated_dicom import JPEG_LOSSLESS, SECRET, compressed, enhanced, make_slices, save
+from generated_labels import make_rtstruct, make_seg
 
 from pipeline.core.errors import VolsegError
-from pipeline.data.volumes import read_image
+from pipeline.core.labels import LabelTable
+from pipeline.data.dicom_labels import Meaning
+from pipeline.data.volume_file import labels_source
+from pipeline.data.volumes import read_image, read_label_map
 
 SYNTAXES = {
     "plain": "1.2.840.10008.1.2.1",
@@ -58,12 +64,34 @@ def good_series(folder: Path) -> list[Path]:
     return [*found, folder / "archive.zip", folder / "disc" / "DICOMDIR"]
 
 
-def outcome(source: Path) -> dict[str, Any]:
-    """What reading a series came to."""
+def good_labels(folder: Path) -> dict[Path, Path]:
+    """SEG and RTSTRUCT of the plain series: file → the source of a label map."""
+    slices = make_slices(np.zeros((3, 36, 40), np.int16))
+    masks = {"liver": np.zeros((3, 36, 40), bool), SECRET: np.zeros((3, 36, 40), bool)}
+    masks["liver"][:, 4:20, 5:30], masks[SECRET][1:, 22:30, 5:30] = True, True
+    masks["liver"][1, 8:12, 9:12] = False
+    shares = {name: mask * 0.7 for name, mask in masks.items()}
+    made = {
+        "binary": make_seg(slices, masks),
+        "fractional": make_seg(slices, shares, "FRACTIONAL"),
+        "labelmap": make_seg(slices, masks, "LABELMAP", transfer_syntax_uid=SYNTAXES["rle"]),
+        "rtstruct": make_rtstruct(slices, masks),
+    }
+    meaning = Meaning(LabelTable({1: "liver"}), (folder / "plain",))
+    found = {}
+    for name, one in made.items():
+        one.save_as(folder / f"{name}.dcm", enforce_file_format=True)
+        found[folder / f"{name}.dcm"] = labels_source(folder / f"{name}.dcm", meaning.to_json(folder))
+    return found
+
+
+def outcome(source: Path, label: Path | None) -> dict[str, Any]:
+    """What reading a series, or labels, came to."""
     began = time.monotonic()
     found: dict[str, Any] = {}
     try:
-        found["image"] = hashlib.sha256(np.ascontiguousarray(read_image(source, case="c").array)).hexdigest()[:16]
+        array = read_image(source, case="c").array if label is None else read_label_map(label, case="c").array
+        found["image"] = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]
     except VolsegError as error:
         found["image"] = f"refused: {error}"
     except BaseException as error:
@@ -74,7 +102,8 @@ def outcome(source: Path) -> dict[str, Any]:
 
 def main(home: Path, number: int, seed: int) -> list[dict[str, Any]]:
     """Damage one file of a series at a time, and put it back."""
-    series = good_series(home)
+    labels: dict[Path, Path | None] = {**dict.fromkeys(good_series(home)), **good_labels(home)}
+    series = list(labels)
     found = []
     for n in range(number):
         chance, source = random.Random(f"{seed} {n}"), series[n % len(series)]
@@ -83,7 +112,7 @@ def main(home: Path, number: int, seed: int) -> list[dict[str, Any]]:
         content = file.read_bytes()
         head = content[:132] if chance.random() < 0.8 else b""  # behind the mark, or else few are looked at
         file.write_bytes(head + damaged(content[len(head) :], chance))
-        found.append({"number": n, "source": str(source), **outcome(source)})
+        found.append({"number": n, "source": str(source), **outcome(source, labels[source])})
         file.write_bytes(content)
     return found
 

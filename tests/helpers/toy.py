@@ -43,7 +43,7 @@ def toy_settings(**model: object) -> Settings:
             "preprocess": {"spacing_mm": (2.0, 2.0, 2.0)},
             "sample": {"patch_size": (16, 16, 16), "batch_size": 2, "folds": 3},
             "augment": {"flip_axes": []},
-            "model": {"options": {"features": (8, 16), "norm": "instance", "dropout": 0.0}, **model},
+            "model": {"dims": 3, "options": {"features": (8, 16), "norm": "instance", "dropout": 0.0}, **model},
             "train": {
                 "epochs": 3,
                 "iterations_per_epoch": 30,

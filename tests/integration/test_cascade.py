@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError
 from pipeline.data.layouts import open_dataset
 from pipeline.data.store import open_prepared, open_stage_map
+from pipeline.data.volumes import read_label_map, write_image
 from pipeline.infer.inferer import StreamingInferer
-from pipeline.infer.segment import labels_on, segment
+from pipeline.infer.segment import labels_on, restore_labels, segment
 from pipeline.model.folder import load_network, read_card
 from pipeline.preprocess.plan_file import FIRST_STAGE, LowResolution, PatchPlan, read_plan, write_plan
 from pipeline.preprocess.prepare_case import prepare_image
+from pipeline.preprocess.resample import resample
 from pipeline.sample.folds import read_splits, write_splits
 from pipeline.stages.cascade import FirstStage
 from pipeline.stages.choose import choose
 from pipeline.stages.cross_validate import cross_validate
-from pipeline.stages.predict import Predictor
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prepare import make_plan, preprocess
 from pipeline.stages.preview import preview
 from pipeline.stages.prune import prune
@@ -42,20 +45,28 @@ def short(**train: object) -> Settings:
     return Settings.model_validate(content)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepare(root: Path, regions: dict[str, list[int]] | None = None) -> Path:
     """Patches see 1/14 of a case, on the low resolution nearly all of it."""
-    root = tmp_path_factory.mktemp("cascade")
     dataset = write_toy(root / "data", CASES)
+    if regions:
+        described = json.loads((dataset / "labels.json").read_text())
+        (dataset / "labels.json").write_text(json.dumps({**described, "regions": regions}))
     plan = make_plan(open_dataset(dataset), toy_settings(), jobs=1)
     low = LowResolution(spacing_mm=(4.0, 4.0, 4.0), median_shape=(10, 9, 10), patch_size=(8, 8, 8), batch_size=3)
     update = {"patch_3d": PatchPlan(patch_size=(8, 8, 8), batch_size=2), "low_resolution": low, "cascade": True}
     write_plan(plan.model_copy(update=update), root / "plan.yaml")
     batch = preprocess(dataset, root / "prepared", short(), plan=root / "plan.yaml", jobs=1)
     assert (len(batch.done), batch.failed) == (CASES, ())
-    again = preprocess(dataset, root / "prepared", short(), plan=root / "plan.yaml", jobs=1)
-    assert (len(again.kept), again.done) == (CASES, ())
     return root / "prepared"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cascade")
+    made = prepare(root)
+    again = preprocess(root / "data", made, short(), plan=root / "plan.yaml", jobs=1)
+    assert (len(again.kept), again.done) == (CASES, ())
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +163,49 @@ def test_the_best_of_several_goes_with_its_first_stage(prepared: Path, model: Pa
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_organs_that_overlap_go_through_both_stages(tmp_path: Path) -> None:
+    """nnU-Net: regions are painted into labels in their order, and the second stage gets a channel of each label."""
+    prepared, out = prepare(tmp_path, {"both": [1, 2], "small": [2]}), tmp_path / "model"
+    assert train_folds(prepared, out, short(iterations_per_epoch=12), devices=["cpu"]).exit_code == 0
+    first, second = read_card(out / FIRST_STAGE), read_card(out)
+    assert (first.network.in_channels, first.network.out_channels) == (1, 2)
+    assert (second.network.in_channels, second.network.stage_classes, second.network.out_channels) == (1 + 2, 2, 2)
+    inferer = StreamingInferer((8, 8, 8), overlap=0.5, placement="even")
+
+    def painted(logits: np.ndarray) -> np.ndarray:
+        both, small = logits > 0  # a probability above 0.5
+        return np.where(small, 2, np.where(both, 1, 0))
+
+    def first_found(low: np.ndarray, folds: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        networks = [load_network(out / FIRST_STAGE, first, fold) for fold in folds]
+        logits = torch.stack([inferer(torch.from_numpy(low)[None], network)[0] for network in networks]).mean(0).numpy()
+        return painted(np.stack([resize(each, shape, order=1, mode="edge", anti_aliasing=False) for each in logits]))
+
+    for fold, split in enumerate(read_splits(prepared / "splits.json", [f"toy_{n}" for n in range(CASES)])):
+        case = split.validation[0]
+        found = open_stage_map(FirstStage(prepared, out).maps, case, open_prepared(prepared, case)[1].shape)[...]
+        low = open_prepared(prepared / FIRST_STAGE, case)[0][...]
+        np.testing.assert_array_equal(found, first_found(low, (fold,), found.shape))
+        assert {1, 2} <= set(np.unique(found))
+
+    images = tmp_path / "images"
+    for index in (9, 10):
+        write_image(toy_case(index)[0], images / f"toy_{index}.nii.gz")
+    assert predict(out, [images], tmp_path / "masks", device="cpu").failed == ()
+    for index in (9, 10):
+        image, mask = toy_case(index)[0], read_label_map(tmp_path / "masks" / f"toy_{index}.nii.gz")
+        assert mask.grid.matches(image.grid)
+        assert mask.grid.orientation == image.grid.orientation
+        full, history = prepare_image(image, second.plan)
+        found = first_found(prepare_image(image, first.plan)[0], (0, 1), full.shape[1:])
+        seen = torch.from_numpy(np.concatenate([full, [found == 1], [found == 2]]).astype(np.float32))
+        networks = [load_network(out, second, fold) for fold in (0, 1)]
+        logits = torch.stack([inferer(seen[None], network)[0] for network in networks]).mean(0)
+        index = torch.from_numpy(painted(resample(logits, history.cropped.shape, 1).numpy()).astype(np.uint8))
+        assert np.mean(mask.array != restore_labels([(0, index)], 0, history)) < 1e-3  # rounding
+        assert {1, 2} <= set(np.unique(mask.array))
+
+
 def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
     prepared: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +225,26 @@ def test_what_is_finished_is_kept_and_a_changed_first_stage_is_noticed(
     with pytest.raises(VolsegError, match="expected the cases this training began with, got some that were changed"):
         train(prepared, out, short(), fold=0, device="cpu")
     assert train(prepared, out, short(), fold=0, device="cpu", restart=True).progress.records
+
+
+def test_a_first_stage_that_was_trained_on_other_cases_is_refused(prepared: Path, model: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "prepared" / FIRST_STAGE, tmp_path / "model"
+    shutil.copytree(prepared, first.parent)
+    shutil.copytree(model / FIRST_STAGE, out / FIRST_STAGE)
+    # As after `preprocess` of a corrected label map: the same plan, another content hash.
+    for folder in (first, first.parent):
+        note = folder / "cases" / "toy_1" / "case.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "hash": "corrected"}))
+    said = r"first stage: expected folds trained on the cases as they are now, got 0, 1 trained on others\. Train it"
+    with pytest.raises(VolsegError, match=said):
+        train(first.parent, out, short(), device="cpu")
+    assert train_folds(first.parent, out, short(), devices=["cpu"]).exit_code == 3  # noticed there, too
+    # An old version did not note the cases.
+    for fold in (0, 1):
+        scores = out / FIRST_STAGE / f"fold_{fold}" / "validation.json"
+        content = json.loads(scores.read_text())
+        scores.write_text(json.dumps({**content, "training": content["training"].partition("-")[0]}))
+    assert train(first.parent, out, short(), device="cpu").progress.records
 
 
 def test_what_cannot_be_done_is_said(prepared: Path, model: Path, tmp_path: Path) -> None:

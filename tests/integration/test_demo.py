@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 from pipeline.config.yaml_file import load_settings
 from pipeline.stages.demo import DEMO_SETTINGS, run_demo
@@ -37,5 +40,13 @@ def test_the_demo_leaves_scores_report_and_masks(tmp_path: Path) -> None:
     assert all(0 <= entry["dice"] <= 1 for entry in written["organs"].values() if entry["dice"] is not None)
     assert 0 <= written["mean_dice"] <= 1
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert [line[:3] for line in said] == ["1/6", "2/6", "3/6", "4/6", "5/6", "6/6"]
+    assert [line[:3] for line in said if "/7" in line] == ["1/7", "2/7", "3/7", "4/7", "5/7", "6/7", "7/7"]
+    picture = tmp_path / "hippocampus.png"
+    # The picture comes before the first phantom.
+    words = re.escape(f"Look at {picture}: outlines are the reference, mean Dice ")
+    found = re.fullmatch(rf"{words}(0\.\d{{3}})", said[1])
+    assert found is not None
+    assert float(found[1]) > 0.85
+    assert plt.imread(picture).shape[1] > 1000
+    assert [path.name for path in (tmp_path / "hippocampus").glob("*.nii.gz")] == ["hippocampus_149.nii.gz"]
     assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 1

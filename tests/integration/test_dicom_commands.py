@@ -6,12 +6,16 @@ import json
 import math
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from generated_dicom import SECRET, make_slices, save, slices_of
+from generated_labels import make_rtstruct, make_seg, real_slices
 from pydicom.datadict import DicomDictionary
+from pydicom.dataset import Dataset
+from scipy.ndimage import gaussian_filter
 from toy import toy_case
 from toy_dicom import as_dicom, require_no_secret, run, whole
 
@@ -19,8 +23,11 @@ from pipeline.core.errors import VolsegError
 from pipeline.core.volume import LabelMap
 from pipeline.data.dicom import open_series
 from pipeline.data.layouts import open_dataset
+from pipeline.data.store import open_prepared
 from pipeline.data.volumes import open_volume, read_image, read_label_map, write_image, write_label_map
+from pipeline.preprocess.prepare_case import prepare_case
 from pipeline.stages.predict import Predictor
+from pipeline.stages.prepare import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +129,17 @@ def pairs(dataset: Path, tmp_path: Path) -> Path:
         write_image(image.reoriented(orientation), tmp_path / "nifti" / "images" / f"toy_{index}.nii.gz")
         for kind in ("dicom", "nifti"):
             write_label_map(labels.reoriented(orientation), tmp_path / kind / "labels" / f"toy_{index}.nii.gz")
-            shutil.copy(dataset / "labels.json", tmp_path / kind)
+            names = json.loads((dataset / "labels.json").read_text())
+            described = {"names": names, "channels": ["CT"]}  # what a series says by itself
+            (tmp_path / kind / "labels.json").write_text(json.dumps(described))
     return tmp_path
 
 
 def test_datasets_may_have_dicom_images(pairs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = open_dataset(pairs / "dicom")
-    assert [(case.id, case.images[0].name) for case in found.cases] == [(f"toy_{n}", f"toy_{n}") for n in range(3)]
+    assert [(case.id, case.images[0].name) for case in found.cases] == [
+        (f"toy_{n}", f"toy_{n}#series=CT") for n in range(3)
+    ]
     reports = {}
     for kind in ("dicom", "nifti"):
         code, out = run(capfd, "check", pairs / kind, "--json", pairs / f"{kind}.json", "--jobs", 1)
@@ -184,6 +195,131 @@ def test_a_datalist_names_series(pairs: Path) -> None:
         )
 
 
+KINDS = ("BINARY", "FRACTIONAL", "LABELMAP", "RTSTRUCT")
+
+
+@pytest.fixture
+def labelled(pairs: Path) -> Path:
+    """The toy dataset with DICOM labels of every kind; a segment that is in no table has the secret's name."""
+    for index in range(3):
+        image, labels = whole(index), toy_case(index)[1]
+        slices = slices_of(image.array[0].astype(np.int16), image.grid.affine, seed=f"{index}")
+        masks = {"Box left": labels.array.T == 1, "box_small": labels.array.T == 2}
+        for kind in KINDS:
+            extra = {} if kind == "LABELMAP" else {SECRET: labels.array.T >= 0}
+            every = masks | extra
+            if kind == "FRACTIONAL":
+                every = {name: mask * 0.8 for name, mask in every.items()}
+            made = make_rtstruct(slices, every) if kind == "RTSTRUCT" else make_seg(slices, every, kind)
+            home = pairs / kind
+            shutil.copytree(pairs / "dicom" / "images" / f"toy_{index}", home / "images" / f"toy_{index}")
+            (home / "labels").mkdir(exist_ok=True)
+            made.save_as(home / "labels" / f"toy_{index}.dcm", enforce_file_format=True)
+            shutil.copy(pairs / "nifti" / "labels.json", home)
+    return pairs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prepared_cases_are_those_of_the_nifti_labels(
+    kind: str, labelled: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nifti", kind):
+        words = ("preprocess", labelled / name, "-o", labelled / f"{name}_prepared", "--jobs", 1)
+        code, out = run(capfd, *words, "--set", "preprocess.spacing_mm=[2,2,2]", "--set", "sample.folds=2")
+        assert code == 0, out
+        require_no_secret(out)
+    require_no_secret(folders=(labelled / f"{kind}_prepared",))
+    for index in range(3):
+        one, other = (open_prepared(labelled / f"{name}_prepared", f"toy_{index}") for name in ("nifti", kind))
+        for before, after in zip(one, other, strict=True):
+            np.testing.assert_array_equal(before[...], after[...])
+        assert np.unique(one[1][...]).tolist() == [0, 1, 2]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["ct_20_slices", "mr_hippocampus_crop"])
+def test_real_cases_are_prepared_as_with_the_nifti_labels(name: str, real_data: Path, tmp_path: Path) -> None:
+    slices = real_slices(real_data / "dicom" / name)
+    save(slices, tmp_path / "image")
+    grid = open_volume(tmp_path / "image").grid
+    smooth = gaussian_filter(read_image(tmp_path / "image").array[0], 3)
+    labels = np.digitize(smooth, np.quantile(smooth, [0.6, 0.9]))
+    if name == "ct_20_slices":
+        labels = read_label_map(real_data / "dicom" / f"{name}_labels.nii.gz").reoriented(grid.orientation).array
+    write_label_map(LabelMap(labels, grid), tmp_path / "nifti.nii.gz")
+    organs = {f"organ {value}": value == labels.T for value in np.unique(labels) if value}
+    make_seg(slices, organs).save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    make_rtstruct(slices, organs).save_as(tmp_path / "rtstruct.dcm", enforce_file_format=True)
+    (tmp_path / "labels.json").write_text(json.dumps({organ.split()[1]: organ for organ in organs}))
+    files = {"nifti": "nifti.nii.gz", "seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}
+    rows = "".join(f"{case},image,{file}\n" for case, file in files.items())
+    (tmp_path / "datalist.csv").write_text(f"case,image,label\n{rows}")
+    data = open_dataset(tmp_path)
+    plan = make_plan(replace(data, cases=tuple(case for case in data.cases if case.id == "nifti")))
+    for case in data.cases:
+        assert prepare_case(case, plan, tmp_path / "prepared")
+    expected = [array[...] for array in open_prepared(tmp_path / "prepared", "nifti")]
+    assert len(np.unique(expected[1])) == len(organs) + 1
+    for case in ("seg", "rtstruct"):
+        for before, after in zip(expected, open_prepared(tmp_path / "prepared", case), strict=True):
+            np.testing.assert_array_equal(after[...], before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_convert_and_evaluate_take_dicom_labels(
+    kind: str, labelled: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home, report = labelled / kind, labelled / "report.json"
+    code, out = run(capfd, "check", home, "--json", report, "--jobs", 1)
+    assert code == 0, out
+    require_no_secret(out, report.read_text())
+    codes = {problem["code"] for problem in json.loads(report.read_text())["problems"]}
+    expected = {"dicom_fractional"} if kind == "FRACTIONAL" else set()
+    assert codes == expected | (set() if kind == "LABELMAP" else {"dicom_names"})
+    code, out = run(capfd, "convert", home, "--to", "nnunet", "-o", labelled / "nnunet", "-j", 1)
+    assert code == 0, out
+    require_no_secret(out, folders=(labelled / "nnunet",))
+    for index in range(3):
+        found = read_label_map(labelled / "nnunet" / "labelsTr" / f"toy_{index}.nii.gz")
+        wanted = read_label_map(labelled / "nifti" / "labels" / f"toy_{index}.nii.gz")
+        assert found.grid.matches(wanted.grid)
+        np.testing.assert_array_equal(found.array, wanted.array)
+    code, out = run(capfd, "evaluate", labelled / "nifti" / "labels", home, "-o", labelled / "scores", "--jobs", 1)
+    assert code == 0, out
+    summary = json.loads((labelled / "scores" / "summary.json").read_text())
+    assert summary["overall"]["dice"]["mean"] == 1.0
+    require_no_secret(out, folders=(labelled / "scores",))
+    code, out = run(capfd, "inspect", home)
+    assert code == 0
+    count = 2 if kind == "LABELMAP" else 3
+    what = "structures (RTSTRUCT)" if kind == "RTSTRUCT" else f"segments (SEG, {kind})"
+    assert out.count(f": {count} {what} of series") == 3
+    require_no_secret(out)
+    code, out = run(capfd, "inspect", home, "--show-names")
+    assert SECRET in out
+
+
+def test_repaired_copies_of_dicom_labels_are_nifti(labelled: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capfd, "check", labelled / "RTSTRUCT", "--fix", labelled / "fixed", "--jobs", 1)
+    assert code == 0, out
+    for index in range(3):
+        found = read_label_map(labelled / "fixed" / "labels" / f"toy_{index}.nii.gz")
+        wanted = read_label_map(labelled / "nifti" / "labels" / f"toy_{index}.nii.gz")
+        np.testing.assert_array_equal(found.array, wanted.array)
+    require_no_secret(out, folders=(labelled / "fixed",))
+
+
+def test_labels_of_another_series_fail_their_case_alone(labelled: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(labelled / "BINARY" / "labels" / "toy_1.dcm", labelled / "BINARY" / "labels" / "toy_0.dcm")
+    report = labelled / "report.json"
+    code, out = run(capfd, "check", labelled / "BINARY", "--json", report, "--jobs", 1)
+    assert code == 2
+    found = [problem for problem in json.loads(report.read_text())["problems"] if problem["severity"] == "error"]
+    assert [(problem["case"], problem["code"]) for problem in found] == [("toy_0", "dicom_reference")]
+    assert "expected a reference to series" in found[0]["message"]
+    require_no_secret(out, report.read_text())
+
+
 def test_inspect_lists_series_without_names_unless_asked(
     studies: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,16 +347,66 @@ def test_inspect_lists_series_without_names_unless_asked(
     assert "input: expected a DICOM folder, archive or file, got nothing there" in out
 
 
+NEEDED = {
+    *("ImageType", "PhotometricInterpretation", "SpecificCharacterSet", "SegmentationType", "ContourGeometricType"),
+    *("SegmentLabel", "ROIName"),
+}
+TEXTS = {"LO", "PN", "SH", "ST", "LT", "UT", "UC", "UR", "AE", "CS", "DA", "TM", "DT", "AS"}
+SEEDED = [  # the groups below 4 are not of data sets
+    tag
+    for tag, (kind, *_, word) in DicomDictionary.items()
+    if kind in TEXTS and word not in ("", *NEEDED) and tag >> 16 > 4
+]
+
+
+def seed(one: Dataset) -> None:
+    """Put the secret into every text of a data set."""
+    for tag in SEEDED:
+        one.add_new(tag, DicomDictionary[tag][0], SECRET)
+
+
+def test_nothing_that_any_text_of_labels_says_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    labels = np.zeros((4, 6, 8), np.int16)
+    labels[1:3, 1:4, 2:6] = 1
+    slices = make_slices(labels)
+    for kind, made in (
+        ("seg", make_seg(slices, {"liver": labels == 1, SECRET: labels == 0})),
+        ("rtstruct", make_rtstruct(slices, {"liver": labels == 1, SECRET: labels == 0})),
+    ):
+        home = tmp_path / kind
+        save(slices, home / "images" / "p1")
+        contours = [item for items in made.get("ROIContourSequence", ()) for item in items.ContourSequence]
+        groups = [*made.get("SharedFunctionalGroupsSequence", ()), *made.get("PerFrameFunctionalGroupsSequence", ())]
+        for part in (
+            made,
+            *made.get("SegmentSequence", ()),
+            *made.get("StructureSetROISequence", ()),
+            *contours,
+            *groups,
+        ):
+            seed(part)
+        (home / "labels").mkdir()
+        made.save_as(home / "labels" / "p1.dcm", enforce_file_format=True)
+        (home / "labels.json").write_text('{"1": "liver"}')
+        whole_file = (home / "labels" / "p1.dcm").read_bytes()
+        for length in (len(whole_file), len(whole_file) - 9, len(whole_file) // 2, 3000):
+            (home / "labels" / "p1.dcm").write_bytes(whole_file[:length])
+            code, out = run(capfd, "check", home, "--json", home / "report.json", "--jobs", 1)
+            assert (code == 0) or length < len(whole_file)
+            require_no_secret(out, (home / "report.json").read_text())
+            _, out = run(capfd, "convert", home, "--to", "pairs", "-o", tmp_path / f"{kind}_{length}", "--jobs", 1)
+            require_no_secret(out, folders=(tmp_path / f"{kind}_{length}",))
+            _, out = run(capfd, "inspect", home / "labels", "--json", home / "found.json")
+            require_no_secret(out, (home / "found.json").read_text())
+        found = read_label_map(tmp_path / f"{kind}_{len(whole_file)}" / "labels" / "p1.nii.gz")
+        np.testing.assert_array_equal(found.array, labels.T)
+
+
 def test_nothing_that_any_text_tag_says_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     slices = make_slices(np.arange(96, dtype=np.int16).reshape(3, 4, 8), slopes=[1.0] * 3)
-    needed = {"ImageType", "PhotometricInterpretation", "SpecificCharacterSet"}
-    kinds = {"LO", "PN", "SH", "ST", "LT", "UT", "UC", "UR", "AE", "CS", "DA", "TM", "DT", "AS"}
-    tags = [tag for tag, (kind, *_, word) in DicomDictionary.items() if kind in kinds and word and word not in needed]
-    seeded = [tag for tag in tags if tag >> 16 > 4]  # the groups below are not of data sets
-    assert len(seeded) > 1500
+    assert len(SEEDED) > 1500
     for one in slices:
-        for tag in seeded:
-            one.add_new(tag, DicomDictionary[tag][0], SECRET)
+        seed(one)
     good = save(slices, tmp_path / "good")
     shutil.copytree(good, tmp_path / "gap")
     (tmp_path / "gap" / "IM00001").unlink()

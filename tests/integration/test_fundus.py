@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 
 from pipeline.config.yaml_file import load_settings
+from pipeline.console.printing import plan_lines
 from pipeline.core.errors import DataError
 from pipeline.data.layouts import open_dataset
 from pipeline.data.volumes import read_grid, read_label_map
+from pipeline.model.folder import read_card
 from pipeline.phantom.fundus import write_fundus
 from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from pipeline.stages.prepare import check, preprocess
+from pipeline.stages.preview import preview
 from pipeline.stages.train import train
+from pipeline.stages.tune import trial
+from pipeline.train.state import Callbacks
 
 RECIPE = Path(__file__).parents[2] / "configs" / "drishti.yaml"
 SMALL = (
@@ -61,6 +66,24 @@ def test_from_photographs_to_scores_of_disc_and_cup(tmp_path: Path) -> None:
     assert evaluate(masks, eyes, tmp_path / "scores", jobs=1)["overall"]["n_cases"] == 1
     written = read_label_map(tmp_path / "scores" / "references" / "fundus_500.png")
     np.testing.assert_array_equal(np.unique(written.array), [0, 1, 2])
+
+
+def test_pictures_train_a_2d_network_without_being_told(tmp_path: Path) -> None:
+    eyes, prepared = write_fundus(tmp_path / "eyes", cases=2, tests=1), tmp_path / "prepared"
+    keys = ("preprocess.shape=[32, 32, 1]", "model.options={features: [4, 8]}")
+    settings = load_settings(None, [*keys, "train.epochs=1", "train.iterations_per_epoch=2"])
+    preprocess(eyes, prepared, settings, jobs=1)
+    assert [line for line in plan_lines(read_plan(prepared / "plan.yaml")) if "patch" in line] == [
+        "2D patch 32 x 32, batch 2"
+    ]
+    lines: list[str] = []
+    train(prepared, tmp_path / "model", settings, device="cpu", callbacks=Callbacks(log=lines.append))
+    assert "auto: model.dims 2: the cases are single slices" in lines
+    card = read_card(tmp_path / "model")
+    assert (card.network.dims, card.network.patch_size, card.settings.model.dims) == (2, (32, 32), 2)
+    assert predict(tmp_path / "model", [eyes / "Test" / "Images"], tmp_path / "masks", device="cpu").exit_code == 0
+    assert preview(prepared, tmp_path / "patches.png", settings, patches=1).path.is_file()
+    assert trial(prepared, settings, "cpu").network == "unet 2D"
 
 
 def test_a_split_that_the_user_changed_is_kept_and_named(tmp_path: Path) -> None:

@@ -196,6 +196,29 @@ def test_notes_on_images_that_say_nothing_or_lie_in_two_places(
     assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
 
 
+def test_an_image_much_larger_than_the_training_cases_is_noted(model: Path, scans: Path, tmp_path: Path) -> None:
+    """A model of crops finds organs all over a head; around an image that ends in zeros there is nothing to find."""
+    source = nib.load(scans / "toy_0.nii.gz")
+    array = np.asarray(source.dataobj)
+    wide = np.pad(array, [(0, 30), (0, 30), (0, 30)], mode="wrap")
+    nib.save(nib.Nifti1Image(wide, source.affine), scans / "toy_0.nii.gz")
+    padded = np.pad(array, [(0, 30), (0, 30), (0, 30)])
+    nib.save(nib.Nifti1Image(padded, source.affine), scans / "toy_1.nii.gz")
+    nib.save(nib.Nifti1Image(wide[:, :, :16], source.affine), scans / "toy_2.nii.gz")  # along two axes only
+    shutil.copytree(model, tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    card["plan"]["crop"] = "nonzero"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    predict(tmp_path / "model", scans, tmp_path / "out", device="cpu")
+    notes = {name: entry.get("notes", {}) for name, entry in record(tmp_path / "out").items()}
+    assert notes["toy_0.nii.gz"]["field of view"] == (
+        "case toy_0: image size: expected about 40 x 36 x 40 mm, as the training cases have it, "
+        "got 100 x 81 x 115 mm. Crop it around the organs, or expect some where there are none."
+    )
+    assert "field of view" not in notes["toy_1.nii.gz"]
+    assert "field of view" not in notes["toy_2.nii.gz"]
+
+
 def test_what_the_models_spacing_makes_too_large_is_refused(
     model: Path, scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

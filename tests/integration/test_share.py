@@ -8,12 +8,13 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run
 from safetensors import safe_open
 
 from pipeline.core.errors import VolsegError
 from pipeline.model.folder import load_weights, save_weights
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.share import share
 
 CLEANING = {"kept": {"keep_largest": ["box_left"], "remove_small_ml": {}, "fill_holes": []}, "cases": "Ann Smith"}
@@ -87,6 +88,36 @@ def test_an_ensemble_is_shared_with_its_members_numbered(named: Path, dataset: P
     ]
     require_nameless(tmp_path / "shared")
     assert masks(tmp_path / "shared", dataset, tmp_path / "b") == masks(pair, dataset, tmp_path / "a")
+
+
+def test_in_16_bits_the_weights_are_rounded_and_the_file_is_half(capfd, named: Path, tmp_path: Path) -> None:
+    """Half of a float's 24 binary digits: off by at most 1/2048 of a value of usual size."""
+    files = {}
+    for words in ((), ("--half",)):
+        out = tmp_path / f"shared{''.join(words)}"
+        assert run(capfd, "share", named, "-o", out, *words)[0] == 0
+        files[words] = out / "fold_0" / "model.safetensors"
+    full, half = (load_weights(path) for path in files.values())
+    assert {tensor.dtype for tensor in half.values() if tensor.is_floating_point()} == {torch.float16}
+    for name, tensor in full.items():
+        torch.testing.assert_close(half[name].to(tensor.dtype), tensor, rtol=2**-11, atol=2**-25)
+    sizes = [path.stat().st_size for path in files.values()]
+    numbers = sum(tensor.numel() for tensor in full.values() if tensor.is_floating_point())
+    assert abs(sizes[0] - sizes[1] - 2 * numbers) < 100  # the header differs by a few letters
+    network = Predictor.load(tmp_path / "shared--half", device="cpu").networks[0]
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_weights_too_large_for_16_bits_are_refused(named: Path, tmp_path: Path) -> None:
+    path = named / "fold_0" / "model.safetensors"
+    weights = load_weights(path)
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name].view(-1)[0] = -70_000.0
+    save_weights(path, weights)
+    with pytest.raises(VolsegError) as stop:
+        share(named, tmp_path / "shared", half=True)
+    rule = f"expected at most 65504 in 16 bits, got 7e+04 in {name}. Leave out --half."
+    assert str(stop.value) == f"{tmp_path / 'shared' / 'fold_0' / 'model.safetensors'}: weights: {rule}"
 
 
 def test_what_cannot_be_shared_is_said(named: Path, tmp_path: Path) -> None:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.volumes import read_label_map
+from pipeline.model.zoo import zoo_model
 from pipeline.phantom.torso import write_phantom
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TOUR = re.search(r"## Five minutes.*?```bash\n(.*?)```.*?```python\n(.*?)```", README, re.DOTALL)
+
+FIRST = re.search(r"## A first mask.*?```bash\n(.*?)```", README, re.DOTALL)
 
 # A test has seconds where the reader has minutes: a shorter budget, a smaller network and a coarser grid
 # in place of configs/quick.yaml.
@@ -51,6 +55,23 @@ def test_the_tour_runs(place: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (place / "mask.nii.gz").is_file()
+
+
+def test_the_first_mask_needs_no_training(tmp_path: Path) -> None:
+    """The way of a new user: no dataset, no settings, one image."""
+    assert FIRST is not None
+    shutil.copy(zoo_model("hippocampus").example[0], tmp_path / "scan.nii.gz")
+    shown = []
+    for line in FIRST[1].splitlines():
+        command = line.split("#")[0].split()
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *command[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        shown.append(done.stdout)
+    assert set(read_label_map(tmp_path / "masks" / "scan.nii.gz").volumes_ml()) == {1, 2}
+    assert shown[0].startswith("1 predicted, 0 up to date, 0 failed: masks")
+    assert shown[1].startswith("# hippocampus")
 
 
 def test_every_local_link_leads_somewhere() -> None:

@@ -24,6 +24,7 @@ LARGE = {
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
+    "models",
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 
@@ -31,6 +32,8 @@ LOADED: dict[tuple[str, ...], set[str]] = {
     ("--help",): set(),
     **{(command, "--help"): set() for command in COMMANDS},
     ("config", "show"): set(),
+    ("models",): set(),
+    ("models", "hippocampus"): set(),
     ("evaluate", *TO_SCORE, "-o", "scores", "--surface", "none"): set(),
     ("evaluate", *TO_SCORE, "-o", "same"): set(),  # surfaces that coincide need no search for the nearest point
     ("evaluate", "masks", "data/labels", "--jobs", "1", "-o", "scores"): {"scipy.spatial"},

@@ -10,14 +10,33 @@ import pytest
 
 import pipeline
 from pipeline.config.yaml_file import load_settings
-from pipeline.model.spec import build_network
+from pipeline.model.automatic import decide
+from pipeline.model.spec import design_network
+from pipeline.preprocess.plan_file import Plan
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "pipeline" / "stages" / "demo.yaml"]
+PLAN = Plan.model_validate(
+    {
+        "dataset": "toy",
+        "channels": ("CT",),
+        "labels": {"names": {"1": "liver", "2": "spleen"}, "ignore_label": None},
+        "orientation": "RAS",
+        "crop": "none",
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "image_order": 3,
+        "store_dtype": "int16",
+        "normalization": ({"scheme": "zscore"},),
+        "median_shape": (80, 80, 80),
+        "slice_axis": 2,
+        "patch_3d": {"patch_size": (64, 64, 64), "batch_size": 2},
+        "patch_2d": {"patch_size": (80, 80), "batch_size": 12},
+    }
+)
 
 
-def test_about_25_names_and_each_is_documented() -> None:
-    assert len(pipeline.__all__) <= 30
+def test_about_30_names_and_each_is_documented() -> None:
+    assert len(pipeline.__all__) <= 33
     for name in pipeline.__all__:
         assert getattr(pipeline, name).__doc__
 
@@ -50,8 +69,7 @@ def test_the_examples_run() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid_and_its_network_can_be_built(path: Path) -> None:
-    settings = load_settings(path)
-    options = {**settings.model.options, "deep_supervision": settings.model.deep_supervision}
-    network = build_network(settings.model.name, settings.model.dims, 1, 3, **options)
-    if settings.sample.patch_size is not None:
-        assert network.legal_size(settings.sample.patch_size) == tuple(settings.sample.patch_size)
+    settings, _ = decide(PLAN, load_settings(path))
+    spec = design_network(PLAN, settings.model, settings.sample)
+    assert spec.build(0).legal_size(spec.patch_size) == spec.patch_size
+    assert spec.patch_size == (settings.sample.patch_size or spec.patch_size)

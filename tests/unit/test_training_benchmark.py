@@ -147,7 +147,8 @@ class Trainer:
 
     def __init__(self, folder: Path) -> None:
         self.output_folder, self.batch_size, self.ended, self.saves = str(folder), 7, False, [""]
-        self.network = torch.nn.Linear(2, 1)
+        self.network, self.initial_lr, self.rates = torch.nn.Linear(2, 1), 0.1, [1.0]
+        self.optimizer = types.SimpleNamespace(param_groups=[{"lr": 0.1}])
         self.configuration_manager = types.SimpleNamespace(patch_size=[4, 4, 4])
         self.logger = types.SimpleNamespace(get_value=lambda name, step: 0.25)
 
@@ -166,6 +167,7 @@ class Trainer:
     def on_train_epoch_start(self) -> None: ...
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
         return {"loss": -0.5}
 
     def on_validation_epoch_end(self, outputs: list[Any]) -> None: ...
@@ -177,7 +179,10 @@ class Trainer:
         self.saves.append(Path(path).name)
 
 
-@pytest.mark.parametrize(("limits", "steps"), [({"steps": 3}, 3), ({"steps": 9}, 4), ({"seconds": 0.0}, 1)])
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({"steps": 3}, 3), ({"steps": 9}, 4), ({"seconds": 0.0}, 1), ({"steps": 3, "fall": True}, 3)],
+)
 def test_clock_notes_every_iteration_and_ends_the_training(
     results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], steps: int
 ) -> None:
@@ -193,6 +198,8 @@ def test_clock_notes_every_iteration_and_ends_the_training(
     trainer = timed(tmp_path)
     trainer.run_training()
     assert trainer.ended
+    left = (1, 2 / 3, 1 / 3) if "fall" in limits else (1, 1, 1, 1)
+    assert trainer.rates[1:] == pytest.approx([0.1 * share**0.9 for share in left[:steps]])
     noted = results.rows(tmp_path / "iterations.csv")
     assert [row["iteration"] for row in noted] == [str(number) for number in range(1, steps + 1)]
     assert {row["loss"] for row in noted} == {"-0.50000"}

@@ -18,14 +18,15 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from effort import tries
 from generated_dicom import AXIAL, JPEG_LOSSLESS, SECRET, compressed, enhanced, make_slices, save
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 
 from pipeline.core.grid import Grid, flip_world, reorient_array
 from pipeline.core.volume import Image, LabelMap
-from pipeline.data import dicom_reader
-from pipeline.data.dicom import is_dicom, open_series, scan
+from pipeline.data import dicom_file, dicom_reader
+from pipeline.data.dicom import inspect, is_dicom, open_series
 from pipeline.data.reader_process import Readers
 from pipeline.data.volume_file import VolumeError, series_source, wanted_series
 from pipeline.data.volumes import open_volume, position_doubts, read_image
@@ -56,7 +57,7 @@ def positions(slices: list[pydicom.Dataset]) -> NDArray[np.float64]:
 
 
 def codes(path: Path) -> list[tuple[str, list[str]]]:
-    return [(series.verdict, [finding.code for finding in series.findings]) for series in scan(path).series]
+    return [(series.verdict, [finding.code for finding in series.findings]) for series in inspect(path).series]
 
 
 def refusal(source: Path) -> str:
@@ -468,13 +469,13 @@ def study(folder: Path) -> Path:
 
 def test_the_series_is_chosen_by_modality_or_number(tmp_path: Path) -> None:
     path = study(tmp_path / "study")
-    assert [(series.number, series.modality, series.verdict) for series in scan(path).series] == [
+    assert [(series.number, series.modality, series.verdict) for series in inspect(path).series] == [
         (1, "CT", "usable"),
         (2, "CT", "usable"),
         (3, "MR", "usable"),
         (4, "CT", "refused"),
     ]
-    assert scan(path).others == 1
+    assert inspect(path).others == 1
     for series, shift in (("MR", 2), ("3", 2), ("2", 1), ("1", 0)):
         np.testing.assert_array_equal(read_image(series_source(path, series)).array[0].T, ARRAY + shift)
     assert "expected one CT series that can be used, got 2 (number 1, 2)" in refusal(series_source(path, "CT"))
@@ -504,7 +505,7 @@ def test_archives_are_read_without_being_unpacked(tmp_path: Path) -> None:
             opened.write(file, file.relative_to(tmp_path))
     before = sorted(tmp_path.rglob("*"))
     assert codes(archive) == codes(path)
-    assert scan(archive).others == 1
+    assert inspect(archive).others == 1
     np.testing.assert_array_equal(read_image(series_source(archive, "MR")).array[0].T, ARRAY + 2)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -517,13 +518,41 @@ def test_an_archive_whose_names_lead_out_of_it_is_refused(name: str, tmp_path: P
     assert "got a file name that leads out of the archive" in refusal(archive)
 
 
+@pytest.mark.long
+def test_an_archive_may_hold_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more bytes than a reader may take for nothing: 1.1 GB in the long form, else the limit is lowered."""
+    frames = tries(4, 540)
+    if frames == 4:
+        readers = Readers("pipeline.data.dicom_reader", dicom_reader._answer)
+        readers.starts = False  # where the limit was changed
+        monkeypatch.setattr(dicom_reader, "_READERS", readers)
+        monkeypatch.setattr(dicom_file, "_IN_MEMORY_BYTES", 1 << 20)
+    array = np.zeros((frames, 1024, 1024), np.int16)
+    array[:, 3, 5] = np.arange(frames)
+    slices = make_slices(array, slopes=[1.0] * frames, intercepts=[0.0] * frames)
+    folder = save([enhanced(slices, range(frames))], tmp_path / "s")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as opened:
+        opened.write(folder / "IM00000", "IM00000")
+    (found,) = inspect(tmp_path / "s.zip").series
+    assert found.verdict == "usable"
+    assert found.stack is not None
+    assert found.stack.grid.shape == (1024, 1024, frames)
+    pixels = dicom_reader.read_pixels(tmp_path / "s.zip", "IM00000", [0, frames - 1], (1024, 1024))
+    np.testing.assert_array_equal(pixels, array[[0, -1]])
+    digests = [
+        dicom_reader.pixel_digest(archive, file, 1)
+        for archive, file in ((tmp_path / "s.zip", "IM00000"), (None, str(folder / "IM00000")))
+    ]
+    assert digests[0] == digests[1]
+
+
 def test_archives_that_are_none_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"PK\3\4" + b"x" * 100)
     assert "expected one that can be read, got an error (BadZipFile)" in refusal(archive)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("IM1.dcm", bytes(40 << 20))
-    monkeypatch.setattr(dicom_reader, "_MOST_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr(dicom_file, "_MOST_ARCHIVE_BYTES", 1 << 20)
     monkeypatch.setattr(dicom_reader, "_READERS", Readers("pipeline.data.dicom_reader", dicom_reader._answer))
     monkeypatch.setattr(dicom_reader._READERS, "starts", False)  # where the limit was changed
     assert "more than 0 GiB, unpacked" in refusal(archive)
@@ -548,7 +577,7 @@ def test_a_dicomdir_names_its_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(path).array[0].T, ARRAY)
     first = next(file for file in (tmp_path / "disc").rglob("*") if file.is_file() and file.name != "DICOMDIR")
     first.unlink()
-    found = scan(tmp_path / "disc" / "DICOMDIR")
+    found = inspect(tmp_path / "disc" / "DICOMDIR")
     assert (found.missing, found.series[0].images) == (1, 4)
 
 

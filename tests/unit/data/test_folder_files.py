@@ -318,7 +318,7 @@ def test_folders_without_a_format_that_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got a folder that holds a.jpg; 1 files such as a.jpg \(pictures\)"):
         find_inputs([tmp_path / "d/imagesTr"], 1)
     touch(tmp_path, "series/IM001", "series/IM002", content=bytes(128) + b"DICM")
-    words = r"; 2 files such as IM001 \(DICOM\). A series, in a folder of its own, is an image; label maps are NIfTI"
+    words = r"; 2 files such as IM001 \(DICOM\). Put each series into a folder of images/, SEG or RTSTRUCT into labels/"
     assert [case.images for case in find_inputs([tmp_path / "series"], 1).cases] == [(tmp_path / "series",)]
     with pytest.raises(VolsegError, match="prediction folder: expected label maps .*got none" + words):
         pair_files(tmp_path / "series", tmp_path / "d")

@@ -13,12 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import blocks
 from pipeline.model.blocks import (
+    BlockHead,
     Style,
     conv_stage,
     conv_unit,
     convolution,
     head,
     instance_norm,
+    into_blocks,
     norm_layer,
     takes_instance_norm,
     upsampling,
@@ -292,3 +294,19 @@ def test_on_a_gpu_only_large_images_with_channels_last_are_taken_from_pytorch() 
         assert takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=True))  # 8 MiB a sample
         assert not takes_instance_norm(*_on_a_gpu((2, 16, 64, 64, 64), channels_last=False))
         assert not takes_instance_norm(*_on_a_gpu((2, 16, 32, 32, 32), channels_last=True))  # 1 MiB a sample
+
+
+def test_voxels_of_a_block_become_channels():
+    image = torch.arange(32.0).reshape(1, 2, 4, 4)
+    blocks = into_blocks(image, (2, 2))
+    assert blocks.shape == (1, 8, 2, 2)
+    assert blocks[0, :, 1, 0].tolist() == [8, 9, 12, 13, 24, 25, 28, 29]  # rows 2 and 3, columns 0 and 1
+    assert into_blocks(image, (1, 4)).shape == (1, 8, 4, 1)
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("block", [(2, 2), (1, 2, 3)])
+def test_a_block_head_is_a_transposed_convolution(block):
+    head = BlockHead(len(block), 3, 4, block)
+    x = torch.randn(2, 3, *(3, 4, 5)[: len(block)])
+    assert torch.allclose(head(x), head.layer(x), atol=1e-6)

@@ -98,6 +98,25 @@ def test_other_errors_are_left_alone(error: Exception) -> None:
         raise error
 
 
+@pytest.mark.parametrize(
+    "words", ["CUDA-capable device(s) is/are busy or unavailable", "all CUDA-capable devices are busy or unavailable"]
+)
+def test_a_gpu_that_another_process_holds_is_told(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError(f"CUDA error: {words}\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    monkeypatch.setattr(nn.Module, "to", refuse)
+    gpu = torch.device("cuda", 0)
+    said = r"^device cuda:0: expected a GPU that is free, got one .*another process .*`nvidia-smi` .*--device"
+    with pytest.raises(VolsegError, match=said):
+        device.free_bytes(gpu)  # what a training asks first
+    with pytest.raises(VolsegError, match=said):
+        device.to_device(nn.ReLU(), gpu)  # and a prediction
+    with pytest.raises(VolsegError, match=said), device.enough_memory(gpu, "a step", "Lower sample.batch_size"):
+        refuse()
+
+
 def test_kernels_are_tried_in_blocks_for_gpus_only() -> None:
     gpu, tries = torch.device("cuda", 0), lambda: torch.backends.cudnn.benchmark
     assert not tries()

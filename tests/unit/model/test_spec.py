@@ -33,7 +33,7 @@ def plan(patch_3d=(32, 32, 16), patch_2d=(40, 56), **changes) -> Plan:
 
 
 def design(patch_size=None, made: Plan | None = None, **model) -> NetworkSpec:
-    return design_network(made or plan(), ModelSettings(**model), SampleSettings(patch_size=patch_size))
+    return design_network(made or plan(), ModelSettings(**{"dims": 3, **model}), SampleSettings(patch_size=patch_size))
 
 
 def test_planned_networks_follow_the_plan() -> None:
@@ -43,6 +43,18 @@ def test_planned_networks_follow_the_plan() -> None:
     assert spec.options["strides"] == [[1, 1, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]
     assert spec.options["kernel_sizes"] == [[3, 3, 1], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
     assert spec.options["deep_supervision"] is True
+
+
+def test_blocks_are_planned_as_the_voxels_of_the_network() -> None:
+    spec = design(name="unet", options={"block": [2, 2, 1]})
+    # 16 x 16 x 16 blocks of 2 x 2 x 2.5 mm: nothing is coarse any more.
+    assert spec.options["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    assert spec.options["features"] == [32, 64, 128]
+    assert spec.patch_size == (32, 32, 16)
+    assert spec.sizes().step == (8, 8, 4)
+    for block, said in ((0, "block: expected a number from 1 to 8"), ([2, 2], "block: expected one number or 3")):
+        with pytest.raises(ConfigError, match=said):
+            design(name="unet", options={"block": block})
 
 
 @pytest.mark.parametrize(

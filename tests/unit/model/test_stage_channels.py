@@ -38,7 +38,7 @@ def plan(*, cascade: bool = True) -> Plan:
 
 
 def spec(**changes: object) -> NetworkSpec:
-    settings = ModelSettings(options={"features": (4, 8)}, deep_supervision=False)
+    settings = ModelSettings(dims=3, options={"features": (4, 8)}, deep_supervision=False)
     return design_network(plan(), settings, SampleSettings()).model_copy(update=changes)
 
 

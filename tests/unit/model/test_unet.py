@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from networks import silent_parameters
 from torch import nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.base import SizeRule
+from pipeline.model.base import SizeRule, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.network_options import Stage
 from pipeline.model.spec import build_network
@@ -59,6 +61,33 @@ def test_anisotropic_plan(down):
     assert [tuple(logits.shape) for logits in heads.values()] == [(2, 3, 6, 16, 8), (2, 3, 6, 8, 4)]
     kernels = [tuple(stage.unit1.conv.kernel_size) for stage in network.encoder]
     assert kernels == [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)]
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize(("dims", "block"), [(2, 2), (3, 2), (3, (1, 2, 2))])
+def test_blocks_of_voxels_are_taken_as_one(dims, block, deep_supervision):
+    options = {"features": (4, 6, 8, 10), "down": "stride", "deep_supervision": deep_supervision}
+    network = build_network("unet", dims, 2, 5, block=block, **options)
+    steps = (block,) * dims if isinstance(block, int) else block
+    size = tuple(16 * n for n in (1, 2, 1)[:dims])
+    assert network.divisor == tuple(8 * step for step in steps)
+    assert tuple(network.encoder[0].unit1.conv.weight.shape[:2]) == (4, 2 * math.prod(steps))
+    image = torch.randn(2, 2, *size)
+    logits = network.eval()(image)
+    assert logits.shape == (2, 5, *size)
+    start_outputs_at(network, 0.1)
+    assert torch.equal(network.heads[0].layer.bias, torch.full((5,), math.log(0.1 / 0.9)))
+    heads = network.train()(image)
+    if deep_supervision:
+        coarse = (2, 5, *(n // (2 * step) for n, step in zip(size, steps, strict=True)))
+        assert [tuple(each.shape) for each in heads.values()] == [(2, 5, *size), coarse]
+
+
+def test_blocks_do_not_go_with_valid_convolutions():
+    with pytest.raises(ConfigError, match="block: expected 1 where padding is valid, got 2"):
+        build_network("unet", 3, 1, 2, block=2, padding="valid")
+    with pytest.raises(ConfigError, match=r"block: expected one number or 2, got 3"):
+        build_network("unet", 2, 1, 2, block=(1, 2, 2))
 
 
 @pytest.mark.parametrize(("stages", "heads"), [(2, 1), (3, 1), (4, 2), (5, 3)])

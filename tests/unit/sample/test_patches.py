@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.sample.patches import Balance, CaseInfo, Patch, balanced_patches, sliding_patches
+from pipeline.sample.patches import Balance, CaseInfo, Foreground, Patch, balanced_patches, sliding_patches
 
 
 def case(name: str = "a", shape: tuple[int, int, int] = (20, 30, 40), **voxels: list[tuple[int, int, int]]) -> CaseInfo:
@@ -151,21 +151,53 @@ def test_overlap_sets_the_step() -> None:
         sliding_patches([case()], (4, 4, 4), 1.0)
 
 
+def foreground(labels: np.ndarray, size: tuple[int, int, int]) -> Foreground:
+    i, j, k = labels.shape
+    return Foreground(labels.__getitem__, (i, j, k), size)
+
+
 def test_empty_windows_are_left_out_by_the_label_map_itself() -> None:
     labels = np.zeros((8, 8, 8), np.int8)
     labels[7, 0, 0] = 2  # a single voxel that a subsample of voxels may miss
     labels[0, 7, 7] = -1  # ignored is not foreground
-    patches = sliding_patches([case(shape=(8, 8, 8))], (4, 4, 4), label_map={"a": labels}.__getitem__)
+    found = foreground(labels, (4, 4, 4))
+    patches = sliding_patches([case(shape=(8, 8, 8))], (4, 4, 4), foreground=lambda _: found)
     assert patches == [Patch("a", (4, 0, 0))]
 
 
 def test_overhanging_windows_see_only_the_volume() -> None:
     labels = np.zeros((3, 8, 8), np.int8)
     labels[2, 5, 5] = 1
-    patches = sliding_patches([case(shape=(3, 8, 8))], (6, 4, 4), label_map={"a": labels}.__getitem__)
+    found = foreground(labels, (6, 4, 4))
+    patches = sliding_patches([case(shape=(3, 8, 8))], (6, 4, 4), foreground=lambda _: found)
     assert patches == [Patch("a", (-1, 4, 4))]
 
 
-def test_label_map_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"case a: label map: expected shape \(20, 30, 40\), got \(2, 2, 2\)"):
-        sliding_patches([case()], (4, 4, 4), label_map=lambda _: np.zeros((2, 2, 2), np.int8))
+@pytest.mark.parametrize("size", [(32, 8, 16), (5, 3, 4), (1, 24, 20), (40, 2, 2)])
+def test_windows_with_foreground_are_those_whose_voxels_have_some(size: tuple[int, int, int]) -> None:
+    draw, shape, cases = rng(), (37, 29, 26), [case(shape=(37, 29, 26))]
+    for voxels in (0, 1, 3, 40):
+        labels = np.zeros(shape, np.int8)
+        labels[tuple(draw.integers(0, length, voxels) for length in shape)] = 1
+        found = foreground(labels, size)
+        for seed in range(3):
+            kept = [
+                window
+                for window in sliding_patches(cases, size, 0.5, rng=rng(seed))
+                if labels[tuple(slice(max(a, 0), a + n) for a, n in zip(window.start, size, strict=True))].any()
+            ]
+            assert sliding_patches(cases, size, 0.5, foreground=lambda _, found=found: found, rng=rng(seed)) == kept
+
+
+def test_a_label_map_is_read_once_and_of_windows_with_foreground_at_their_rim_the_window() -> None:
+    labels, read = np.zeros((64, 64, 64), np.int8), list[int]()
+    labels[20:38, 20:38, 20:38] = 1
+
+    def noted(part: tuple[slice, ...]) -> np.ndarray:
+        read.append(labels[part].size)
+        return labels[part]
+
+    found = Foreground(noted, (64, 64, 64), (32, 32, 32))
+    windows = [(0, 0, 0), (20, 20, 20), (33, 0, 0), (38, 0, 0), (40, 0, 0)]
+    assert found.shown_by(windows) == windows[:3]
+    assert read == [64**3, 31 * 32 * 32, 26 * 32 * 32]

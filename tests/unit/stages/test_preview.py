@@ -44,7 +44,7 @@ def test_patches_are_those_of_the_training(prepared: Path) -> None:
     drawn = made_by.first(3)
     plan = read_plan(prepared / "plan.yaml")
     split = PreparedFolds.read(prepared).fold(0, plan)
-    source = patch_source(prepared, split, checked_card(plan, made), (0, 0, 0), torch.device("cpu"))
+    source = patch_source(prepared, split, checked_card(plan, made)[0], (0, 0, 0), torch.device("cpu"))
     geometry = patch_geometry(made_by.spec, plan)
     found = []
     with TrainingBatches(source, geometry, made.augment) as batches:

@@ -10,11 +10,22 @@ from pipeline.config.settings import Settings, TrainSettings
 from pipeline.console.printing import print_trial
 from pipeline.core.errors import VolsegError
 from pipeline.model.device import PLAIN, Execution
-from pipeline.model.spec import build_network
+from pipeline.model.spec import build_network, design_network
+from pipeline.preprocess.plan_file import read_plan
 from pipeline.stages import tune as module
 from pipeline.stages import tune as tuning
 from pipeline.stages.prepare import plan
-from pipeline.stages.tune import MeasuredWay, Trial, fastest, measured_ways, remember, remembered, trial, way_line
+from pipeline.stages.tune import (
+    MeasuredWay,
+    Trial,
+    autotune,
+    fastest,
+    measured_ways,
+    remember,
+    remembered,
+    trial,
+    way_line,
+)
 
 
 def test_ways_are_measured_and_one_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +113,21 @@ def test_too_little_memory_is_said(planned: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "measure_step", full)
     with pytest.raises(VolsegError, match=r"memory of cpu: expected enough .* Lower preprocess\.memory_gb\."):
         trial(planned, toy_settings(), "cpu")
+
+
+def test_a_gpu_without_room_for_a_batch_to_measure_with_is_told(
+    planned: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "noise_batch", full)
+    own, settings = read_plan(planned / "plan.yaml"), toy_settings()
+    spec = design_network(own, settings.model, settings.sample)
+    said = r"memory of cpu: expected enough for 2 patches of 16 x 16 x 16, got too little\. Lower sample\.batch_size"
+    with pytest.raises(VolsegError, match=said):
+        autotune(spec, own, settings, torch.device("cpu"), lambda line: None)
 
 
 def test_a_budget_of_the_settings_is_used(planned: Path) -> None:

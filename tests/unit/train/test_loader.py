@@ -96,6 +96,24 @@ def test_sliding_windows_lie_elsewhere_in_every_epoch(prepared: Path, skip_empty
         assert all(inside)
 
 
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_label_maps_are_read_once_to_find_empty_windows(prepared: Path, cache_mb: int) -> None:
+    part, whole = source(prepared, (4, 5, 5), (0, 0, 0), strategy="sliding", skip_empty=True, cache_mb=cache_mb), []
+    image, label = part.volumes["a"]
+
+    class Noted:
+        def __getitem__(self, key: tuple[slice, ...]) -> object:
+            found = label[key]
+            whole.append(tuple(found.shape) == SHAPE)
+            return found
+
+    part.volumes["a"] = image, Noted()
+    for epoch in range(5):
+        for n in range(part.batches_per_epoch(0)):
+            part.patches(epoch * part.batches_per_epoch(0) + n)
+    assert whole.count(True) == 1
+
+
 def test_a_2d_source_has_no_margin_across_slices(prepared: Path) -> None:
     settings = SampleSettings()
     flat = PatchSource(prepared, ["a"], (9, 1, 8), 3, settings, torch.device("cpu"), squeeze_axis=1, margin=(4, 0, 3))

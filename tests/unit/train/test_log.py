@@ -11,7 +11,8 @@ from matplotlib import image as pictures
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.train.log import EpochRecord, convolution_ceiling, history_figure, plot_history
+from pipeline.train import log
+from pipeline.train.log import Curves, EpochRecord, convolution_ceiling, history_figure, plot_history
 
 NAN = float("nan")
 
@@ -117,6 +118,22 @@ def test_any_training_can_be_drawn(records: list[EpochRecord], tmp_path: Path) -
     picture = pictures.imread(tmp_path / "curves.png")
     assert picture.shape[:2] == (672, 1560)
     assert 0.01 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.3
+
+
+def test_the_picture_is_drawn_twice_a_minute_at_most_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, drawn = [100.0], list[tuple[float, int]]()
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log, "plot_history", lambda records, path: drawn.append((now[0], len(records))))
+    curves = Curves(tmp_path / "curves.png")
+    for number in range(1, 9):  # an epoch every 12 s, every second one with a validation
+        now[0] += 12.0
+        mean = 0.5 if number % 2 == 0 else None
+        curves.note([record(n, mean=mean) for n in range(1, number + 1)], finished=number == 8)
+    assert drawn == [(136.0, 3), (172.0, 6), (196.0, 8)]
+    curves.note([record(1)], finished=True)  # nothing was validated since
+    assert len(drawn) == 3
 
 
 def test_without_a_validation_the_panel_says_so() -> None:

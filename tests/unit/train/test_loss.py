@@ -238,11 +238,14 @@ def test_coarse_heads_take_the_border_weights_at_their_places() -> None:
     assert float(supervised_loss({"coarse": coarse}, labels, settings)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradient_equals_a_one_hot_reference() -> None:
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_gradient_equals_a_one_hot_reference(order: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 3, (2, 3, 4, 5), generator=generator)
-    logits = torch.randn((2, 3, 3, 4, 5), generator=generator, dtype=torch.float32).requires_grad_()
+    logits = torch.randn((2, 3, 3, 4, 5), generator=generator, dtype=torch.float32)
+    logits = logits.contiguous(memory_format=order).requires_grad_()
     (ours,) = torch.autograd.grad(supervised_loss(logits, labels, LossSettings()), logits)
+    assert ours.stride() == logits.stride()  # convolutions behind it would copy another memory order
     valid = (labels >= 0)[:, None]
     hot = torch.nn.functional.one_hot(labels.clamp(min=0), 3).movedim(-1, 1) * valid
     p = logits.softmax(1) * valid
@@ -251,6 +254,21 @@ def test_gradient_equals_a_one_hot_reference() -> None:
     reference = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1) + 1 - dice[:, 1:].mean()
     (theirs,) = torch.autograd.grad(reference, logits)
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+def test_of_all_classes_one_tensor_is_kept(order: torch.memory_format) -> None:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    logits = torch.randn(2, 50, 4, 6, 8).contiguous(memory_format=order).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        supervised_loss(logits, torch.randint(0, 50, (2, 4, 6, 8)), LossSettings())
+    # Beside the probabilities a few numbers per voxel: class index (8 bytes), annotated, shared, log-probability.
+    assert logits.nbytes <= sum(kept.values()) <= logits.nbytes * (1 + 10 / 50)
 
 
 def test_the_gradient_for_regions_equals_pytorchs_binary_cross_entropy() -> None:

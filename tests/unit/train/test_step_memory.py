@@ -64,7 +64,7 @@ def test_the_loss_of_many_classes_is_several_copies_of_the_logits() -> None:
         for classes in (3, 103)
     )
     logits = 2 * 32 * 32 * 4 * 100  # of 100 further classes, float32
-    assert 2 * logits < many.step - few.step < 5 * logits
+    assert 2 * logits < many.step - few.step < 3 * logits  # probabilities and gradients
 
 
 def test_recomputing_takes_less_and_the_network_is_left_alone() -> None:
