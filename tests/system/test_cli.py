@@ -266,7 +266,8 @@ def test_patches_are_drawn(capfd: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert out.count(" · toy_") == 2
     assert "p.png" in out
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    code, _, err = run(capfd, *words, "--set", "sample.patch_size=[16,16]")
+    # Without model.dims a patch of two numbers would be one of a 2D network.
+    code, _, err = run(capfd, *words, "--set", "sample.patch_size=[16,16]", "--set", "model.dims=3")
     assert code == 1
     assert "sample.patch_size: expected 3 numbers for model.dims 3" in err
     code, _, err = run(capfd, *words, "--channel", "T2")
