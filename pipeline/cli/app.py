@@ -13,7 +13,19 @@ import typer
 from pipeline.cli.cross_validation import choose, cross_validate
 from pipeline.cli.evaluation import compare, evaluate, stats
 from pipeline.cli.steps import check, plan, predict, preprocess, report, train
-from pipeline.cli.tools import config_app, convert, demo, dicom, inspect, models, networks, phantom, preview, prune, share
+from pipeline.cli.tools import (
+    config_app,
+    convert,
+    demo,
+    dicom,
+    inspect,
+    models,
+    networks,
+    phantom,
+    preview,
+    prune,
+    share,
+)
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),

@@ -6,18 +6,12 @@ that no text of a file (which may name a patient) can come into a message; names
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import hashlib
-import io
 import json
-import math
-import os
-=======
->>>>>>> main
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +49,8 @@ MOST_FRAMES = 20_000
 """Most frames of a file."""
 
 _HEADERS_S, _BATCH = 120.0, 64  # files whose headers are asked for at once
-<<<<<<< HEAD
 _LONGEST_ATTRIBUTE = 4096  # characters of an element that is copied to what is made of a series
-_DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory
-=======
 _FRAMES_IN_A_SECOND = 100  # whose places are read, at least; a usual machine reads 1500
->>>>>>> main
 _DAMAGE = re.compile("corrupt|premature|truncat|not enough|unexpected end", re.I)
 
 # Words that may come into messages and tables. PS3.3 C.7.3.1.1.1 (modality, those with images) and C.7.6.3.1.2.
@@ -254,26 +244,8 @@ def _loaded() -> None:
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None, Any]:
     """Answer one request; an error of a library is an answer too, without its text, which may quote the file."""
     try:
-<<<<<<< HEAD
-        task, archive = request["task"], request.get("zip", "")
-        if task == "members":
-            return {"members": _members(_archive(archive))}, None, None
-        if task == "headers":
-            return {"headers": [_header(archive, file, request["names"]) for file in request["files"]]}, None, None
-        with _opened(archive, request["files"][0]) as stream:
-            if task == "directory":
-                return {"members": _referenced(stream)}, None, None
-            if task == "attributes":
-                return {"attributes": _attributes(stream, request["names"])}, None, None
-            if task == "digest":
-                return {"digest": _digest(stream, request["frame"])}, None, None
-            pixels = _pixels(stream, request["frames"])
-            return {}, pixels, pixels
-    except _RefusedError as error:
-=======
         return _answered(request)
     except RefusedError as error:
->>>>>>> main
         return {"error": str(error)}, None, None
     except Exception as error:  # whatever a library raises is about the file
         return {"error": f"an error ({type(error).__name__})"}, None, None
@@ -297,6 +269,8 @@ def _answered(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | N
     with opened(archive, file) as stream:
         if task == "directory":
             return {"members": referenced_files(stream)}, None, None
+        if task == "attributes":
+            return {"attributes": _attributes(stream, request["names"])}, None, None
         if task == "digest":
             return {"digest": frame_digest(stream, request["frame"])}, None, None
         pixels = read_frames(stream, request["frames"])
@@ -324,6 +298,17 @@ def _header(archive: str, file: str, names: bool) -> Header:
         return {"problem": f"an error ({error.strerror or 'unreadable'})"}
     except Exception as error:  # whatever pydicom raises is about the file
         return {"problem": f"a damaged header ({type(error).__name__})"}
+
+
+def _attributes(stream: IO[bytes], names: Sequence[str]) -> dict[str, Any]:
+    dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=[*names, "SpecificCharacterSet"])
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(Exception):  # a damaged one; what pydicom raises is about the element
+            element = dataset[name].to_json_dict(None, 0)
+            if len(json.dumps(element)) <= _LONGEST_ATTRIBUTE:
+                found[name] = element
+    return found
 
 
 def _facts(dataset: Any, names: bool) -> Header:
@@ -399,179 +384,7 @@ def _planes(dataset: Any, frames: int) -> list[Header]:
 def _bad_scale(item: Any) -> bool:
     """Whether a slope or intercept is there that is no finite number."""
     scale = ("RescaleSlope", "RescaleIntercept")
-<<<<<<< HEAD
-    return any(item.get(name) not in (None, "") and _numbers(item, name, 1) is None for name in scale)
-
-
-def _words(value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ()
-    return [str(text).strip().upper() for text in list(texts)[:20]]
-
-
-def _uid(item: Any, name: str) -> str:
-    text = str(item.get(name, "") or "").strip()
-    return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
-
-
-def _whole(item: Any, name: str) -> int | None:
-    numbers = _numbers(item, name, 1)
-    return int(numbers[0]) if numbers and abs(numbers[0]) < 1 << 31 else None
-
-
-def _numbers(item: Any, name: str, count: int) -> list[float] | None:
-    """So many finite numbers of an element; None if they are not there."""
-    value = item.get(name)
-    if value is None or value == "":
-        return None
-    values = list(value) if not isinstance(value, str) and isinstance(value, Sequence) else [value]
-    with suppress(TypeError, ValueError, OverflowError):
-        numbers = [float(number) for number in values]
-        if len(numbers) == count and all(map(math.isfinite, numbers)):
-            return numbers
-    return None
-
-
-def _referenced(stream: IO[bytes]) -> list[str]:
-    """Files that the records of a DICOMDIR name."""
-    dataset = _dataset(stream, specific_tags=["DirectoryRecordSequence"])
-    if _uid(dataset.file_meta, "MediaStorageSOPClassUID") != _DIRECTORY:
-        raise _RefusedError("a file that is no DICOMDIR")
-    records = list(dataset.get("DirectoryRecordSequence") or ())
-    if len(records) > 4 * MOST_FILES:
-        raise _RefusedError(f"{len(records)} records")
-    found = []
-    for record in records:
-        name = record.get("ReferencedFileID")
-        if name:
-            joined = "/".join([name] if isinstance(name, str) else [str(part) for part in name])
-            if not _stays_inside(joined):
-                raise _RefusedError("a file name that leads out of its folder")
-            found.append(joined)
-    return list(dict.fromkeys(found))
-
-
-def _attributes(stream: IO[bytes], names: Sequence[str]) -> dict[str, Any]:
-    dataset = _dataset(stream, stop_before_pixels=True, specific_tags=[*names, "SpecificCharacterSet"])
-    found: dict[str, Any] = {}
-    for name in names:
-        with suppress(Exception):  # a damaged one; what pydicom raises is about the element
-            element = dataset[name].to_json_dict(None, 0)
-            if len(json.dumps(element)) <= _LONGEST_ATTRIBUTE:
-                found[name] = element
-    return found
-
-
-def _digest(stream: IO[bytes], frame: int) -> str:
-    from pydicom.encaps import get_frame
-
-    dataset = _dataset(stream)
-    content = dataset.PixelData
-    frames = _whole(dataset, "NumberOfFrames") or 1
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        content = get_frame(content, frame, number_of_frames=frames)
-    else:
-        size = len(content) // frames
-        content = content[frame * size : (frame + 1) * size]
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _pixels(stream: IO[bytes], frames: Sequence[int]) -> NDArray[Any]:
-    """Stored pixels of frames, (frames, rows, columns), without what the bits that are not used hold."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
-
-    dataset = _dataset(stream)
-    syntax = UID(_uid(dataset.file_meta, "TransferSyntaxUID") or _PLAIN[0])
-    if syntax not in DECODED:
-        raise _RefusedError("pixels of a compression that is not decoded")
-    bits = ("BitsAllocated", "BitsStored", "PixelRepresentation")
-    allocated, stored, signed = (int(dataset[name].value) for name in bits)
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or signed not in (0, 1):
-        raise _RefusedError("pixels of a number of bits that is not read")
-    decode: Callable[[int], NDArray[Any]]
-    if syntax in _GDCM:
-        decode = _gdcm(dataset, syntax)
-    else:
-        decoder = get_decoder(syntax)
-        plugin = _PLUGINS.get(syntax, "")
-
-        def decode(frame: int) -> NDArray[Any]:
-            options: Any = {"raw": True, "decoding_plugin": plugin, "correct_unused_bits": False}
-            return np.asarray(decoder.as_array(dataset, index=frame, **options)[0])
-
-    high = int(dataset.get("HighBit", stored - 1))
-    shift = high + 1 - stored if syntax in (*_PLAIN, _RLE) else 0
-    planes = [_used_bits(decode(frame), stored, shift, bool(signed)) for frame in frames]
-    if any(plane.ndim != 2 for plane in planes):
-        raise _RefusedError("several numbers per pixel")
-    return np.ascontiguousarray(np.stack(planes))
-
-
-def _used_bits(pixels: NDArray[Any], stored: int, shift: int, signed: bool) -> NDArray[Any]:
-    """Pixels of the bits that hold them; overlays, which old files keep in the others, are dropped."""
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    bits = pixels.dtype.itemsize * 8
-    if shift < 0 or shift + stored > bits:
-        raise _RefusedError("pixels of a number of bits that is not read")
-    if stored == bits:
-        return pixels
-    # Up to the highest bit, and down again: signed numbers keep their sign.
-    kind = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
-    return (pixels.view(kind) << (bits - stored - shift)) >> (bits - stored)
-
-
-def _gdcm(dataset: Any, syntax: str) -> Callable[[int], NDArray[Any]]:
-    """Decode frames by SimpleITK's GDCM, each as a file of its own that says nothing but what its pixels are."""
-    import pydicom
-    import SimpleITK as sitk  # noqa: N813
-    from pydicom.encaps import encapsulate, get_frame
-
-    kept = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-    count = _whole(dataset, "NumberOfFrames") or 1
-
-    def decode(frame: int) -> NDArray[Any]:
-        single = pydicom.Dataset()
-        for name in kept:
-            setattr(single, name, dataset[name].value)
-        single.SamplesPerPixel, single.PhotometricInterpretation = 1, "MONOCHROME2"
-        single.SOPClassUID, single.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
-        single.PixelData = encapsulate([get_frame(dataset.PixelData, frame, number_of_frames=count)])
-        single["PixelData"].VR = "OB"
-        single["PixelData"].is_undefined_length = True
-        single.file_meta = pydicom.dataset.FileMetaDataset()
-        single.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-        content = io.BytesIO()
-        single.save_as(content, enforce_file_format=True)
-        with _in_file(content.getbuffer()) as path:
-            reader = sitk.ImageFileReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(path)
-            pixels = sitk.GetArrayFromImage(reader.Execute())
-        # GDCM widens no integer that has no scale; one slice comes as a volume.
-        kind = np.dtype(f"{'i' if dataset.PixelRepresentation else 'u'}{dataset.BitsAllocated // 8}")
-        return np.asarray(pixels[0] if pixels.ndim == 3 else pixels).astype(kind, casting="same_kind")
-
-    return decode
-
-
-@contextmanager
-def _in_file(content: memoryview) -> Iterator[str]:
-    """The path of a file with some content, which vanishes with this process where the system has files in memory."""
-    create = getattr(os, "memfd_create", None)  # Linux
-    if create is not None:
-        number = create("frame")
-        with os.fdopen(number, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            yield f"/proc/self/fd/{number}"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "frame.dcm"
-        path.write_bytes(content)
-        yield str(path)
-=======
     return any(item.get(name) not in (None, "") and numbers(item, name, 1) is None for name in scale)
->>>>>>> main
 
 
 _READERS = Readers("pipeline.data.dicom_reader")

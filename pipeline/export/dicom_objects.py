@@ -60,6 +60,11 @@ class DicomOutput:
         """Kind → the file that it is written to."""
         return {kind: folder / f"{stem}.{kind}.dcm" for kind in self.kinds}
 
+    def outdated(self, folder: Path, stem: str) -> tuple[Path, ...]:
+        """Objects of an earlier run that would refer to a segmentation which this one replaces by another."""
+        replaced = "seg" in self.kinds and self.seg_type != "binary"
+        return (folder / f"{stem}.sr.dcm",) if replaced else ()
+
 
 def write_objects(case: Segmented, files: Mapping[str, Path], seg_type: str = "binary") -> None:
     """Write DICOM objects of a mask.

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PLACE_TOLERANCE_MM = 1e-3
 """How far a slice that is read back may lie from the series' own; numbers are written with 16 characters."""
 
+_LARGEST_NUMBER = 21_474_835  # its hundredfold, and some, are 32 bits (VR IS)
+
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 
 # PS3.3 C.7.1.1 and C.7.2.1: what is of type 1 or 2 (also if only of animals), and what tells patients of one number
@@ -160,6 +162,13 @@ class SourceSeries:
         """FrameOfReferenceUID; a series without has one of its own."""
         return self.opened.series.uids["frame_of_reference"] or _uid(self.uid, "frame of reference")
 
+    def number_of(self, kind: int) -> int:
+        """SeriesNumber of an object of a kind from 1: 703 beside series 7.
+
+        A series without a number counts as 0, and so does one whose number would become longer than DICOM's.
+        """
+        return (self.number if 0 < self.number <= _LARGEST_NUMBER else 0) * 100 + kind
+
     def images(self) -> list[Dataset]:
         """A data set for each slice, as if it were an image of one frame, with the elements that objects may take.
 
@@ -198,6 +207,15 @@ class SourceSeries:
         if plane is not None and self.multi_frame:
             found.ReferencedFrameNumber = plane.frame + 1
         return found
+
+    def require_reference(self, item: Dataset, plane: Plane) -> None:
+        """Refuse an item that refers to something else than a slice.
+
+        Raises:
+            VolsegError: If it does.
+        """
+        if any(item.get(element.keyword) != element.value for element in self.reference(plane)):
+            raise mismatch("references to the slices of the series", "another")
 
     def references(self) -> list[Dataset]:
         """A reference to each of its images, once."""

@@ -70,7 +70,7 @@ def measurements(case: Segmented, segmentation: Dataset) -> Dataset:
         evidence=[of_segmentation, *_images(case)],
         content=report,
         series_instance_uid=case.uid("SR series"),
-        series_number=case.source.number * 100 + 2,
+        series_number=case.source.number_of(2),
         sop_instance_uid=case.uid(f"SR of {segmentation.SOPInstanceUID}"),
         instance_number=1,
         manufacturer=maker.name,

@@ -52,7 +52,7 @@ def overview(case: Segmented) -> Dataset:
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         series_instance_uid=case.uid("SC series"),
-        series_number=case.source.number * 100 + 4,
+        series_number=case.source.number_of(4),
         sop_instance_uid=case.uid("SC"),
         instance_number=1,
         manufacturer=maker.name,

@@ -61,7 +61,7 @@ def segmentation(case: Segmented, seg_type: str = "binary") -> Dataset:
         segmentation_type="LABELMAP" if labelmap else "BINARY",
         segment_descriptions=[_described(case, target) for target in case.targets],
         series_instance_uid=case.uid("SEG series"),
-        series_number=case.source.number * 100 + 1,
+        series_number=case.source.number_of(1),
         sop_instance_uid=case.uid(f"SEG {labelmap}"),
         instance_number=1,
         manufacturer=maker.name,
@@ -160,6 +160,8 @@ def check_segmentation(case: Segmented, path: Path) -> None:
     frames = zip(written.PerFrameFunctionalGroupsSequence, _stored(written), strict=True)
     for frame, (groups, pixels) in enumerate(frames, start=1):
         plane = case.source.plane_at(groups.PlanePositionSequence[0].ImagePositionPatient)
+        (reference,) = groups.DerivationImageSequence[0].SourceImageSequence
+        case.source.require_reference(reference, case.source.planes[plane])
         if numbers is not None:
             expected = numbers[case.index[plane]]
             seen[plane] = np.bincount(pixels.ravel(), minlength=len(case.targets) + 1)[1:]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.grid import Box
+from pipeline.data.contours import filled
 from pipeline.export.dicom_source import Segmented, Target, mismatch
 from pipeline.export.segmentation import coded
 
@@ -39,7 +40,7 @@ def structure_set(case: Segmented) -> Dataset:
     found = hd.SOPClass(
         study_instance_uid=case.source.study,
         series_instance_uid=case.uid("RTSTRUCT series"),
-        series_number=case.source.number * 100 + 3,
+        series_number=case.source.number_of(3),
         sop_instance_uid=case.uid("RTSTRUCT"),
         sop_class_uid=STRUCTURE_SET_CLASS,
         instance_number=1,
@@ -183,24 +184,6 @@ def _crossing(
     return int(edges[chosen]), np.array([places[chosen], height])
 
 
-def filled(drawn: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels (rows, columns) whose centres lie within an odd number of contours, each (points, 2) along i and j."""
-    toggles = np.zeros((shape[0], shape[1] + 1), np.int64)
-    for points in drawn:
-        after = np.roll(points, -1, axis=0)
-        low, high = np.minimum(points[:, 1], after[:, 1]), np.maximum(points[:, 1], after[:, 1])
-        # An edge crosses the rows from its lower end up to, not including, its upper end: a corner is met once.
-        first, stop = np.ceil(low).astype(np.int64), np.ceil(high).astype(np.int64)
-        edge = np.repeat(np.arange(len(points)), stop - first)
-        row = np.concatenate([np.arange(a, b) for a, b in zip(first, stop, strict=True)]).astype(np.int64)
-        a, b = points[edge], after[edge]
-        crossing = a[:, 0] + (row - a[:, 1]) / (b[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-        inside = (row >= 0) & (row < shape[0])
-        column = np.clip(np.floor(crossing).astype(np.int64) + 1, 0, shape[1])
-        np.add.at(toggles, (row[inside], column[inside]), 1)
-    return np.asarray(np.cumsum(toggles, axis=1)[:, :-1] % 2 == 1)
-
-
 def check_structure_set(case: Segmented, path: Path) -> None:
     """Fill the contours of a file again, and compare with the mask, pixel by pixel.
 
@@ -218,13 +201,16 @@ def check_structure_set(case: Segmented, path: Path) -> None:
         drawn: dict[int, list[NDArray[np.float64]]] = {}
         for contour in item.get("ContourSequence", ()):
             plane, points = _in_pixels(case, contour)
+            case.source.require_reference(contour.ContourImageSequence[0], case.source.planes[plane])
             drawn.setdefault(plane, []).append(points)
         there = np.flatnonzero(case.pixels[:, target.number - 1]).tolist()
         if sorted(drawn) != there:
             raise mismatch("contours on the slices of the mask", f"others of structure {target.number}")
         for plane in there:
             mask = case.mask(target, plane)
-            if not np.array_equal(filled(drawn[plane], (mask.shape[0], mask.shape[1])), mask):
+            box, inside = filled(drawn[plane], (mask.shape[0], mask.shape[1]))
+            # Outside the box nothing is drawn.
+            if not np.array_equal(inside, mask[box.slices]) or inside.sum() != mask.sum():
                 raise mismatch("the pixels of the mask", f"others of structure {target.number}")
 
 

@@ -13,7 +13,7 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.paths import is_named
 from pipeline.core.volume import LabelMap, require_same_grid
-from pipeline.data.dicom import OpenedSeries, open_series, scan
+from pipeline.data.dicom import OpenedSeries, inspect, open_series
 from pipeline.data.dicom_series import POSITION_TOLERANCE_MM
 from pipeline.data.label_tables import label_table
 from pipeline.data.legend import target_colors
@@ -79,13 +79,29 @@ def write_dicom(
     # No version is known of what others made.
     maker = Maker() if made_by == "volseg" else Maker(made_by, "unknown", made_by, made_by == MANUAL)
     segmented = Segmented(source, label_map, table, colors, image, maker)
-    files, folder = output.files(out, case), OutputFolder(out, RECORD_FILE)
-    known = folder.listed("files")
-    folder.require_free(files.values(), {out / name for name in known}, "an object of an earlier run")
-    write_json(folder.record, {"files": sorted(known | {path.name for path in files.values()})})
+    files = _begun(out, case, output, segmented.uid("mask"))
     write_objects(segmented, files, output.seg_type)
     notes = (sentence(doubt.what, doubt.expected, doubt.got, doubt.advice, case=case) for doubt in opened.doubts)
     return Written(files, tuple(notes))
+
+
+def _begun(out: Path, case: str, output: DicomOutput, mask: str) -> dict[str, Path]:
+    """Kind → the file to be written, once the record names it and no object of another mask is left.
+
+    Raises:
+        VolsegError: If a file of others is in the way.
+    """
+    files, folder = output.files(out, case), OutputFolder(out, RECORD_FILE)
+    known, written = folder.listed("files"), {path.name for path in files.values()}
+    folder.require_free(files.values(), {out / name for name in known}, "an object of an earlier run")
+    found = folder.earlier.get("masks")
+    masks = found if isinstance(found, dict) else {}
+    same = masks.get(case, mask) == mask
+    outdated = output.outdated(out, case) if same else DicomOutput(KINDS).files(out, case).values()
+    stale = known.intersection(path.name for path in outdated) - written
+    folder.remove(stale)
+    write_json(folder.record, {"files": sorted(known - stale | written), "masks": {**masks, case: mask}})
+    return files
 
 
 def _labels(mask: Path, given: Path | None) -> tuple[LabelTable, dict[str, str]]:
@@ -109,7 +125,7 @@ def _series(label_map: LabelMap, source: Path | str, case: str, *, allow_gaps: b
         number, gaps = wanted_series(source)
         source = series_source(path, number, allow_gaps=gaps or allow_gaps)
     else:
-        usable = [series for series in scan(path, allow_gaps=allow_gaps).series if series.usable]
+        usable = [series for series in inspect(path, allow_gaps=allow_gaps).series if series.usable]
         near = [series for series in usable if series.stack and _turned(label_map, series.stack.grid) is not None]
         one = near if len(usable) > 1 and len(near) == 1 else []
         source = series_source(path, *(str(series.number) for series in one), allow_gaps=allow_gaps)

@@ -18,7 +18,7 @@ from pipeline.data.dataset import CaseFiles, content_hashes
 from pipeline.data.dicom import is_dicom, open_series
 from pipeline.data.organ_masks import write_organs
 from pipeline.data.prediction_record import Entries, PredictionRecord
-from pipeline.data.volume_file import split_source
+from pipeline.data.volume_file import split_source, volume_stem
 from pipeline.data.volumes import position_doubts, read_image, read_label_map, write_label_map
 from pipeline.export.dicom_objects import write_objects
 from pipeline.export.dicom_source import Maker, Segmented, SourceSeries
@@ -157,7 +157,7 @@ class PredictionFolder:
         there = all((paths.folder / name).is_file() for name in paths.organ_files.values())
         split = not paths.organ_files or (entry.get("organ_files") == list(paths.organ_files.values()) and there)
         measured = self.statistics.get(paths.mask.name, {}).get("hash") == mask_hash or not self.output.statistics
-        sendable = self._objects_there(paths, entry)
+        sendable = not paths.dicom or (same and self._objects_there(paths, entry))
         # Before the work, not after it: a series may have no identifiers that an object could refer to.
         series = None if sendable else _source(files)
         image = None if kept and measured and sendable else read_image(files.images, case=files.id)
@@ -196,13 +196,18 @@ class PredictionFolder:
             self._take_over(paths.mask.name, files, "soft_files")
         if read.series is not None:
             files = {file.relative_to(self.out).as_posix() for file in paths.dicom.values()}
-            entry["dicom_files"] = sorted(files.union(entry.get("dicom_files") or ()))
+            stem = volume_stem(paths.mask)
+            outdated = {f"{DICOM}/{path.name}" for path in self.output.objects.outdated(self.out / DICOM, stem)}
+            OutputFolder(self.out).remove(outdated.intersection(entry.get("dicom_files") or ()))
+            entry["dicom_files"] = sorted(files.union(entry.get("dicom_files") or ()) - outdated)
             entry |= {"seg_type": self.output.objects.seg_type} if "seg" in paths.dicom else {}
             self._take_over(paths.mask.name, files, "dicom_files")
         if not same:
             self._remove_earlier(paths)
-        # First without its hash, so that a run that was killed knows its own file; with it once all is written.
-        self.record.note({**entry, "hash": ""} if not same else entry)
+        # First without its hash, so that a run that was killed knows its own file; with it once all is written. How
+        # segments are stored is known once they are, too.
+        begun = {name: value for name, value in entry.items() if name != "seg_type" or "seg" not in paths.dicom}
+        self.record.note(begun if same else {**begun, "hash": ""})
         if not read.kept:
             write_label_map(label_map, paths.mask, like=like, legend=self.labels.legend)
         if paths.organ_files:

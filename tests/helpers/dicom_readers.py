@@ -22,7 +22,10 @@ from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
 from pipeline.data.dicom import open_series
+from pipeline.data.dicom_labels import Meaning, open_labels
 from pipeline.data.legend import target_colors
+from pipeline.data.volume_file import labels_source, series_source
+from pipeline.data.volumes import read_dicom_labels
 from pipeline.export.dicom_objects import DicomOutput, write_objects
 from pipeline.export.dicom_source import Segmented, SourceSeries
 
@@ -127,6 +130,25 @@ def by_highdicom(path: Path) -> tuple[NDArray[np.int64], Grid]:
     """As highdicom reads a segmentation whose slices are evenly apart."""
     volume = hd.seg.segread(path).get_volume(combine_segments=True)
     return volume.array.astype(np.int64), Grid(volume.spatial_shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine)
+
+
+def require_back_in(case: Segmented, path: Path) -> None:
+    """As a label of a dataset, which is put on the image's voxels: the mask, on the slices that there are."""
+    opened = case.source.opened
+    image = series_source(opened.path, allow_gaps=not opened.stack.regular)
+    meaning = Meaning(case.table, (image,)).to_json(path.parent)
+    found = read_dicom_labels(open_labels(labels_source(path, meaning), case="p1")).label_map
+    assert found.grid.matches(case.label_map.grid, 1e-6)
+    np.testing.assert_array_equal(found.array, opened.from_slices(opened.on_slices(case.label_map)))
+
+
+def measured(path: Path) -> dict[str, dict[str, tuple[float, str]]]:
+    """Organ → name of a number → number and unit, as highdicom reads a report."""
+    found: dict[str, dict[str, tuple[float, str]]] = {}
+    for group in hd.sr.srread(path).content.get_volumetric_roi_measurement_groups():
+        numbers = {m.name.meaning: (float(m.value), m.unit.value) for m in group.get_measurements()}
+        found[group.tracking_identifier] = numbers
+    return found
 
 
 def require_same_voxels(read: tuple[NDArray[np.int64], Grid], label_map: LabelMap) -> None:

@@ -66,7 +66,9 @@ def test_predict_writes_objects_beside_the_mask_and_keeps_them(
     assert run(capfd, *words, "--dicom", "seg", "--seg-type", "labelmap")[0] == 0
     assert stamps(out)["p1.nii.gz"] == before["p1.nii.gz"]
     assert pydicom.dcmread(out / "dicom" / "p1.seg.dcm").SegmentationType == "LABELMAP"
-    assert len(entry(out)["dicom_files"]) == 4  # type: ignore[arg-type]
+    # The report on the segments of the other one went with it.
+    assert entry(out)["dicom_files"] == [f"dicom/p1.{kind}.dcm" for kind in ("rtstruct", "sc", "seg")]
+    assert not (out / "dicom" / "p1.sr.dcm").exists()
 
 
 def test_objects_of_a_mask_that_was_replaced_go_with_it(
@@ -77,6 +79,12 @@ def test_objects_of_a_mask_that_was_replaced_go_with_it(
     assert run(capfd, "predict", model, scan, "-o", out, "--set", "infer.overlap=0.25")[0] == 0
     assert not list((out / "dicom").iterdir())
     assert "dicom_files" not in entry(out)
+    # With the new mask they are written anew, if they are wanted again.
+    assert run(capfd, "predict", model, scan, "-o", out, "--dicom", "seg")[0] == 0
+    made = pydicom.dcmread(out / "dicom" / "p1.seg.dcm")
+    assert run(capfd, "predict", model, scan, "-o", out, "--dicom", "seg", "--set", "infer.overlap=0.25")[0] == 0
+    again = pydicom.dcmread(out / "dicom" / "p1.seg.dcm")
+    assert again.DeviceSerialNumber == entry(out)["model"]["hash"] != made.DeviceSerialNumber  # type: ignore[index]
 
 
 def test_organs_that_were_chosen_become_segments_with_the_colours_they_have_among_all(
@@ -145,6 +153,27 @@ def test_a_mask_that_is_there_becomes_objects_of_the_series_on_its_grid(
     code, said = run(capfd, "dicom", mask, study, "-o", tmp_path / "other")
     assert (code, "expected a free place or an object of an earlier run" in said) == (1, True)
     assert (tmp_path / "other" / "p1.seg.dcm").read_bytes() == b"someone's"
+
+
+def test_objects_of_an_earlier_mask_of_that_name_do_not_stay(
+    masked: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mask, study = masked
+    out = tmp_path / "out"
+
+    def there(objects: str, *more: str) -> list[str]:
+        assert run(capfd, "dicom", mask, study, "-o", out, "--objects", objects, *more)[0] == 0
+        found = sorted(path.name.split(".")[1] for path in out.glob("*.dcm"))
+        assert json.loads((out / "dicom.json").read_text())["files"] == [f"p1.{kind}.dcm" for kind in found]
+        return found
+
+    assert there("sr") == ["seg", "sr"]
+    assert there("rtstruct") == ["rtstruct", "seg", "sr"]
+    # A report on segments that are not there any more goes, and so do all objects of another mask.
+    assert there("seg", "--seg-type", "labelmap") == ["rtstruct", "seg"]
+    other = read_label_map(mask)
+    write_label_map(LabelMap(other.array[::-1].copy(), other.grid), mask)
+    assert there("seg") == ["seg"]
 
 
 def test_what_made_the_mask_can_be_said(

@@ -19,7 +19,7 @@ from pipeline.data.dicom import open_series
 from pipeline.data.volume_file import VolumeError
 from pipeline.export import dicom_objects, segmentation, structure_set
 from pipeline.export.dicom_objects import KINDS, DicomOutput
-from pipeline.export.dicom_source import Maker, SourceSeries
+from pipeline.export.dicom_source import Maker, Segmented, SourceSeries, Target
 
 # Type 2 of patient and study: an object must have them, and they must be the series'.
 REQUIRED = {"PatientName", "PatientID", "StudyID", "AccessionNumber", "ReferringPhysicianName"}
@@ -61,6 +61,28 @@ def test_objects_belong_to_the_patient_the_study_and_the_place_of_their_series(
             assert written.FrameOfReferenceUID == source.FrameOfReferenceUID
         assert (written.Manufacturer, written.SeriesNumber) == ("volseg", 700 + KINDS.index(kind) + 1)
     assert len({pydicom.dcmread(path).SeriesInstanceUID for path in files.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(5, 501), ("", 1), (-5, 1), (21_474_835, 2_147_483_501), (2**31 - 1, 1)]
+)
+def test_the_number_follows_that_of_the_series_as_far_as_there_are_numbers(
+    number: object, written: int, tmp_path: Path
+) -> None:
+    files = write(segmented(series(tmp_path / "s", SeriesNumber=number)), tmp_path / "out", "seg")
+    assert pydicom.dcmread(files["seg"]).SeriesNumber == written
+    valid(files["seg"])
+
+
+@pytest.mark.parametrize(
+    ("letters", "name"),
+    [("GB18030", "Wang^XiaoDong=王^小东"), (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう")],
+)
+def test_names_keep_their_letters(letters: object, name: str, tmp_path: Path) -> None:
+    path = series(tmp_path / "s", PatientName=name, SpecificCharacterSet=letters)
+    for file in write(segmented(path), tmp_path / "out", *KINDS).values():
+        written = pydicom.dcmread(file)
+        assert (str(written.PatientName), written.SpecificCharacterSet) == (name, "ISO_IR 192")
 
 
 def test_nothing_is_said_of_elements_that_are_wrong(
@@ -176,6 +198,26 @@ class TestWhatIsReadBackIsCompared:
 
         monkeypatch.setattr(SourceSeries, "_image", moved)
         assert word in self.wrong(tmp_path)
+
+    def test_a_reference(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        referring, drawn = segmentation._with_references, structure_set._drawn
+
+        def segments(case: Segmented, found: Dataset) -> Dataset:
+            frame = referring(case, found).PerFrameFunctionalGroupsSequence[0]
+            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+            return found
+
+        def structure(case: Segmented, target: Target) -> Dataset:
+            found = drawn(case, target)
+            found.ContourSequence[0].ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+            return found
+
+        monkeypatch.setattr(segmentation, "_with_references", segments)
+        monkeypatch.setattr(structure_set, "_drawn", structure)
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        assert "references to the slices of the series, got another" in self.wrong(tmp_path / "a")
+        assert "references to the slices of the series, got another" in self.wrong(tmp_path / "b", "rtstruct")
 
     def test_a_contour(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn = structure_set.contours

@@ -9,7 +9,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from dicom_readers import KIDNEYS, segmented, series, sided, valid, write
+from dicom_readers import KIDNEYS, measured, segmented, series, sided, valid, write
 from generated_dicom import make_slices, save
 
 from pipeline.core.labels import LabelTable
@@ -18,19 +18,10 @@ from pipeline.data.dicom import open_series
 from pipeline.export.dicom_source import Maker
 
 
-def told(path: Path) -> dict[str, dict[str, tuple[float, str]]]:
-    """Organ → name of a number → number and unit, as highdicom reads the report."""
-    found: dict[str, dict[str, tuple[float, str]]] = {}
-    for group in hd.sr.srread(path).content.get_volumetric_roi_measurement_groups():
-        numbers = {m.name.meaning: (float(m.value), m.unit.value) for m in group.get_measurements()}
-        found[group.tracking_identifier] = numbers
-    return found
-
-
 def test_volumes_are_those_of_the_mask_and_means_those_of_the_image(tmp_path: Path) -> None:
     path = series(tmp_path / "s", (6, 5, 7), slopes=[2.0] * 6, intercepts=[-100.0] * 6)
     case = segmented(path)
-    found = told(write(case, tmp_path, "sr")["sr"])
+    found = measured(write(case, tmp_path, "sr")["sr"])
     assert list(found) == ["kidney_left", "kidney_right"]
     image = open_series(path).image().array[0]
     for value, name in ((1, "kidney_left"), (2, "kidney_right")):
@@ -44,9 +35,9 @@ def test_only_what_is_there_is_reported_but_all_where_nothing_is(tmp_path: Path)
     path = series(tmp_path / "s")
     one = sided(open_series(path).grid)
     left = LabelMap(np.where(one.array == 1, 1, 0).astype(np.uint8), one.grid)
-    assert list(told(write(segmented(path, left), tmp_path / "a", "sr")["sr"])) == ["kidney_left"]
+    assert list(measured(write(segmented(path, left), tmp_path / "a", "sr")["sr"])) == ["kidney_left"]
     nothing = LabelMap(np.zeros(one.grid.shape, np.uint8), one.grid)
-    empty = told(write(segmented(path, nothing), tmp_path / "b", "sr")["sr"])
+    empty = measured(write(segmented(path, nothing), tmp_path / "b", "sr")["sr"])
     assert {name: numbers["Volume"][0] for name, numbers in empty.items()} == {"kidney_left": 0, "kidney_right": 0}
 
 
@@ -60,7 +51,7 @@ def test_only_what_is_there_is_reported_but_all_where_nothing_is(tmp_path: Path)
     ],
 )
 def test_a_mean_is_told_where_its_unit_is_known(tags: dict[str, str], name: str | None, tmp_path: Path) -> None:
-    found = told(write(segmented(series(tmp_path / "s", **tags)), tmp_path, "sr")["sr"])
+    found = measured(write(segmented(series(tmp_path / "s", **tags)), tmp_path, "sr")["sr"])
     assert set(found["kidney_left"]) == {"Volume", *([name] if name else [])}
 
 
@@ -98,7 +89,7 @@ def test_volumes_of_tilted_and_of_missing_slices_are_those_of_the_straightened_v
     (gaps / "IM00003").unlink()
     for source in (tilted, f"{gaps}#series=any+gaps"):
         case = segmented(source)
-        found = told(write(case, tmp_path / Path(source).name, "sr")["sr"])
+        found = measured(write(case, tmp_path / Path(source).name, "sr")["sr"])
         expected = case.label_map.volumes_ml()
         assert [found[name]["Volume"][0] for name in found] == pytest.approx([expected[1], expected[2]])
 
@@ -115,5 +106,5 @@ def test_dciodvfy_finds_no_error(modality: str, manual: bool, tmp_path: Path) ->
 def test_numbers_of_many_digits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"spacing_mm": (0.123456789, 0.987654321, 1.234567891)}
     case = segmented(series(tmp_path / "s", **options))
-    found = told(write(case, tmp_path, "sr")["sr"])
+    found = measured(write(case, tmp_path, "sr")["sr"])
     assert found["kidney_left"]["Volume"][0] == pytest.approx(case.label_map.volumes_ml()[1], rel=1e-9)

@@ -16,7 +16,9 @@ from dicom_readers import (
     by_highdicom,
     by_place,
     by_reference,
+    measured,
     on_slices,
+    require_back_in,
     require_same_slices,
     require_same_voxels,
     segmented,
@@ -44,8 +46,9 @@ BOTH = pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
 
 
 def require_read_alike(case: Segmented, path: Path, *, even: bool = True) -> None:
-    """By place, by reference and by highdicom, all as the mask."""
+    """By place, by reference, by highdicom and as a label of a dataset, all as the mask."""
     require_same_slices(by_reference(path), on_slices(case))
+    require_back_in(case, path)
     if even:
         require_same_voxels(by_place(path), case.label_map)
         require_same_voxels(by_highdicom(path), case.label_map)
@@ -76,6 +79,10 @@ def test_all_48_signed_permutations_of_directions(number: int, backwards: bool, 
         file = write(case, tmp_path / seg_type, "seg", seg_type=seg_type)["seg"]
         require_read_alike(case, file)
         require_sides(file)
+    report = measured(write(case, tmp_path / "report", "sr")["sr"])
+    there = [np.count_nonzero(case.label_map.array == value) for value in (1, 2)]
+    volumes_ml = [report[name]["Volume"][0] for name in KIDNEYS.names.values()]
+    assert volumes_ml == pytest.approx([count * 0.7 * 1.1 * 2.5 / 1000 for count in there], rel=1e-6)
 
 
 @BOTH
