@@ -9,8 +9,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# As many workers as processors. Each takes one to two GB, and so no more than four.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 MAKEFLAGS += --no-print-directory
+# Tests start hundreds of programs; where Python may write none, each compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long install lint format bench clean
 
@@ -23,9 +27,9 @@ demo: install  ## Run the whole pipeline on a generated dataset; results in demo
 # Whole programs are tested where they have most trouble: Ctrl-C ignored as under nohup, a temporary folder with a path
 # longer than a socket's may be, and a locale and output that are not UTF-8.
 test: lint  ## Run every check that CI runs: lint, types, layers, tests
-	@$(BIN)/python -m pytest --ignore tests/system
+	@$(PYTEST) --ignore tests/system
 	@place=$$(mktemp -d) && long=$$place/$$(printf '%080d' 0) && mkdir "$$long" && trap '' INT && \
-	    { TMPDIR=$$long LC_ALL=C PYTHONIOENCODING=latin-1 $(BIN)/python -m pytest tests/system; code=$$?; rm -rf "$$place"; exit $$code; }
+	    { TMPDIR=$$long LC_ALL=C PYTHONIOENCODING=latin-1 $(PYTEST) tests/system; code=$$?; rm -rf "$$place"; exit $$code; }
 
 test-long: install  ## Run the tests that have a long form in it: fuzzing and kills, some hours
 	@VOLSEG_LONG=1 $(BIN)/python -m pytest -m long --timeout 36000
@@ -35,7 +39,7 @@ install: $(STAMP)  ## Create .venv and install the pinned environment
 lint: install  ## Check style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy --strict pipeline
+	@$(BIN)/mypy --strict --num-workers 2 pipeline
 	@$(BIN)/lint-imports
 
 format: install  ## Reformat the code and apply safe fixes
@@ -61,5 +65,6 @@ $(STAMP): pyproject.toml constraints.txt
 	    { echo "Python: expected the modules venv and ensurepip, which Debian and Ubuntu keep apart. Run: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV). The first time this takes some minutes, most of them for PyTorch."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip compiles on one processor; some files are no Python 3
 	@touch $(STAMP)

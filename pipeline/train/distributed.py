@@ -12,17 +12,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count as count_from
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.nn.functional import all_reduce
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.core.errors import VolsegError
 
 _PATIENCE = timedelta(hours=2)  # the others wait while one validates a large volume
+_JOINED = count_from()  # how often this process has joined the others
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,13 @@ def joined() -> Iterator[Processes]:
             f"torchrun: expected at most one process per GPU ({gpus} here), got process {local + 1}. "
             f"Start it with --nproc-per-node {gpus}."
         )
+    # A program may train several times. Each time has keys of its own: with those of the time before, a process that
+    # comes first would connect to where the others no longer listen.
+    store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+    store = PrefixStore(f"volseg/{next(_JOINED)}", store)
     # Tensors on GPUs go by NCCL, commands and scores on the CPU by Gloo.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
     try:
         yield Processes(rank, count, local)
     finally:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import toy_case, toy_settings
 
+from pipeline.config.settings import Settings
 from pipeline.model.folder import load_weights
 from pipeline.preprocess.resample import resample, resample_labels
 from pipeline.stages.predict import Predictor
@@ -56,10 +57,14 @@ def test_soft_outputs_are_the_same_on_both_devices_and_spread_over_all_gpus(mode
 
 def test_a_checkpoint_continues_on_the_gpu(prepared: Path, tmp_path: Path) -> None:
     settings = toy_settings()
-    train(prepared, tmp_path / "m", settings, device="cuda")
-    longer = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 4})})
-    result = train(prepared, tmp_path / "m", longer, device="cuda")
-    assert len(result.progress.records) == 4
+
+    def epochs(number: int) -> Settings:
+        changes = {"epochs": number, "iterations_per_epoch": 5}
+        return settings.model_copy(update={"train": settings.train.model_copy(update=changes)})
+
+    train(prepared, tmp_path / "m", epochs(1), device="cuda")
+    result = train(prepared, tmp_path / "m", epochs(2), device="cuda")
+    assert [(record.epoch, record.iteration) for record in result.progress.records] == [(1, 5), (2, 10)]
     weights = load_weights(tmp_path / "m" / "fold_0" / "model.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point())
 

@@ -1,9 +1,11 @@
 """Streaming inference beside the plain case: several outputs, skipped windows, too little memory, half sums."""
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -175,61 +177,76 @@ def test_a_wrong_output_shape_is_refused():
         StreamingInferer((4, 4)).label_map(torch.zeros(1, 1, 8, 8), lambda x: x, (8, 8, 8))
 
 
-_PEAK = """
-import re, sys
+_PEAKS = """
+import json, os, re, sys
 from pathlib import Path
 import torch
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.tta import Passes
-torch.set_num_threads(1)
-length, folds, overlap, noise, classes = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], 480
-image = torch.zeros(1, 1, 64, 64, length)
-
-def network(window):
-    logits = torch.zeros(len(window), classes, *window.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
-    logits[:, 3] = 1
-    if noise == "True":  # another class wins in every voxel
-        logits.scatter_(1, torch.randint(classes, (len(window), 1, *window.shape[2:])), 2)
-    return logits
+torch.set_num_threads(1)  # a fork has no threads but its own
+CLASSES = 480
 
 def peak_mb():
     # Kept by the kernel since it was told to begin anew: samples may miss it.
     return int(re.search("VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
-network(image[..., :32])
-Path("/proc/self/clear_refs").write_text("5")
-before = peak_mb()
-passes = network if folds == 1 else Passes([network] * folds, axes=(0,), sides=0, side_pairs=((1, 2),))
-found = StreamingInferer((32, 32, 32), overlap).label_map(image, passes, (64, 64, 2 * length))
-peak = peak_mb()
-assert noise == "True" or (found == 3).all()
-print(peak - before - found.numel() / 2**20)
+def measured(length, folds=1, overlap=0.5, noise=False):
+    image = torch.zeros(1, 1, 64, 64, length)
+
+    logits = torch.zeros(1, CLASSES, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    logits[:, 3] = 1
+    if noise:  # another class wins in every voxel
+        logits.scatter_(1, torch.randint(CLASSES, (1, 1, 32, 32, 32)), 2)
+
+    def network(window):
+        return logits.clone()
+
+    network(image[..., :32])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_mb()
+    passes = network if folds == 1 else Passes([network] * folds, axes=(0,), sides=0, side_pairs=((1, 2),))
+    found = StreamingInferer((32, 32, 32), overlap).label_map(image, passes, (64, 64, 2 * length))
+    peak = peak_mb()
+    assert noise or (found == 3).all()
+    return peak - before - found.numel() / 2**20
+
+for given in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        print(measured(**given), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
+_RUNS: dict[str, dict[str, Any]] = {
+    "short": {"length": 64},
+    "long": {"length": 128},
+    "noise": {"length": 64, "noise": True},
+    "one fold": {"length": 64, "overlap": 0.0},
+    "three folds, mirrored": {"length": 64, "overlap": 0.0, "folds": 3},
+}
 
 
-def _peak_mb(length, folds=1, overlap=0.5, noise=False):
-    words = [sys.executable, "-c", _PEAK, *map(str, (length, folds, overlap, noise))]
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+@pytest.fixture(scope="module")
+def peaks_mb() -> dict[str, float]:
+    """Run → the most memory that it took above the labels it gave; each in a fork of one process."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells")
+    words = [sys.executable, "-c", _PEAKS, json.dumps(list(_RUNS.values()))]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    return dict(zip(_RUNS, map(float, told), strict=True))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_is_that_of_the_planes_of_a_window_whatever_the_length():
+def test_memory_is_that_of_the_planes_of_a_window_whatever_the_length(peaks_mb: dict[str, float]) -> None:
     slab_mb = 480 * 64 * 64 * 32 * 4 / 2**20  # classes times the planes of a window, 240 MB
-    short, long = _peak_mb(96), _peak_mb(192)
-    assert short < 1.25 * slab_mb + 150
-    assert long < 1.05 * short
+    assert peaks_mb["short"] < 1.25 * slab_mb + 150
+    assert peaks_mb["long"] < 1.05 * peaks_mb["short"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_does_not_grow_with_folds_and_mirror_images():
-    one, six = (_peak_mb(64, folds=folds, overlap=0.0) for folds in (1, 3))
-    assert six < 1.1 * one
+def test_memory_does_not_grow_with_folds_and_mirror_images(peaks_mb: dict[str, float]) -> None:
+    assert peaks_mb["three folds, mirrored"] < 1.1 * peaks_mb["one fold"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_does_not_grow_where_the_class_changes_from_voxel_to_voxel():
-    plain, noise = (_peak_mb(64, noise=noise) for noise in (False, True))
-    assert noise < 1.05 * plain
+def test_memory_does_not_grow_where_the_class_changes_from_voxel_to_voxel(peaks_mb: dict[str, float]) -> None:
+    assert peaks_mb["noise"] < 1.05 * peaks_mb["short"]
 
 
 def test_planes_are_given_out_before_the_next_window_is_computed():
