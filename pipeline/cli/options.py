@@ -36,6 +36,9 @@ Layout = Annotated[
     str | None,
     typer.Option("--layout", help=f"{', '.join(LAYOUTS)}; recognised if left out."),
 ]
+SegType = Annotated[
+    str, typer.Option("--seg-type", help="Of a DICOM segmentation: binary, labelmap (small, but new) or auto.")
+]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 KeepHeaderText = Annotated[
     bool, typer.Option("--keep-header-text", help="Copy free text in headers, which may name patients; else cleared.")

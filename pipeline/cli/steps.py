@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.cross_validation import train_all
-from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
+from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, SegType, Set
 
 
 def check(
@@ -251,6 +251,11 @@ def predict(
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Of DICOM: interpolate missing and uneven slices, else refused.")
     ] = False,
+    dicom: Annotated[
+        str | None,
+        typer.Option("--dicom", help="Also write DICOM objects to OUT/dicom: some of seg,sr,rtstruct,sc."),
+    ] = None,
+    seg_type: SegType = "binary",
     case_timeout: CaseTimeout = None,
 ) -> None:
     """Segment images; every mask comes back on its image's grid under its image's name.
@@ -265,7 +270,8 @@ def predict(
     from pipeline.stages.prediction_files import Output
 
     chosen, soft = _names("--organs", organs), _names("--probabilities", probabilities)
-    output = Output(file_format, chosen, split, statistics, soft, entropy, confidence)
+    objects = _names("--dicom", dicom)
+    output = Output(file_format, chosen, split, statistics, soft, entropy, confidence, objects, seg_type)
     settings = [*(overrides or ()), *([f"infer.roi={roi}"] if roi else [])]
     with progress_bars() as bars, case_limit(case_timeout):
         batch = result_of(

@@ -1,4 +1,4 @@
-"""Commands beside the steps: converted and generated data, previews, the demo, pruning, networks, settings."""
+"""Commands beside the steps: data and DICOM, previews, the demo, pruning, networks, settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, Set
+from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, SegType, Set
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
@@ -69,6 +69,50 @@ def inspect(
     if json_file is not None:
         write_json(json_file, found.to_json())
     raise typer.Exit(0 if any(series.usable or series.labels for series in found.series) else 3)
+
+
+def dicom(
+    mask: Annotated[Path, typer.Argument(help="Label map, with a labels.json beside it.")],
+    source: Annotated[Path, typer.Argument(metavar="SERIES", help="Folder, zip archive or file of its DICOM series.")],
+    out: OutFolder,
+    objects: Annotated[str, typer.Option("--objects", help="Some of seg,sr,rtstruct,sc; sr brings seg.")] = "seg,sr",
+    seg_type: SegType = "binary",
+    series: Annotated[
+        str | None, typer.Option("--series", help="Number (see inspect) or modality; by default the mask's own.")
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="The mask was made with gaps interpolated, too.")
+    ] = False,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="JSON file of label names; by default those beside the mask.")
+    ] = None,
+    made_by: Annotated[
+        str, typer.Option("--made-by", help="What made the mask: a program's name, or manual.")
+    ] = "volseg",
+) -> None:
+    """Write a mask as DICOM objects that belong to its series: segmentation, measurements, contours, overview.
+
+    Each is read back and compared with the mask, pixel by pixel, before the command ends with exit code 0.
+    """
+    from pipeline.console.bars import print_line
+    from pipeline.data.volume_file import series_source
+    from pipeline.export.dicom_objects import DicomOutput
+    from pipeline.stages.dicom import write_dicom
+
+    kinds = tuple(name.strip() for name in objects.split(",") if name.strip())
+    written = write_dicom(
+        mask,
+        source if series is None else series_source(source, series, allow_gaps=allow_gaps),
+        out,
+        output=DicomOutput(kinds, seg_type),
+        labels=labels,
+        allow_gaps=allow_gaps,
+        made_by=made_by,
+    )
+    for note in written.notes:
+        print_line(note)
+    for path in written.files.values():
+        print_line(f"Written: {path}")
 
 
 def phantom(

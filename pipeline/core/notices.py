@@ -7,6 +7,7 @@ of one kind, which a worker process hands to the process that asked for its work
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -84,3 +85,21 @@ def told_to(take: Callable[[str], object]) -> Iterator[None]:
         warnings.showwarning = sort  # type: ignore[assignment]  # it takes all places
         warnings.simplefilter("always", FileWarning)
         yield
+
+
+@contextmanager
+def unheard(*libraries: str) -> Iterator[None]:
+    """Nothing that packages log or warn of within the block is printed or kept: it may quote names of patients."""
+    sources = [logging.getLogger(name) for name in libraries]
+    with _LOCK:
+        levels = [source.level for source in sources]
+        try:
+            for source in sources:
+                source.setLevel(logging.CRITICAL + 1)  # holds for the loggers below it, too
+            with warnings.catch_warnings():
+                # Only theirs: other threads are at work meanwhile.
+                warnings.filterwarnings("ignore", module=rf"({'|'.join(map(re.escape, libraries))})(\.|$)")
+                yield
+        finally:
+            for source, level in zip(sources, levels, strict=True):
+                source.setLevel(level)

@@ -38,6 +38,17 @@ def paired_names(names: Iterable[str]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(pairs))
 
 
+def side_and_words(name: str) -> tuple[str, tuple[str, ...]]:
+    """``left``, ``right`` or nothing, and the other words of a name in small letters: ``Kidney_L`` is a left kidney."""
+    words = _words(name)
+    for sides in _SIDE_WORDS:
+        found = [place for place, word in enumerate(words) if word in sides]
+        if len(found) == 1:
+            side = ("left", "right")[sides.index(words[found[0]])]
+            return side, tuple(word for place, word in enumerate(words) if place != found[0])
+    return "", tuple(words)
+
+
 def swapped_classes(
     regions: Sequence[Sequence[int]], region_pairs: Sequence[tuple[int, int]], classes: int
 ) -> tuple[tuple[int, int], ...]:

@@ -6,10 +6,12 @@ that no text of a file (which may name a patient) can come into a message; names
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,7 @@ MOST_FRAMES = 20_000
 """Most frames of a file."""
 
 _HEADERS_S, _BATCH = 120.0, 64  # files whose headers are asked for at once
+_LONGEST_ATTRIBUTE = 4096  # characters of an element that is copied to what is made of a series
 _FRAMES_IN_A_SECOND = 100  # whose places are read, at least; a usual machine reads 1500
 _DAMAGE = re.compile("corrupt|premature|truncat|not enough|unexpected end", re.I)
 
@@ -112,6 +115,18 @@ def read_headers(archive: Path | None, files: Sequence[str], *, names: bool = Fa
                 except ReaderError as error:
                     found.append({"problem": f"one that {error}" if error.fatal else "a damaged header"})
     return found
+
+
+def read_attributes(archive: Path | None, file: str, names: Sequence[str]) -> dict[str, Any]:
+    """Elements of a file, by keyword, in DICOM's JSON model (PS3.18 F.2): they may name the patient.
+
+    Elements that are empty, damaged or longer than any name are left out.
+
+    Raises:
+        ReaderError: If the file cannot be read.
+    """
+    request = {"task": "attributes", "zip": str(archive or ""), "files": [file], "names": list(names)}
+    return dict(_READERS.ask({**request, "limit_s": _HEADERS_S})[0]["attributes"])
 
 
 def pixel_digest(archive: Path | None, file: str, frame: int) -> str:
@@ -254,6 +269,8 @@ def _answered(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | N
     with opened(archive, file) as stream:
         if task == "directory":
             return {"members": referenced_files(stream)}, None, None
+        if task == "attributes":
+            return {"attributes": _attributes(stream, request["names"])}, None, None
         if task == "digest":
             return {"digest": frame_digest(stream, request["frame"])}, None, None
         pixels = read_frames(stream, request["frames"])
@@ -281,6 +298,17 @@ def _header(archive: str, file: str, names: bool) -> Header:
         return {"problem": f"an error ({error.strerror or 'unreadable'})"}
     except Exception as error:  # whatever pydicom raises is about the file
         return {"problem": f"a damaged header ({type(error).__name__})"}
+
+
+def _attributes(stream: IO[bytes], names: Sequence[str]) -> dict[str, Any]:
+    dataset = read_dataset(stream, stop_before_pixels=True, specific_tags=[*names, "SpecificCharacterSet"])
+    found: dict[str, Any] = {}
+    for name in names:
+        with suppress(Exception):  # a damaged one; what pydicom raises is about the element
+            element = dataset[name].to_json_dict(None, 0)
+            if len(json.dumps(element)) <= _LONGEST_ATTRIBUTE:
+                found[name] = element
+    return found
 
 
 def _facts(dataset: Any, names: bool) -> Header:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from pipeline.core.errors import one_line
+from pipeline.core.labels import LabelTable
 
 _SNAP_HEAD = """\
 ################################################
@@ -57,6 +58,18 @@ def organ_color(index: int) -> str:
     # Steps of the golden ratio: organs that follow each other are far apart in the map, whose ends are too dark.
     place = 6 * int(256 * (0.05 + 0.9 * (((index - len(_ORGANS)) * 0.61803) % 1.0)))
     return f"#{_TURBO[place : place + 6]}"
+
+
+def target_colors(table: LabelTable, colors: Mapping[int, str] | None = None) -> dict[str, str]:
+    """Organ or region → its colour; a region has that of the value it is painted with.
+
+    Args:
+        table: What label values mean.
+        colors: Label value → ``#rrggbb``; by default those of their places in the table.
+    """
+    known = colors or {value: organ_color(n) for n, value in enumerate(table.values)}
+    drawn = dict(zip(table.regions, table.painted, strict=True)) or {name: value for value, name in table.names.items()}
+    return {name: known[value] for name, value in drawn.items()}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def by_mask(file: Path, entries: Any, kind: Any = None) -> Entries:
         with suppress(VolsegError, KeyError, TypeError, AttributeError):  # damaged
             if kind is not None:
                 conform(entry, kind, file)
-            names = (entry["prediction"], *(entry.get("organ_files") or ()), *(entry.get("soft_files") or ()))
+            beside = ("organ_files", "soft_files", "dicom_files")
+            names = (entry["prediction"], *(name for kind in beside for name in entry.get(kind) or ()))
             if all(inside(file.parent, name) for name in names):
                 found[names[0]] = entry
     return found

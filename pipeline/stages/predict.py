@@ -469,7 +469,7 @@ def segment_case(
         entry["notes"] = notes
     if soft is not None:
         entry["confidence"] = {name: soft.confidence.get(name) for name in folder.labels.table.targets}
-    image = read.image if output.statistics else None
+    image = read.image if output.statistics or read.series is not None else None
     return CaseSegmented(replace(read, image=image, label_map=label_map), entry, soft)
 
 

@@ -17,20 +17,21 @@ from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.legend import LegendEntry, organ_color, snap_labels
+from pipeline.data.legend import LegendEntry, organ_color, snap_labels, target_colors
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
 from pipeline.data.volume_file import split_source, volume_stem, volume_suffix
 from pipeline.evaluate.organ_statistics import organ_statistics, statistics_columns, statistics_entry, statistics_row
+from pipeline.export.dicom_objects import DicomOutput
 from pipeline.infer.probability_maps import SoftPrediction
 from pipeline.model.device import out_of_memory
 
 FORMATS = ("nii.gz", "nii", "nrrd", "seg.nrrd", "mha")
 """Formats that masks can be written in, whatever their inputs are."""
 
-PROBABILITIES, ENTROPY = "probabilities", "entropy"
-"""Folders beside the masks; the first is one that ``volseg evaluate --probabilities`` takes."""
+PROBABILITIES, ENTROPY, DICOM = "probabilities", "entropy", "dicom"
+"""Folders beside the masks; the first is one that ``volseg evaluate --probabilities`` takes, the last one to send."""
 
 STATISTICS_FILES = ("statistics.json", "statistics.csv")
 """Names of what :func:`write_statistics` writes."""
@@ -59,6 +60,9 @@ class Output:
         probabilities: Organs and regions whose probabilities are also written, or ``("all",)``.
         entropy: Also write the entropy.
         confidence: Also note the mean probability of every organ; comes with the two.
+        dicom: Of inputs that are DICOM series, also write some of ``seg``, ``sr``, ``rtstruct`` and ``sc``: a
+            segmentation, measurements, a structure set, an overview.
+        seg_type: How a DICOM segmentation is stored: ``binary``, ``labelmap`` or ``auto``.
     """
 
     format: str | None = None
@@ -68,12 +72,21 @@ class Output:
     probabilities: tuple[str, ...] = ()
     entropy: bool = False
     confidence: bool = False
+    dicom: tuple[str, ...] = ()
+    seg_type: str = "binary"
 
     def __post_init__(self) -> None:
-        """Refuse unknown formats."""
+        """Refuse unknown formats and objects."""
         if self.format is not None and self.format not in FORMATS:
             advice = "Choose one of them, or leave it out for the image's own"
             raise VolsegError(sentence("format", f"one of {', '.join(FORMATS)}", repr(self.format), advice))
+
+        _ = self.objects
+
+    @property
+    def objects(self) -> DicomOutput:
+        """The DICOM objects, with those that others need."""
+        return DicomOutput(self.dicom, self.seg_type)
 
     @property
     def soft(self) -> bool:
@@ -103,12 +116,14 @@ class CasePaths:
         folder: Folder of its organs' masks.
         organ_files: Organ or region → name of its mask there; empty without.
         soft: Its probabilities and entropy.
+        dicom: Kind → DICOM object.
     """
 
     mask: Path
     folder: Path
     organ_files: Mapping[str, str]
     soft: SoftPaths = field(default_factory=SoftPaths)
+    dicom: Mapping[str, Path] = field(default_factory=dict)
 
 
 def case_paths(
@@ -136,7 +151,8 @@ def case_paths(
         taken[mask] = files.id
         names = organ_file_names(table, suffix) if output.split else {}
         soft = soft_paths(out, files.id, known, output.probabilities, entropy=output.entropy)
-        found[files.id] = CasePaths(mask, out / volume_stem(mask), names, soft)
+        stem = volume_stem(mask)
+        found[files.id] = CasePaths(mask, out / stem, names, soft, output.objects.files(out / DICOM, stem))
     return found
 
 
@@ -196,9 +212,7 @@ def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
     table = select_organs(known, organs) if organs else known
     colors = {value: organ_color(n) for n, value in enumerate(known.values)}
     legend = tuple(LegendEntry(value, name, colors[value]) for value, name in table.names.items())
-    drawn = dict(zip(table.regions, table.painted, strict=True)) or {name: value for value, name in table.names.items()}
-    shown = {name: colors[value] for name, value in drawn.items()}
-    return Labels(table, legend, shown, known if organs else None)
+    return Labels(table, legend, target_colors(table, colors), known if organs else None)
 
 
 def write_labels(out: Path, labels: Labels) -> None:
@@ -239,13 +253,15 @@ def require_own_files(
         VolsegError: If there is such a file.
     """
     masks = {paths.mask.name: paths for paths in wanted}
-    # An organ's file belongs to the mask whose entry names it, a soft output to any mask of its case.
+    # An organ's file belongs to the mask whose entry names it, a soft output or DICOM object to any mask of its case.
     own = {out / name for name in entries}
-    own |= {out / name for entry in entries.values() for name in entry.get("soft_files", ())}
+    for kind in ("soft_files", "dicom_files"):
+        own |= {out / name for entry in entries.values() for name in entry.get(kind) or ()}
     files = [paths.mask for paths in masks.values()]
     for name, paths in masks.items():
         own |= {paths.folder / file for file in entries.get(name, {}).get("organ_files") or ()}
         files += [*(paths.folder / file for file in paths.organ_files.values()), *paths.soft.files]
+        files += paths.dicom.values()
     if not (out / RECORD_FILE).exists():
         files += [out / name for name in beside]
     OutputFolder(out).require_free(files, own, "the mask of an earlier prediction")
@@ -277,6 +293,8 @@ class Entry(BaseModel):
     hash: str = ""
     organ_files: list[str] | None = None
     soft_files: list[str] | None = None
+    dicom_files: list[str] | None = None
+    seg_type: str | None = None
     confidence: dict[str, float | None] = {}
 
 

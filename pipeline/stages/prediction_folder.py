@@ -15,14 +15,18 @@ from pipeline.core.grid import Box
 from pipeline.core.together import RunsTogether
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles, content_hashes
+from pipeline.data.dicom import is_dicom, open_series
 from pipeline.data.organ_masks import write_organs
 from pipeline.data.prediction_record import Entries, PredictionRecord
-from pipeline.data.volume_file import split_source
+from pipeline.data.volume_file import split_source, volume_stem
 from pipeline.data.volumes import position_doubts, read_image, read_label_map, write_label_map
+from pipeline.export.dicom_objects import write_objects
+from pipeline.export.dicom_source import Maker, Segmented, SourceSeries
 from pipeline.infer.probability_maps import SoftPrediction
 from pipeline.preprocess.fingerprint import foreground_box
 from pipeline.preprocess.plan_file import Plan
 from pipeline.stages.prediction_files import (
+    DICOM,
     ENTROPY,
     PROBABILITIES,
     STATISTICS_FILES,
@@ -52,6 +56,7 @@ class CaseRead:
         image: None if nothing is to be done with it.
         label_map: Its mask, if there is one already but not all that is to be made of it.
         kept: Whether its mask is there already, and what else only the network gives.
+        series: What DICOM objects take from its series, if some are to be written.
     """
 
     files: CaseFiles
@@ -60,6 +65,7 @@ class CaseRead:
     image: Image | None
     label_map: LabelMap | None
     kept: bool
+    series: SourceSeries | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class PredictionFolder:
                 if not others:
                     # What a killed run was writing lies beside the masks under temporary names.
                     remove_leftovers(self.out)
-                    for name in (PROBABILITIES, ENTROPY):
+                    for name in (PROBABILITIES, ENTROPY, DICOM):
                         remove_leftovers(self.out / name, deep=True)
                 self.record.write(alone=not others)
                 write_labels(self.out, self.labels)
@@ -151,10 +157,13 @@ class PredictionFolder:
         there = all((paths.folder / name).is_file() for name in paths.organ_files.values())
         split = not paths.organ_files or (entry.get("organ_files") == list(paths.organ_files.values()) and there)
         measured = self.statistics.get(paths.mask.name, {}).get("hash") == mask_hash or not self.output.statistics
-        wanted = not (kept and measured)
-        image = read_image(files.images, case=files.id) if wanted else None
-        label_map = read_label_map(paths.mask, case=files.id) if kept and not (split and measured) else None
-        return CaseRead(files, hashes, mask_hash, image, label_map, kept)
+        sendable = not paths.dicom or (same and self._objects_there(paths, entry))
+        # Before the work, not after it: a series may have no identifiers that an object could refer to.
+        series = None if sendable else _source(files)
+        image = None if kept and measured and sendable else read_image(files.images, case=files.id)
+        unmade = kept and not (split and measured and sendable)
+        label_map = read_label_map(paths.mask, case=files.id) if unmade else None
+        return CaseRead(files, hashes, mask_hash, image, label_map, kept, series)
 
     def write_case(self, made: CaseSegmented) -> None:
         """Write what a case gave: its mask, a file per organ, its statistics and its entry.
@@ -177,23 +186,38 @@ class PredictionFolder:
             got, advice = "another run that replaced it", "Run again when the other has ended"
             raise DataError(sentence("mask", "one that stays", got, advice, case=read.files.id, file=paths.mask))
         like, organ_files = split_source(read.files.images[0])[0], list(paths.organ_files.values())
-        beside = {name: earlier[name] for name in ("organ_files", "soft_files") if same and name in earlier}
+        kinds = ("organ_files", "soft_files", "dicom_files", "seg_type")
+        beside = {name: earlier[name] for name in kinds if same and name in earlier}
         entry = dict(earlier) if read.kept else made.entry | beside
         entry |= {"organ_files": organ_files} if organ_files else {}
         if made.soft is not None:
             files = {file.relative_to(self.out).as_posix() for file in paths.soft.files}
             entry["soft_files"] = sorted(files.union(entry.get("soft_files", ())))
-            self._take_over(paths.mask.name, files)
+            self._take_over(paths.mask.name, files, "soft_files")
+        if read.series is not None:
+            files = {file.relative_to(self.out).as_posix() for file in paths.dicom.values()}
+            stem = volume_stem(paths.mask)
+            outdated = {f"{DICOM}/{path.name}" for path in self.output.objects.outdated(self.out / DICOM, stem)}
+            OutputFolder(self.out).remove(outdated.intersection(entry.get("dicom_files") or ()))
+            entry["dicom_files"] = sorted(files.union(entry.get("dicom_files") or ()) - outdated)
+            entry |= {"seg_type": self.output.objects.seg_type} if "seg" in paths.dicom else {}
+            self._take_over(paths.mask.name, files, "dicom_files")
         if not same:
             self._remove_earlier(paths)
-        # First without its hash, so that a run that was killed knows its own file; with it once all is written.
-        self.record.note({**entry, "hash": ""} if not same else entry)
+        # First without its hash, so that a run that was killed knows its own file; with it once all is written. How
+        # segments are stored is known once they are, too.
+        begun = {name: value for name, value in entry.items() if name != "seg_type" or "seg" not in paths.dicom}
+        self.record.note(begun if same else {**begun, "hash": ""})
         if not read.kept:
             write_label_map(label_map, paths.mask, like=like, legend=self.labels.legend)
         if paths.organ_files:
             write_organs(label_map, self.labels.table, paths.folder, paths.organ_files, self.labels.colors, like=like)
         if made.soft is not None:
             write_soft(made.soft, paths.soft, like=like)
+        if read.series is not None:
+            maker = Maker(serial=self.model_hash)
+            case = Segmented(read.series, label_map, self.labels.table, self.labels.colors, read.image, maker)
+            write_objects(case, paths.dicom, self.output.objects.seg_type)
         if self.output.statistics and read.image is not None:
             organs = measure(label_map, self.labels.table, read.image, self.channels)
             about = {"case": read.files.id, "prediction": paths.mask.name, "hash": read.mask_hash}
@@ -231,18 +255,38 @@ class PredictionFolder:
         there = all(file.is_file() and file.relative_to(self.out).as_posix() in known for file in paths.soft.files)
         return there and "confidence" in entry
 
+    def _objects_there(self, paths: CasePaths, entry: Mapping[str, Any]) -> bool:
+        """Whether an earlier run wrote all DICOM objects that are wanted."""
+        known = set(entry.get("dicom_files") or ())
+        there = all(file.is_file() and file.relative_to(self.out).as_posix() in known for file in paths.dicom.values())
+        return there and ("seg" not in paths.dicom or entry.get("seg_type") == self.output.objects.seg_type)
+
     def _remove_earlier(self, paths: CasePaths) -> None:
         """Remove what was made of a mask of another image or model."""
         entry = self.entries.get(paths.mask.name, {})
         home = paths.folder.relative_to(self.out)
         organ_files = ((home / Path(name).name).as_posix() for name in entry.get("organ_files") or ())
-        OutputFolder(self.out).remove((*organ_files, *(entry.get("soft_files") or ())))
+        others = (name for kind in ("soft_files", "dicom_files") for name in entry.get(kind) or ())
+        OutputFolder(self.out).remove((*organ_files, *others))
 
-    def _take_over(self, mask: str, files: set[str]) -> None:
-        """No other entry may say that these are its soft outputs, as that of a mask in another format would."""
+    def _take_over(self, mask: str, files: set[str], kind: str) -> None:
+        """No other entry may say that these files are its own, as that of a mask in another format would."""
         for name, entry in list(self.entries.items()):
-            if name != mask and files.intersection(entry.get("soft_files", ())):
-                self.record.note({**entry, "soft_files": sorted(set(entry["soft_files"]) - files)})
+            if name != mask and files.intersection(entry.get(kind) or ()):
+                self.record.note({**entry, kind: sorted(set(entry[kind]) - files)})
+
+
+def _source(files: CaseFiles) -> SourceSeries:
+    """What DICOM objects take from the series of a case, of several channels from that of the first.
+
+    Raises:
+        VolsegError: If it is none, or it has no identifiers.
+    """
+    source = files.images[0]
+    if split_source(source)[1] != "series" and not is_dicom(source):
+        rule, got, advice = "a DICOM series, as DICOM objects need", "another file", "Give the series, or ask for none"
+        raise DataError(sentence("input", rule, got, advice, case=files.id, file=source))
+    return SourceSeries.of(open_series(source, case=files.id))
 
 
 def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, str]:

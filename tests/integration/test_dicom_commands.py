@@ -9,7 +9,6 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import command_line
 import numpy as np
 import pytest
 from generated_dicom import SECRET, make_slices, save, slices_of
@@ -18,9 +17,10 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from scipy.ndimage import gaussian_filter
 from toy import toy_case
+from toy_dicom import as_dicom, require_no_secret, run, whole
 
 from pipeline.core.errors import VolsegError
-from pipeline.core.volume import Image, LabelMap
+from pipeline.core.volume import LabelMap
 from pipeline.data.dicom import open_series
 from pipeline.data.layouts import open_dataset
 from pipeline.data.store import open_prepared
@@ -28,35 +28,6 @@ from pipeline.data.volumes import open_volume, read_image, read_label_map, write
 from pipeline.preprocess.prepare_case import prepare_case
 from pipeline.stages.predict import Predictor
 from pipeline.stages.prepare import make_plan
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Exit code of a command, and all that it says, on one line."""
-    code, out, err = command_line.run(capfd, *words)
-    return code, " ".join((out + " " + err).split())
-
-
-def whole(index: int) -> Image:
-    """A case of the toy dataset, in whole numbers."""
-    image = toy_case(index)[0]
-    return Image(np.rint(image.array), image.grid)
-
-
-def as_dicom(index: int, folder: Path, **options: object) -> Path:
-    image = whole(index)
-    return save(slices_of(image.array[0].astype(np.int16), image.grid.affine, **options), folder)
-
-
-def require_no_secret(*texts: str, folders: tuple[Path, ...] = ()) -> None:
-    """No text of the generated files, in any case of letters."""
-    words = [word.lower() for word in SECRET.split("^")]
-    for text in texts:
-        assert not any(word in text.lower() for word in words)
-    for path in (path for folder in folders for path in folder.rglob("*")):
-        assert not any(word in path.name.lower() for word in words)
-        if path.is_file():
-            content = path.read_bytes().lower()
-            assert not any(word.encode() in content for word in words), path
 
 
 @pytest.fixture(scope="module")

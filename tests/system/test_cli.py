@@ -29,6 +29,7 @@ COMMANDS = (
     "config",
     "networks",
     "convert",
+    "dicom",
     "preview",
     "cross-validate",
     "choose",
@@ -55,7 +56,7 @@ def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     shown = [line.split()[1:2] for line in done.stdout.splitlines() if line[:2] in ("│ ", "| ")]
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
-        "preprocess train predict evaluate report check plan preview convert phantom "
+        "preprocess train predict evaluate report check plan preview convert dicom phantom "
         "models cross-validate choose prune share networks compare stats demo config"
     )
 

@@ -12,6 +12,7 @@ from generated_dicom import make_slices, save
 from toy import write_toy
 
 from pipeline.core.volume import LabelMap
+from pipeline.data.dicom import open_series
 from pipeline.data.volumes import read_label_map, write_label_map
 
 SCIPY = ("scipy.spatial", "scipy.ndimage", "scipy.stats")  # scipy itself is small, and nibabel loads it
@@ -22,7 +23,7 @@ LARGE = {
 }
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
-    *("choose", "convert", "inspect", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
+    *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
     "models",
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
@@ -46,6 +47,7 @@ LOADED: dict[tuple[str, ...], set[str]] = {
     },
     ("report", "scores_a", "-o", "report.html"): {"matplotlib", "jinja2"},
     ("inspect", "series"): set(),  # pydicom is at work in another process
+    ("dicom", "mask/mask.nii.gz", "series", "-o", "objects", "--objects", "sr,rtstruct,sc"): {"pydicom", "highdicom"},
 }
 """Words of a command → the large libraries that it loads, and no others, in a real run."""
 
@@ -71,6 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels = read_label_map(path)
         write_label_map(LabelMap(np.roll(labels.array, 1, axis=0), labels.grid), found / "masks" / path.name)
     save(make_slices(np.zeros((3, 4, 5), np.int16)), found / "series")
+    grid = open_series(found / "series").grid
+    write_label_map(LabelMap(np.ones(grid.shape, np.uint8), grid), found / "mask" / "mask.nii.gz")
+    (found / "mask" / "labels.json").write_text('{"1": "liver"}')
     for scores, masks in (("scores_a", "masks"), ("scores_b", "data/labels")):
         run(("evaluate", masks, "data/labels", "--jobs", "1", "-o", scores, "--surface", "none"), found)
     return found
@@ -79,3 +84,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("words", list(LOADED), ids=" ".join)
 def test_a_command_loads_only_what_it_needs(words: tuple[str, ...], folder: Path) -> None:
     assert set(run(words, folder).split()) == LOADED[words]
+
+
+def test_predicting_loads_what_writes_dicom_only_when_it_is_asked_for() -> None:
+    # MONAI itself loads pydicom where it is installed.
+    code = "import sys, pipeline.stages.predict\nprint(*sorted({'highdicom', 'contourpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from command_line import run
 from toy import write_toy
 
-from pipeline.core.notices import FileWarning, about, listening, tell, told_to
+from pipeline.core.notices import FileWarning, about, listening, tell, told_to, unheard
 from pipeline.data.volumes import read_image
 from pipeline.engine.local import open_engine
 
@@ -52,6 +52,23 @@ def test_what_a_library_says_is_kept_and_what_others_say_goes_on() -> None:
             warnings.warn_explicit("of another", UserWarning, "/lib/other/module.py", 1)
     assert said == ["logged 1", "warned"]
     assert [(str(other.message), other.filename) for other in others] == [("of another", "/lib/other/module.py")]
+
+
+def test_what_may_quote_a_patient_is_not_heard(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loud = logging.getLogger("some.part")
+    with caplog.at_level(logging.DEBUG):
+        with unheard("some"):
+            loud.error("SECRET")
+            for module in ("some", "some.part"):
+                warnings.warn_explicit("SECRET", UserWarning, "part.py", 1, module)
+            with pytest.raises(UserWarning, match="not its own"):  # warnings are errors here
+                warnings.warn_explicit("not its own", UserWarning, "part.py", 1, "someone")
+            logging.getLogger("other").error("heard")
+        loud.error("again")
+    assert [record.getMessage() for record in caplog.records] == ["heard", "again"]
+    assert "SECRET" not in "".join(capfd.readouterr())
 
 
 def test_nibabel_is_told_with_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from pipeline.core.labels import IGNORE_INDEX, LabelTable
-from pipeline.core.regions import paint, painting_steps
+from pipeline.core.regions import paint, painting_steps, side_and_words
 
 NAMES = {1: "necrosis", 2: "edema", 4: "enhancing"}
 BRAIN = LabelTable(NAMES, 9, {"whole": (4, 2, 1), "core": (1, 4), "enhancing": (4,)})
@@ -180,3 +180,20 @@ def test_regions_that_contradict_themselves_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LabelTable(NAMES, None, regions, painted)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "words"),
+    [
+        ("kidney_left", "left", ("kidney",)),
+        ("Right Lung", "right", ("lung",)),
+        ("rib_l_1", "left", ("rib", "1")),
+        ("rt femur", "right", ("femur",)),
+        ("vertebrae_L1", "", ("vertebrae", "l1")),  # no word of its own
+        ("left_to_right", "", ("left", "to", "right")),
+        ("liver", "", ("liver",)),
+        ("", "", ()),
+    ],
+)
+def test_the_side_that_a_name_tells(name: str, side: str, words: tuple[str, ...]) -> None:
+    assert side_and_words(name) == (side, words)

@@ -672,3 +672,11 @@ def test_the_hash_follows_the_series_and_its_files(tmp_path: Path) -> None:
     assert open_series(series_source(path, "1")).content_hash() == one
     save(make_slices(ARRAY + 5, seed="a"), path / "1")
     assert open_series(series_source(path, "1")).content_hash() != one
+
+
+def test_elements_that_may_name_the_patient_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    tags = {"PatientComments": "x" * 5000, "PatientID": "Müller", "SpecificCharacterSet": "ISO_IR 100"}
+    path = save(make_slices(ARRAY, **tags), tmp_path / "s") / "IM00000"
+    found = dicom_reader.read_attributes(None, str(path), ("PatientID", "PatientComments", "PatientSex", "StudyID"))
+    # What is not there, and what is longer than any name, is left out.
+    assert {name: element["Value"] for name, element in found.items()} == {"PatientID": ["Müller"], "StudyID": [SECRET]}

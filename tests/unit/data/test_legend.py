@@ -11,8 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 from pipeline.core.grid import Grid
+from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
-from pipeline.data.legend import LegendEntry, snap_labels
+from pipeline.data.legend import LegendEntry, organ_color, snap_labels, target_colors
 from pipeline.data.volumes import read_label_map, write_label_map
 
 LEGEND = (LegendEntry(1, "Leber & Gänge", "#ff0000"), LegendEntry(300, 'lung "left"', "#3366cc"))
@@ -111,3 +112,11 @@ def test_label_descriptions_of_itk_snap() -> None:
         ["1", "255", "0", "0", "1", "1", "1", '"Leber & Gänge"'],
         ["300", "51", "102", "204", "1", "1", "1", "\"lung 'left'\""],
     ]
+
+
+def test_a_region_has_the_colour_of_the_value_it_is_painted_with() -> None:
+    organs = LabelTable({3: "liver", 5: "spleen"})
+    assert target_colors(organs) == {"liver": organ_color(0), "spleen": organ_color(1)}
+    assert target_colors(organs, {3: "#000003", 5: "#000005"}) == {"liver": "#000003", "spleen": "#000005"}
+    tumour = LabelTable({1: "rim", 2: "core"}, regions={"whole": (1, 2), "core": (2,)})
+    assert target_colors(tumour) == {"whole": organ_color(0), "core": organ_color(1)}
