@@ -230,12 +230,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("counts", "memory"), help="one of the tables")
     parser.add_argument("--places", action="store_true", help="also print which lines wait, and how often")
     chosen = parser.parse_args()
-    if chosen.only != "memory":
-        print_counts(chosen.places)
+    if chosen.only != "counts":  # first, as what trainings and predictions leave would be counted, too
+        print_memory()
     if chosen.only is None:
         print()
-    if chosen.only != "counts":
-        print_memory()
+    if chosen.only != "memory":
+        print_counts(chosen.places)
 
 
 if __name__ == "__main__":
