@@ -13,12 +13,24 @@ import typer
 from pipeline.cli.cross_validation import choose, cross_validate
 from pipeline.cli.evaluation import compare, evaluate, stats
 from pipeline.cli.steps import check, plan, predict, preprocess, report, train
-from pipeline.cli.tools import config_app, convert, demo, inspect, models, networks, phantom, preview, prune, share
+from pipeline.cli.tools import (
+    config_app,
+    convert,
+    demo,
+    import_nnunet,
+    inspect,
+    models,
+    networks,
+    phantom,
+    preview,
+    prune,
+    share,
+)
 
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),
     "Data": (check, inspect, plan, preview, convert, phantom),
-    "Models": (models, cross_validate, choose, prune, share, networks),
+    "Models": (models, import_nnunet, cross_validate, choose, prune, share, networks),
     "Scores": (compare, stats),
     "Tools": (demo,),
 }
