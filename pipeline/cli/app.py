@@ -18,6 +18,7 @@ from pipeline.cli.tools import (
     convert,
     demo,
     dicom,
+    import_nnunet,
     inspect,
     models,
     networks,
@@ -30,7 +31,7 @@ from pipeline.cli.tools import (
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),
     "Data": (check, inspect, plan, preview, convert, dicom, phantom),
-    "Models": (models, cross_validate, choose, prune, share, networks),
+    "Models": (models, import_nnunet, cross_validate, choose, prune, share, networks),
     "Scores": (compare, stats),
     "Tools": (demo,),
 }

@@ -268,6 +268,30 @@ def share(
     print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
 
 
+def import_nnunet(
+    results: Annotated[
+        Path, typer.Argument(help="nnU-Net's results folder, of a model or a dataset, or a zip archive it exported.")
+    ],
+    out: OutFolder,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="Such as 3d_fullres, where there are several models.")
+    ] = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("--fold", help="Folds to take: numbers or all; by default all with a number.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="final or best.")] = "final",
+) -> None:
+    """Write a trained nnU-Net model as a model folder, which `volseg predict` takes: the same masks, in less memory."""
+    from pipeline.console.bars import print_line
+    from pipeline.interop.nnunet import import_nnunet as run
+
+    found = run(results, out, configuration=configuration, folds=folds or (), checkpoint=checkpoint)
+    for note in found.notes:
+        print_line(note)
+    named = ", ".join(f"fold {fold} as {number}" for fold, number in found.folds.items())
+    print_line(f"{found.network}, {named}: {out}. Next: `volseg predict {out} IMAGES -o masks`")
+
+
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,

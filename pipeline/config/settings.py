@@ -352,8 +352,8 @@ class InferSettings(Section):
 
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Overlap of neighbouring windows as a fraction of the window."""
-    blend: Literal["gaussian", "hann", "constant"] = "gaussian"
-    """Weight of a window's voxels where windows overlap."""
+    blend: Literal["gaussian", "hann", "constant", "nnunet"] = "gaussian"
+    """Weight of a window's voxels where windows overlap. nnunet: as nnU-Net weighs and places them, to the voxel."""
     window_size: tuple[Size, ...] | Literal["fit"] | None = None
     """2 or 3 numbers; by default the training patch, larger for networks whose output is smaller than their input. fit:
     as long as the volume along axes where that is at most a quarter more than the patch, which is faster."""

@@ -25,9 +25,9 @@ from pipeline.infer.accumulate import (
     WindowLogits,
     finished_planes,
 )
-from pipeline.infer.labelling import PlaneLabels, PlaneLogits, labels_and_logits
+from pipeline.infer.labelling import LINEAR, Orders, PlaneLabels, PlaneLogits, labels_and_logits
 from pipeline.infer.tta import Network, Passes
-from pipeline.infer.windows import Blend, Tiling, importance_map
+from pipeline.infer.windows import Blend, Placement, Tiling, importance_map
 
 _SUM_TYPES = {"float32": torch.float32, "float16": torch.float16}
 _KEPT_BYTES = 16 << 20  # of a tensor, with many classes: small ones take a piece of its place, and it needs another one
@@ -54,7 +54,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
     Args:
         window: Voxels of the window along each of 2 or 3 axes, a size the network takes.
         overlap: Fraction of the window (of its logits) that neighbours share, or one per axis, each in [0, 1).
-        blend: Weight of a window's voxels where windows overlap: ``gaussian``, ``hann`` or ``constant``.
+        blend: Weight of a window's voxels where windows overlap: see :func:`~pipeline.infer.windows.importance_map`.
         batch: Windows per network call, at least 1.
         axis: The streaming axis, along which planes are finished; ``auto`` for the one with the least planes held.
         skip: Windows to leave out, see :data:`~pipeline.infer.accumulate.Skip`. Where there is no other, logits
@@ -96,7 +96,7 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         *,
         margin: Sequence[int] | None = None,
         step: Sequence[int] | None = None,
-        placement: Literal["interval", "even"] = "interval",
+        placement: Placement = "interval",
         padding: Padding = "constant",
         fill: float = 0.0,
         box: tuple[tuple[int, int], ...] | None = None,
@@ -190,7 +190,13 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
 
     @torch.no_grad()
     def label_planes(
-        self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
+        self,
+        volume: Tensor,
+        network: Network | Passes,
+        target: Sequence[int],
+        *,
+        painting: Sequence[PaintingStep] = (),
+        orders: Orders | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Labels of one volume as they are finished; see :meth:`label_map`.
 
@@ -199,18 +205,25 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             network: As for :meth:`label_map`.
             target: Voxels of the labels along each axis.
             painting: As for :meth:`label_map`.
+            orders: Spline order of the logits along each axis, 0 or 1; None for linear ones.
 
         Yields:
             First plane along :meth:`streaming_axis` of the volume, and planes of labels (n, a, b), b being 1 in images
             of two axes.
         """
-        labels = PlaneLabels(*self._shapes(volume, target), painting)
+        labels = PlaneLabels(*self._shapes(volume, target), painting, self._orders(volume, orders))
         for planes in self._first_output(volume, network, relative=not painting):
             yield from labels.add(planes)
 
     @torch.no_grad()
     def labelled_planes(
-        self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, painting: Sequence[PaintingStep] = ()
+        self,
+        volume: Tensor,
+        network: Network | Passes,
+        target: Sequence[int],
+        *,
+        painting: Sequence[PaintingStep] = (),
+        orders: Orders | None = None,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Labels of one volume as they are finished, and the logits they come from.
 
@@ -220,13 +233,13 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         Yields:
             First plane, labels (n, a, b) and logits (n, a, b, L).
         """
-        shapes = self._shapes(volume, target)
+        shapes, turned = self._shapes(volume, target), self._orders(volume, orders)
         planes = self._first_output(volume, network, relative=not painting)
-        yield from labels_and_logits(planes, PlaneLabels(*shapes, painting), PlaneLogits(*shapes))
+        yield from labels_and_logits(planes, PlaneLabels(*shapes, painting, turned), PlaneLogits(*shapes, turned))
 
     @torch.no_grad()
     def logit_planes(
-        self, volume: Tensor, network: Network | Passes, target: Sequence[int]
+        self, volume: Tensor, network: Network | Passes, target: Sequence[int], *, orders: Orders | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Resampled logits of one volume as they are finished.
 
@@ -234,12 +247,13 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
             volume: (C, *spatial).
             network: As for :meth:`label_map`.
             target: Voxels of the result along each axis.
+            orders: As for :meth:`label_planes`.
 
         Yields:
             First plane along :meth:`streaming_axis` of the volume, and logits (n, a, b, L), float32, b being 1 in
             images of two axes; valid until the next ones are asked for.
         """
-        logits = PlaneLogits(*self._shapes(volume, target))
+        logits = PlaneLogits(*self._shapes(volume, target), self._orders(volume, orders))
         for planes in self._first_output(volume, network, relative=False):
             yield from logits.add(planes)
 
@@ -324,6 +338,11 @@ class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped
         """Voxels of a volume and of its result, the streaming axis first."""
         axis = self.streaming_axis(volume.shape[1:])
         return _streaming_first(volume.shape[1:], axis, 1), _streaming_first(target, axis, 1)
+
+    def _orders(self, volume: Tensor, orders: Orders | None) -> Orders:
+        """Spline orders, that of the streaming axis first."""
+        axis = self.streaming_axis(volume.shape[1:])
+        return LINEAR if orders is None else _streaming_first(orders, axis, 1)
 
     def _checked(self, inputs: Tensor) -> Tensor:
         axes = len(self.tiling.window)

@@ -67,6 +67,11 @@ def decode(logits: Tensor, painting: Sequence[PaintingStep] = ()) -> Tensor:
     return index
 
 
+Orders = Sequence[int]
+"""Spline order of logits along each of three axes: 1 linear; 0 takes those of the nearest voxel."""
+
+LINEAR: Orders = (1, 1, 1)
+
 # Linear interpolation between planes of logits: where it reads, and with which weights.
 
 
@@ -91,14 +96,16 @@ class LinearWeights:
         return LinearWeights(self.low[places], self.share[places])
 
 
-def linear_weights(n: int, m: int, device: torch.device) -> LinearWeights:
+def linear_weights(n: int, m: int, device: torch.device, order: int = 1) -> LinearWeights:
     """How linear resampling brings an axis from ``n`` to ``m`` voxels over the same field of view.
+
+    With order 0 the nearest voxel has all the weight.
 
     The weights are those of :func:`~pipeline.preprocess.interpolation.resize_operator`.
     """
     if n == 1:
         return LinearWeights(torch.zeros(m, dtype=torch.int64, device=device), torch.zeros(m, device=device))
-    matrix = torch.eye(n) if n == m else torch.tensor(resize_operator(n, m, 1))
+    matrix = torch.eye(n) if n == m else torch.tensor(resize_operator(n, m, 0 if order == 0 else 1))
     low = (matrix > 0).int().argmax(dim=1).clamp(max=n - 2)
     return LinearWeights(low.to(device), matrix.gather(1, low[:, None] + 1)[:, 0].to(device))
 
@@ -248,10 +255,18 @@ class PlaneLabels:
         shape: Voxels of the logits, the streaming axis first.
         target: Voxels of the labels over the same field of view.
         painting: How regions become classes; empty for a softmax.
+        orders: How logits are resampled along each axis.
     """
 
-    def __init__(self, shape: Sequence[int], target: Sequence[int], painting: Sequence[PaintingStep] = ()) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        target: Sequence[int],
+        painting: Sequence[PaintingStep] = (),
+        orders: Orders = LINEAR,
+    ) -> None:
         self.shape, self.target, self.painting = tuple(shape), tuple(target), tuple(painting)
+        self.orders = tuple(orders)
         self.weights: list[LinearWeights] = []
         self.seen = self.given = 0
         self.last: tuple[Tensor, Tensor] | None = None
@@ -273,7 +288,8 @@ class PlaneLabels:
             raise ValueError(NOT_FINITE)
         first, self.seen = self.seen, self.seen + len(planes)
         if not self.weights and self.shape != self.target:
-            self.weights = [linear_weights(n, m, planes.device) for n, m in zip(self.shape, self.target, strict=True)]
+            axes = zip(self.shape, self.target, self.orders, strict=True)
+            self.weights = [linear_weights(n, m, planes.device, order) for n, m, order in axes]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             classes = self._decided(planes, pool)
             if self.shape == self.target:
@@ -383,11 +399,12 @@ class PlaneLogits:
     Args:
         shape: Voxels of the logits, the streaming axis first.
         target: Voxels of the result over the same field of view.
+        orders: As for :class:`PlaneLabels`.
     """
 
-    def __init__(self, shape: Sequence[int], target: Sequence[int]) -> None:
-        self.shape, self.target = tuple(shape), tuple(target)
-        self.across = resize_operators(self.shape[1:], self.target[1:], 1)
+    def __init__(self, shape: Sequence[int], target: Sequence[int], orders: Orders = LINEAR) -> None:
+        self.shape, self.target, self.order = tuple(shape), tuple(target), orders[0]
+        self.across = resize_operators(self.shape[1:], self.target[1:], [0 if n == 0 else 1 for n in orders[1:]])
         self.weights: LinearWeights | None = None
         self.seen = self.given = 0
         self.last: Tensor | None = None
@@ -402,7 +419,7 @@ class PlaneLogits:
             First plane of the result, and logits (m, a', b', L), float32; valid until the next ones are asked for.
         """
         if self.weights is None:
-            self.weights = linear_weights(self.shape[0], self.target[0], planes.device)
+            self.weights = linear_weights(self.shape[0], self.target[0], planes.device, self.order)
         known = planes if self.last is None else torch.cat([self.last[None], planes])
         first, self.seen = self.seen - (self.last is not None), self.seen + len(planes)
         self.last = planes[-1].clone()

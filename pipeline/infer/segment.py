@@ -24,7 +24,7 @@ from pipeline.model.device import in_mode
 from pipeline.preprocess.grid_history import GridHistory
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.prepare_case import prepare_image
-from pipeline.preprocess.resample import resample
+from pipeline.preprocess.resample import resample, resample_labels
 
 Prepared = tuple[NDArray[np.floating[Any]], GridHistory]
 """An image (C, I, J, K) on the grid of a model, and how it came there."""
@@ -39,8 +39,24 @@ def prepare_for(model: TrainedModel, image: Image, *, case: str = "image", extra
     first = model.first_stage
     if first is None:
         return array, history
-    low, _ = prepare_image(image, first.card.plan, case=case, extra=extra, most_bytes=first.most_bytes)
-    return with_stage_map(array, labels_on(first, low, array.shape[1:])), history
+    low, way = prepare_image(image, first.card.plan, case=case, extra=extra, most_bytes=first.most_bytes)
+    if model.card.plan.conventions is None:
+        return with_stage_map(array, labels_on(first, low, array.shape[1:])), history
+    found = with_room([first], lambda models: segment(models, [(low, way)]))
+    return with_stage_map(array, _resampled_labels(found, model.card.plan, history)), history
+
+
+def _resampled_labels(
+    found: NDArray[np.unsignedinteger[Any]], plan: Plan, history: GridHistory
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Class indices of a first stage on the grid of the source, brought to the prepared grid of the second one.
+
+    nnU-Net decides on the grid of the source and resamples labels, where ours resamples logits and decides once.
+    """
+    turned = reorient_array(found, history.source.orientation, history.orientation)[history.crop.slices]
+    _, coarse = plan.resampling_of(history.cropped)
+    orders: list[Literal[0, 1]] = [0 if axis == coarse else 1 for axis in range(3)]
+    return resample_labels(np.ascontiguousarray(turned), history.prepared.shape, orders)
 
 
 def labels_on(
@@ -88,8 +104,7 @@ def segment(models: Sequence[TrainedModel], prepared: Sequence[Prepared]) -> NDA
     """
     if len(models) == 1:
         array, history = prepared[0]
-        axis, planes = models[0].label_planes(array, history.cropped.shape)
-        return restore_labels(planes, axis, history)
+        return _segmented(models[0], None, array, history)
     axis, parts = _parts(models, prepared)
     return restore_average(parts, axis, painting=models[0].painting)
 
@@ -116,7 +131,8 @@ def segment_softly(
         inferer, target = model.inferer(array.shape[1:]), history.cropped.shape
         axis, image = inferer.streaming_axis(array.shape[1:]), model.placed(array, inferer)
         maps = SoftMaps(wanted, model.labels, history, axis, whole=False)
-        planes = inferer.labelled_planes(image, model.passes, target, painting=model.painting)
+        orders = model.card.plan.logit_orders(history.cropped)
+        planes = inferer.labelled_planes(image, model.passes, target, painting=model.painting, orders=orders)
         return restore_labels(maps.watched(planes), axis, history), maps
     axis, parts = _parts(models, prepared)
     maps = SoftMaps(wanted, model.labels, history, axis, whole=True)
@@ -141,7 +157,8 @@ def _logit_planes(
     model: TrainedModel, inferer: StreamingInferer, array: NDArray[np.floating[Any]], history: GridHistory
 ) -> Iterator[tuple[int, Tensor]]:
     # A generator from its first line on: a model asks for memory once the models before it have taken theirs.
-    yield from inferer.logit_planes(model.placed(array, inferer), model.passes, history.cropped.shape)
+    image, orders = model.placed(array, inferer), model.card.plan.logit_orders(history.cropped)
+    yield from inferer.logit_planes(image, model.passes, history.cropped.shape, orders=orders)
 
 
 def predict_image(
@@ -188,7 +205,8 @@ def predict_image(
     weights = next(network.parameters(), torch.empty(0))
     volume = torch.from_numpy(np.ascontiguousarray(array)).to(weights.device)
     with in_mode(network, training=False):
-        planes = inferer.label_planes(volume, checked, history.cropped.shape, painting=plan.label_table.painting())
+        target, orders = history.cropped.shape, plan.logit_orders(history.cropped)
+        planes = inferer.label_planes(volume, checked, target, painting=plan.painting(), orders=orders)
         index = restore_labels(planes, inferer.streaming_axis(volume.shape[1:]), history)
     return LabelMap(plan.label_table.from_index(index), image.grid)
 
@@ -408,9 +426,10 @@ def _organs(coarse: TrainedModel, prepared: NDArray[np.floating[Any]], history: 
 
 
 def _segmented(
-    model: TrainedModel, inferer: StreamingInferer, prepared: NDArray[np.floating[Any]], history: GridHistory
+    model: TrainedModel, inferer: StreamingInferer | None, prepared: NDArray[np.floating[Any]], history: GridHistory
 ) -> NDArray[np.unsignedinteger[Any]]:
-    axis, planes = model.label_planes(prepared, history.cropped.shape, inferer)
+    orders = model.card.plan.logit_orders(history.cropped)
+    axis, planes = model.label_planes(prepared, history.cropped.shape, inferer, orders)
     return restore_labels(planes, axis, history)
 
 

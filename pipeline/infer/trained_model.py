@@ -20,6 +20,7 @@ from pipeline.core.grid import Box
 from pipeline.core.machine import available_bytes, bytes_in_words
 from pipeline.infer.cleaning import Cleaning
 from pipeline.infer.inferer import StreamingInferer
+from pipeline.infer.labelling import Orders
 from pipeline.infer.tta import Passes, augmentation_problems, mirror_axes, rotation_of, spread
 from pipeline.infer.windows import check_window, fitting_window, in_volume, prediction_window
 from pipeline.model.cost import window_bytes
@@ -173,7 +174,7 @@ class TrainedModel:
         check_inference(card, self.settings)
         spec, plan = card.network, card.plan
         self.labels = plan.label_table
-        self.painting = self.labels.painting()
+        self.painting = plan.painting()
         self.sums_on_cpu = False
         self._window_bytes: dict[tuple[int, ...], int] = {}
         runners: list[Any] = [n if spec.dims == 3 else SliceNetwork(n, plan.slice_axis) for n in networks]
@@ -183,14 +184,16 @@ class TrainedModel:
         # Tiles of networks with a margin agree where they overlap, unless windows are normalized by themselves.
         self.overlap = 0.0 if any(self.margin) and not own_statistics else self.settings.overlap
         self.mirror_axes = mirror_axes(plan, spec.dims, card.settings) if self.settings.mirror else ()
+        # Another tool's training left the labels of mirrored organs as they were.
+        paired = plan.conventions is None
         self.passes = Passes(
             runners,
-            choose_dtype(self.device, card.settings.train.precision),
+            _precision(card, self.device),
             self.mirror_axes,
-            directions(plan.orientation).index("LR"),
-            self.labels.output_side_pairs(),
+            directions(plan.orientation).index("LR") if paired else None,
+            self.labels.output_side_pairs() if paired else (),
             rotation_of(plan, spec) if self.settings.rotate else None,
-            self.labels.side_pairs() if plan.cascade else (),
+            self.labels.side_pairs() if plan.cascade and paired else (),
         )
 
     @classmethod
@@ -267,12 +270,16 @@ class TrainedModel:
             accumulate=settings.accumulate,
             margin=self.margin,
             step=getattr(self.first, "divisor", (1, 1, 1)),
-            placement="even",
+            placement="nnunet" if settings.blend == "nnunet" else "even",
             box=tuple(zip(part.start, part.stop, strict=True)) if isinstance(part, Box) else None,
         )
 
     def label_planes(
-        self, prepared: NDArray[np.floating[Any]], target: Sequence[int], inferer: StreamingInferer | None = None
+        self,
+        prepared: NDArray[np.floating[Any]],
+        target: Sequence[int],
+        inferer: StreamingInferer | None = None,
+        orders: Orders | None = None,
     ) -> tuple[int, Iterator[tuple[int, Tensor]]]:
         """Class indices of an image, resampled, in bounded memory.
 
@@ -280,6 +287,7 @@ class TrainedModel:
             prepared: (C, I, J, K) on the plan's grid.
             target: Voxels of the labels over the same field of view.
             inferer: One of :meth:`inferer`; by default that for the whole image.
+            orders: Spline order of the logits along each axis; by default linear.
 
         Returns:
             The axis along which they come, and planes of them: first plane and (n, a, b), that axis first, the others
@@ -291,7 +299,7 @@ class TrainedModel:
         """
         inferer = inferer or self.inferer(prepared.shape[1:])
         image = self.placed(prepared, inferer)  # before the first window, so that no prediction dies on its way
-        planes = inferer.label_planes(image, self.passes, target, painting=self.painting)
+        planes = inferer.label_planes(image, self.passes, target, painting=self.painting, orders=orders)
         return inferer.streaming_axis(image.shape[1:]), planes
 
     def label_map(self, prepared: NDArray[np.floating[Any]]) -> Tensor:
@@ -321,7 +329,7 @@ class TrainedModel:
         inferer = inferer or self.inferer(shape[1:])
         window = tuple(inferer.tiling.window)
         if window not in self._window_bytes:
-            dtype = choose_dtype(self.device, self.card.settings.train.precision)
+            dtype = _precision(self.card, self.device)
             # One window: where a GPU has no room for several, it goes on with fewer.
             self._window_bytes[window] = window_bytes(self.first, (1, shape[0], *window), dtype)
         image = math.prod(shape) * torch.float32.itemsize
@@ -345,6 +353,13 @@ class TrainedModel:
     def pass_count(self, inferer: StreamingInferer) -> int:
         """How many passes each window takes: networks times views."""
         return len(self.passes.each(inferer.tiling.window, inferer.tiling.tile))
+
+
+def _precision(card: ModelCard, device: torch.device) -> torch.dtype:
+    """Type of the networks' arithmetic; for models of nnU-Net the one that it predicts with."""
+    if card.plan.conventions is not None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return choose_dtype(device, card.settings.train.precision)
 
 
 def check_inference(card: ModelCard, settings: InferSettings) -> None:

@@ -103,6 +103,8 @@ def views(axes: Sequence[int], rotation: Rotation | None = None) -> tuple[View, 
 
 def mirror_axes(plan: Plan, dims: Literal[2, 3], settings: Settings) -> tuple[int, ...]:
     """Volume axes that training mirrors: the network knows no other mirror images."""
+    if plan.conventions is not None:
+        return plan.conventions.mirror_axes
     flips = settings.augment.flip_axes if settings.augment.enabled else ()
     named = directions(plan.orientation)
     return tuple(axis for axis in plan.axes(dims) if named[axis] in flips)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from pipeline.config.settings import InferSettings
@@ -18,7 +19,8 @@ from pipeline.core.errors import ConfigError, sentence
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
-Blend = Literal["gaussian", "hann", "constant"]
+Blend = Literal["gaussian", "hann", "constant", "nnunet"]
+Placement = Literal["interval", "even", "nnunet"]
 
 WindowStart = tuple[int, ...]
 """First voxel of the logits of a window along each axis; negative where the volume is smaller than the window."""
@@ -117,13 +119,14 @@ def axis_overlaps(overlap: float | Sequence[float], axes: int) -> tuple[float, .
     return overlaps
 
 
-def window_starts(size: int, window: int, overlap: float) -> list[int]:
+def window_starts(size: int, window: int, overlap: float, half_to_even: bool = False) -> list[int]:
     """First voxels of the windows along one axis: as few as the overlap allows, evenly spread, first and last flush.
 
     Args:
         size: Voxels along the axis, at least 1.
         window: Voxels of the window, at least 1.
         overlap: Fraction of the window that neighbours share at least (but for rounding), in [0, 1).
+        half_to_even: Round halves of a voxel to even numbers, as nnU-Net does, and not up.
 
     Returns:
         Ascending and distinct; ``[0]`` if the window is as large as the axis or larger. Every voxel is in a window.
@@ -140,6 +143,8 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
         return [0]
     step = max(window * (1.0 - share), 1.0)
     gaps = math.ceil((size - window) / step - _ROUNDING)
+    if half_to_even:
+        return [round(index * ((size - window) / gaps)) for index in range(gaps + 1)]
     return [(2 * index * (size - window) + gaps) // (2 * gaps) for index in range(gaps + 1)]  # rounds half up
 
 
@@ -198,21 +203,44 @@ def importance_map(window: Sequence[int], blend: Blend = "gaussian") -> torch.Te
     Args:
         window: Voxels of the window along each axis.
         blend: ``gaussian`` (SD an eighth of the window, around its centre), ``hann`` (a raised cosine, which falls to 0
-            just outside the window) or ``constant`` (1 everywhere).
+            just outside the window), ``constant`` (1 everywhere) or ``nnunet`` (see :func:`nnunet_importance`).
 
     Returns:
-        float32 of the window's shape, from :data:`MIN_IMPORTANCE` to 1. Gaussian and constant equal the
-        maps of MONAI's sliding window.
+        float32 of the window's shape, from :data:`MIN_IMPORTANCE` to 1, of nnU-Net from less to 10. Gaussian and
+        constant equal the maps of MONAI's sliding window.
 
     Raises:
         ValueError: If the blend is not known.
     """
+    if blend == "nnunet":
+        return nnunet_importance(window)
     if blend not in _PROFILES:
-        raise ValueError(f"blend: expected one of {', '.join(_PROFILES)}, got {blend!r}. Choose one of them.")
+        known = ", ".join((*_PROFILES, "nnunet"))
+        raise ValueError(f"blend: expected one of {known}, got {blend!r}. Choose one of them.")
     weights = np.ones(())
     for size in window:
         weights = weights[..., None] * _PROFILES[blend](size)
     return torch.from_numpy(np.maximum(weights, MIN_IMPORTANCE).astype(np.float32))
+
+
+def nnunet_importance(window: Sequence[int]) -> torch.Tensor:
+    """nnU-Net's Gaussian: around voxel ``size // 2``, cut off at 4 SD, in 16 bits, 10 in the centre.
+
+    What 16 bits round to 0 weighs what the lightest other voxel does.
+
+    Args:
+        window: Voxels of the window along each axis.
+
+    Reference: nnU-Net v2, ``compute_gaussian``.
+    """
+    weights = np.ones(())
+    for size in window:
+        unit = np.zeros(size)
+        unit[size // 2] = 1.0
+        weights = weights[..., None] * gaussian_filter1d(unit, _SIGMA * size, mode="constant")
+    half = torch.from_numpy(weights * (10 / weights.max())).to(torch.float16)
+    half[half == 0] = half[half > 0].min()
+    return half.float()
 
 
 def _gaussian(size: int) -> NDArray[np.float64]:
@@ -240,7 +268,8 @@ class Tiling:
         margin: The network's margin: the voxels of a window on either side that get no logits.
         step: The network's divisor: with a margin, tiles start at its multiples.
         placement: ``interval``: a fixed distance, the last window moved back into the volume, as MONAI does; ``even``:
-            evenly spread, as nnU-Net does. Networks with a margin have tiles at multiples of their step instead.
+            evenly spread; ``nnunet``: the same, halves of a voxel rounded as nnU-Net does. Networks with a margin have
+            tiles at multiples of their step instead.
         box: First voxel, and one past the last, along each axis of what is covered; None for the whole volume. Windows
             see what is around it.
     """
@@ -249,7 +278,7 @@ class Tiling:
     overlap: tuple[float, ...]
     margin: tuple[int, ...]
     step: tuple[int, ...]
-    placement: Literal["interval", "even"] = "interval"
+    placement: Placement = "interval"
     box: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
@@ -259,7 +288,7 @@ class Tiling:
         overlap: float | Sequence[float],
         margin: Sequence[int] | None,
         step: Sequence[int] | None,
-        placement: Literal["interval", "even"],
+        placement: Placement,
     ) -> Tiling:
         """Check the numbers; None stands for no margin and for steps of 1.
 
@@ -270,8 +299,9 @@ class Tiling:
         axes = len(sizes)
         if axes not in (2, 3) or min(sizes) < 1:
             raise ValueError(f"window: expected 2 or 3 sizes of at least 1 voxel, got {tuple(window)}. Correct it.")
-        if placement not in ("interval", "even"):
-            raise ValueError(f"placement: expected interval or even, got {placement!r}. Choose one of them.")
+        if placement not in get_args(Placement):
+            known = ", ".join(get_args(Placement))
+            raise ValueError(f"placement: expected one of {known}, got {placement!r}. Choose one of them.")
         made = cls(
             sizes,
             axis_overlaps(overlap, axes),
@@ -322,7 +352,9 @@ class Tiling:
             return tile_starts(size, tile, self.step[axis], overlap)
         if size <= tile:
             return [-((tile - size) // 2)]
-        return (window_starts if self.placement == "even" else interval_starts)(size, tile, overlap)
+        if self.placement == "interval":
+            return interval_starts(size, tile, overlap)
+        return window_starts(size, tile, overlap, self.placement == "nnunet")
 
 
 def _per_axis(name: str, values: Sequence[int] | None, axes: int, least: int) -> tuple[int, ...]:

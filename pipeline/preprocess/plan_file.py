@@ -29,8 +29,11 @@ from pipeline.config.settings import Millimetres, Size
 from pipeline.core.documents import YAML_MB, conform, cut, parse_yaml, read_text, short
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import text_hash, write_text
-from pipeline.core.grid import check_orientation
+from pipeline.core.grid import Grid, check_orientation
 from pipeline.core.labels import LabelTable
+from pipeline.core.regions import PaintingStep
+from pipeline.preprocess.conventions import Conventions
+from pipeline.preprocess.spacing import coarse_axis
 
 _PASSIVE = {
     "cascade",
@@ -60,10 +63,10 @@ class Normalization(_Value):
 
     ``ct``: clip to [low, high], then (x - mean) / sd, all from the dataset's foreground. ``zscore``: mean and SD of
     the image itself. ``zscore_nonzero``: those of the voxels in which some channel is not 0 and of holes in between;
-    the others stay 0. ``none``.
+    the others stay 0. ``range``: the image's own range to 0 and 1. ``none``.
     """
 
-    scheme: Literal["ct", "zscore", "zscore_nonzero", "none"]
+    scheme: Literal["ct", "zscore", "zscore_nonzero", "range", "none"]
     mean: Intensity = 0.0
     sd: Annotated[float, Field(ge=1e-20, le=1e30)] = 1.0
     low: Intensity | None = None
@@ -120,6 +123,7 @@ class Plan(_Value):
         cascade: Whether 3D networks also see what a first stage, trained on the low resolution, found.
         class_weights: Organ → weight in loss and sampling, for those who ask for them; organs left out weigh 1. None
             where none are proposed.
+        conventions: How the network sees images where another tool trained it; None for ours.
         extra: Class names of the user's further MONAI transforms, which must be given again to predict.
         reasons: Why, for each key that was chosen and not copied.
     """
@@ -143,6 +147,7 @@ class Plan(_Value):
     low_resolution: LowResolution | None = None
     cascade: bool = False
     class_weights: Mapping[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
+    conventions: Conventions | None = None
     extra: tuple[str, ...] = ()
     reasons: Mapping[str, str] = Field(default_factory=dict)
 
@@ -171,11 +176,12 @@ class Plan(_Value):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_cascade(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Left out where there is none: such plans, and the trainings that note them, stay as they were before the key.
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where there is none: such plans, and the trainings that note them, stay as they were before the keys.
         content: dict[str, Any] = handler(self)
-        if not self.cascade:
-            content.pop("cascade", None)
+        for key in ("cascade", "conventions"):
+            if not getattr(self, key):
+                content.pop(key, None)
         return content
 
     @field_validator("class_weights")
@@ -221,6 +227,35 @@ class Plan(_Value):
             "reasons": {"spacing_mm": "The low resolution of the plan one folder above: the first stage of a cascade."},
         }
         return self.model_copy(update=update)
+
+    def orientation_of(self, grid: Grid) -> str:
+        """Axis codes that a volume on a grid is turned to."""
+        return self.orientation if self.conventions is None else self.conventions.orientation(grid, self.orientation)
+
+    def resampling_of(self, grid: Grid) -> tuple[tuple[float, ...], int | None]:
+        """Spacing in mm that a volume on a turned grid is resampled to, and the axis that is apart from the others.
+
+        The axis is told by this spacing, not by what whole voxels make of it.
+        """
+        if self.conventions is None:
+            return self.spacing_mm, coarse_axis(grid.spacing_mm, self.spacing_mm)
+        spacing = self.conventions.spacing(self.spacing_mm, self.slice_axis, grid)
+        return spacing, self.conventions.coarse_axis(grid.spacing_mm, spacing)
+
+    def logit_orders(self, grid: Grid) -> tuple[Literal[0, 1], ...]:
+        """Spline order, along each axis, of logits that are brought back to a turned and cropped grid."""
+        if self.conventions is None:
+            return (1, 1, 1)
+        coarse = self.conventions.coarse_axis(self.resampling_of(grid)[0], grid.spacing_mm)
+        return tuple(self.conventions.logit_coarse_order if axis == coarse else 1 for axis in range(3))
+
+    def painting(self) -> tuple[PaintingStep, ...]:
+        """How regions become class indices, see :meth:`~pipeline.core.labels.LabelTable.painting`."""
+        table = self.label_table
+        if self.conventions is None:
+            return table.painting()
+        # The other tool knows no crossings: every region is painted with its value, wherever others are.
+        return tuple(((number,), value) for number, value in enumerate(table.indexed().painted))
 
     @property
     def single_slices(self) -> bool:

@@ -175,10 +175,11 @@ def run_transforms(
     except RuntimeError as error:  # MONAI wraps what its transforms raise
         raise _cause(error) from None
     source = Grid(result["source_shape"], result["source_affine"])
-    whole = Box.whole(source.reoriented(plan.orientation).shape)
+    orientation = plan.orientation_of(source)
+    whole = Box.whole(source.reoriented(orientation).shape)
     start, stop = result.get("crop_start", whole.start), result.get("crop_stop", whole.stop)
     try:
-        history = GridHistory(source, plan.orientation, start, stop, grid_of(result["image"]))
+        history = GridHistory(source, orientation, start, stop, grid_of(result["image"]))
     except ValueError as error:  # a further transform of the user moved the field of view
         raise DataError(f"case {data['id']}: {error}") from None
     return result, history

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -170,6 +170,8 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         coarse_order: Spline order along an axis that is more than 3 times coarser than the finest, before or after; at
             most ``order``, for label maps at most 1.
         shape: Voxels wanted along i, j, k whatever the spacing; None to go by the spacing.
+        rule: Tells of a volume's grid the spacing in mm to resample it to and the coarse axis, in place of
+            ``spacing_mm`` and the rule above.
         allow_missing_keys: Pass over keys that are not there.
 
     Raises:
@@ -187,6 +189,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         order: Order = 3,
         coarse_order: Order = 0,
         shape: Sequence[int] | None = None,
+        rule: Callable[[Grid], tuple[Sequence[float], int | None]] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         images = (keys,) if isinstance(keys, str) else tuple(keys)
@@ -197,6 +200,7 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
         self.label_keys = frozenset(label_keys)
         self.order = order
         self.coarse_order: Order = min(coarse_order, order)
+        self.rule = rule
         self.shape = None if shape is None else tuple(shape)
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
             raise ValueError(f"target shape: expected three integers above 0, got {self.shape}. Correct them.")
@@ -216,13 +220,15 @@ class Resampled(MapTransform):  # type: ignore[misc]  # MONAI is untyped
                 )
             i, j, k = (int(size) for size in volume.shape[1:])
             grid = Grid((i, j, k), np.asarray(volume.affine, dtype=np.float64))
-            target = grid.resampled(self.spacing_mm) if self.shape is None else grid.resized(self.shape)
+            spacing, coarse = self.rule(grid) if self.rule else (self.spacing_mm, None)
+            target = grid.resampled(spacing) if self.shape is None else grid.resized(self.shape)
+            if self.rule is None:
+                coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
             plain = volume.as_tensor()
             needed, limits = _needed_bytes(plain.shape, target.shape), (available_bytes(), data.get(MOST_BYTES))
             if any(limit is not None and needed > limit for limit in limits):
                 raise _too_large(needed, grid, target, limits, str(data.get("id", "")) or None)
             # Thick slices are no continuation of one another: a cubic spline across them would ring.
-            coarse = coarse_axis(grid.spacing_mm, target.spacing_mm)
             orders = [self.coarse_order if axis == coarse else self.order for axis in range(3)]
             try:
                 if key in self.label_keys:

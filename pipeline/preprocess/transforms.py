@@ -7,7 +7,7 @@ appended.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,11 @@ class Turned(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: Keys of volumes (C, I, J, K).
-        orientation: Axis codes wanted, e.g. RAS. Which axes a volume has is decided as :class:`Grid` does.
+        orientation: Axis codes wanted, e.g. RAS, or a function that tells them of a volume's grid. Which axes a volume
+            has is decided as :class:`Grid` does.
     """
 
-    def __init__(self, keys: Sequence[str], orientation: str) -> None:
+    def __init__(self, keys: Sequence[str], orientation: str | Callable[[Grid], str]) -> None:
         super().__init__(keys)
         self.orientation = orientation
 
@@ -78,13 +79,14 @@ class Turned(MapTransform):  # type: ignore[misc]
         result = dict(data)
         for key in self.key_iterator(result):
             volume, grid = result[key], grid_of(result[key])
-            if grid.orientation == self.orientation:
+            wanted = self.orientation if isinstance(self.orientation, str) else self.orientation(grid)
+            if grid.orientation == wanted:
                 continue
-            order, flips = orientation_change(grid.orientation, self.orientation)
+            order, flips = orientation_change(grid.orientation, wanted)
             # Contiguous at the end, because what follows reads the volume along its last axis.
             turned = volume.as_tensor().permute(0, *(axis + 1 for axis in order))
             turned = turned.flip([axis + 1 for axis, flipped in enumerate(flips) if flipped])
-            affine = torch.from_numpy(grid.reoriented(self.orientation).affine.copy())
+            affine = torch.from_numpy(grid.reoriented(wanted).affine.copy())
             result[key] = MetaTensor(turned.contiguous(), affine=affine)
         return result
 
@@ -162,6 +164,9 @@ def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | N
     if how.scheme == "ct":
         clipped = channel if how.low is None else channel.clamp(how.low, how.high)
         return (clipped - how.mean).div_(how.sd)
+    if how.scheme == "range":
+        raised = channel - channel.min()
+        return raised.div_(max(float(raised.max()), 1e-8))
     inside = channel if mask is None else channel[mask]
     if not inside.numel():
         return channel
@@ -199,7 +204,7 @@ def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra:
     chain += [
         CheckGridd(keys),
         EnsureChannelFirstd(keys) if load else Identityd(keys),
-        Turned(keys, plan.orientation),
+        Turned(keys, plan.orientation_of),
     ]
     if with_label:
         chain.append(LabelIndexd(["label"], plan.label_table))
@@ -214,6 +219,7 @@ def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra:
             order=plan.image_order,
             coarse_order=plan.coarse_axis_order,
             shape=plan.shape,
+            rule=None if plan.conventions is None else plan.resampling_of,
         ),
         *extra,
     ]

@@ -9,6 +9,7 @@ from pipeline.data.dataset import CaseFiles
 from pipeline.data.volumes import read_grid
 
 if TYPE_CHECKING:  # only for type checkers: `volseg evaluate` starts without the settings
+    from pipeline.core.grid import Grid
     from pipeline.preprocess.fingerprint import CaseFingerprint
     from pipeline.preprocess.plan_file import Plan
 
@@ -46,7 +47,7 @@ def prepare_bytes(files: CaseFiles, plan: Plan, known: CaseFingerprint | None = 
         plan: How it is prepared.
         known: Its fingerprint, along the plan's axes, where there is one; then no header is read.
     """
-    grid = known or read_grid(files.images[0]).reoriented(plan.orientation)
+    grid = known or _turned(read_grid(files.images[0]), plan)
     stretched = prod(
         n * mm / target for n, mm, target in zip(grid.shape, grid.spacing_mm, plan.spacing_mm, strict=True)
     )
@@ -57,6 +58,10 @@ def prepare_bytes(files: CaseFiles, plan: Plan, known: CaseFingerprint | None = 
 def rewrite_bytes(files: CaseFiles) -> int:
     """Memory to convert or repair a case; as :func:`check_bytes`."""
     return _REWRITE * _voxels(files)
+
+
+def _turned(grid: Grid, plan: Plan) -> Grid:
+    return grid.reoriented(plan.orientation_of(grid))
 
 
 def _voxels(files: CaseFiles) -> int:

@@ -304,7 +304,8 @@ def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, 
         got = f"{', '.join(f'{n:g}' for n in dict.fromkeys(values[n][0] for n in flat))} everywhere"
         advice = "The mask means nothing; check the file" if every else "Check the file"
         notes["constant"] = sentence(f"{what} intensities", "more than one value", got, advice, case=case)
-    grid = image.grid.reoriented(plan.orientation)
+    orientation = plan.orientation_of(image.grid)
+    grid = image.grid.reoriented(orientation)
     extent = [n * mm for n, mm in zip(grid.shape, grid.spacing_mm, strict=True)]
     small = any(n > 1 and mm < step for n, mm, step in zip(grid.shape, extent, plan.spacing_mm, strict=True))
     if small and plan.shape is None:
@@ -315,7 +316,7 @@ def image_notes(image: Image, source: Path, plan: Plan, case: str) -> dict[str, 
     usual = [n * mm for n, mm in zip(plan.median_shape, plan.spacing_mm, strict=True)]
     if plan.shape is None and _much_larger(extent, usual):
         box = foreground_box(image.array) if plan.crop == "nonzero" else Box.whole(image.grid.shape)
-        part = image.grid.cropped(box.start, box.stop).reoriented(plan.orientation)
+        part = image.grid.cropped(box.start, box.stop).reoriented(orientation)
         extent = [n * mm for n, mm in zip(part.shape, part.spacing_mm, strict=True)]
         if _much_larger(extent, usual):
             got, wanted = (" x ".join(f"{mm:.3g}" for mm in numbers) for numbers in (extent, usual))

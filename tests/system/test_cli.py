@@ -37,6 +37,7 @@ COMMANDS = (
     "stats",
     "share",
     "models",
+    "import-nnunet",
 )
 
 
@@ -57,7 +58,7 @@ def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
         "preprocess train predict evaluate report check plan preview convert dicom phantom "
-        "models cross-validate choose prune share networks compare stats demo config"
+        "models import-nnunet cross-validate choose prune share networks compare stats demo config"
     )
 
 

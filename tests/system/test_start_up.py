@@ -24,7 +24,7 @@ LARGE = {
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
-    "models",
+    *("models", "import-nnunet"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 

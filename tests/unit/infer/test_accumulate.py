@@ -163,7 +163,7 @@ def test_more_than_256_classes_take_two_bytes():
     [
         ({"axis": 3}, "streaming axis: expected auto or one of 0 to 2, got 3"),
         ({"accumulate": "int8"}, "accumulate: expected one of float32, float16, got 'int8'"),
-        ({"placement": "wide"}, "placement: expected interval or even, got 'wide'"),
+        ({"placement": "wide"}, "placement: expected one of interval, even, nnunet, got 'wide'"),
         ({"margin": (2, 2, 2)}, "window: expected more than twice the margin"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.core.labels import LabelTable
 from pipeline.infer import labelling
-from pipeline.infer.labelling import PlaneLabels, decode, winners
+from pipeline.infer.labelling import PlaneLabels, PlaneLogits, decode, winners
 from pipeline.preprocess.resample import resample
 
 TUMOUR = LabelTable({1: "necrosis", 2: "edema", 3: "enhancing"}, None, {"whole": (1, 2, 3), "core": (1, 3), "et": (3,)})
@@ -82,3 +82,22 @@ def test_logits_in_double_precision_are_decided_in_it():
     planes[0, ..., 2], planes[1, ..., 7] = 1.0, 1.0 + 1e-12  # the middle between them belongs to class 7, just so
     (_, found), *_ = PlaneLabels((2, 1, 1), (3, 1, 1)).add(planes)
     assert found.flatten().tolist() == [2, 7, 7]
+
+
+@pytest.mark.parametrize("orders", [(0, 1, 1), (1, 0, 1), (0, 0, 0), (1, 1, 1)])
+@pytest.mark.parametrize("target", [(9, 11, 5), (4, 3, 9)])
+@pytest.mark.parametrize("classes", [3, 12])
+def test_logits_of_the_nearest_voxel_along_some_axes(orders, target, classes):
+    shape = (6, 7, 5)
+    logits = torch.randn(classes, *shape, generator=torch.Generator().manual_seed(1))
+    expected = resample(logits, target, orders)
+    labels, soft = PlaneLabels(shape, target, (), orders), PlaneLogits(shape, target, orders)
+    planes = logits.permute(1, 2, 3, 0)
+    found, given = torch.empty(target, dtype=torch.uint8), torch.empty((*target, classes))
+    for first in range(0, shape[0], 2):
+        for start, part in labels.add(planes[first : first + 2]):
+            found[start : start + len(part)] = part
+        for start, part in soft.add(planes[first : first + 2]):
+            given[start : start + len(part)] = part
+    torch.testing.assert_close(given.permute(3, 0, 1, 2), expected)
+    assert torch.equal(found.long(), expected.argmax(dim=0))

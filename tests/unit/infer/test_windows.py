@@ -5,6 +5,7 @@ import pytest
 import torch
 from members import logits_of, member
 from monai.data.utils import compute_importance_map
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from pipeline.config.settings import Settings
@@ -15,6 +16,7 @@ from pipeline.infer.windows import (
     axis_overlaps,
     fitting_window,
     importance_map,
+    nnunet_importance,
     tile_starts,
     window_starts,
 )
@@ -38,6 +40,36 @@ from pipeline.model.spec import NetworkSpec
 )
 def test_starts_are_evenly_spread(size, window, overlap, expected):
     assert window_starts(size, window, overlap) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "expected"),
+    [
+        (20, 8, [0, 4, 8, 12]),
+        (13, 8, [0, 2, 5]),  # 2.5 becomes the even number
+        (25, 8, [0, 3, 7, 10, 14, 17]),  # 3.4, 6.8, 10.2, 13.6
+        (23, 8, [0, 4, 8, 11, 15]),  # 3.75, 7.5, 11.25
+    ],
+)
+def test_starts_round_halves_as_nnunet_does(size, window, expected):
+    assert window_starts(size, window, 0.5, half_to_even=True) == expected
+
+
+def test_nnunets_gaussian_lies_around_the_middle_voxel_and_is_cut_off():
+    found = nnunet_importance((4, 1))
+    # SD half a voxel, cut off two voxels from the middle.
+    assert found[:, 0].tolist() == torch.tensor([10 * np.exp(-8), 10 * np.exp(-2), 10, 10 * np.exp(-2)]).half().tolist()
+
+
+@pytest.mark.parametrize("window", [(12, 16), (8, 9, 20)])
+def test_nnunets_gaussian_is_the_filtered_impulse_in_16_bits(window):
+    impulse = np.zeros(window)
+    impulse[tuple(n // 2 for n in window)] = 1
+    wide = gaussian_filter(impulse, [n / 8 for n in window], mode="constant")
+    expected = torch.from_numpy(wide * 10 / wide.max()).half()
+    found = importance_map(window, "nnunet")
+    assert torch.equal(found[expected > 0], expected[expected > 0].float())
+    assert (found[expected == 0] == expected[expected > 0].min().float()).all()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +127,7 @@ def test_importance_is_gaussian_symmetric_and_never_zero():
 
 
 def test_unknown_blend_is_refused():
-    with pytest.raises(ValueError, match="blend: expected one of gaussian, hann, constant, got 'cosine'"):
+    with pytest.raises(ValueError, match="blend: expected one of gaussian, hann, constant, nnunet, got 'cosine'"):
         importance_map((4, 4), "cosine")
 
 
