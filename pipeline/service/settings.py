@@ -150,7 +150,7 @@ class Work(Section):
     """Studies that are predicted at a time; each worker loads the model."""
     device: str | None = None
     """cpu, cuda, cuda:1; by default the best there is."""
-    objects: tuple[Literal["seg", "sr", "rtstruct", "sc"], ...] = ("seg", "sr")
+    objects: Annotated[tuple[Literal["seg", "sr", "rtstruct", "sc"], ...], Field(min_length=1)] = ("seg", "sr")
     """DICOM objects that are sent."""
     seg_type: Literal["binary", "labelmap", "auto"] = "binary"
     """How a segmentation is stored."""
@@ -164,6 +164,12 @@ class Work(Section):
     """A study that takes longer is set aside, and its worker ended."""
     tries: Annotated[int, Field(ge=1)] = 3
     """How often a study is tried whose worker dies."""
+
+    @model_validator(mode="after")
+    def _report_of_segments(self) -> Work:
+        if "sr" in self.objects and self.seg_type == "labelmap":
+            raise ValueError("seg_type: expected binary or auto with sr among objects, got labelmap. Leave one out.")
+        return self
 
     @field_validator("series")
     @classmethod

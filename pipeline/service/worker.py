@@ -21,7 +21,6 @@ from PIL import Image as Picture
 from pipeline.core.errors import DataError, VolsegError, sentence
 from pipeline.core.files import atomic_path, text_hash
 from pipeline.core.machine import bytes_in_words, keep_freed_memory
-from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dicom import is_dicom, open_series
 from pipeline.data.prediction_inputs import DicomWanted, find_inputs
 from pipeline.data.volume_file import split_source
@@ -109,6 +108,10 @@ def segment(predictor: Predictor, settings: dict[str, Any], task: dict[str, Any]
         raise DataError(sentence("input", "one image", f"{len(found.cases)}", "Send one at a time", file=source))
     images, case = found.cases[0].images, found.cases[0].id
     _require_size(images, int(task["most_bytes"]), case)
+    wanted = task.get("mask")
+    kinds = settings["objects"] if wanted is None else [wanted] if wanted in ("seg", "sr") else []
+    # Before the work, not after it: a series may have no identifiers that an object could refer to.
+    series = _series(images[0], case) if kinds else None
     image = read_image(images, case=case)
     label_map = predictor.predict(image, case)
     labels = chosen_labels(predictor.labels, ())
@@ -118,14 +121,13 @@ def segment(predictor: Predictor, settings: dict[str, Any], task: dict[str, Any]
         for organ in organ_statistics(label_map, labels.table, image)
         if organ.voxels
     }
-    wanted = task.get("mask")
-    kinds = settings["objects"] if wanted is None else [wanted] if wanted in ("seg", "sr") else []
     out.mkdir(parents=True, exist_ok=True)
-    if not kinds:
+    if series is None:
         path = out / f"{RESULT}.{wanted}"
         write_label_map(label_map, path, legend=labels.legend)
         return {"organs": organs, "notes": notes, "files": [path.name]}
-    segmented = _segmented(predictor, images, label_map, image, case)
+    maker = Maker(serial=text_hash(*(source for model in predictor.models for source in model.sources)))
+    segmented = Segmented(series, label_map, labels.table, labels.colors, image, maker)
     output = DicomOutput(tuple(kinds), settings["seg_type"])
     files = output.files(out, RESULT)
     write_objects(segmented, files, output.seg_type)
@@ -154,14 +156,12 @@ def _require_size(images: Sequence[Path], most_bytes: int, case: str) -> None:
             raise DataError(sentence("image", rule, bytes_in_words(total), advice, case=case))
 
 
-def _segmented(predictor: Predictor, images: Sequence[Path], label_map: LabelMap, image: Image, case: str) -> Segmented:
-    if split_source(images[0])[1] != "series" and not is_dicom(images[0]):
+def _series(source: Path, case: str) -> SourceSeries:
+    """What DICOM objects take from the series of an image, of several channels from that of the first."""
+    if split_source(source)[1] != "series" and not is_dicom(source):
         advice = "Ask for another format of the mask"
         raise DataError(sentence("input", "a DICOM series, as DICOM objects need", "another file", advice, case=case))
-    labels = chosen_labels(predictor.labels, ())
-    serial = text_hash(*(source for model in predictor.models for source in model.sources))
-    source = SourceSeries.of(open_series(images[0], case=case))
-    return Segmented(source, label_map, labels.table, labels.colors, image, Maker(serial=serial))
+    return SourceSeries.of(open_series(source, case=case))
 
 
 def _write_thumbnail(segmented: Segmented, path: Path) -> None:

@@ -85,6 +85,14 @@ def test_a_study_comes_back_segmented_and_measured(orthanc: Orthanc, tmp_path: P
     for value in (1, 2):
         both = ((expected == value) & (found.array == value)).sum()
         assert 2 * both / ((expected == value).sum() + (found.array == value).sum()) > 0.8
+    # The same image as a file gives the same mask.
+    answer = requests.post(f"{node.url}/v1/segment", data=image.read_bytes(), timeout=300)
+    (tmp_path / "mask.nii.gz").write_bytes(answer.content)
+    mask = read_label_map(tmp_path / "mask.nii.gz")
+    assert mask.grid.matches(truth.grid, 1e-5)
+    assert np.array_equal(mask.reoriented(found.grid.orientation).array[part], found.array)
+    answer = requests.post(f"{node.url}/v1/segment", params={"mask": "seg"}, data=image.read_bytes(), timeout=300)
+    assert (answer.status_code, "expected a DICOM series" in answer.text) == (422, True)
     with Picture.open(node.folder / "results" / "000001.jpg") as thumbnail:
         assert thumbnail.width == 750
     assert node.stop() == 143

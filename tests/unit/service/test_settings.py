@@ -33,6 +33,8 @@ TLS = ("listen.certificate=a.pem", "listen.key=b.pem")
         (["archive.user=me"], "archive: password_file: expected one with user"),
         (["work.series=[a b]"], "work.series: expected numbers or modalities"),
         (["work.objects=[seg,other]"], "work.objects"),
+        (["work.objects=[]"], "work.objects"),
+        (["work.seg_type=labelmap"], "work: seg_type: expected binary or auto with sr among objects"),
         (["viewer=javascript:alert(1)"], "viewer"),
         (["limits.queues=4"], "limits.queues: unknown key. Did you mean queue?"),
         (["archive.poll=http://host/", "archive.modality=CT", "keep.days=1"], "keep.days: expected more than"),
