@@ -39,7 +39,7 @@ install: $(STAMP)  ## Create .venv and install the pinned environment
 lint: install  ## Check style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy --strict --num-workers 2 pipeline
+	@$(BIN)/mypy --strict pipeline
 	@$(BIN)/lint-imports
 
 format: install  ## Reformat the code and apply safe fixes

@@ -10,8 +10,9 @@ Every run is a process of its own, which calls the inferer as a library. The net
 blending, one per call. Images are smooth blobs and a little noise, where the classes of few neighbouring voxels differ,
 or noise alone, where those of nearly all do. The CT is a whole torso at 1.8 mm; its network is a small U-Net that was
 trained on it and its organs for 150 steps, when it was needed first. MONAI's logits are resampled linearly, then the
-winner is taken, at once; its buffered mode keeps finished windows of one axis apart, which saves memory on a GPU. Both
-give the same labels, but for exact ties: the share that differs is in the table.
+winner is taken, at once; its buffered mode keeps finished windows of one axis apart, which saves memory on a GPU. It
+runs as it comes, and with the large pages that the streaming inferer has PyTorch ask for. Both give the same labels,
+but for exact ties: the share that differs is in the table.
 
 Memory is what the process took above its size before (image, network and libraries there), the labels it returns
 included: the high-water mark that the kernel keeps, or what PyTorch allocated on the GPU.
@@ -164,7 +165,8 @@ def measured(method: str, case: tuple, chosen: argparse.Namespace) -> dict[str, 
     """What a method took in a process of its own; why not, if it failed."""
     words = [sys.executable, __file__, "--child", json.dumps([method, case])]
     words += ["--device", chosen.device, "--data", str(chosen.data), "--work", str(chosen.work)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    pages = {} if method.startswith("streaming") else {"THP_MEM_ALLOC_ENABLE": str(int(method.endswith("large pages")))}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | pages)
     if done.returncode:
         return "killed: too little memory" if done.returncode < 0 else done.stderr.strip().splitlines()[-1][:80]
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -212,8 +214,8 @@ def main() -> None:
         child(method, case, torch.device(chosen.device), chosen.data, chosen.work)
         return
     parts = {
-        "images": (IMAGES, ["streaming", "monai"]),
-        "ct": (CT, ["streaming", "monai"]),
+        "images": (IMAGES, ["streaming", "monai", "monai large pages"]),
+        "ct": (CT, ["streaming", "monai", "monai large pages"]),
         "peer": (PEER, ["streaming", "monai", "monai buffered"]),
         "large": (LARGE, ["streaming"]),
         "half": (LARGE[:1], ["streaming", "streaming half"]),

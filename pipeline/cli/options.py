@@ -39,6 +39,9 @@ Layout = Annotated[
 SegType = Annotated[
     str, typer.Option("--seg-type", help="Of a DICOM segmentation: binary, labelmap (small, but new) or auto.")
 ]
+Neurological = Annotated[
+    bool, typer.Option("--neurological", help="Show the patient's left on the left; else on the right.")
+]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 KeepHeaderText = Annotated[
     bool, typer.Option("--keep-header-text", help="Copy free text in headers, which may name patients; else cleared.")

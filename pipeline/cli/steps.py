@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.cross_validation import train_all
-from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, SegType, Set
+from pipeline.cli.options import (
+    CaseTimeout,
+    Config,
+    Device,
+    Jobs,
+    KeepHeaderText,
+    Layout,
+    Neurological,
+    OutFolder,
+    SegType,
+    Set,
+)
 
 
 def check(
@@ -317,6 +328,7 @@ def report(
     ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     curves: Annotated[Path | None, typer.Option(help="Picture of the training curves to include.")] = None,
+    neurological: Neurological = False,
 ) -> None:
     """One offline HTML file: tables, plots, pictures of the worst and best cases, and a 3D viewer."""
     from pipeline.console.bars import print_line
@@ -331,6 +343,7 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
+        neurological=neurological,
         log=print_line,
     )
     print_line(f"Report: {written} ({written.stat().st_size / 1e6:.1f} MB)")

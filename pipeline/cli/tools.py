@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import CaseTimeout, Config, Device, Jobs, KeepHeaderText, Layout, OutFolder, SegType, Set
+from pipeline.cli.options import (
+    CaseTimeout,
+    Config,
+    Device,
+    Jobs,
+    KeepHeaderText,
+    Layout,
+    Neurological,
+    OutFolder,
+    SegType,
+    Set,
+)
 from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
@@ -89,6 +100,7 @@ def dicom(
     made_by: Annotated[
         str, typer.Option("--made-by", help="What made the mask: a program's name, or manual.")
     ] = "volseg",
+    neurological: Neurological = False,
 ) -> None:
     """Write a mask as DICOM objects that belong to its series: segmentation, measurements, contours, overview.
 
@@ -104,7 +116,7 @@ def dicom(
         mask,
         source if series is None else series_source(source, series, allow_gaps=allow_gaps),
         out,
-        output=DicomOutput(kinds, seg_type),
+        output=DicomOutput(kinds, seg_type, neurological),
         labels=labels,
         allow_gaps=allow_gaps,
         made_by=made_by,
@@ -154,6 +166,7 @@ def preview(
     patches: Annotated[int, typer.Option("--patches", min=1, max=50, help="How many to draw.")] = 6,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="By default train.seed, as training.")] = None,
     channel: Annotated[str | None, typer.Option("--channel", help="Channel to show; by default the first.")] = None,
+    neurological: Neurological = False,
 ) -> None:
     """Draw the patches that training would see, augmented, and every augmentation alone at its strongest."""
     from pipeline.config.yaml_file import load_settings
@@ -161,7 +174,16 @@ def preview(
     from pipeline.stages.preview import preview as run
 
     settings = load_settings(config, overrides or ())
-    drawn = run(prepared, out, settings, fold=fold, patches=patches, seed=seed, channel=channel)
+    drawn = run(
+        prepared,
+        out,
+        settings,
+        fold=fold,
+        patches=patches,
+        seed=seed,
+        channel=channel,
+        neurological=neurological,
+    )
     for text in drawn.texts:
         print_line(text)
     print_line(f"Look at {drawn.path}")

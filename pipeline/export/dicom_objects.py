@@ -30,6 +30,7 @@ class DicomOutput:
     Args:
         kinds: Some of KINDS. Measurements bring the segmentation that they refer to.
         seg_type: How a segmentation is stored; with measurements, ``auto`` is binary.
+        neurological: Whether the overview has the patient's left on the left.
 
     Raises:
         VolsegError: If one is not known, or measurements would refer to a label map.
@@ -37,6 +38,7 @@ class DicomOutput:
 
     kinds: tuple[str, ...] = ()
     seg_type: str = "binary"
+    neurological: bool = False
 
     def __post_init__(self) -> None:
         """Refuse other words, and bring kinds into their order."""
@@ -66,24 +68,24 @@ class DicomOutput:
         return (folder / f"{stem}.sr.dcm",) if replaced else ()
 
 
-def write_objects(case: Segmented, files: Mapping[str, Path], seg_type: str = "binary") -> None:
+def write_objects(case: Segmented, files: Mapping[str, Path], output: DicomOutput) -> None:
     """Write DICOM objects of a mask.
 
     Args:
         case: The series and its mask.
         files: What :meth:`DicomOutput.files` gave.
-        seg_type: How a segmentation is stored.
+        output: How they are made.
 
     Raises:
         VolsegError: If one cannot be made or written, or is not read back as the mask: then it is not there.
     """
-    as_labelmap(case, seg_type)  # refused before anything is written
+    as_labelmap(case, output.seg_type)  # refused before anything is written
     made: dict[str, Dataset] = {}
     with as_they_are():
         for kind, path in files.items():
             try:
                 with atomic_path(path) as temporary:
-                    made[kind] = _made(kind, case, seg_type, made)
+                    made[kind] = _made(kind, case, output, made)
                     made[kind].save_as(temporary, enforce_file_format=True)
                     _check(kind, case, temporary, made)
             except (VolsegError, OSError, MemoryError):
@@ -95,17 +97,17 @@ def write_objects(case: Segmented, files: Mapping[str, Path], seg_type: str = "b
                 raise VolsegError(text) from None
 
 
-def _made(kind: str, case: Segmented, seg_type: str, made: Mapping[str, Dataset]) -> Dataset:
+def _made(kind: str, case: Segmented, output: DicomOutput, made: Mapping[str, Dataset]) -> Dataset:
     """An object; of those made before, measurements take the segmentation."""
     match kind:
         case "seg":
-            return segmentation(case, seg_type)
+            return segmentation(case, output.seg_type)
         case "sr":
             return measurements(case, made["seg"])
         case "rtstruct":
             return structure_set(case)
         case _:
-            return overview(case)
+            return overview(case, neurological=output.neurological)
 
 
 def _check(kind: str, case: Segmented, path: Path, made: Mapping[str, Dataset]) -> None:

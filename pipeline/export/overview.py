@@ -1,20 +1,21 @@
 """A picture of a mask for viewers that show nothing else: a DICOM secondary capture.
 
-Three planes through the middle of what was found, seen as radiologists do: from the patient's feet, front and left
-side, so that the patient's left is on the right of the picture. Below them organs with their colours and volumes. No
-name, number or date of a patient is in the picture.
+Three planes through the middle of what was found, seen as radiologists do, with the patient's left on the right, or in
+the neurological view. Below them organs with their colours and volumes. No name, number or date of a patient is in the
+picture.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
+from pipeline.core.planes import ORDER, planes
 from pipeline.export.dicom_source import Segmented, Target, mismatch
 
 if TYPE_CHECKING:
@@ -22,39 +23,28 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 1500, 560  # pixels of the three planes at most
 _GAP, _LINE, _COLUMNS, _LISTED = 12, 24, 4, 32
+_LETTER = 20
 _OPACITY = 0.45
 _CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
 _CAPTION = "Made by software. Not for diagnosis."
 
 
-class _View(NamedTuple):
-    """A plane of a volume whose axes grow to the patient's left, back and head."""
-
-    right: int
-    down: int
-    flipped: bool  # whether the head is above
-    letters: str  # on the left, right, upper and lower edge
-
-
-_VIEWS = (_View(0, 1, False, "RLAP"), _View(0, 2, True, "RLSI"), _View(1, 2, True, "APSI"))
-
-
-def overview(case: Segmented) -> Dataset:
+def overview(case: Segmented, *, neurological: bool = False) -> Dataset:
     """The picture as a secondary capture of the same study."""
     import highdicom as hd
 
     maker = case.maker
     found = hd.sc.SCImage.from_ref_dataset(
         case.source.images()[0],
-        pixel_array=picture(case),
+        pixel_array=picture(case, neurological=neurological),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),
         series_instance_uid=case.uid("SC series"),
         series_number=case.source.number_of(4),
-        sop_instance_uid=case.uid("SC"),
-        instance_number=1,
+        sop_instance_uid=case.uid("SC neurological" if neurological else "SC"),
+        instance_number=2 if neurological else 1,
         manufacturer=maker.name,
         manufacturer_model_name=maker.name,
         software_versions=maker.version,
@@ -70,23 +60,26 @@ def overview(case: Segmented) -> Dataset:
     return found
 
 
-def picture(case: Segmented) -> NDArray[np.uint8]:
-    """(rows, columns, 3), red, green and blue; the same for the same mask."""
-    turned = case.label_map.reoriented("LPS")
+def picture(case: Segmented, *, neurological: bool = False) -> NDArray[np.uint8]:
+    """(rows, columns, 3), red, green and blue; the same for the same mask.
+
+    ``neurological``: with the patient's left on the left.
+    """
+    turned = case.label_map.reoriented(ORDER)
     labels = np.maximum(case.table.to_index(turned.array), 0)
-    grey = None if case.image is None else case.image.reoriented("LPS").array[0]
+    grey = None if case.image is None else case.image.reoriented(ORDER).array[0]
     window = _window(case, grey)
     spacing = turned.grid.spacing_mm
-    sizes = [tuple(labels.shape[a] * spacing[a] for a in (view.right, view.down)) for view in _VIEWS]
+    views = planes(neurological=neurological)
+    sizes = [tuple(labels.shape[a] * spacing[a] for a in (view.right, view.up)) for view in views]
     # Pixels per mm: the same for all planes.
     scale = min((_WIDTH - 2 * _GAP) / sum(width for width, _ in sizes), _HEIGHT / max(height for _, height in sizes))
     place = _middle(labels != 0)
     drawn = []
-    for view, size in zip(_VIEWS, sizes, strict=True):
-        cut = 3 - view.right - view.down
+    for view, size in zip(views, sizes, strict=True):
         shown = tuple(max(1, round(mm * scale)) for mm in size)
-        plane = _plane(labels, view, cut, place[cut])
-        behind = np.full(plane.shape, window[0]) if grey is None else _plane(grey, view, cut, place[cut])
+        plane = view.slice(labels, place[view.cut])[::-1]  # rows of a picture go down
+        behind = np.full(plane.shape, window[0]) if grey is None else view.slice(grey, place[view.cut])[::-1]
         drawn.append(_lettered(_painted(case.targets, plane, behind, window, (shown[0], shown[1])), view.letters))
     measured = zip(case.targets, case.statistics, strict=True)
     return _composed(drawn, [(target, found.volume_ml) for target, found in measured if found.voxels])
@@ -105,12 +98,6 @@ def _middle(found: NDArray[np.bool_]) -> tuple[int, int, int]:
         return found.shape[0] // 2, found.shape[1] // 2, found.shape[2] // 2
     i, j, k = (int(found.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3))
     return i, j, k
-
-
-def _plane(volume: NDArray[Any], view: _View, cut: int, index: int) -> NDArray[Any]:
-    """(rows down, columns to the right)."""
-    plane: NDArray[Any] = np.take(volume, index, axis=cut).T
-    return plane[::-1] if view.flipped else plane
 
 
 def _painted(
@@ -132,11 +119,15 @@ def _painted(
     return Picture.fromarray(shown.astype(np.uint8))
 
 
-def _lettered(shown: Picture.Image, letters: str) -> Picture.Image:
-    draw, (width, height) = ImageDraw.Draw(shown), shown.size
-    places = ((4, height / 2, "lm"), (width - 4, height / 2, "rm"), (width / 2, 4, "mt"), (width / 2, height - 4, "mb"))
+def _lettered(plane: Picture.Image, letters: str) -> Picture.Image:
+    # Planes of a few slices get a border, in which letters stand beside each other.
+    width, height = (max(pixels, 3 * _LETTER) for pixels in plane.size)
+    shown = Picture.new("RGB", (width, height))
+    shown.paste(plane, ((width - plane.width) // 2, (height - plane.height) // 2))
+    draw = ImageDraw.Draw(shown)
+    places = ((4, height / 2, "lm"), (width - 4, height / 2, "rm"), (width / 2, height - 4, "mb"), (width / 2, 4, "mt"))
     for letter, (x, y, anchor) in zip(letters, places, strict=True):
-        draw.text((x, y), letter, "white", _font(20), anchor, stroke_width=2, stroke_fill="black")
+        draw.text((x, y), letter, "white", _font(_LETTER), anchor, stroke_width=2, stroke_fill="black")
     return shown
 
 
@@ -146,7 +137,8 @@ def _composed(drawn: list[Picture.Image], found: list[tuple[Target, float]]) -> 
     texts = [(f"{target.label}  {volume_ml:.1f} mL", target.color) for target, volume_ml in shown]
     texts += [(f"and {len(found) - len(shown)} more", "black")] if len(found) > len(shown) else []
     texts = texts or [("nothing found", "black")]
-    width, height = _WIDTH, max(plane.height for plane in drawn)
+    width = max(_WIDTH, sum(plane.width for plane in drawn) + 2 * _GAP)
+    height = max(plane.height for plane in drawn)
     whole = Picture.new("RGB", (width, height + _GAP + _LINE * (-(-len(texts) // _COLUMNS) + 1)))
     left = 0
     for plane in drawn:

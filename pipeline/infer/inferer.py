@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from pipeline.core.machine import keep_freed_memory
+from pipeline.core.machine import keep_freed_memory, large_pages
 from pipeline.core.regions import PaintingStep
 from pipeline.core.signals import Progress, silent
 from pipeline.infer.accumulate import (
@@ -30,7 +30,10 @@ from pipeline.infer.tta import Network, Passes
 from pipeline.infer.windows import Blend, Tiling, importance_map
 
 _SUM_TYPES = {"float32": torch.float32, "float16": torch.float16}
-_KEPT_BYTES = 64 << 20  # of a tensor, with many classes: small ones take a piece of its place, and it needs another one
+_KEPT_BYTES = 16 << 20  # of a tensor, with many classes: small ones take a piece of its place, and it needs another one
+
+# On import, because PyTorch decides before its first tensor.
+large_pages(True)
 
 
 class StreamingInferer(Inferer):  # type: ignore[misc]  # MONAI is untyped

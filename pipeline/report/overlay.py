@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.grid import Box, Grid
 from pipeline.core.labels import LabelTable
+from pipeline.core.planes import ORDER, Plane, shown_planes
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.legend import organ_color
 from pipeline.report.plots import ERROR_COLORS, figure_png
@@ -33,35 +34,10 @@ _MARGIN_MM = 15.0
 _DPI = 120
 _PANEL_INCHES = 3.2
 
-# Planes through a volume in RAS order: axes true to scale, letters for the patient's sides, outlines of masks.
+# Panels: axes true to scale, letters for the patient's sides, outlines of masks.
 
 _Horizontal = Literal["left", "center", "right"]
 _Vertical = Literal["top", "center", "bottom"]
-
-
-class Plane(NamedTuple):
-    """How a volume in RAS order is drawn: axes to the right and up, axis cut, letters left, right, below, above."""
-
-    name: str
-    right: int
-    up: int
-    cut: int
-    letters: str
-
-
-PLANES = (Plane("Axial", 0, 1, 2, "LRPA"), Plane("Coronal", 0, 2, 1, "LRIS"), Plane("Sagittal", 1, 2, 0, "PAIS"))
-"""The patient's left is on the left."""
-
-
-def shown_planes(shape: Sequence[int]) -> tuple[Plane, ...]:
-    """The planes of a volume that are more than a line; the axial one where all are."""
-    return tuple(plane for plane in PLANES if min(shape[plane.right], shape[plane.up]) > 1) or PLANES[:1]
-
-
-def plane_slice(volume: NDArray[Any], cut: int, index: int) -> NDArray[Any]:
-    """One plane of a volume (I, J, K), rows upwards and columns to the right."""
-    plane: NDArray[Any] = np.take(volume, index, axis=cut).T
-    return plane
 
 
 def draw_outline(
@@ -152,12 +128,12 @@ def build_scene(
         prediction: Predicted label map on the same grid.
         labels: For the ignore label.
         image: Image on the same grid, of which the first channel is taken, or None.
-        picture: Whether it is a picture, which must look as it is, instead of the patient's left being on the left.
+        picture: Whether it is a picture, which must look as it is.
 
     Returns:
         The box around every label with a margin of 15 mm; the whole volume if there is no label.
     """
-    order = SEEN if picture else "RAS"
+    order = SEEN if picture else ORDER
     turned = reference.reoriented(order)
     predicted = prediction.reoriented(order).array
     ignored = (
@@ -252,12 +228,13 @@ def case_overlay(
     image: Image | None = None,
     *,
     picture: bool = False,
+    neurological: bool = False,
 ) -> Overlay:
     """Draw axial, coronal and sagittal planes where one organ has its largest error.
 
     The upper row shows the reference's outlines and the prediction's fill in the organs' colours, the lower row wrong
-    voxels of any organ: false negative, false positive, or taken for another organ. Everything is turned to RAS, so
-    that the patient's left is on the left, but pictures look as they are; panels are true to scale.
+    voxels of any organ: false negative, false positive, or taken for another organ. The patient's left is on the right,
+    but pictures look as they are; panels are true to scale.
 
     Args:
         reference: Reference label map.
@@ -266,6 +243,7 @@ def case_overlay(
         organ: Label values of the organ or region that chooses the planes.
         image: Image on the same grid, of which the first channel is shown; None for a black background.
         picture: Whether the case is a picture: no one knows the patient's sides.
+        neurological: Whether the patient's left is on the left.
 
     Returns:
         The picture and what is on it. Planes of a single voxel's width (as in a 2D image) are left out.
@@ -279,7 +257,7 @@ def case_overlay(
     scene = build_scene(reference, prediction, labels, image, picture=picture)
     position = scene.largest_error(organ)
     shape = scene.reference.shape
-    planes = shown_planes(shape)
+    planes = shown_planes(shape, neurological=picture or neurological)
     figure, panels = _panels(scene, planes)
     seen: set[int] = set()
     for (above, below), plane in zip(panels, planes, strict=True):
@@ -308,25 +286,25 @@ def _draw_plane(
     above: Axes, below: Axes, scene: Scene, plane: Plane, position: tuple[int, int, int], labels: LabelTable
 ) -> set[int]:
     """Draw one plane twice; returns the label values on it."""
-    name, right, up, cut, letters = plane
+    index, (width_mm, height_mm) = position[plane.cut], (scene.spacing_mm[axis] for axis in (plane.right, plane.up))
     reference, prediction, ignored = (
-        plane_slice(volume, cut, position[cut]) for volume in (scene.reference, scene.prediction, scene.ignored)
+        plane.slice(volume, index) for volume in (scene.reference, scene.prediction, scene.ignored)
     )
-    size_mm = (reference.shape[1] * scene.spacing_mm[right], reference.shape[0] * scene.spacing_mm[up])
-    background = np.zeros(reference.shape) if scene.image is None else plane_slice(scene.image, cut, position[cut])
+    size_mm = (reference.shape[1] * width_mm, reference.shape[0] * height_mm)
+    background = np.zeros(reference.shape) if scene.image is None else plane.slice(scene.image, index)
     place: dict[str, Any] = {"extent": (0.0, size_mm[0], 0.0, size_mm[1]), "origin": "lower"}
     low, high = scene.window
     for axes in (above, below):
         axes.imshow(background, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", **place)
-        frame_panel(axes, size_mm, "" if scene.picture else letters)
-    write_on(above, 0.02, 0.98, "Picture" if scene.picture else name, "left", "top")
+        frame_panel(axes, size_mm, "" if scene.picture else plane.letters)
+    write_on(above, 0.02, 0.98, "Picture" if scene.picture else plane.name, "left", "top")
     write_on(below, 0.02, 0.98, "Errors", "left", "top")
     colors = {value: organ_color(n) for n, value in enumerate(labels.values)}
     seen = {value for value in colors if (reference == value).any() or (prediction == value).any()}
     fill = _painted({colors[value]: prediction == value for value in seen}, 0.42)
     above.imshow(fill, interpolation="nearest", **place)
     for value in sorted(seen):
-        draw_outline(above, reference == value, scene.spacing_mm[right], scene.spacing_mm[up], colors[value])
+        draw_outline(above, reference == value, width_mm, height_mm, colors[value])
     errors = {ERROR_COLORS[kind]: mask for kind, mask in error_masks(reference, prediction, ignored).items()}
     below.imshow(_painted(errors, 0.85), interpolation="nearest", **place)
     return seen

@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pipeline.core.labels import IGNORE_INDEX
+from pipeline.core.planes import Plane, shown_planes
 from pipeline.data.legend import organ_color
-from pipeline.report.overlay import Plane, display_range, draw_outline, frame_panel, plane_slice, shown_planes, write_on
+from pipeline.report.overlay import display_range, draw_outline, frame_panel, write_on
 from pipeline.report.plots import DARK, figure_png, plain_text
 
 _DPI = 110
@@ -68,6 +69,7 @@ class PatchScene:
         channel: Which channel to show in grey; None shows three as red, green and blue.
         margin: Voxels along the RAS axes on either side for which the network gives no logits.
         pictures: Whether the cases are pictures: no one knows the patient's sides.
+        neurological: Whether the patient's left is on the left.
     """
 
     heading: tuple[str, ...]
@@ -79,11 +81,12 @@ class PatchScene:
     channel: int | None
     margin: tuple[int, int, int] = (0, 0, 0)
     pictures: bool = False
+    neurological: bool = False
 
     @property
     def planes(self) -> tuple[Plane, ...]:
         """Planes in which patches are shown as cut."""
-        return shown_planes(self.rows[0].cut.label.shape)
+        return shown_planes(self.rows[0].cut.label.shape, neurological=self.pictures or self.neurological)
 
     @property
     def main(self) -> Plane:
@@ -155,7 +158,7 @@ def patch_figure(scene: PatchScene) -> Figure:
 
     One row per patch: as cut, in every plane and true to scale, then augmented in one plane; below, every change alone;
     organs as outlines, voxels without a label striped, a dashed frame around what the network gives logits for. The
-    patient's left is on the left, but pictures look as they are. Every view shows the slice with most of the organs.
+    patient's left is on the right, but pictures look as they are. Every view shows the slice with most of the organs.
     """
     sizes = {plane: _size(scene, plane) for plane in scene.planes}
     main = sizes[scene.main]
@@ -248,15 +251,15 @@ def _draw_view(
 ) -> None:
     """One plane of a patch."""
     index = telling_slices(view.label)[plane.cut]
-    label = plane_slice(view.label, plane.cut, index)
+    label = plane.slice(view.label, index)
     pixel = scene.spacing_mm[plane.right], scene.spacing_mm[plane.up]
     extent = (0.0, label.shape[1] * pixel[0], 0.0, label.shape[0] * pixel[1])
     low, high = window
     if scene.channel is None:
-        channels = [plane_slice(channel, plane.cut, index) for channel in view.image]
+        channels = [plane.slice(channel, index) for channel in view.image]
         picture = np.clip((np.stack(channels, axis=-1) - low) / (high - low), 0.0, 1.0)
     else:
-        picture = plane_slice(view.image[scene.channel], plane.cut, index)
+        picture = plane.slice(view.image[scene.channel], index)
     axes.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="antialiased")
     frame_panel(axes, (extent[1], extent[3]), plane.letters if letters and not scene.pictures else "", fontsize=7)
     if letters and not scene.pictures:

@@ -59,6 +59,7 @@ def write_report(
     show_names: bool = False,
     title: str | None = None,
     curves: Path | Sequence[Path] | None = None,
+    neurological: bool = False,
     version: str = "",
     date: str = "",
     log: Callable[[str], None] | None = None,
@@ -77,6 +78,7 @@ def write_report(
         show_names: Show case ids and paths; otherwise hashes, and no sentence that may hold a name.
         title: Heading.
         curves: PNG files of training curves to include.
+        neurological: Show the patient's left on the left; otherwise on the right, as radiologists do.
         version: Version of volseg, for the foot of the page.
         date: Date of the report, likewise.
         log: Called with one sentence if cases that were to be shown are not.
@@ -85,7 +87,7 @@ def write_report(
     # Ids may stand in a table beside those of the cases: no reference of a failed case may have been made.
     further = [*(case for case, _ in evaluation.failures), *(row.case for row in evaluation.rows)]
     names = names_of(evaluation.cases, further, show=show_names)
-    shown = show_cases(evaluation, summary, names, overlays, viewer_cases, viewer_mb)
+    shown = show_cases(evaluation, summary, names, Wanted(overlays, viewer_cases, viewer_mb, neurological))
     pictures, lost_curves = _curves(curves)
     notes = [*_notes(evaluation, names, evaluation_folder / "scores.csv"), *shown.notes, *lost_curves]
     scored = any(row.counts for row in evaluation.rows)
@@ -97,7 +99,8 @@ def write_report(
         **table_context(evaluation, summary, names),
         **_plots(evaluation, summary, scored),
         "overlays": shown.overlays,
-        "viewer": viewer_context(shown.viewer, evaluation.labels),
+        "viewer": viewer_context(shown.viewer, evaluation.labels, neurological=neurological),
+        "neurological": neurological,
         "in_viewer": {case.name: n for n, case in enumerate(shown.viewer)},
         "error_colors": ERROR_COLORS,
         "curves": pictures,
@@ -223,6 +226,23 @@ def case_status(rows: Sequence[Row]) -> str:
 # Cases that are shown: pictures of the worst and best, and their volumes for the viewer.
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which cases are shown, and how.
+
+    Args:
+        overlays: Worst cases to draw, and at most as many of the best.
+        in_viewer: Cases in the viewer, half of them the worst, half the best.
+        viewer_mb: Megabytes that their volumes may take in the page.
+        neurological: Whether the patient's left is on the left.
+    """
+
+    overlays: int
+    in_viewer: int
+    viewer_mb: float
+    neurological: bool = False
+
+
 @dataclass
 class ShownCases:
     """Mutable result: what was drawn so far.
@@ -238,9 +258,7 @@ class ShownCases:
     notes: list[str] = field(default_factory=list)
 
 
-def show_cases(
-    evaluation: Evaluation, summary: Mapping[str, Any], names: Names, overlays: int, in_viewer: int, viewer_mb: float
-) -> ShownCases:
+def show_cases(evaluation: Evaluation, summary: Mapping[str, Any], names: Names, wanted: Wanted) -> ShownCases:
     """Draw and pack cases; one is in memory at a time.
 
     Cases without a usable prediction have nothing to show. One that is known to have an image which is gone is in no
@@ -250,17 +268,15 @@ def show_cases(
         evaluation: The rows and files.
         summary: Statistics, with the order of the cases.
         names: What cases are called.
-        overlays: Worst cases to draw, and at most as many of the best.
-        in_viewer: Cases in the viewer, half of them the worst, half the best.
-        viewer_mb: Megabytes that their volumes may take in the page.
+        wanted: Which cases, and how.
     """
     broken = {case for case, _ in evaluation.failures}
     files = {case.id: case for case in evaluation.cases if case.prediction is not None and case.id not in broken}
     entries = {
         entry["case"]: entry for entry in summary["cases"] if entry["case"] in files and entry["dice"] is not None
     }
-    drawn, packed = (dict(chosen_cases(list(entries), count)) for count in (2 * overlays, in_viewer))
-    budget = SizeBudget(int(viewer_mb * 1e6), len(packed))
+    drawn, packed = (dict(chosen_cases(list(entries), count)) for count in (2 * wanted.overlays, wanted.in_viewer))
+    budget = SizeBudget(int(wanted.viewer_mb * 1e6), len(packed))
     shown, labels = ShownCases(), evaluation.labels
     for case in (case for case in entries if case in drawn or case in packed):
         volumes, name, organ = None, names.case(case), entries[case]["worst_organ"]
@@ -272,7 +288,7 @@ def show_cases(
             why = _reason(names, case, volumes.problem)
             shown.notes.append(f"{name}: left out of the viewer, and of the image in its picture: {why}")
         if volumes and case in drawn:
-            overlay = _overlay(volumes, evaluation, organ)
+            overlay = _overlay(volumes, evaluation, organ, neurological=wanted.neurological)
             shown.overlays.append({**entries[case], "rank": drawn[case], "name": name, **overlay})
         if case in packed:
             entry = None
@@ -290,11 +306,11 @@ def show_cases(
     return shown
 
 
-def _overlay(volumes: ScoredVolumes, evaluation: Evaluation, organ: str) -> dict[str, Any]:
+def _overlay(volumes: ScoredVolumes, evaluation: Evaluation, organ: str, *, neurological: bool) -> dict[str, Any]:
     """The picture of a case, and its rows with the worst organ first."""
     labels, rows = evaluation.labels, [row for row in evaluation.rows if row.case == volumes.id and row.counts]
-    maps = volumes.reference, volumes.prediction
-    overlay = case_overlay(*maps, labels, labels.target_values[organ], volumes.image, picture=volumes.picture)
+    maps, held = (volumes.reference, volumes.prediction), labels.target_values[organ]
+    overlay = case_overlay(*maps, labels, held, volumes.image, picture=volumes.picture, neurological=neurological)
     return {"rows": sorted(rows, key=lambda row: row.dice), "overlay": overlay, "uri": png_uri(overlay.png)}
 
 

@@ -131,8 +131,12 @@ def viewer_entry(
     return ViewerEntry(name, rank, packed, (i, j, k), tuple(_notes(packed, scene)), scene.picture)
 
 
-def viewer_context(cases: Sequence[ViewerEntry], labels: LabelTable) -> dict[str, Any] | None:
+def viewer_context(
+    cases: Sequence[ViewerEntry], labels: LabelTable, *, neurological: bool = False
+) -> dict[str, Any] | None:
     """What the template of the viewer uses; None without cases.
+
+    ``neurological``: it opens with the patient's left on the left.
 
     ``facts`` goes to the script as JSON; ``blocks`` are the volumes, as (element id, base64).
     """
@@ -144,6 +148,7 @@ def viewer_context(cases: Sequence[ViewerEntry], labels: LabelTable) -> dict[str
     return {
         "cases": cases,
         "pictures": sum(case.picture for case in cases),
+        "neurological": neurological,
         "organs": organs,
         "errors": errors,
         "layers": _LAYERS,

@@ -130,7 +130,7 @@ def segment(predictor: Predictor, settings: dict[str, Any], task: dict[str, Any]
     segmented = Segmented(series, label_map, labels.table, labels.colors, image, maker)
     output = DicomOutput(tuple(kinds), settings["seg_type"])
     files = output.files(out, RESULT)
-    write_objects(segmented, files, output.seg_type)
+    write_objects(segmented, files, output)
     names = [path.name for path in files.values()]
     if wanted is None:
         _write_thumbnail(segmented, out / THUMBNAIL)

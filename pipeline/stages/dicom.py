@@ -80,7 +80,7 @@ def write_dicom(
     maker = Maker() if made_by == "volseg" else Maker(made_by, "unknown", made_by, made_by == MANUAL)
     segmented = Segmented(source, label_map, table, colors, image, maker)
     files = _begun(out, case, output, segmented.uid("mask"))
-    write_objects(segmented, files, output.seg_type)
+    write_objects(segmented, files, output)
     notes = (sentence(doubt.what, doubt.expected, doubt.got, doubt.advice, case=case) for doubt in opened.doubts)
     return Written(files, tuple(notes))
 

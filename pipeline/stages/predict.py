@@ -20,7 +20,7 @@ from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import text_hash
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable, keep_values
-from pipeline.core.machine import keep_freed_memory
+from pipeline.core.machine import keep_freed_memory, large_pages
 from pipeline.core.signals import STOPS, Progress, silent
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
@@ -28,6 +28,7 @@ from pipeline.data.prediction_inputs import DicomWanted, Inputs, find_inputs
 from pipeline.data.volume_file import volume_suffix
 from pipeline.engine.local import Batch
 from pipeline.engine.overlapped import overlapped
+from pipeline.infer.accumulate import MANY_CLASSES
 from pipeline.infer.cleaning import Cleaning, read_cleaning
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, prepare_for, segment, segment_region, segment_softly
@@ -124,6 +125,8 @@ class Predictor:
         folder = model_folder(folder)
         homes = member_folders(folder)
         cards = [read_card(home) for home in homes]
+        # With few classes memory is kept for its next use, and large pages would only take more of it.
+        large_pages(max(card.network.out_channels for card in cards) > MANY_CLASSES)
         if settings is not None and not isinstance(settings, InferSettings):
             settings = _overridden(cards[0].settings.infer, settings, folder)
         devices = deque(choose_devices(device))

@@ -217,7 +217,7 @@ class PredictionFolder:
         if read.series is not None:
             maker = Maker(serial=self.model_hash)
             case = Segmented(read.series, label_map, self.labels.table, self.labels.colors, read.image, maker)
-            write_objects(case, paths.dicom, self.output.objects.seg_type)
+            write_objects(case, paths.dicom, self.output.objects)
         if self.output.statistics and read.image is not None:
             organs = measure(label_map, self.labels.table, read.image, self.channels)
             about = {"case": read.files.id, "prediction": paths.mask.name, "hash": read.mask_hash}

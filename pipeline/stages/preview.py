@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.config.settings import AugmentSettings, Settings
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import signature, write_bytes
 from pipeline.core.grid import orientation_change, reorient_array
+from pipeline.core.planes import ORDER
 from pipeline.data.prepared_cases import read_info
 from pipeline.data.volume_file import RGB, is_picture
 from pipeline.model.automatic import decide
@@ -207,14 +208,14 @@ class PatchMaker:
         if self.spec.dims == 2:
             image, label = image.unsqueeze(self.plan.slice_axis + 1), label.unsqueeze(self.plan.slice_axis)
         turned = (
-            reorient_array(part.numpy(), self.plan.orientation, SEEN if self.pictures else "RAS")
+            reorient_array(part.numpy(), self.plan.orientation, SEEN if self.pictures else ORDER)
             for part in (image, label)
         )
         return PatchView(*turned)
 
     def ras(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Values along the axes of the volume, in RAS order."""
-        first, second, third = (values[axis] for axis in orientation_change(self.plan.orientation, "RAS")[0])
+        first, second, third = (values[axis] for axis in orientation_change(self.plan.orientation, ORDER)[0])
         return first, second, third
 
     def _described(self, patch: Patch, label: Tensor) -> str:
@@ -273,6 +274,7 @@ def preview(
     patches: int = 6,
     seed: int | None = None,
     channel: str | None = None,
+    neurological: bool = False,
 ) -> Preview:
     """Draw patches of the first batches as cut and augmented, and every change alone at its strongest.
 
@@ -287,6 +289,7 @@ def preview(
         patches: How many, at least 1.
         seed: Of patches and augmentation, by default ``train.seed``.
         channel: Which channel to show; by default the first, or all three of colour pictures.
+        neurological: Show the patient's left on the left; otherwise on the right, as radiologists do.
 
     Raises:
         VolsegError: If there is no prepared dataset, fold or channel, the patch does not fit the network, or the
@@ -299,7 +302,7 @@ def preview(
     shown = _shown_channel(plan, channel)
     maker = open_patches(prepared, plan, settings, fold, settings.train.seed if seed is None else seed)
     drawn = maker.first(patches)
-    scene = _scene(maker, drawn, shown)
+    scene = replace(_scene(maker, drawn, shown), neurological=neurological)
     _write(out, scene, tuple(each.text for each in drawn))
     return Preview(out, tuple(each.text for each in drawn), tuple(scene.organs[value - 1] for value in scene.seen()))
 

@@ -26,6 +26,7 @@ def report(
     show_names: bool = False,
     title: str | None = None,
     curves: Path | str | None = None,
+    neurological: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the report of an evaluation, signed with version and date.
@@ -39,6 +40,7 @@ def report(
         show_names: Show case ids and paths instead of hashes.
         title: Heading.
         curves: PNG of training curves to include.
+        neurological: Show the patient's left on the left; otherwise on the right, as radiologists do.
         log: Called with one sentence if cases that were to be shown are not.
 
     Returns:
@@ -64,6 +66,7 @@ def report(
         show_names=show_names,
         title=title,
         curves=curves,
+        neurological=neurological,
         log=log,
         **signature(),
     )

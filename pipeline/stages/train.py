@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config.settings import Settings
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import signature, text_hash, write_json
-from pipeline.core.machine import keep_freed_memory
+from pipeline.core.machine import keep_freed_memory, large_pages
 from pipeline.core.tables import number_cell
 from pipeline.data.store import read_class_voxels
 from pipeline.infer.trained_model import check_inference
@@ -96,6 +96,7 @@ def train(
             the training diverges.
     """
     prepared, out, settings = Path(prepared), Path(out), settings or Settings()
+    large_pages(False)
     with keep_freed_memory(), joined() as processes:
         place = _own_device(device, processes)
         began = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config.settings import Settings
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.machine import processors
+from pipeline.core.machine import large_pages, processors
 from pipeline.engine.local import Outcome, open_engine
 from pipeline.engine.places import run_at_places
 from pipeline.model.automatic import choice_lines
@@ -120,6 +120,7 @@ def train_folds(
         VolsegError: If there is no prepared dataset or device, or no fold could be trained with these settings.
     """
     _require_one_process()
+    large_pages(False)  # before processes are started, which inherit it
     places = tuple(devices) if devices else default_devices()
     for place in places:
         choose_device(place)

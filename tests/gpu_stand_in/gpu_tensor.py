@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -23,7 +24,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 DEVICES = 2
-_PROJECT = f"{Path(__file__).parents[2] / 'pipeline'}/"
+_FOUND = find_spec("pipeline")  # of whichever checkout is looked at
+_PROJECT = f"{Path(_FOUND.origin).parent}/" if _FOUND and _FOUND.origin else ""
 _BLOCK = 512  # bytes; CUDA's allocator of PyTorch rounds up to it
 _STAGED = 64 * 2**10  # bytes; the driver takes so much pageable memory without waiting
 
@@ -60,9 +62,10 @@ class Seen:
 
     Args:
         waits: Waits of the host for the GPU.
-        copies: Copies between host and GPU, between GPUs, and of one memory format into another.
+        copies: Copies between host and GPU, between GPUs, and of one memory format into another; those that cuDNN
+            makes for itself included.
         copied_bytes: How much they moved.
-        launches: Operators that compute, each at least one kernel.
+        launches: Thread → operators that compute, each at least one kernel.
     """
 
     waits: Counter[Event] = field(default_factory=Counter)
@@ -112,14 +115,19 @@ def _copies(what: str, tensor: Tensor) -> None:
                 seen.copied_bytes[event] += tensor.numel() * tensor.element_size()
 
 
-def _launches(name: str) -> None:
+def _launches() -> None:
+    thread = _thread()
     with _lock:
         for seen in _watching:
-            seen.launches[name] += 1
+            seen.launches[thread] += 1
+
+
+def _thread() -> str:
+    return threading.current_thread().name.split("_")[0]
 
 
 def _place() -> Place:
-    thread = threading.current_thread().name.split("_")[0]
+    thread = _thread()
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -377,7 +385,7 @@ def _note(
     """Note the waits, copies and launches of an operation."""
     name = known.name
     if not known.view and name not in _NO_KERNEL:
-        _launches(name)
+        _launches()
     if name in _WAITS and on_gpu and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
         waits(_WAITS[name])
     if name in _INDEXING:
@@ -406,6 +414,13 @@ def _note(
             _note_format(source, kwargs["memory_format"])
     elif name == "clone":
         _note_format(args[0], kwargs.get("memory_format"))
+    elif name in _CONVOLUTIONS:
+        given = args[0:2] if name == "convolution" else args[0:3]  # image and weights; first the gradient
+        last = any(memory_order(tensor) == "channels last" for tensor in given[-2:])
+        wanted = "channels last" if last else "channels first"
+        for tensor in given:
+            if memory_order(tensor) not in (wanted, "any"):
+                _copies(f"{memory_order(tensor)} to {wanted}", tensor)
 
 
 def _note_copy(to: Tensor, source: Tensor, non_blocking: bool) -> None:

@@ -144,6 +144,23 @@ def test_copies_between_memory_formats_are_noted_with_their_bytes() -> None:
 
 
 @with_stand_in
+def test_a_convolution_copies_what_is_in_another_memory_format_than_its_image_or_weights() -> None:
+    image, weights = torch.ones(1, 2, 2, 2, 2, device="cuda"), torch.ones(2, 2, 1, 1, 1, device="cuda")
+    last = image.contiguous(memory_format=torch.channels_last_3d)
+    for given, copied in ((image, {}), (last, {})):
+        with watch() as seen:
+            nn.functional.conv3d(given, weights)
+        assert seen.copies == copied  # weights of one voxel are in both formats
+    weights = torch.ones(2, 2, 2, 2, 2, device="cuda").contiguous(memory_format=torch.channels_last_3d)
+    with watch() as seen:
+        nn.functional.conv3d(image, weights)
+    assert [(event.what, seen.copied_bytes[event]) for event in seen.copies] == [
+        ("channels first to channels last", 64)
+    ]
+    assert seen.launches == {"MainThread": 1}
+
+
+@with_stand_in
 def test_memory_is_taken_while_a_tensor_or_a_view_of_it_is_there() -> None:
     before = stand_in.allocated(), stand_in.allocated(1)
     tensor = torch.zeros(KIB, device="cuda")

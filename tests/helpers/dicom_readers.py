@@ -60,11 +60,11 @@ def segmented(
     return Segmented(SourceSeries.of(opened), label_map, table, target_colors(table), opened.image(), **options)
 
 
-def write(case: Segmented, folder: Path, *kinds: str, seg_type: str = "binary") -> dict[str, Path]:
+def write(case: Segmented, folder: Path, *kinds: str, **options: Any) -> dict[str, Path]:
     """Objects of some kinds, written as commands do."""
-    output = DicomOutput(kinds, seg_type)
+    output = DicomOutput(kinds, **options)
     files = output.files(folder, "case")
-    write_objects(case, files, output.seg_type)
+    write_objects(case, files, output)
     return files
 
 

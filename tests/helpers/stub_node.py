@@ -46,8 +46,9 @@ def work() -> None:
                 write_label_map(label_map, files["mask"])
             else:
                 case = Segmented(SourceSeries.of(open_series(source)), label_map, TABLE, target_colors(TABLE), image)
-                files = DicomOutput(("seg", "sr")).files(out, "result")
-                write_objects(case, files)
+                output = DicomOutput(("seg", "sr"))
+                files = output.files(out, "result")
+                write_objects(case, files, output)
                 Picture.fromarray(picture(case)).resize((750, 350)).save(out / "thumbnail.jpg")
             names = [path.name for path in files.values()]
             answer = {"done": True, "organs": {"liver": label_map.volumes_ml()[1]}, "notes": [], "files": names}

@@ -197,6 +197,51 @@ def test_the_keyboard_is_enough(watched: Watched) -> None:
     assert watched.complaints == []
 
 
+def organ_columns(picture: NDArray[np.uint8]) -> tuple[float, float]:
+    """Mean columns of liver and spleen, blue and orange, in the axial plane at the lower left."""
+    rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
+    axial = picture[rows:, :columns].astype(int)
+    warmth = axial[..., 0] - axial[..., 2]
+    liver, spleen = (np.nonzero(mask)[1] for mask in (warmth < -40, warmth > 40))
+    assert min(len(liver), len(spleen)) > 300
+    return float(liver.mean()), float(spleen.mean())
+
+
+@pytest.mark.parametrize("neurological", [False, True])
+def test_the_patients_left_is_on_the_right_until_the_switch_is_used(
+    browser: Browser, report: Path, neurological: bool
+) -> None:
+    """The liver is on the patient's left here, the spleen on the right."""
+    path = report.with_name(f"sides_{neurological}.html")
+    write_report(report.parent / "scores", path, show_names=True, neurological=neurological)
+    page = browser.new_page(viewport={"width": 800, "height": 600})
+    watched = Watched(page)
+    page.goto(path.as_uri())
+    page.get_by_role("button", name="View case good").click()
+    watched.shown("good")
+    box = page.locator("#viewer-neurological")
+    assert box.is_checked() is neurological
+    sides, left = ["right", "left"], "The patient's left is on the "
+    words = page.inner_text("body")
+    assert (f"{left}{sides[neurological]}" in words, f"{left}{sides[not neurological]}" in words) == (True, False)
+    before = watched.picture()
+    liver, spleen = organ_columns(before)
+    assert (liver < spleen) is neurological
+    # The arrow to the right moves to the right of the screen, wherever that is in the patient.
+    place = page.inner_text("#viewer-place")
+    page.focus("#viewer-canvas")
+    page.keyboard.press("ArrowRight")
+    was, now = (float(text.split("(")[1].split(",")[0]) for text in (place, page.inner_text("#viewer-place")))
+    assert now - was == pytest.approx(1.5 if neurological else -1.5, abs=0.11)  # x grows to the patient's right
+    before = watched.picture()
+    page.keyboard.press("s")
+    liver, spleen = organ_columns(watched.changes(before))
+    assert (liver > spleen) is neurological
+    assert box.is_checked() is not neurological
+    assert watched.complaints == []
+    page.close()
+
+
 def test_nothing_is_decoded_before_a_case_is_opened(watched: Watched) -> None:
     assert watched.page.evaluate("typeof niivue") == "undefined"
     assert watched.page.inner_text("#viewer-status") == "No case is open."

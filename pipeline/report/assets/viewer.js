@@ -6,6 +6,7 @@
   const facts = JSON.parse(byId("viewer-facts").textContent);
   const status = byId("viewer-status");
   const select = byId("viewer-case");
+  const neurological = byId("viewer-neurological");
   const LAYERS = ["image", "reference", "prediction", "errors"];
   const state = { case: -1, window: 0, view: null, busy: Promise.resolve() };
 
@@ -30,7 +31,7 @@
       logLevel: "error", loadingText: "", backColor: [0, 0, 0, 1], dragAndDropEnabled: false, isColorbar: false,
       crosshairColor: [1, 1, 1, 0.6], crosshairWidth: 0.25, show3Dcrosshair: true, fontColor: [1, 1, 1, 1], fontMinPx: 16,
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS, multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID, tileMargin: 4,
-      viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", scrollRequiresFocus: true,
+      viewModeHotKey: "", showAllOrientationMarkers: true, clipPlaneHotKey: "", cycleClipPlaneHotKey: "", scrollRequiresFocus: true,
     };
     const view = new niivue.Niivue(options);
     await view.attachToCanvas(byId("viewer-canvas"));
@@ -72,7 +73,7 @@
     byId("viewer-notes").textContent = chosen.notes;
     legend(chosen.organs);
     LAYERS.forEach(apply);
-    state.view.opts.isOrientationTextVisible = !chosen.picture; // no one knows the patient's sides
+    sides();
     state.view.setSliceType(chosen.flat ? state.view.sliceTypeAxial : state.view.sliceTypeMultiplanar);
     await state.view.setVolumeRenderIllumination(0.6);
     state.view.scene.crosshairPos = state.view.vox2frac(chosen.at);
@@ -119,6 +120,17 @@
     });
   }
 
+  // Of a picture no one knows the patient's sides: it is shown as it is.
+  const mirrored = () => !facts.cases[state.case].picture && !neurological.checked;
+
+  function sides() {
+    const { picture } = facts.cases[state.case];
+    neurological.closest("fieldset").hidden = picture;
+    state.view.opts.isOrientationTextVisible = state.view.opts.isOrientCube = !picture;
+    state.view.opts.sagittalNoseLeft = mirrored();
+    state.view.setRadiologicalConvention(mirrored());
+  }
+
   function apply(name) {
     state.view.setOpacity(LAYERS.indexOf(name), opacity(name));
   }
@@ -149,10 +161,11 @@
   }
 
   const ready = (action) => () => { if (state.case >= 0) action(); };
-  const move = (i, j, k) => ready(() => state.view.moveCrosshairInVox(i, j, k));
+  const move = (i, j, k) => ready(() => state.view.moveCrosshairInVox(mirrored() ? -i : i, j, k)); // as seen on the screen
   const KEYS = {
     n: () => open(state.case + 1), p: () => open(state.case < 0 ? 0 : state.case - 1),
     w: ready(() => applyWindow(state.window + 1)),
+    s: ready(() => { if (!facts.cases[state.case].picture) { neurological.checked = !neurological.checked; sides(); } }),
     ArrowLeft: move(-1, 0, 0), ArrowRight: move(1, 0, 0), ArrowDown: move(0, -1, 0), ArrowUp: move(0, 1, 0),
     PageDown: move(0, 0, -1), PageUp: move(0, 0, 1),
     ...Object.fromEntries(LAYERS.map((name, n) => [String(n + 1), () => flip(name)])),
@@ -174,6 +187,7 @@
       element.addEventListener(kind, ready(() => apply(name)));
     }
   }
+  neurological.addEventListener("change", ready(sides));
   select.addEventListener("change", () => open(Number(select.value)));
   byId("viewer-open").addEventListener("click", () => open(Number(select.value)));
   byId("viewer-next").addEventListener("click", KEYS.n);

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import machine as heap
-from pipeline.core.machine import available_bytes, bytes_in_words, keep_freed_memory, processors, total_bytes
+from pipeline.core.machine import (
+    available_bytes,
+    bytes_in_words,
+    keep_freed_memory,
+    large_pages,
+    processors,
+    total_bytes,
+)
 
 GIB = 2**30
 
@@ -58,6 +65,50 @@ def test_available_memory_is_the_smallest_of_machine_and_control_groups(tmp_path
 )
 def test_bytes_are_told_to_people(count: int, words: str) -> None:
     assert bytes_in_words(count) == words
+
+
+# Large pages, which PyTorch asks for or not from its first tensor on.
+
+_LARGE_PAGES = """
+import sys
+import torch
+{first}
+tensor = torch.ones(64 << 20, dtype=torch.uint8)
+lines = open("/proc/self/smaps_rollup").read().splitlines()
+print(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("AnonHugePages")))
+"""
+
+
+def megabytes_on_large_pages(first: str, **variables: str) -> int:
+    """What a process has on large pages with a tensor of 64 MB, which it makes after a first line."""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"} | variables
+    script, python = _LARGE_PAGES.format(first=first), sys.executable
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    return int(done.stdout)
+
+
+def system_gives_large_pages() -> bool:
+    """To programs that ask for them, and to no others."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return file.is_file() and "[madvise]" in file.read_text()
+
+
+@pytest.mark.skipif(not system_gives_large_pages(), reason="this system gives no large pages to those who ask")
+def test_inference_has_large_pages_and_training_has_not() -> None:
+    infer = "import pipeline.infer.inferer"
+    assert megabytes_on_large_pages(infer) >= 60
+    assert megabytes_on_large_pages(f"{infer}; pipeline.infer.inferer.large_pages(False)") == 0
+    assert megabytes_on_large_pages(infer, THP_MEM_ALLOC_ENABLE="0") == 0
+
+
+def test_large_pages_are_left_alone_where_they_were_set_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    monkeypatch.setattr(heap, "_large_pages_are_ours", False)
+    large_pages(False)
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setattr(heap, "_large_pages_are_ours", True)
+    large_pages(False)
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 # Freed memory stays with the process for a while, and returns to the system when that is over.

@@ -73,14 +73,16 @@ def test_the_picture_does_not_depend_on_the_orientation():
         np.testing.assert_allclose(pixels(case_overlay(*turned, TABLE, [1])), expected, atol=0.01)
 
 
-def test_left_is_left_and_anterior_is_up():
-    front_left = label_map([(0, 5), (15, 20), (0, 12)])
-    everywhere = label_map([(0, 24), (0, 20), (0, 12)])
-    picture = pixels(case_overlay(everywhere, front_left, TABLE, [1]))
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SLA"])
+@pytest.mark.parametrize("neurological", [False, True])
+def test_the_patients_left_is_on_the_right_or_left_and_anterior_is_up(neurological, orientation):
+    front_left = label_map([(0, 5), (15, 20), (0, 12)]).reoriented(orientation)
+    everywhere = label_map([(0, 24), (0, 20), (0, 12)]).reoriented(orientation)
+    picture = pixels(case_overlay(everywhere, front_left, TABLE, [1], neurological=neurological))
     height, width = picture.shape[0] // 2, picture.shape[1] // 3
     fill = np.abs(picture[:height, : int(width * 0.95)] - np.array(to_rgb(organ_color(0))) * 0.42).max(axis=-1) < 0.02
     rows, columns = np.nonzero(fill)
-    assert columns.mean() < 0.4 * width
+    assert columns.mean() < 0.4 * width if neurological else columns.mean() > 0.6 * width
     assert rows.mean() < 0.4 * height
 
 

@@ -77,19 +77,22 @@ def test_no_panels_or_texts_overlap_or_leave_the_picture() -> None:
 def test_sides_are_named() -> None:
     figure = patch_figure(scene())
     found = ["".join(text.get_text() for text in axes.texts) for axes in figure.axes[:4]]
-    assert found == ["LRPAAxial", "LRISCoronal", "PAISSagittal", ""]
+    assert found == ["RLPAAxial", "RLISCoronal", "APISSagittal", ""]
 
 
-def test_the_patients_left_is_on_the_left_and_front_is_up() -> None:
+@pytest.mark.parametrize("neurological", [False, True])
+def test_the_patients_left_is_on_the_right_or_left_and_front_is_up(neurological: bool) -> None:
     left_front = view()
     left_front.image[:] = 0.0
     left_front.image[0, :10, 8:] = 1.0  # RAS: low i is left, high j is front
-    figure = patch_figure(replace(scene(), rows=(PatchRow("", left_front, ()),)))
+    rows = (PatchRow("", left_front, ()),)
+    figure = patch_figure(replace(scene(), rows=rows, neurological=neurological))
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert figure.axes[0].images[0].origin == "lower"
-    assert shown.shape == (16, 20)  # rows from back to front, columns from left to right
-    assert shown[8:, :10].min() == 1.0
-    assert shown[:8].max() == shown[:, 10:].max() == 0.0
+    assert shown.shape == (16, 20)  # rows from back to front, columns from left to right of the picture
+    left, right = (shown[:, :10], shown[:, 10:])[:: 1 if neurological else -1]
+    assert left[8:].min() == 1.0
+    assert left[:8].max() == right.max() == 0.0
 
 
 def test_pictures_of_one_scene_are_equal_and_not_blank() -> None:

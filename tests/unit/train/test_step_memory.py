@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
 import torch
+from step_bytes import CONFIGURATIONS, GPU, estimated_and_counted, settings
 
-from pipeline.config.settings import AugmentSettings, Settings
+from pipeline.config.settings import AugmentSettings
 from pipeline.core.errors import VolsegError
-from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import count_parameters
-from pipeline.model.device import PLAIN, execute, recompute_activations
 from pipeline.model.spec import build_network
 from pipeline.train import step_memory
 from pipeline.train.distributed import Processes
-from pipeline.train.loss import supervised_loss
-from pipeline.train.state import first_state, update, update_average, without_margin
 from pipeline.train.step_memory import TrainingMemory, batches_bytes, room_for_cases, training_memory
 
-GPU = torch.device("cuda", 0)
 NONE = AugmentSettings(enabled=False)
-
-
-def settings(**sections: Any) -> Settings:
-    return Settings.model_validate({"augment": {"enabled": False}, **sections})
 
 
 @pytest.mark.parametrize(
@@ -117,85 +108,13 @@ def test_a_training_that_does_not_fit_is_refused_before_a_case_is_loaded(monkeyp
         room_for_cases(large, SHAPE, GPU)
 
 
-# The estimate and what the stand-in counts. Patches are small: what counts is what is kept, not how long it takes.
-
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "3D, 3 classes, bf16": {},
-    "3D, 3 classes, fp32": {"precision": "fp32"},
-    "3D, 3 classes, fp16, two parts, average": {"precision": "fp16", "train": {"accumulate": 2, "ema_decay": 0.9}},
-    "3D, one head": {"heads": False, "train": {"optimizer": "adamw"}},
-    "3D, 30 classes": {"classes": 30},
-    "3D, 118 classes, bf16": {"classes": 118},
-    "3D, 118 classes, fp32, one head": {"classes": 118, "precision": "fp32", "heads": False},
-    "3D, regions, 4 channels": {"regions": ((1, 2, 3), (2, 3), (3,)), "channels": 4},
-    "2D, 5 classes, 3 channels": {"dims": 2, "classes": 5, "channels": 3},
-    "2D, 20 classes, fp32": {"dims": 2, "classes": 20, "precision": "fp32"},
-    "3D, weights, focal, batch Dice": {
-        "network": "resunet",
-        "loss": {"class_weights": (1.0, 2.0, 3.0), "focal_gamma": 2.0, "batch_dice": True},
-    },
-    "3D, recomputed": {"train": {"recompute": True}},
-    "2D, UNet++": {"network": "unetpp", "dims": 2},
-}
-
-
-def chosen(name: str, edges: dict[int, int]) -> tuple[SegmentationNetwork, tuple[int, ...], Settings, torch.dtype]:
-    """Network, shape of a batch of patches with some edge (2D, 3D), settings and type of a configuration."""
-    one = CONFIGURATIONS[name]
-    dims, network = one.get("dims", 3), one.get("network", "unet")
-    options: dict[str, Any] = {"features": (4, 8, 8, 16), "norm": "instance"}  # from four levels on there are two heads
-    if network != "resunet":
-        options["deep_supervision"] = one.get("heads", True)
-    shape = (2, one.get("channels", 1), *(edges[dims],) * dims)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(one.get("precision", ""), torch.bfloat16)
-    built = build_network(network, dims, shape[1], one.get("classes", 3), **options)
-    return built, shape, settings(train=one.get("train", {}), loss=one.get("loss", {})), dtype
-
-
-def counted(
-    network: SegmentationNetwork, shape: tuple[int, ...], own: Settings, dtype: torch.dtype, regions: Any
-) -> tuple[int, int]:
-    """Bytes that are there all the time, and at the peak of a step, as the stand-in counts them."""
-    import stand_in
-
-    gc.collect()
-    before = stand_in.allocated()
-    execute(network, GPU, PLAIN)
-    if own.train.recompute:
-        recompute_activations(network)
-    state, given = first_state(network, own.train, dtype), own.loss.class_weights
-    weights = torch.tensor(given, device=GPU) if isinstance(given, tuple) else None
-
-    def objective(heads: Any, labels: torch.Tensor) -> torch.Tensor:
-        inner = without_margin(labels, network.margin)
-        return supervised_loss(heads, inner, own.loss, regions=regions, class_weights=weights)
-
-    def step() -> None:
-        labels = (shape[0], *shape[2:])
-        parts = [
-            (torch.zeros(shape, device=GPU), torch.zeros(labels, dtype=torch.int64, device=GPU))
-            for _ in range(own.train.accumulate)
-        ]
-        update(state, parts, objective, own.train, 0.0)
-        update_average(state, own.train.ema_decay, 1)
-
-    step()
-    state.optimizer.zero_grad(set_to_none=True)
-    kept = stand_in.allocated() - before
-    stand_in.reset_peak()
-    step()
-    return kept, stand_in.peak() - before
+# The estimate and what the stand-in counts.
 
 
 @pytest.mark.stand_in
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_estimate_is_what_a_step_allocates(name: str) -> None:
-    network, shape, own, dtype = chosen(name, {2: 64, 3: 16})
-    regions = CONFIGURATIONS[name].get("regions", ())
-    estimated = training_memory(network, shape, own, dtype, regions=regions)
-    if "one head" not in name and network.options.deep_supervision:
-        assert len(network.train()(torch.zeros(shape))) >= 2
-    kept, peak = counted(network, shape, own, dtype, regions)
+    estimated, kept, peak = estimated_and_counted(name)
     # 15 % would do for whoever plans; both follow the same code, so that less points to a mistake.
     assert estimated.state == pytest.approx(kept, rel=0.05)
     assert estimated.state + estimated.step == pytest.approx(peak, rel=0.05)
