@@ -25,6 +25,7 @@ from pipeline.cli.tools import (
     phantom,
     preview,
     prune,
+    serve,
     share,
 )
 
@@ -33,7 +34,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (check, inspect, plan, preview, convert, dicom, phantom),
     "Models": (models, import_nnunet, cross_validate, choose, prune, share, networks),
     "Scores": (compare, stats),
-    "Tools": (demo,),
+    "Tools": (serve, demo),
 }
 """All commands as ``volseg --help`` lists them: the steps in the order the data flows, then what goes with them."""
 

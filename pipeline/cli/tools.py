@@ -303,6 +303,45 @@ def networks(
     print_networks(patch, in_channels, out_channels)
 
 
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, or a name that `volseg models` lists.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the node: its queue, files and audit log.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file, such as configs/node/node.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one setting, e.g. archive.to=PACS@10.0.0.5:104.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Studies at a time; by default one.")] = None,
+    device: Device = None,
+) -> None:
+    """Run a node beside a PACS: studies in by C-STORE or DICOMweb, SEG and SR back, a status page, masks over HTTP.
+
+    It listens on this computer alone unless the settings open it. It needs what the extra "service" installs.
+    """
+    from importlib.util import find_spec
+
+    from pipeline.core.errors import VolsegError
+
+    lacking = [name for name in ("pynetdicom", "dicomweb_client", "fastapi", "uvicorn") if find_spec(name) is None]
+    if lacking:
+        raise VolsegError(f"serve: expected {', '.join(lacking)}, got none. Run pip install 'volseg[service]'.")
+    from pipeline.config.yaml_file import load_as
+    from pipeline.console.bars import print_line
+    from pipeline.model.zoo import model_folder
+    from pipeline.service.node import Node
+    from pipeline.service.settings import NodeSettings
+
+    more = [f"work.workers={workers}"] * (workers is not None) + [f"work.device={device}"] * (device is not None)
+    settings = load_as(NodeSettings, config, [*(overrides or ()), *more])
+    with Node(model_folder(model), out, settings) as node:
+        listen = settings.listen
+        if node.dicom_port is not None:
+            print_line(f"DICOM: {listen.ae_title}@{listen.host}:{node.dicom_port}")
+        print_line(f"Page: {'https' if listen.certificate else 'http'}://{listen.host}:{node.http.port}/")
+        node.wait()
+
+
 @config_app.command("show")
 def config_show(config: Config = None, overrides: Set = None) -> None:
     """Print all settings as they would be used."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,6 +26,7 @@ from pipeline.core.files import write_text
 _FORMS = ("literal[", "tuple[", "constrained-float", "bool")
 _MOST = 50  # problems that are told
 _DEEPEST = 10  # keys within keys of --set
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -41,14 +42,19 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: If the file cannot be read or any key or value is wrong; all problems at once.
     """
+    return load_as(Settings, path, overrides)
+
+
+def load_as(kind: type[_Kind], path: Path | str | None = None, overrides: Sequence[str] = ()) -> _Kind:
+    """Read settings of another kind, in sections too, as :func:`load_settings` does."""
     source = str(path) if path is not None else "settings"
     content, problems = _read_yaml(Path(path)) if path is not None else ({}, [])
     problems += [problem for text in overrides if (problem := _apply_override(content, text))]
     try:
-        settings = Settings.model_validate(content)
+        settings = kind.model_validate(content)
     except ValidationError as error:
         # Not all of them: a file may have as many as it has values, and each is compared with all keys there are.
-        problems += [_problem(details) for details in _in_one_form(error.errors()[:_MOST])]
+        problems += [_problem(details, kind) for details in _in_one_form(error.errors()[:_MOST])]
     if len(problems) > _MOST:
         problems = [*problems[:_MOST], "… and more. Correct these first."]
     if problems:
@@ -140,14 +146,14 @@ def _in_one_form(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return found
 
 
-def _problem(details: ErrorDetails) -> str:
+def _problem(details: ErrorDetails, root: type[BaseModel]) -> str:
     """One sentence for one of pydantic's findings, led by its YAML path."""
     path = ".".join(cut(str(part)) for part in details["loc"])
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
-        known = _keys_at(details["loc"][:-1])
+        known = _keys_at(details["loc"][:-1], root)
         key = str(details["loc"][-1])
-        hint = _elsewhere(key) or _closest(key, known) or f"Known keys: {', '.join(known)}."
+        hint = _elsewhere(key, root) or _closest(key, known) or f"Known keys: {', '.join(known)}."
         return f"{path}: unknown key. {hint}"
     if kind == "value_error":
         return f"{path}: {details['msg'].removeprefix('Value error, ')}"
@@ -156,9 +162,9 @@ def _problem(details: ErrorDetails) -> str:
     return f"{path}: expected {rule}, got {short(given)}. {hint or 'Correct the value.'}"
 
 
-def _elsewhere(key: str) -> str:
+def _elsewhere(key: str, root: type[BaseModel]) -> str:
     """Where a key belongs that stands in the wrong section, or in none."""
-    homes = [f"{section}.{key}" for section in Settings.model_fields if key in _keys_at([section])]
+    homes = [f"{section}.{key}" for section in root.model_fields if key in _keys_at([section], root)]
     return f"Did you mean {' or '.join(homes)}?" if homes else ""
 
 
@@ -167,8 +173,8 @@ def _closest(word: str, known: Sequence[str]) -> str:
     return f"Did you mean {close[0]}?" if close else ""
 
 
-def _keys_at(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = Settings
+def _keys_at(location: Sequence[int | str], root: type[BaseModel]) -> list[str]:
+    model = root
     for name in location:
         field = model.model_fields.get(str(name))
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):

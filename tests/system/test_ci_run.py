@@ -24,6 +24,7 @@ def given_data(folder: Path, **environment: str) -> str:
         ("anypython", "exit 0"),
         ("chromium", "exit 0"),
         ("dciodvfy", "exit 0"),
+        ("Orthanc", "exit 0"),
     ):
         (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (folder / name).chmod(0o755)

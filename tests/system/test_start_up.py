@@ -20,11 +20,12 @@ LARGE = {
     *("torch", "monai", "tensorboard", "mlflow", "safetensors", "ray", "onnx", "pydicom", "highdicom"),
     *SCIPY,
     *("matplotlib", "jinja2", "skimage", "pandas", "SimpleITK", "blosc2", "cc3d"),
+    *("pynetdicom", "dicomweb_client", "fastapi", "uvicorn", "prometheus_client"),
 }
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
-    *("models", "import-nnunet"),
+    *("models", "import-nnunet", "serve"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 

@@ -21,11 +21,12 @@ CONDA_NAMES = {
     "lazy-loader": "lazy_loader",
     "matplotlib": "matplotlib-base",
     "playwright": "playwright-python",
+    "prometheus-client": "prometheus_client",
     "torch": "pytorch",
 }
 """Distributions whose conda-forge package has another name."""
 
-EXTRAS = {"bench", "dev", "mlflow"}
+EXTRAS = {"bench", "dev", "mlflow", "service"}
 
 
 @pytest.fixture(scope="module")
