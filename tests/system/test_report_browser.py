@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import open_browser
 from matplotlib.image import imread
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
@@ -29,8 +28,6 @@ TABLE = LabelTable({1: "liver", 2: "spleen", **{n: f"organ {n}" for n in range(3
 """Many more organs than are there: their colours must not tint the background."""
 CASES = ("shifted", "missed", "good")
 GRID = Grid.from_spacing((48, 40, 24), (1.5, 1.5, 3.0))
-FLAGS = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND"
 
 
 def masks(shift: int = 0, spleen: bool = True) -> LabelMap:
@@ -60,18 +57,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium of the machine, without a network."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "needs Chromium: apt install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        # Chromium puts a socket into its temporary folder, whose path must be short.
-        own = {**os.environ, "TMPDIR": "/tmp"}
-        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, OFFLINE], env=own)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 class Watched:
