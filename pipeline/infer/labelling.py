@@ -99,9 +99,8 @@ class LinearWeights:
 def linear_weights(n: int, m: int, device: torch.device, order: int = 1) -> LinearWeights:
     """How linear resampling brings an axis from ``n`` to ``m`` voxels over the same field of view.
 
-    With order 0 the nearest voxel has all the weight.
-
-    The weights are those of :func:`~pipeline.preprocess.interpolation.resize_operator`.
+    The weights are those of :func:`~pipeline.preprocess.interpolation.resize_operator`; with order 0 the nearest voxel
+    has all of it.
     """
     if n == 1:
         return LinearWeights(torch.zeros(m, dtype=torch.int64, device=device), torch.zeros(m, device=device))

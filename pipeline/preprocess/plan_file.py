@@ -33,7 +33,6 @@ from pipeline.core.grid import Grid, check_orientation
 from pipeline.core.labels import LabelTable
 from pipeline.core.regions import PaintingStep
 from pipeline.preprocess.conventions import Conventions
-from pipeline.preprocess.spacing import coarse_axis
 
 _PASSIVE = {
     "cascade",
@@ -233,12 +232,11 @@ class Plan(_Value):
         return self.orientation if self.conventions is None else self.conventions.orientation(grid, self.orientation)
 
     def resampling_of(self, grid: Grid) -> tuple[tuple[float, ...], int | None]:
-        """Spacing in mm that a volume on a turned grid is resampled to, and the axis that is apart from the others.
+        """Spacing in mm that another tool resamples a volume on a turned grid to, and the axis that it keeps apart.
 
         The axis is told by this spacing, not by what whole voxels make of it.
         """
-        if self.conventions is None:
-            return self.spacing_mm, coarse_axis(grid.spacing_mm, self.spacing_mm)
+        assert self.conventions is not None  # else the spacing is the plan's, and whole voxels decide
         spacing = self.conventions.spacing(self.spacing_mm, self.slice_axis, grid)
         return spacing, self.conventions.coarse_axis(grid.spacing_mm, spacing)
 
