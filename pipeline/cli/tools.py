@@ -323,7 +323,8 @@ def serve(
 
     from pipeline.core.errors import VolsegError
 
-    lacking = [name for name in ("pynetdicom", "dicomweb_client", "fastapi", "uvicorn") if find_spec(name) is None]
+    needed = ("pynetdicom", "dicomweb_client", "requests", "fastapi", "uvicorn", "prometheus_client")
+    lacking = [name for name in needed if find_spec(name) is None]
     if lacking:
         raise VolsegError(f"serve: expected {', '.join(lacking)}, got none. Run pip install 'volseg[service]'.")
     from pipeline.config.yaml_file import load_as

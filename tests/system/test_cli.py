@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -38,6 +39,8 @@ COMMANDS = (
     "share",
     "models",
     "import-nnunet",
+    "inspect",
+    "serve",
 )
 
 
@@ -52,13 +55,26 @@ def test_help_lists_all_commands_and_loads_neither_torch_nor_monai() -> None:
     assert done.stdout.rstrip().endswith("heavy:")
 
 
+@pytest.mark.parametrize("package", ["pynetdicom", "prometheus_client"])
+def test_a_node_without_one_of_its_packages_says_how_to_install_them(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(SystemExit) as end:
+        program.main(["serve", "hippocampus", "-o", str(tmp_path / "node")])
+    assert end.value.code == 1
+    said = "".join(capsys.readouterr())
+    assert f"serve: expected {package}, got none. Run pip install 'volseg[service]'." in said
+    assert not (tmp_path / "node").exists()
+
+
 def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     done = subprocess.run([sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True)
     shown = [line.split()[1:2] for line in done.stdout.splitlines() if line[:2] in ("│ ", "| ")]
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
-        "preprocess train predict evaluate report check plan preview convert dicom phantom "
-        "models import-nnunet cross-validate choose prune share networks compare stats demo config"
+        "preprocess train predict evaluate report check inspect plan preview convert dicom phantom "
+        "models import-nnunet cross-validate choose prune share networks compare stats serve demo config"
     )
 
 
