@@ -17,6 +17,7 @@ from socket import create_server
 from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
+import h11
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi import Path as InPath
@@ -27,6 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import own_version, signature
@@ -331,6 +333,45 @@ class _Metrics:
         yield GaugeMetricFamily("volseg_disk_free_bytes", "Free space of the node's folder", value=free)
 
 
+def _cutting_off(idle_s: float) -> type[H11Protocol]:
+    """HTTP as uvicorn speaks it, but a request whose head takes longer to come ends its connection.
+
+    uvicorn itself would wait without end, and connections are limited. For bodies :func:`_taken` sees to it.
+    """
+
+    class Prompt(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self.conn.their_state is not h11.IDLE:  # the head is there
+                self._stop()
+            elif self._timer is None:  # more of a head gives no more time
+                self._timer = self.loop.call_later(idle_s, self._end)
+
+        def _stop(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _end(self) -> None:
+            if self.conn.their_state is h11.IDLE:
+                self.transport.close()
+
+    return Prompt
+
+
 class HttpServer:
     """The pages, served from a thread of their own."""
 
@@ -347,6 +388,7 @@ class HttpServer:
             tls = {"ssl_certfile": str(listen.certificate), "ssl_keyfile": str(listen.key)}
         config = uvicorn.Config(
             application(node),
+            http=_cutting_off(node.settings.limits.idle_s),
             log_config=None,  # it would log requests, and errors with what they quote
             access_log=False,
             lifespan="off",
