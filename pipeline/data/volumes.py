@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline.core.grid import Grid
 from pipeline.core.volume import Image, LabelMap, require_same_grid
 from pipeline.data.dicom import is_dicom, open_dicom, open_series
-from pipeline.data.dicom_labels import LabelsRead, OpenedLabels, Target, open_labels
+from pipeline.data.dicom_drawing import Target
+from pipeline.data.dicom_labels import LabelsRead, OpenedLabels, open_labels
 from pipeline.data.itk_open import open_itk, palette_indices
 from pipeline.data.nifti import open_nifti, write_nifti
 from pipeline.data.volume_file import (
