@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.core.errors import Stopped, VolsegError, visible
+from pipeline.core.lean_monai import lean_monai
 from pipeline.core.notices import told_to
 
 _USAGE = 1
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting threads sleep instead of spinning: 5 to 12 % slower on a quiet machine, 2.6 times as fast on a shared one
     # (benchmarks/wait_policy.py). OpenMP reads it once, so it must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments is None:  # the process is this command, and no program that calls it
+        lean_monai()
     _open_streams()
     warnings.formatwarning = _warning_line
     # SIGTERM ends commands as Ctrl-C does, so that temporary files are removed and workers told.

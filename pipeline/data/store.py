@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -133,6 +132,8 @@ def packed(array: NDArray[Any], step: float | None = None) -> bytes:
     """
     if step is not None:
         array = np.rint(array * np.float32(1 / step)).astype(np.int16)  # a power of two: exact
+    import blosc2  # here and below, because predicting needs none and it loads a web client
+
     lead = [1] * (array.ndim - 3)
     compressed = blosc2.asarray(
         np.ascontiguousarray(array),
@@ -154,6 +155,8 @@ def open_array(path: Path, checksum: str | None = None) -> PreparedArray:
     Raises:
         DataError: If it is missing or damaged.
     """
+    import blosc2
+
     rule = "a blosc2 array"
     _require_intact(path, rule, checksum)  # before blosc2, which trusts what it reads
     try:

@@ -24,6 +24,7 @@ from threading import Thread, Timer
 from time import monotonic
 from typing import IO, Any, NamedTuple
 
+from pipeline.core.lean_monai import is_lean
 from pipeline.core.machine import processors
 from pipeline.engine.worker_process import GREETING, Outcome, Setup, Work, outcome_of
 
@@ -97,7 +98,9 @@ def _server() -> _Server | None:
 def _started(call: str, stdin: int, stdout: int | None) -> subprocess.Popen[bytes]:
     """A new interpreter that calls a function of :mod:`pipeline.engine.worker_process`."""
     path = [str(entry) for entry in sys.path]
-    code = f"import sys; sys.path[:] = {path!a}; from pipeline.engine import worker_process; worker_process.{call}"
+    lean = "from pipeline.core.lean_monai import lean_monai; lean_monai(); " if is_lean() else ""
+    begin = "from pipeline.engine import worker_process; worker_process"
+    code = f"import sys; sys.path[:] = {path!a}; {lean}{begin}.{call}"
     environment = {**_WORKER_ENVIRONMENT, **os.environ}
     try:
         with _interrupts_held():

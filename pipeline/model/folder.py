@@ -6,8 +6,11 @@ weights, ``fold_<k>/validation.json`` the scores. These name cases and machines;
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +23,9 @@ from torch import nn
 from pipeline.config.settings import Settings
 from pipeline.core.documents import conform, cut, read_json, require_regular, short
 from pipeline.core.errors import ConfigError, VolsegError, sentence
-from pipeline.core.files import write_bytes, write_json
+from pipeline.core.files import own_version, write_bytes, write_json
 from pipeline.core.paths import absence, is_broken_link, is_named
+from pipeline.model.device import device_name
 from pipeline.model.spec import NetworkSpec
 from pipeline.preprocess.plan_file import Plan
 
@@ -40,6 +44,18 @@ class ModelCard(BaseModel):
     plan: Plan
     settings: Settings
     provenance: dict[str, str]
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Versions, device and date, for ``model.json``."""
+    return {
+        "volseg": own_version(),
+        "torch": torch.__version__,
+        "monai": version("monai"),
+        "python": platform.python_version(),
+        "device": f"{device.type} ({device_name(device)})",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

@@ -179,13 +179,14 @@ class Workers:
 
 def command_of(settings: Mapping[str, Any]) -> list[str]:
     """What starts a worker with a model and what it writes; see :mod:`pipeline.service.worker`."""
-    start = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.service.worker import main; "
+    begin = "import json, sys; sys.path[:] = json.loads(sys.argv[1])"
+    lean = "from pipeline.core.lean_monai import lean_monai; lean_monai()"
     return [
         sys.executable,
         "-W",
         "ignore",
         "-c",
-        f"{start}main(sys.argv[2:])",
+        f"{begin}; {lean}; from pipeline.service.worker import main; main(sys.argv[2:])",
         json.dumps(sys.path),
         json.dumps(settings),
     ]

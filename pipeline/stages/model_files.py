@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.errors import VolsegError, sentence
-from pipeline.core.files import file_hash, own_version, read_record, text_hash
+from pipeline.core.files import file_hash, read_record, text_hash
 from pipeline.data.prepared_cases import prepared_ids, read_info
-from pipeline.model.device import device_name
 from pipeline.model.folder import ENSEMBLE_FILE, ModelCard, fold_folder, read_card, trained_folds, write_card
 from pipeline.preprocess.plan_file import Plan
 from pipeline.sample.folds import Fold, read_splits
@@ -149,18 +144,6 @@ def training_hash(card: ModelCard, split: Fold, start: Path | None, contents: st
     begun_with = [] if start is None else [file_hash(start)]
     texts = (card.network.model_dump_json(), planned, json.dumps(parts), json.dumps(vars(split)), *begun_with)
     return f"{text_hash(*texts)}-{contents}"
-
-
-def provenance(device: torch.device) -> dict[str, str]:
-    """Versions, device and date, for ``model.json``."""
-    return {
-        "volseg": own_version(),
-        "torch": torch.__version__,
-        "monai": version("monai"),
-        "python": platform.python_version(),
-        "device": f"{device.type} ({device_name(device)})",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 @contextmanager

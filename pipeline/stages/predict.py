@@ -34,9 +34,8 @@ from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, prepare_for, segment, segment_region, segment_softly
 from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.model.device import choose_devices
-from pipeline.model.folder import ModelCard, member_folders, read_card
+from pipeline.model.folder import ModelCard, member_folders, provenance, read_card
 from pipeline.model.zoo import model_folder
-from pipeline.stages.model_files import provenance
 from pipeline.stages.prediction_files import (
     Output,
     case_paths,

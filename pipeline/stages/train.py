@@ -24,7 +24,15 @@ from pipeline.model.automatic import Choice, choice_lines, decide
 from pipeline.model.base import SegmentationNetwork, is_output, start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.device import PLAIN, choose_device, choose_dtype, free_gpu
-from pipeline.model.folder import ModelCard, fold_folder, load_weights, read_card, require_numbers, trained_folds
+from pipeline.model.folder import (
+    ModelCard,
+    fold_folder,
+    load_weights,
+    provenance,
+    read_card,
+    require_numbers,
+    trained_folds,
+)
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.model.zoo import model_folder
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
@@ -38,7 +46,6 @@ from pipeline.stages.model_files import (
     alone_in,
     earlier_card,
     keep_card,
-    provenance,
     remove_training,
     require_same_model,
     training_hash,

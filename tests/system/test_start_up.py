@@ -92,3 +92,23 @@ def test_predicting_loads_what_writes_dicom_only_when_it_is_asked_for() -> None:
     code = "import sys, pipeline.stages.predict\nprint(*sorted({'highdicom', 'contourpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_command_that_predicts_imports_of_monai_only_what_it_uses(folder: Path) -> None:
+    words = ("predict", "hippocampus", "data/images/toy_0.nii.gz", "-o", "found")
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    # nibabel asks for pydicom, and is told that there is none.
+    assert LARGE & imported - {"pydicom"} == {"torch", "monai", "safetensors", "scipy.ndimage", "cc3d"}
+    assert not {"pydicom.dataset", "monai.engines"} & imported
+
+
+def test_a_program_that_uses_volseg_has_all_of_monai() -> None:
+    code = (
+        "from pipeline import Predictor\nimport monai\n"
+        "print(monai.networks.nets.SwinUNETR.__name__, monai.utils.optional_import('pandas')[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SwinUNETR", "True"]
