@@ -20,6 +20,7 @@ from pipeline.cli.tools import (
     dicom,
     import_nnunet,
     inspect,
+    model_app,
     models,
     networks,
     phantom,
@@ -48,6 +49,7 @@ app = typer.Typer(
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(model_app, name="model", rich_help_panel="Models")
 app.add_typer(config_app, name="config", rich_help_panel="Tools")
 
 

@@ -20,6 +20,7 @@ from pipeline.interop.nnunet_plans import ModelPlans
 from pipeline.interop.results_files import DATASET, PLANS, ResultsFiles
 from pipeline.model.folder import ModelCard, fold_folder, require_numbers, save_weights, write_card
 from pipeline.model.nnunet import nnunet_weights
+from pipeline.model.readme import Described, write_model_card
 from pipeline.preprocess.plan_file import FIRST_STAGE
 
 _RECORD = "imported.json"
@@ -67,6 +68,7 @@ def import_nnunet(
     configuration: str | None = None,
     folds: Sequence[str] = (),
     checkpoint: str = "final",
+    license: str | None = None,
 ) -> Imported:
     """Write a trained nnU-Net model as a model folder.
 
@@ -79,6 +81,7 @@ def import_nnunet(
         configuration: Which model, such as ``3d_fullres``, where there are several.
         folds: Folds to take, numbers or ``all``; by default all that have a number, or ``all`` where none has.
         checkpoint: ``final``: weights of the end of the training; ``best``: those that were best by its own measure.
+        license: Of the weights, as SPDX names it, for the model card.
 
     Returns:
         What was imported.
@@ -109,9 +112,12 @@ def import_nnunet(
             found, file = _checkpoint(files, stage.model, name, checkpoint)
             save_weights(fold_folder(folder.path / home, fold) / "model.safetensors", _weights(found, stage.card, file))
         write_card(folder.path / home, stage.card)
-    spec = stages[""].card.network
+    card = stages[""].card
+    about = Described((card,), card.plan.label_table, networks=len(stages[""].folds), license=license)
+    written = (*names, *write_model_card(folder.path, about, names))
+    spec = card.network
     network = f"{spec.name} in {spec.dims}D" + " after a first stage" * (len(stages) > 1)
-    return Imported(tuple(names), network, stages[""].folds, _notes(files, [stage.model for stage in stages.values()]))
+    return Imported(written, network, stages[""].folds, _notes(files, [stage.model for stage in stages.values()]))
 
 
 def _chosen(files: ResultsFiles, configuration: str | None) -> str:

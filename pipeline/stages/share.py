@@ -6,6 +6,7 @@ Written anew from what was read, key by key: what is not known to be needed is n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -25,30 +26,44 @@ from pipeline.model.folder import (
     wanted_folds,
     write_card,
 )
+from pipeline.model.readme import UNNAMED, write_model_card
 from pipeline.preprocess.plan_file import FIRST_STAGE
+from pipeline.stages.model_card import describe
 
 _RECORD = "shared.json"
 _VERSIONS = ("volseg", "torch", "monai", "python")  # of the provenance; its device and date would tell where and when
-_NAME = "dataset"  # a dataset is often named after a hospital or a study
 
 
-def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[str, ...]:
+def share(
+    model: Path | str,
+    out: Path | str,
+    *,
+    half: bool = False,
+    scores: Path | str | None = None,
+    license: str | None = None,
+) -> tuple[str, ...]:
     """Write a model folder that predicts as the original does and names neither cases nor places.
 
     It has the network, the plan without its reasons and the dataset's name, labels and channels, the settings without
-    an MLflow server, the versions of the libraries, the weights of every fold, and the post-processing.
+    an MLflow server, the versions of the libraries, the weights of every fold, and the post-processing. Beside them
+    are a model card (``README.md``), which is left alone once someone has edited it, and ``manifest.json``, which
+    ``volseg model verify`` reads.
 
     Args:
         model: Model folder, or the folder of an ensemble.
         out: Folder to write: new, empty, or one that was shared before.
         half: Write weights in 16 bits instead of 32, which halves the file. Predicting computes as before, with weights
             that are rounded to 11 binary digits.
+        scores: Folder that ``volseg evaluate`` wrote, for the model card; by default what the training or a
+            cross-validation found.
+        license: Of the weights, as SPDX names it, for the model card.
 
     Returns:
         What was written, relative to ``out``.
 
     Raises:
-        VolsegError: If there is no trained model, ``out`` holds something else, or a weight is too large for 16 bits.
+        VolsegError: If there is no trained model, ``out`` holds something else, a weight is too large for 16 bits, or
+            the scores are of other organs.
     """
     model, out = Path(model), Path(out)
     homes = member_folders(model)
@@ -59,6 +74,7 @@ def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[st
     if out.resolve() == model.resolve():
         folder.refuse("a new folder", "the model itself")
     folder.require_own("a model that was shared before")
+    about = describe(model, scores=None if scores is None else Path(scores), license=license)
     # Members of an ensemble are called after folders, which are called as it pleased someone.
     names = [""] if homes == (model,) else [f"model_{number}" for number in range(1, len(homes) + 1)]
     parts = list(zip(names, homes, cards, strict=True))
@@ -93,7 +109,8 @@ def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[st
         write_card(out / name, _bare(card))
     if names != [""]:
         write_json(out / ENSEMBLE_FILE, {"members": names})
-    return tuple(written)
+    nameless = replace(about, cards=tuple(map(_bare, about.cards)))
+    return (*written, *write_model_card(out, nameless, written))
 
 
 def _in_16_bits(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -109,7 +126,7 @@ def _in_16_bits(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _bare(card: ModelCard) -> ModelCard:
     """A description without what tells where a model is from."""
     labels = card.plan.label_table.to_json()
-    plan = card.plan.model_copy(update={"dataset": _NAME, "labels": labels, "reasons": {}})
+    plan = card.plan.model_copy(update={"dataset": UNNAMED, "labels": labels, "reasons": {}})
     settings = card.settings.model_copy(update={"train": card.settings.train.model_copy(update={"mlflow": None})})
     versions = {name: card.provenance[name] for name in _VERSIONS if name in card.provenance}
     return ModelCard(network=card.network, plan=plan, settings=settings, provenance=versions)
