@@ -19,6 +19,7 @@ from pipeline.cli.tools import (
     demo,
     dicom,
     import_nnunet,
+    import_totalsegmentator,
     inspect,
     model_app,
     models,
@@ -33,7 +34,7 @@ from pipeline.cli.tools import (
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),
     "Data": (check, inspect, plan, preview, convert, dicom, phantom),
-    "Models": (models, import_nnunet, cross_validate, choose, prune, share, networks),
+    "Models": (models, import_nnunet, import_totalsegmentator, cross_validate, choose, prune, share, networks),
     "Scores": (compare, stats),
     "Tools": (serve, demo),
 }

@@ -329,6 +329,24 @@ def import_nnunet(
     print_line(f"{found.network}, {named}: {out}. Next: `volseg predict {out} IMAGES -o masks`")
 
 
+def import_totalsegmentator(
+    weights: Annotated[Path, typer.Argument(help="Folder with the weights that TotalSegmentator downloaded.")],
+    out: OutFolder,
+    task: Annotated[
+        str, typer.Option("--task", help="total, total_fast, total_fastest, total_mr, total_mr_fast, total_mr_fastest.")
+    ] = "total",
+    license: License = None,
+) -> None:
+    """Write the parts of a task of TotalSegmentator as one model folder, with the published names and values."""
+    from pipeline.console.bars import print_line
+    from pipeline.interop.totalsegmentator import import_totalsegmentator as run
+
+    found = run(weights, out, task=task, license=license)
+    print_line(
+        f"{found.organs} organs of {', '.join(found.parts)}: {out}. Next: `volseg predict {out} IMAGES -o masks`"
+    )
+
+
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,

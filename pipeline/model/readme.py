@@ -29,6 +29,9 @@ README = "README.md"
 UNNAMED = "dataset"
 """Name of the dataset in a plan that must not tell where it is from."""
 
+PAINTED = "{} parts, which run one after the other; later ones are painted over earlier ones."
+"""What a model of several parts is made of, in words."""
+
 _NAMED = 4  # targets up to which the heading names them all
 _INTENSITIES = {
     "zscore": "each image to mean 0 and SD 1",

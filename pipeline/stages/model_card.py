@@ -17,19 +17,24 @@ from pipeline.evaluate.summary import statistics
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
 from pipeline.model.folder import (
     ENSEMBLE_FILE,
+    PARTS_FILE,
     ModelCard,
+    labels_of,
     load_network,
     member_folders,
     read_card,
+    read_parts,
     trained_folds,
     wanted_folds,
 )
 from pipeline.model.manifest import MANIFEST, require_noted
-from pipeline.model.readme import Described, KnownScores, body_of, model_card
+from pipeline.model.readme import PAINTED, Described, KnownScores, body_of, model_card
 from pipeline.model.zoo import model_folder
 from pipeline.preprocess.plan_file import FIRST_STAGE
 from pipeline.stages.cross_validate import FOLDER
 from pipeline.stages.model_files import validated_cases
+
+_MEMBERS = "An ensemble: the probabilities of {} models are averaged."
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ def describe(folder: Path, *, scores: Path | None = None, license: str | None = 
     homes = member_folders(folder)
     cards = tuple(read_card(home) for home in homes)
     networks = sum(len(wanted_folds(home)) for home in homes)
-    made_of = f"An ensemble: the probabilities of {len(homes)} models are averaged." if len(homes) > 1 else ""
-    labels = cards[0].plan.label_table
+    several = PAINTED if read_parts(folder) else _MEMBERS
+    made_of = several.format(len(homes)) if len(homes) > 1 else ""
+    labels = labels_of(folder, cards)
     known = _known_scores(folder, homes, cards) if scores is None else _evaluated(scores, labels.targets)
     return Described(cards, labels, made_of, networks, known, license)
 
@@ -134,13 +140,13 @@ def verify_model(model: Path | str) -> Verified:
     noted = require_noted(folder)
     homes = member_folders(folder)
     found = [file for home in homes for file in _files(folder, home)]
-    found += [file for file in (ENSEMBLE_FILE, POSTPROCESSING_FILE) if is_named(folder / file)]
+    found += [file for file in (ENSEMBLE_FILE, PARTS_FILE, POSTPROCESSING_FILE) if is_named(folder / file)]
     surplus = [] if noted is None else [file for file in found if file not in noted]
     if surplus:
         rule, advice = f"only files that {MANIFEST} notes", "Remove it, or get the model again"
         raise VolsegError(sentence("file", rule, "one more", advice, file=folder / surplus[0]))
     networks = [_fits(home) for home in homes]
-    read_cleaning(folder, read_card(homes[0]).plan.label_table)
+    read_cleaning(folder, labels_of(folder, [read_card(home) for home in homes]))
     return Verified(folder, None if noted is None else len(noted), sum(networks))
 
 

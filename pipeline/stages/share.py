@@ -16,11 +16,13 @@ from pipeline.core.files import OutputFolder, own_version, remove_leftovers, wri
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
 from pipeline.model.folder import (
     ENSEMBLE_FILE,
+    PARTS_FILE,
     ModelCard,
     fold_folder,
     load_network,
     member_folders,
     read_card,
+    read_parts,
     save_weights,
     trained_folds,
     wanted_folds,
@@ -50,7 +52,7 @@ def share(
     ``volseg model verify`` reads.
 
     Args:
-        model: Model folder, or the folder of an ensemble.
+        model: Model folder, also of an ensemble or of several parts.
         out: Folder to write: new, empty, or one that was shared before.
         half: Write weights in 16 bits instead of 32, which halves the file. Predicting computes as before, with weights
             that are rounded to 11 binary digits.
@@ -76,7 +78,9 @@ def share(
     folder.require_own("a model that was shared before")
     about = describe(model, scores=None if scores is None else Path(scores), license=license)
     # Members of an ensemble are called after folders, which are called as it pleased someone.
-    names = [""] if homes == (model,) else [f"model_{number}" for number in range(1, len(homes) + 1)]
+    whole = read_parts(model)
+    kind, listing = ("part", PARTS_FILE) if whole else ("model", ENSEMBLE_FILE)
+    names = [""] if homes == (model,) else [f"{kind}_{number}" for number in range(1, len(homes) + 1)]
     parts = list(zip(names, homes, cards, strict=True))
     for name, home, card in tuple(parts):
         if card.plan.cascade:  # its first stage goes with it, and before it
@@ -88,12 +92,12 @@ def share(
         for name, home, _ in parts
         for file in (*(f"fold_{fold}/model.safetensors" for fold in trained_folds(home)), "model.json")
     ]
-    cleaning = read_cleaning(model, cards[0].plan.label_table)
-    written += [POSTPROCESSING_FILE] * bool(cleaning) + [ENSEMBLE_FILE] * (names != [""])
+    cleaning = read_cleaning(model, about.labels)
+    written += [POSTPROCESSING_FILE] * bool(cleaning) + [listing] * (names != [""])
     write_json(folder.record, {"volseg": own_version(), "files": written})
     remove_leftovers(out, deep=True)
     # What makes the folder usable goes first and comes last.
-    folder.remove([ENSEMBLE_FILE, *(name for name in written if name.endswith("model.json"))])
+    folder.remove([ENSEMBLE_FILE, PARTS_FILE, *(name for name in written if name.endswith("model.json"))])
     folder.remove(folder.listed("files") - set(written))
     folder.remove_empty_folders()
     if cleaning:
@@ -108,7 +112,8 @@ def share(
             save_weights(path, weights)
         write_card(out / name, _bare(card))
     if names != [""]:
-        write_json(out / ENSEMBLE_FILE, {"members": names})
+        shared = whole and whole.model_copy(update={"parts": tuple(names)}).model_dump(mode="json")
+        write_json(out / listing, shared or {"members": names})
     nameless = replace(about, cards=tuple(map(_bare, about.cards)))
     return (*written, *write_model_card(out, nameless, written))
 
