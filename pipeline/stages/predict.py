@@ -263,10 +263,10 @@ class Predictor:
     ) -> Batch:
         """Segment files, folders, patterns and lists, as ``volseg predict`` does, with the model that is loaded.
 
-        Every mask keeps its input's name. Beside the masks stand ``labels.json`` and ``labels.txt`` (what the values
-        mean, and their colours) and ``predictions.json``: for each mask its image, how it came about and on which grid
-        it is. A mask made from the same image by the same model is kept. The next image is read, and the last mask
-        written, while one is computed.
+        Every mask keeps its input's name. Beside the masks stand ``labels.json`` (what the values mean, and their
+        colours; also as tables for ITK-SNAP, 3D Slicer and FreeSurfer) and ``predictions.json``: for each mask its
+        image, how it came about and on which grid it is. A mask made from the same image by the same model is kept. The
+        next image is read, and the last mask written, while one is computed.
 
         Args:
             inputs: One or several; see :func:`~pipeline.data.prediction_inputs.find_inputs`.
