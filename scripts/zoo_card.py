@@ -12,7 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pipeline.model.manifest import write_manifest
+
 ROOT = Path(__file__).parents[1]
+FILES = ("model.json", "fold_0/model.safetensors")
 EXAMPLE = {"hippocampus": "hippocampus_149.nii.gz"}
 """Name of a model → the held-out case that ships with it."""
 
@@ -23,13 +26,14 @@ def main(name: str, work: Path) -> None:
     card = template.substitute(numbers(work, EXAMPLE[name]))
     target, model = ROOT / "pipeline" / "zoo" / name, work / "share_16"
     shutil.rmtree(target, ignore_errors=True)
-    for file in ("model.json", "fold_0/model.safetensors"):
+    for file in FILES:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(model / file, target / file)
     for part in ("images", "labels"):
         (target / part).mkdir()
         shutil.copy(work / "dataset" / f"{part}Ts" / EXAMPLE[name], target / part)
     (target / "README.md").write_text(card, encoding="utf-8")
+    write_manifest(target, FILES)
     for path in target.rglob("*"):  # the source may have been read-only
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -19,7 +19,9 @@ from pipeline.cli.tools import (
     demo,
     dicom,
     import_nnunet,
+    import_totalsegmentator,
     inspect,
+    model_app,
     models,
     networks,
     phantom,
@@ -32,7 +34,7 @@ from pipeline.cli.tools import (
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),
     "Data": (check, inspect, plan, preview, convert, dicom, phantom),
-    "Models": (models, import_nnunet, cross_validate, choose, prune, share, networks),
+    "Models": (models, import_nnunet, import_totalsegmentator, cross_validate, choose, prune, share, networks),
     "Scores": (compare, stats),
     "Tools": (serve, demo),
 }
@@ -48,6 +50,7 @@ app = typer.Typer(
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(model_app, name="model", rich_help_panel="Models")
 app.add_typer(config_app, name="config", rich_help_panel="Tools")
 
 

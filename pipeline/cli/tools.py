@@ -23,6 +23,12 @@ from pipeline.data.layout_names import WRITTEN_LAYOUTS
 
 config_app = typer.Typer(help="Settings: show them resolved, or their JSON schema for editors.", no_args_is_help=True)
 
+model_app = typer.Typer(help="A model: its card, and whether its files are whole.", no_args_is_help=True)
+Model = Annotated[str, typer.Argument(help="Model folder, or a name that `volseg models` lists.")]
+License = Annotated[
+    str | None, typer.Option("--license", help="Of the weights, for the model card, e.g. cc-by-4.0 (names of SPDX).")
+]
+
 
 def convert(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder or datalist.")],
@@ -214,17 +220,40 @@ def demo(
     print_demo(summary, out)
 
 
-def models(
-    name: Annotated[str | None, typer.Argument(help="Show the model card of this one.")] = None,
-) -> None:
-    """List the models that come with volseg, which `volseg predict` takes by name, or show the card of one."""
-    from pipeline.console.printing import print_model_card, print_models
+def models() -> None:
+    """List the models that come with volseg, which `volseg predict` takes by name."""
+    from pipeline.console.printing import print_models
     from pipeline.model.zoo import zoo_model, zoo_names
 
-    if name is None:
-        print_models([zoo_model(each) for each in zoo_names()])
-    else:
-        print_model_card(zoo_model(name))
+    print_models([zoo_model(each) for each in zoo_names()])
+
+
+@model_app.command("show")
+def model_show(model: Model) -> None:
+    """Show the model card: what it finds, how well, network, data, limits and licence."""
+    from pipeline.console.bars import print_line
+    from pipeline.model.readme import written_card
+    from pipeline.model.zoo import model_folder
+
+    folder = model_folder(model)
+    text = written_card(folder)
+    if text is None:  # only now, since what makes one imports torch
+        from pipeline.stages.model_card import card_of
+
+        text = card_of(folder)
+    for line in (*text.splitlines(), "", f"Folder: {folder}"):
+        print_line(line)
+
+
+@model_app.command("verify")
+def model_verify(model: Model) -> None:
+    """Compare the files with those that were shared, and the weights with the network; name the first that is wrong."""
+    from pipeline.console.bars import print_line
+    from pipeline.stages.model_card import verify_model
+
+    found = verify_model(model)
+    files = "it has no manifest.json to compare files with" if found.files is None else f"{found.files} files as noted"
+    print_line(f"{found.folder}: all right: {files}, {found.networks} networks whose weights fit.")
 
 
 def prune(
@@ -259,12 +288,19 @@ def share(
     model: Annotated[Path, typer.Argument(help="Model folder, also of an ensemble.")],
     out: OutFolder,
     half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size, nearly the same.")] = False,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Folder that `volseg evaluate` wrote, for the model card.")
+    ] = None,
+    license: License = None,
 ) -> None:
-    """Write a model folder to give away: it predicts the same, and names no case, path, dataset or machine."""
+    """Write a model folder to give away: it predicts the same, and names no case, path, dataset or machine.
+
+    With a model card, README.md, to which you may add: one that was edited is never overwritten.
+    """
     from pipeline.console.bars import print_line
     from pipeline.stages.share import share as run
 
-    written = run(model, out, half=half)
+    written = run(model, out, half=half, scores=scores, license=license)
     print_line(f"{len(written)} files to share: {out} ({', '.join(written)})")
 
 
@@ -280,16 +316,35 @@ def import_nnunet(
         list[str] | None, typer.Option("--fold", help="Folds to take: numbers or all; by default all with a number.")
     ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="final or best.")] = "final",
+    license: License = None,
 ) -> None:
     """Write a trained nnU-Net model as a model folder, which `volseg predict` takes: the same masks, in less memory."""
     from pipeline.console.bars import print_line
     from pipeline.interop.nnunet import import_nnunet as run
 
-    found = run(results, out, configuration=configuration, folds=folds or (), checkpoint=checkpoint)
+    found = run(results, out, configuration=configuration, folds=folds or (), checkpoint=checkpoint, license=license)
     for note in found.notes:
         print_line(note)
     named = ", ".join(f"fold {fold} as {number}" for fold, number in found.folds.items())
     print_line(f"{found.network}, {named}: {out}. Next: `volseg predict {out} IMAGES -o masks`")
+
+
+def import_totalsegmentator(
+    weights: Annotated[Path, typer.Argument(help="Folder with the weights that TotalSegmentator downloaded.")],
+    out: OutFolder,
+    task: Annotated[
+        str, typer.Option("--task", help="total, total_fast, total_fastest, total_mr, total_mr_fast, total_mr_fastest.")
+    ] = "total",
+    license: License = None,
+) -> None:
+    """Write the parts of a task of TotalSegmentator as one model folder, with the published names and values."""
+    from pipeline.console.bars import print_line
+    from pipeline.interop.totalsegmentator import import_totalsegmentator as run
+
+    found = run(weights, out, task=task, license=license)
+    print_line(
+        f"{found.organs} organs of {', '.join(found.parts)}: {out}. Next: `volseg predict {out} IMAGES -o masks`"
+    )
 
 
 def networks(
@@ -304,7 +359,7 @@ def networks(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model folder, or a name that `volseg models` lists.")],
+    model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the node: its queue, files and audit log.")],
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file, such as configs/node/node.yaml.")

@@ -402,13 +402,7 @@ def print_models(models: Sequence[ZooModel]) -> None:
         about = (model.head.segments, model.head.modality, spacing, score_cell(model.head.dice))
         rows.append((model.name, *about, model.head.license.upper(), f"{model.size_bytes / 1e6:.1f}"))
     _print_wide(columns, "Models that come with volseg", rows)
-    print_line("Dice is the mean of cases that the model never saw. Its model card: volseg models NAME")
-
-
-def print_model_card(model: ZooModel) -> None:
-    """Print a model card as it stands, and where the model is."""
-    for line in (*model.text.splitlines(), "", f"Folder: {model.folder}"):
-        print_line(line)
+    print_line("Dice is the mean of cases that the model never saw. Its model card: volseg model show NAME")
 
 
 def print_pruning(result: PruningResult, out: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from pipeline.core.errors import one_line
 from pipeline.core.labels import LabelTable
+from pipeline.data.organ_codes import Code, OrganCode, organ_codes
 
 _SNAP_HEAD = """\
 ################################################
@@ -27,6 +28,9 @@ _SNAP_HEAD = """\
     0     0    0    0        0  0  0    "Clear Label"
 """
 
+# Lists that come with 3D Slicer.
+_SEGMENT_TERMS = "Segmentation category and type - 3D Slicer General Anatomy list"
+_REGION_TERMS = "Anatomic codes - DICOM master list"
 
 _ORGANS = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
 """Okabe and Ito, Color Universal Design, 2008, without black; light ones first, since they lie on grey images."""
@@ -111,7 +115,8 @@ def caret_xml(legend: Sequence[LegendEntry]) -> bytes:
 def segment_fields(legend: Sequence[LegendEntry], shape: Sequence[int]) -> dict[str, str]:
     """Header fields that make a NRRD label map of a shape (I, J, K) a segmentation of 3D Slicer.
 
-    All segments lie in one layer, so their extents are that of the volume, as Slicer itself writes it.
+    All segments lie in one layer, so their extents are that of the volume, as Slicer itself writes it. Organs that
+    SNOMED CT has a code for here are told by it.
 
     Reference: Slicer developer guide, Segmentations, "Segmentation labelmap file format (.seg.nrrd)". Older versions of
         Slicer call the source representation the master representation.
@@ -123,7 +128,10 @@ def segment_fields(legend: Sequence[LegendEntry], shape: Sequence[int]) -> dict[
         "Segmentation_SourceRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
+    codes = organ_codes([entry.name for entry in legend])
     for n, entry in enumerate(legend):
+        if codes[entry.name].known:
+            fields |= {f"Segment{n}_Tags": f"TerminologyEntry:{_terminology(codes[entry.name])}|"}
         fields |= {
             f"Segment{n}_ID": f"Segment_{entry.value}",
             f"Segment{n}_Name": " ".join(one_line(entry.name).split()),
@@ -135,6 +143,36 @@ def segment_fields(legend: Sequence[LegendEntry], shape: Sequence[int]) -> dict[
             f"Segment{n}_Extent": extent,
         }
     return fields
+
+
+def _terminology(code: OrganCode) -> str:
+    """What an organ is, as 3D Slicer writes it: of two lists of terms, category and type, then the region."""
+
+    def told(part: Code | None) -> str:
+        return "^".join((part.scheme, part.value, part.meaning)) if part else "^^"
+
+    segment = (told(code.category), told(code.type), told(code.modifier))
+    return "~".join((_SEGMENT_TERMS, *segment, _REGION_TERMS, told(code.region), told(code.region_modifier)))
+
+
+def slicer_colors(legend: Sequence[LegendEntry]) -> str:
+    """A colour table of 3D Slicer (``.ctbl``): opacity 255 is opaque.
+
+    Reference: Slicer developer guide, Colors, "Color table file format".
+    """
+    return "".join(("# Color table file\n", *_color_lines("Background", legend, opaque=255)))
+
+
+def freesurfer_colors(legend: Sequence[LegendEntry]) -> str:
+    """A colour table of FreeSurfer, like its ``FreeSurferColorLUT.txt``: the last number is transparency."""
+    return "".join(("#No. Label Name: R G B A\n", *_color_lines("Unknown", legend, opaque=0)))
+
+
+def _color_lines(background: str, legend: Sequence[LegendEntry], *, opaque: int) -> Iterator[str]:
+    yield f"0 {background} 0 0 0 0\n"
+    for entry in legend:
+        name = "_".join(one_line(entry.name).split()) or f"label_{entry.value}"  # blanks end a name there
+        yield f"{entry.value} {name} {' '.join(map(str, entry.rgb))} {opaque}\n"
 
 
 def snap_labels(legend: Sequence[LegendEntry]) -> str:

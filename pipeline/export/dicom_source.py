@@ -30,10 +30,10 @@ from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dicom import OpenedSeries
 from pipeline.data.dicom_reader import read_attributes, read_headers
 from pipeline.data.dicom_series import Plane
+from pipeline.data.organ_codes import OrganCode, label_text, organ_codes
 from pipeline.data.reader_process import ReaderError
 from pipeline.data.volume_file import refuse
 from pipeline.evaluate.organ_statistics import OrganStatistics, organ_statistics
-from pipeline.export.organ_codes import OrganCode, label_text, organ_codes
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -355,7 +355,7 @@ class Segmented:
     @cached_property
     def targets(self) -> tuple[Target, ...]:
         """What becomes a segment, in the order of the table."""
-        codes, held = organ_codes(self.table), self.table.indexed().target_values
+        codes, held = organ_codes(self.table.targets), self.table.indexed().target_values
         return tuple(
             Target(number, name, classes, codes[name], self.colors[name])
             for number, (name, classes) in enumerate(held.items(), start=1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.data.organ_codes import SIDES, Code
 from pipeline.evaluate.organ_statistics import OrganStatistics
 from pipeline.export.dicom_source import Segmented, Target, mismatch
-from pipeline.export.organ_codes import SIDES, Code
 from pipeline.export.segmentation import coded
 
 if TYPE_CHECKING:

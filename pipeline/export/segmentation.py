@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import VolsegError, sentence
+from pipeline.data.organ_codes import Code
 from pipeline.export.dicom_source import Segmented, Target, mismatch
-from pipeline.export.organ_codes import Code
 
 if TYPE_CHECKING:
     from pathlib import Path

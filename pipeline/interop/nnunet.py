@@ -18,8 +18,17 @@ from pipeline.core.files import OutputFolder, own_version, write_json
 from pipeline.interop.checkpoint import Checkpoint, read_checkpoint
 from pipeline.interop.nnunet_plans import ModelPlans
 from pipeline.interop.results_files import DATASET, PLANS, ResultsFiles
-from pipeline.model.folder import ModelCard, fold_folder, require_numbers, save_weights, write_card
+from pipeline.model.folder import (
+    PARTS_FILE,
+    ModelCard,
+    ModelParts,
+    fold_folder,
+    require_numbers,
+    save_weights,
+    write_card,
+)
 from pipeline.model.nnunet import nnunet_weights
+from pipeline.model.readme import Described, write_model_card
 from pipeline.preprocess.plan_file import FIRST_STAGE
 
 _RECORD = "imported.json"
@@ -46,8 +55,8 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """A model that is to be imported.
+class Stage:
+    """A model that is to be imported, read and checked.
 
     Args:
         model: Its folder in the results.
@@ -67,6 +76,7 @@ def import_nnunet(
     configuration: str | None = None,
     folds: Sequence[str] = (),
     checkpoint: str = "final",
+    license: str | None = None,
 ) -> Imported:
     """Write a trained nnU-Net model as a model folder.
 
@@ -79,6 +89,7 @@ def import_nnunet(
         configuration: Which model, such as ``3d_fullres``, where there are several.
         folds: Folds to take, numbers or ``all``; by default all that have a number, or ``all`` where none has.
         checkpoint: ``final``: weights of the end of the training; ``best``: those that were best by its own measure.
+        license: Of the weights, as SPDX names it, for the model card.
 
     Returns:
         What was imported.
@@ -92,26 +103,54 @@ def import_nnunet(
     files, folder = ResultsFiles(Path(source)), OutputFolder(Path(out), _RECORD)
     folder.require_own("a model that was imported before")
     model = _chosen(files, configuration)
-    stages = {"": _stage(files, model, folds, checkpoint)}
+    stages = {"": read_stage(files, model, folds, checkpoint)}
     if stages[""].card.plan.cascade:
         stages[FIRST_STAGE] = _first_stage(files, model, folds, checkpoint)
+    names = write_stages(files, stages, folder, checkpoint)
+    card = stages[""].card
+    about = Described((card,), card.plan.label_table, networks=len(stages[""].folds), license=license)
+    written = (*names, *write_model_card(folder.path, about, names))
+    spec = card.network
+    network = f"{spec.name} in {spec.dims}D" + " after a first stage" * (len(stages) > 1)
+    return Imported(written, network, stages[""].folds, _notes(files, [stage.model for stage in stages.values()]))
+
+
+def write_stages(
+    files: ResultsFiles,
+    stages: Mapping[str, Stage],
+    folder: OutputFolder,
+    checkpoint: str = "final",
+    parts: ModelParts | None = None,
+) -> tuple[str, ...]:
+    """Write models that were read and checked.
+
+    Args:
+        files: Where they are from.
+        stages: Folder below the output folder, empty for itself, → model; the last one is written first.
+        folder: Output folder.
+        checkpoint: Which weights.
+        parts: If the models are parts of one, which.
+
+    Returns:
+        The files that predicting needs, relative to the output folder.
+    """
     names = [
         (Path(home) / name).as_posix()
         for home, stage in stages.items()
         for name in (*(f"fold_{fold}/model.safetensors" for fold in stage.folds.values()), "model.json")
-    ]
+    ] + [PARTS_FILE] * (parts is not None)
     write_json(folder.record, {"volseg": own_version(), "files": names})
     # What makes the folder usable goes first and comes last.
     folder.remove(sorted((folder.listed("files") | set(names)), reverse=True))
     folder.remove_empty_folders()
-    for home, stage in reversed(stages.items()):
+    for home, stage in reversed(tuple(stages.items())):
         for name, fold in stage.folds.items():
             found, file = _checkpoint(files, stage.model, name, checkpoint)
             save_weights(fold_folder(folder.path / home, fold) / "model.safetensors", _weights(found, stage.card, file))
         write_card(folder.path / home, stage.card)
-    spec = stages[""].card.network
-    network = f"{spec.name} in {spec.dims}D" + " after a first stage" * (len(stages) > 1)
-    return Imported(tuple(names), network, stages[""].folds, _notes(files, [stage.model for stage in stages.values()]))
+    if parts is not None:
+        write_json(folder.path / PARTS_FILE, parts.model_dump(mode="json"))
+    return tuple(names)
 
 
 def _chosen(files: ResultsFiles, configuration: str | None) -> str:
@@ -137,16 +176,16 @@ def _previous(files: ResultsFiles, model: str) -> str:
     return str(own.get("previous_stage") or "") if isinstance(own, dict) else ""
 
 
-def _first_stage(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: str) -> _Stage:
+def _first_stage(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: str) -> Stage:
     """The first stage of a cascade, which lies beside the second."""
     previous = files.beside(model, _previous(files, model))
     if not files.has(f"{previous}/{PLANS}"):
         advice = "Put its results folder beside that of the second stage, or export both"
         raise VolsegError(sentence("first stage", previous, "none", advice, file=files.path))
-    return _stage(files, previous, folds, checkpoint)
+    return read_stage(files, previous, folds, checkpoint)
 
 
-def _stage(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: str) -> _Stage:
+def read_stage(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: str = "final") -> Stage:
     """A model, whose every checkpoint was read and fits its network.
 
     Raises:
@@ -168,7 +207,7 @@ def _stage(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: st
             raise VolsegError(sentence("checkpoint", rule, got, advice, file=where))
         _weights(found, card, where)
     assert card is not None  # there is a fold
-    return _Stage(model, numbers, card)
+    return Stage(model, numbers, card)
 
 
 def _numbered(files: ResultsFiles, model: str, folds: Sequence[str], checkpoint: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -24,6 +24,7 @@ from pipeline.config.settings import Settings
 from pipeline.core.documents import conform, cut, read_json, require_regular, short
 from pipeline.core.errors import ConfigError, VolsegError, sentence
 from pipeline.core.files import own_version, write_bytes, write_json
+from pipeline.core.labels import LabelTable
 from pipeline.core.paths import absence, is_broken_link, is_named
 from pipeline.model.device import device_name
 from pipeline.model.spec import NetworkSpec
@@ -32,6 +33,8 @@ from pipeline.preprocess.plan_file import Plan
 _LONGEST_NAME = 255  # bytes, of any file system
 ENSEMBLE_FILE = "ensemble.json"
 """Names the members of an ensemble, model folders beside it."""
+PARTS_FILE = "parts.json"
+"""Names the parts of a model that finds its organs one part after the other, model folders beside it."""
 
 
 class ModelCard(BaseModel):
@@ -44,6 +47,79 @@ class ModelCard(BaseModel):
     plan: Plan
     settings: Settings
     provenance: dict[str, str]
+
+
+class ModelParts(BaseModel):
+    """Content of ``parts.json``: a model whose parts each find some of its organs.
+
+    Args:
+        parts: Folders of the parts in the order in which they run; later ones are painted over earlier ones.
+        labels: ``LabelTable.to_json()`` of all organs; those of a part are its organs of the same names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    parts: tuple[str, ...] = Field(min_length=1)
+    labels: dict[str, Any]
+
+    @field_validator("parts")
+    @classmethod
+    def _beside(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := next((name for name in names if not _is_plain(name)), None):
+            raise ValueError(sentence("names", "folders beside this file", short(wrong), "Correct them"))
+        return names
+
+    @field_validator("labels")
+    @classmethod
+    def _label_table(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if LabelTable.from_json(value).regions:
+            raise ValueError(sentence("organs", "none that overlap", "regions", "Correct them"))
+        return value
+
+    @property
+    def label_table(self) -> LabelTable:
+        """All organs."""
+        return LabelTable.from_json(self.labels)
+
+
+def read_parts(folder: Path) -> ModelParts | None:
+    """The parts of a model; None if it has none.
+
+    Raises:
+        VolsegError: If ``parts.json`` is damaged.
+    """
+    path = folder / PARTS_FILE
+    if not is_named(path):
+        return None
+    found: ModelParts = conform(read_json(path), ModelParts, path, "Write or copy the model again")
+    return found
+
+
+def labels_of(folder: Path, cards: Sequence[ModelCard]) -> LabelTable:
+    """What a model finds, of which the descriptions of its members or parts are given.
+
+    Raises:
+        VolsegError: If a part finds organs that the model does not name, or sees other channels than the first.
+    """
+    parts = read_parts(folder)
+    if parts is None:
+        return cards[0].plan.label_table
+    known = parts.label_table
+    for name, card in zip(parts.parts, cards, strict=True):
+        table, channels = card.plan.label_table, cards[0].plan.channels
+        strange = (
+            "regions" if table.regions else next((organ for organ in table.organs if organ not in known.organs), "")
+        )
+        if strange:
+            rule = "organs that the labels name"
+            raise VolsegError(sentence(name, rule, strange, "Copy the model again", file=folder / PARTS_FILE))
+        if card.plan.channels != channels:
+            got = ", ".join(card.plan.channels)
+            raise VolsegError(
+                sentence(name, ", ".join(channels), got, "Copy the model again", file=folder / PARTS_FILE)
+            )
+    return known
 
 
 def provenance(device: torch.device) -> dict[str, str]:
@@ -90,11 +166,13 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def member_folders(folder: Path) -> tuple[Path, ...]:
-    """The model folders in a folder: those that ``ensemble.json`` names, else the folder itself.
+    """The model folders in a folder: those that ``ensemble.json`` or ``parts.json`` names, else the folder itself.
 
     Raises:
-        VolsegError: If ``ensemble.json`` is damaged, or was not finished.
+        VolsegError: If one of the two is damaged, or was not finished.
     """
+    if parts := read_parts(folder):
+        return tuple(folder / name for name in parts.parts)
     if not is_named(folder / ENSEMBLE_FILE):
         return (folder,)
     names = ensemble_members(folder)

@@ -102,7 +102,9 @@ def model_folder(model: Path | str) -> Path:
     """
     path, names = Path(model), zoo_names()
     if is_named(path):
-        if str(path) in names and not any(is_named(path / name) for name in ("model.json", "ensemble.json")):
+        if str(path) in names and not any(
+            is_named(path / name) for name in ("model.json", "ensemble.json", "parts.json")
+        ):
             advice = "Rename it or go to another folder, and the model of this name that comes with volseg is taken"
             raise VolsegError(sentence(str(path), "a model folder with model.json", "none", advice))
         return path

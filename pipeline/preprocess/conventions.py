@@ -18,7 +18,7 @@ Axis = Literal[0, 1, 2]
 
 
 class Conventions(BaseModel):
-    """Conventions of nnU-Net, as far as models of it differ.
+    """Conventions of nnU-Net, and of TotalSegmentator around it, as far as models of them differ.
 
     Its windows lie and weigh as ``infer.blend: nnunet`` says.
 
@@ -28,6 +28,7 @@ class Conventions(BaseModel):
         own_slices: Slices stay as far apart as the image has them, as its 2D networks see them.
         separate_coarse_axis: Whether a coarse axis, if there is one, is resampled apart from the others.
         logit_coarse_order: Spline order of logits along it; along other axes they are linear.
+        whole_numbers: Images are resampled, and then rounded to whole numbers, before they are normalized.
         mirror_axes: Axes of the plan whose mirror images the network was trained with; left and right organs did not
             swap labels.
     """
@@ -38,6 +39,7 @@ class Conventions(BaseModel):
     own_slices: bool = False
     separate_coarse_axis: bool = True
     logit_coarse_order: Literal[0, 1] = 0
+    whole_numbers: bool = False
     mirror_axes: tuple[Axis, ...] = ()
 
     def orientation(self, grid: Grid, planned: str) -> str:

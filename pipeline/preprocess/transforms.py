@@ -2,7 +2,7 @@
 
 :func:`transforms` puts them together: ``LoadImaged`` → ``CheckGridd`` → ``EnsureChannelFirstd`` →
 ``Turned`` → ``CropNonzerod`` → ``Normalized`` → ``Resampled``. Any further MONAI dictionary transform can be
-appended.
+appended. Models of TotalSegmentator see images resampled, ``Rounded`` and then normalized.
 """
 
 from __future__ import annotations
@@ -158,6 +158,18 @@ class Normalized(MapTransform):  # type: ignore[misc]
         return result
 
 
+class Rounded(MapTransform):  # type: ignore[misc]
+    """Round images to whole numbers; halves go to the even one."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the images by float32 copies."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            rounded = result[key].as_tensor().to(torch.float32).round()
+            result[key] = MetaTensor(rounded, affine=result[key].affine)
+        return result
+
+
 def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | None) -> torch.Tensor:
     if how.scheme == "none":
         return channel
@@ -210,17 +222,18 @@ def transforms(plan: Plan, *, with_label: bool = True, load: bool = True, extra:
         chain.append(LabelIndexd(["label"], plan.label_table))
     if plan.crop == "nonzero":
         chain.append(CropNonzerod(keys))
-    chain += [
-        Normalized(["image"], plan.normalization),
-        Resampled(
-            ["image"],
-            plan.spacing_mm,
-            label_keys=keys[1:],
-            order=plan.image_order,
-            coarse_order=plan.coarse_axis_order,
-            shape=plan.shape,
-            rule=None if plan.conventions is None else plan.resampling_of,
-        ),
-        *extra,
-    ]
-    return Compose(chain)
+    normalized = Normalized(["image"], plan.normalization)
+    resampled = Resampled(
+        ["image"],
+        plan.spacing_mm,
+        label_keys=keys[1:],
+        order=plan.image_order,
+        coarse_order=plan.coarse_axis_order,
+        shape=plan.shape,
+        rule=None if plan.conventions is None else plan.resampling_of,
+    )
+    if plan.conventions is not None and plan.conventions.whole_numbers:
+        chain += [resampled, Rounded(["image"]), normalized]
+    else:
+        chain += [normalized, resampled]
+    return Compose([*chain, *extra])

@@ -241,6 +241,12 @@ def mean_dice_of(out: Path, fold: int) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def validated_cases(out: Path, fold: int) -> dict[str, dict[str, float | None]]:
+    """Case → Dice per organ of a fold's validation; empty if it has none."""
+    cases: dict[str, dict[str, float | None]] = _scores(out, fold).get("cases", {})
+    return cases
+
+
 def _scores(out: Path, fold: int) -> dict[str, Any]:
     """Content of ``validation.json``; a missing or damaged file counts as empty, and is written anew."""
     return read_record(fold_folder(out, fold) / "validation.json", _Scores)

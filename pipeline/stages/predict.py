@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,11 +31,12 @@ from pipeline.engine.local import Batch
 from pipeline.engine.overlapped import overlapped
 from pipeline.infer.accumulate import MANY_CLASSES
 from pipeline.infer.cleaning import Cleaning, read_cleaning
+from pipeline.infer.parts import joined_regions, paint_over, require_known_organs, settings_of_part
 from pipeline.infer.probability_maps import SoftPrediction, SoftWanted
 from pipeline.infer.segment import Prepared, SearchRegion, prepare_for, segment, segment_region, segment_softly
 from pipeline.infer.trained_model import TrainedModel, with_room
 from pipeline.model.device import choose_devices
-from pipeline.model.folder import ModelCard, member_folders, provenance, read_card
+from pipeline.model.folder import ModelCard, labels_of, member_folders, provenance, read_card, read_parts
 from pipeline.model.zoo import model_folder
 from pipeline.stages.prediction_files import (
     Output,
@@ -48,7 +50,7 @@ from pipeline.stages.prediction_folder import CaseRead, CaseSegmented, Predictio
 
 
 class Predictor:
-    """A trained model, or an ensemble of several, ready to segment images and files.
+    """A trained model, an ensemble of several, or one of several parts, ready to segment images and files.
 
     It may be used by several threads at the same time.
 
@@ -58,10 +60,13 @@ class Predictor:
         >>> batch = predictor.predict_files(["scans"], "masks")       # doctest: +SKIP
 
     Args:
-        models: At least one, all with the same channels and labels; of several the probabilities are averaged.
+        models: At least one, all with the same channels; of several the probabilities are averaged, unless they are the
+            parts of one, and so they have the same labels.
         extra: The further MONAI transforms that training data went through, if any.
         learnt: Cleaning of the masks that cross-validation found to help, beside what the settings ask for.
         folder: Where the models were loaded from.
+        whole: If the models are parts of one, all its organs: a part's are those of the same names. The parts run one
+            after the other, and later ones are painted over earlier ones.
 
     Raises:
         ConfigError: If the further transforms are not those of training.
@@ -73,8 +78,9 @@ class Predictor:
         extra: Sequence[Any] = (),
         learnt: Cleaning | None = None,
         folder: Path | None = None,
+        whole: LabelTable | None = None,
     ) -> None:
-        self.models, self.extra, self.folder = tuple(models), tuple(extra), folder
+        self.models, self.extra, self.folder, self.whole = tuple(models), tuple(extra), folder, whole
         names = tuple(type(transform).__name__ for transform in extra)
         self.cleaning = learnt or Cleaning()
         for model in self.models:
@@ -85,7 +91,10 @@ class Predictor:
             self.cleaning = Cleaning.of(model.settings) | self.cleaning
         # Models whose plans prepare alike share the prepared image: for each model the first one like it.
         # In a cascade what is prepared is also what its own first stage finds.
-        recipes = [model.card.plan.content_hash for model in self.models] if len(self.models) > 1 else [""]
+        plans = [model.card.plan for model in self.models]
+        if whole is not None:  # of parts: what each finds in an image changes nothing in it
+            plans = [plan.model_copy(update={"labels": {}}) for plan in plans]
+        recipes = [plan.content_hash for plan in plans] if len(plans) > 1 else [""]
         recipes = [recipe + f" {n}" * (self.models[n].first_stage is not None) for n, recipe in enumerate(recipes)]
         self._alike = [recipes.index(recipe) for recipe in recipes]
 
@@ -100,7 +109,7 @@ class Predictor:
         extra: Sequence[Any] = (),
         max_memory_gb: float | None = None,
     ) -> Self:
-        """Load a model folder, the folder of an ensemble, or a model that comes with volseg.
+        """Load a model folder, also of an ensemble or of several parts, or a model that comes with volseg.
 
         What cross-validation found to help (``postprocessing.json`` in the folder) is done to every mask, unless
         ``settings.postprocessing`` is off.
@@ -111,8 +120,8 @@ class Predictor:
             folds: Folds to average; by default all that are trained.
             device: Name of the device; by default the best there is. Over several (``cuda:0,cuda:1`` or ``cuda:all``)
                 the folds, and the models of an ensemble, are spread.
-            settings: Section ``infer``, of an ensemble for all models; or overrides (``infer.key=value``) of the first
-                model's own. By default each model's own.
+            settings: Section ``infer``, of an ensemble or several parts for all; or overrides (``infer.key=value``) of
+                the first model's own. By default each model's own.
             extra: The further MONAI transforms that training data went through, if any.
             max_memory_gb: Memory, in units of 1e9 bytes, that the logits of an image, or the image at the model's
                 spacing, may take; by default what is free. An image that needs more is refused before the first window.
@@ -124,18 +133,23 @@ class Predictor:
         folder = model_folder(folder)
         homes = member_folders(folder)
         cards = [read_card(home) for home in homes]
+        labels = labels_of(folder, cards)
+        whole = labels if read_parts(folder) else None
         # With few classes memory is kept for its next use, and large pages would only take more of it.
         large_pages(max(card.network.out_channels for card in cards) > MANY_CLASSES)
         if settings is not None and not isinstance(settings, InferSettings):
             settings = _overridden(cards[0].settings.infer, settings, folder)
+        if settings is not None and whole is not None:
+            require_known_organs(settings, whole)
         devices = deque(choose_devices(device))
         most = None if max_memory_gb is None else int(max_memory_gb * 1e9)
         models: list[TrainedModel] = []
         for home, card in zip(homes, cards, strict=True):
-            models.append(TrainedModel.load(home, card, tuple(devices), folds, settings, most))
+            own = settings if settings is None or whole is None else settings_of_part(settings, card.plan.label_table)
+            models.append(TrainedModel.load(home, card, tuple(devices), folds, own, most))
             devices.rotate(-len(models[-1].networks))  # the next network goes to the next device
         wanted = all(model.settings.postprocessing for model in models)
-        return cls(models, extra, read_cleaning(folder, models[0].labels) if wanted else None, folder)
+        return cls(models, extra, read_cleaning(folder, labels) if wanted else None, folder, whole)
 
     @property
     def card(self) -> ModelCard:
@@ -155,7 +169,7 @@ class Predictor:
     @property
     def labels(self) -> LabelTable:
         """Label table of the masks."""
-        return self.models[0].labels
+        return self.whole or self.models[0].labels
 
     def predict(self, image: Image, case: str = "image") -> LabelMap:
         """Segment one image.
@@ -174,7 +188,12 @@ class Predictor:
         return self.predict_with_region(image, case)[0]
 
     def predict_with_region(
-        self, image: Image, case: str = "image", *, prepared: Sequence[Prepared] | None = None
+        self,
+        image: Image,
+        case: str = "image",
+        *,
+        prepared: Sequence[Prepared] | None = None,
+        organs: Sequence[str] = (),
     ) -> tuple[LabelMap, SearchRegion | None]:
         """Segment one image as :meth:`predict` does, and tell where the model looked.
 
@@ -182,10 +201,14 @@ class Predictor:
             image: As for :meth:`predict`.
             case: Name used in error messages.
             prepared: What :meth:`prepared` gave for this image; by default it is prepared here.
+            organs: Those that are wanted: of a model of several parts only the parts that find one of them are run. By
+                default all.
 
         Returns:
             The label map, and the region; None if ``infer.roi`` is none, or of an ensemble, which looks at everything.
         """
+        if self.whole is not None:
+            return self._of_parts(image, case, prepared, organs)
         prepared, region = prepared or self.prepared(image, case), None
         if len(self.models) > 1 or self.settings.roi == "none":
             index = with_room(self.models, lambda models: segment(models, prepared))
@@ -215,7 +238,7 @@ class Predictor:
             prepared: What :meth:`prepared` gave for this image; by default it is prepared here.
 
         Raises:
-            ConfigError: If ``infer.roi`` is not none.
+            ConfigError: If ``infer.roi`` is not none, or the model has several parts.
             DataError: As :meth:`predict`, or if the networks find no such organ or region.
             VolsegError: As :meth:`predict`, or if the disk is full.
         """
@@ -239,10 +262,10 @@ class Predictor:
     ) -> Batch:
         """Segment files, folders, patterns and lists, as ``volseg predict`` does, with the model that is loaded.
 
-        Every mask keeps its input's name. Beside the masks stand ``labels.json`` and ``labels.txt`` (what the values
-        mean, and their colours) and ``predictions.json``: for each mask its image, how it came about and on which grid
-        it is. A mask made from the same image by the same model is kept. The next image is read, and the last mask
-        written, while one is computed.
+        Every mask keeps its input's name. Beside the masks stand ``labels.json`` (what the values mean, and their
+        colours; also as tables for ITK-SNAP, 3D Slicer and FreeSurfer) and ``predictions.json``: for each mask its
+        image, how it came about and on which grid it is. A mask made from the same image by the same model is kept. The
+        next image is read, and the last mask written, while one is computed.
 
         Args:
             inputs: One or several; see :func:`~pipeline.data.prediction_inputs.find_inputs`.
@@ -284,8 +307,12 @@ class Predictor:
         """Make sure that every window is looked at, as probabilities need it: where none was, there are no logits.
 
         Raises:
-            ConfigError: If ``infer.roi`` is not none.
+            ConfigError: If ``infer.roi`` is not none, or the model has several parts.
         """
+        if self.whole is not None:
+            rule = "a model of one part with probabilities, entropy or confidence"
+            advice = "Predict with the folder of one part; each is sure of its own organs alone"
+            raise ConfigError([sentence("model", rule, f"one of {len(self.models)}", advice)])
         if self.settings.roi != "none":
             rule = "none with probabilities, entropy or confidence"
             raise ConfigError([sentence("infer.roi", rule, self.settings.roi, "Leave one of them out")])
@@ -300,10 +327,54 @@ class Predictor:
         found = {number: prepare_for(model, image, case=case, extra=self.extra) for number, model in alike.items()}
         return [found[number] for number in self._alike]
 
+    @property
+    def prepares_once(self) -> bool:
+        """Whether one prepared image serves all models."""
+        return len(set(self._alike)) == 1
+
+    def needed(self, organs: Sequence[str] = ()) -> tuple[int, ...]:
+        """Which models find some organs: of a model of several parts those that know one, else all."""
+        wanted = set(organs or self.labels.organs)
+        return tuple(
+            number
+            for number, model in enumerate(self.models)
+            if self.whole is None or wanted.intersection(model.labels.organs)
+        )
+
+    def _of_parts(
+        self, image: Image, case: str, prepared: Sequence[Prepared] | None, organs: Sequence[str]
+    ) -> tuple[LabelMap, SearchRegion | None]:
+        """Segment an image part by part: held are one part's prepared image, logits and labels, and the result."""
+        labels, regions = self.labels, list[SearchRegion]()
+        index = np.zeros(image.grid.shape, dtype=np.min_scalar_type(labels.classes - 1))
+        one, ready = None, -1
+        for number in self.needed(organs):
+            model = self.models[number]
+            if prepared is not None:
+                one = prepared[number]
+            elif one is None or ready != self._alike[number]:
+                one = None  # gone before the next one is made
+                one, ready = prepare_for(model, image, case=case, extra=self.extra), self._alike[number]
+            found, region = with_room([model], partial(_one_segmented, prepared=one))
+            if region is not None:
+                regions.append(region)
+            classes = [0, *(labels.organs.index(name) + 1 for name in model.labels.organs)]
+            paint_over(index, found, classes)
+        return self._cleaned(index, image.grid), joined_regions(regions)
+
     def _cleaned(self, index: NDArray[np.integer[Any]], grid: Grid) -> LabelMap:
         """Label values of class indices, cleaned."""
         index = np.asarray(self.cleaning.apply(index, self.labels, grid.voxel_volume_ml), dtype=index.dtype)
         return LabelMap(self.labels.from_index(index), grid)
+
+
+def _one_segmented(
+    models: Sequence[TrainedModel], prepared: Prepared
+) -> tuple[NDArray[np.unsignedinteger[Any]], SearchRegion | None]:
+    """Class indices by one model on the grid of the image, and where it looked, if not everywhere."""
+    if models[0].settings.roi == "none":
+        return segment(models, [prepared]), None
+    return segment_region(models[0], *prepared)
 
 
 def _overridden(own: InferSettings, overrides: Sequence[str], folder: Path) -> InferSettings:
@@ -368,8 +439,9 @@ def _model_hash(predictor: Predictor, organs: Sequence[str]) -> str:
     """Hash of all that a mask depends on beside its image."""
     # The bytes of this text decide whether masks of earlier versions are kept: its form must stay as it is.
     parts = [json.dumps(predictor.cleaning.to_json())]
-    for model in predictor.models:
+    for model in (predictor.models[number] for number in predictor.needed(organs)):
         parts += [*model.sources, model.settings.model_dump_json()]
+    parts += [] if predictor.whole is None else [json.dumps(predictor.whole.to_json())]
     return text_hash(*parts, *([json.dumps(sorted(organs))] if organs else []))
 
 
@@ -387,7 +459,7 @@ def _predict_cases(
     # A GPU would wait for the processor to prepare an image, so the next one is prepared while one is computed. Without
     # a GPU both are work for the same processors, and a second prepared image would only take memory; of a cascade,
     # preparing is work for the GPU, as the first stage takes part.
-    ahead = all(
+    ahead = (predictor.whole is None or predictor.prepares_once) and all(
         model.first_stage is None and all(device.type == "cuda" for device in model.devices)
         for model in predictor.models
     )
@@ -449,7 +521,7 @@ def segment_case(
         )
         label_map = soft.label_map
     else:
-        label_map, region = predictor.predict_with_region(read.image, case, prepared=prepared)
+        label_map, region = predictor.predict_with_region(read.image, case, prepared=prepared, organs=output.organs)
     if output.organs:
         label_map = LabelMap(keep_values(label_map.array, folder.labels.table.values), label_map.grid)
     grid = label_map.grid

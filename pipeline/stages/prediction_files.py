@@ -17,7 +17,14 @@ from pipeline.core.paths import real
 from pipeline.core.tables import write_csv
 from pipeline.core.volume import Image, LabelMap
 from pipeline.data.dataset import CaseFiles
-from pipeline.data.legend import LegendEntry, organ_color, snap_labels, target_colors
+from pipeline.data.legend import (
+    LegendEntry,
+    freesurfer_colors,
+    organ_color,
+    slicer_colors,
+    snap_labels,
+    target_colors,
+)
 from pipeline.data.nifti import write_probabilities
 from pipeline.data.organ_masks import organ_file_names
 from pipeline.data.prediction_record import RECORD_FILE, Entries, by_mask
@@ -183,7 +190,10 @@ def soft_organs(known: LabelTable, kept: LabelTable, names: Sequence[str]) -> tu
     return tuple(dict.fromkeys(names))
 
 
-# Names and colours of label values: ``labels.json`` and ``labels.txt``.
+# Names and colours of label values.
+
+LABEL_FILES = ("labels.json", "labels.txt", "labels.ctbl", "labels.lut")
+"""For volseg, ITK-SNAP, 3D Slicer and FreeSurfer."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ def chosen_labels(known: LabelTable, organs: Sequence[str]) -> Labels:
 
 
 def write_labels(out: Path, labels: Labels) -> None:
-    """Write ``labels.json`` and, for ITK-SNAP, ``labels.txt``.
+    """Write :data:`LABEL_FILES`.
 
     Where only some labels of a model were chosen, ``chosen_from`` has them all: those who score the masks then know
     which labels of the references cannot be in them.
@@ -227,7 +237,8 @@ def write_labels(out: Path, labels: Labels) -> None:
     colors = {str(entry.value): entry.color for entry in labels.legend}
     chosen_from = {} if labels.known is None else {"chosen_from": labels.known.to_json()}
     write_json(out / "labels.json", {**labels.table.to_json(), "colors": colors, **chosen_from})
-    write_text(out / "labels.txt", snap_labels(labels.legend))
+    for name, form in zip(LABEL_FILES[1:], (snap_labels, slicer_colors, freesurfer_colors), strict=True):
+        write_text(out / name, form(labels.legend))
 
 
 # Which files in the folder are those of an earlier prediction.

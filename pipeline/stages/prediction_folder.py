@@ -28,6 +28,7 @@ from pipeline.preprocess.plan_file import Plan
 from pipeline.stages.prediction_files import (
     DICOM,
     ENTROPY,
+    LABEL_FILES,
     PROBABILITIES,
     STATISTICS_FILES,
     CasePaths,
@@ -123,7 +124,7 @@ class PredictionFolder:
                 others = self.runs.others()
                 rule, advice = "masks of the same organs", "Use another output folder"
                 self.runs.require(rule, "others being written", advice, organs=organs)
-                files = ("labels.json", "labels.txt", *(STATISTICS_FILES if self.output.statistics else ()))
+                files = (*LABEL_FILES, *(STATISTICS_FILES if self.output.statistics else ()))
                 require_own_files(self.out, self.paths.values(), files, self.entries, self.labels.table)
                 if not others:
                     # What a killed run was writing lies beside the masks under temporary names.

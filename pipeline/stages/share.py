@@ -6,6 +6,7 @@ Written anew from what was read, key by key: what is not known to be needed is n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,40 +16,56 @@ from pipeline.core.files import OutputFolder, own_version, remove_leftovers, wri
 from pipeline.infer.cleaning import POSTPROCESSING_FILE, read_cleaning
 from pipeline.model.folder import (
     ENSEMBLE_FILE,
+    PARTS_FILE,
     ModelCard,
     fold_folder,
     load_network,
     member_folders,
     read_card,
+    read_parts,
     save_weights,
     trained_folds,
     wanted_folds,
     write_card,
 )
+from pipeline.model.readme import UNNAMED, write_model_card
 from pipeline.preprocess.plan_file import FIRST_STAGE
+from pipeline.stages.model_card import describe
 
 _RECORD = "shared.json"
 _VERSIONS = ("volseg", "torch", "monai", "python")  # of the provenance; its device and date would tell where and when
-_NAME = "dataset"  # a dataset is often named after a hospital or a study
 
 
-def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[str, ...]:
+def share(
+    model: Path | str,
+    out: Path | str,
+    *,
+    half: bool = False,
+    scores: Path | str | None = None,
+    license: str | None = None,
+) -> tuple[str, ...]:
     """Write a model folder that predicts as the original does and names neither cases nor places.
 
     It has the network, the plan without its reasons and the dataset's name, labels and channels, the settings without
-    an MLflow server, the versions of the libraries, the weights of every fold, and the post-processing.
+    an MLflow server, the versions of the libraries, the weights of every fold, and the post-processing. Beside them
+    are a model card (``README.md``), which is left alone once someone has edited it, and ``manifest.json``, which
+    ``volseg model verify`` reads.
 
     Args:
-        model: Model folder, or the folder of an ensemble.
+        model: Model folder, also of an ensemble or of several parts.
         out: Folder to write: new, empty, or one that was shared before.
         half: Write weights in 16 bits instead of 32, which halves the file. Predicting computes as before, with weights
             that are rounded to 11 binary digits.
+        scores: Folder that ``volseg evaluate`` wrote, for the model card; by default what the training or a
+            cross-validation found.
+        license: Of the weights, as SPDX names it, for the model card.
 
     Returns:
         What was written, relative to ``out``.
 
     Raises:
-        VolsegError: If there is no trained model, ``out`` holds something else, or a weight is too large for 16 bits.
+        VolsegError: If there is no trained model, ``out`` holds something else, a weight is too large for 16 bits, or
+            the scores are of other organs.
     """
     model, out = Path(model), Path(out)
     homes = member_folders(model)
@@ -59,8 +76,11 @@ def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[st
     if out.resolve() == model.resolve():
         folder.refuse("a new folder", "the model itself")
     folder.require_own("a model that was shared before")
+    about = describe(model, scores=None if scores is None else Path(scores), license=license)
     # Members of an ensemble are called after folders, which are called as it pleased someone.
-    names = [""] if homes == (model,) else [f"model_{number}" for number in range(1, len(homes) + 1)]
+    whole = read_parts(model)
+    kind, listing = ("part", PARTS_FILE) if whole else ("model", ENSEMBLE_FILE)
+    names = [""] if homes == (model,) else [f"{kind}_{number}" for number in range(1, len(homes) + 1)]
     parts = list(zip(names, homes, cards, strict=True))
     for name, home, card in tuple(parts):
         if card.plan.cascade:  # its first stage goes with it, and before it
@@ -72,12 +92,12 @@ def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[st
         for name, home, _ in parts
         for file in (*(f"fold_{fold}/model.safetensors" for fold in trained_folds(home)), "model.json")
     ]
-    cleaning = read_cleaning(model, cards[0].plan.label_table)
-    written += [POSTPROCESSING_FILE] * bool(cleaning) + [ENSEMBLE_FILE] * (names != [""])
+    cleaning = read_cleaning(model, about.labels)
+    written += [POSTPROCESSING_FILE] * bool(cleaning) + [listing] * (names != [""])
     write_json(folder.record, {"volseg": own_version(), "files": written})
     remove_leftovers(out, deep=True)
     # What makes the folder usable goes first and comes last.
-    folder.remove([ENSEMBLE_FILE, *(name for name in written if name.endswith("model.json"))])
+    folder.remove([ENSEMBLE_FILE, PARTS_FILE, *(name for name in written if name.endswith("model.json"))])
     folder.remove(folder.listed("files") - set(written))
     folder.remove_empty_folders()
     if cleaning:
@@ -92,8 +112,10 @@ def share(model: Path | str, out: Path | str, *, half: bool = False) -> tuple[st
             save_weights(path, weights)
         write_card(out / name, _bare(card))
     if names != [""]:
-        write_json(out / ENSEMBLE_FILE, {"members": names})
-    return tuple(written)
+        shared = whole and whole.model_copy(update={"parts": tuple(names)}).model_dump(mode="json")
+        write_json(out / listing, shared or {"members": names})
+    nameless = replace(about, cards=tuple(map(_bare, about.cards)))
+    return (*written, *write_model_card(out, nameless, written))
 
 
 def _in_16_bits(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -109,7 +131,7 @@ def _in_16_bits(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _bare(card: ModelCard) -> ModelCard:
     """A description without what tells where a model is from."""
     labels = card.plan.label_table.to_json()
-    plan = card.plan.model_copy(update={"dataset": _NAME, "labels": labels, "reasons": {}})
+    plan = card.plan.model_copy(update={"dataset": UNNAMED, "labels": labels, "reasons": {}})
     settings = card.settings.model_copy(update={"train": card.settings.train.model_copy(update={"mlflow": None})})
     versions = {name: card.provenance[name] for name in _VERSIONS if name in card.provenance}
     return ModelCard(network=card.network, plan=plan, settings=settings, provenance=versions)

@@ -16,6 +16,7 @@ from pipeline.core.errors import VolsegError
 from pipeline.data.volumes import read_image
 from pipeline.interop.nnunet import import_nnunet
 from pipeline.model.folder import read_card
+from pipeline.stages.model_card import verify_model
 from pipeline.stages.predict import Predictor
 
 EXPECTED = np.load(Path(__file__).parents[1] / "golden" / "nnunet_masks.npz")
@@ -55,13 +56,23 @@ def test_the_command_says_what_was_taken_and_what_was_not(tmp_path, capsys):
     (model / "crossval_results_folds_0_1_2_3_4" / "postprocessing.pkl").write_bytes(b"\x80")
     out = tmp_path / "model"
     with pytest.raises(SystemExit) as left:
-        main(["import-nnunet", str(model), "-o", str(out), "--fold", "1"])
+        main(["import-nnunet", str(model), "-o", str(out), "--fold", "1", "--license", "apache-2.0"])
     assert left.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "postprocessing.pkl is a pickle and was not executed: masks are not post-processed." in said
     assert "nnunet_plain in 3D, fold 1 as 1" in said
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert files == ["fold_1/model.safetensors", "imported.json", "model.json"]
+    assert files == ["README.md", "fold_1/model.safetensors", "imported.json", "manifest.json", "model.json"]
+    found = verify_model(out)
+    assert (found.files, found.networks) == (2, 1)
+    text = " ".join((out / "README.md").read_text().split())
+    for words in (
+        "| liver | 1 |",
+        "nnU-Net trainer: nnUNetTrainer",
+        "None are known.",
+        "The weights are under apache-2.0.",
+    ):
+        assert words in text
     card = read_card(out)
     assert (card.settings.infer.blend, card.settings.infer.mirror) == ("nnunet", True)
     assert card.provenance["nnU-Net checkpoints"] == "checkpoint_final.pth of fold 1"

@@ -63,7 +63,7 @@ def written(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-BESIDE = ["labels.json", "labels.txt", "predictions.json"]
+BESIDE = ["labels.ctbl", "labels.json", "labels.lut", "labels.txt", "predictions.json"]
 
 
 def test_masks_in_another_format_with_names_and_colours(

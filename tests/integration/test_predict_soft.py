@@ -59,6 +59,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+LABELS = ("labels.ctbl", "labels.json", "labels.lut", "labels.txt")
+
+
 def written(out: Path) -> list[str]:
     """Everything in a folder, hidden files too."""
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -81,7 +84,7 @@ def test_what_is_written_is_what_the_network_says(
     words = ("--device", "cpu", "--probabilities", "all", "--entropy", "--statistics")
     code, _, _ = run(capfd, "predict", model, scans, "-o", out, *words)
     assert code == 0
-    beside = ["labels.json", "labels.txt", "predictions.json", "statistics.csv", "statistics.json"]
+    beside = [*LABELS, "predictions.json", "statistics.csv", "statistics.json"]
     cases = [name for n in (0, 1) for name in (f"toy_{n}.nii.gz", *soft_names(f"toy_{n}"))]
     assert written(out) == sorted([*beside, *cases])
     for n in (0, 1):
@@ -237,7 +240,7 @@ def test_a_disk_without_room_for_temporary_files(
     code, text, _ = run(capfd, "predict", model, scans, "-o", out, "--device", "cpu", "--entropy")
     assert code == 3
     assert f"{out}: the disk is full, nothing was written. Free some space and run again." in text
-    assert written(out) == ["labels.json", "labels.txt", "predictions.json"]
+    assert written(out) == [*LABELS, "predictions.json"]
 
 
 def test_what_a_killed_run_left_is_removed(model: Path, scans: Path, tmp_path: Path) -> None:
@@ -274,7 +277,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_is_finished_by_the_next(
     killed = subprocess.run([sys.executable, "-c", _KILLED, *map(str, words)], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     there = [name for name in written(out) if ".part." not in name and not name.startswith(".predictions.")]
-    assert there == ["labels.json", "labels.txt", "predictions.json", soft_names("toy_0")[1], "toy_0.nii.gz"]
+    assert there == [*LABELS, "predictions.json", soft_names("toy_0")[1], "toy_0.nii.gz"]
     assert PredictionRecord(out).entries["toy_0.nii.gz"]["hash"] == ""
     code, text, _ = run(capfd, *words)
     assert code == 0

@@ -61,9 +61,10 @@ def test_a_shared_model_predicts_the_same_and_names_nothing(capfd, named: Path, 
     code, out, _ = run(capfd, "share", named, "-o", tmp_path / "shared")
     assert code == 0
     written = ["fold_0/model.safetensors", "model.json", "postprocessing.json"]
-    assert " ".join(out.split()) == f"3 files to share: {tmp_path / 'shared'} ({', '.join(written)})"
+    beside = ["README.md", "manifest.json"]
+    assert " ".join(out.split()) == f"5 files to share: {tmp_path / 'shared'} ({', '.join([*written, *beside])})"
     found = [path.relative_to(tmp_path / "shared") for path in (tmp_path / "shared").rglob("*") if path.is_file()]
-    assert sorted(map(str, found)) == [*written, "shared.json"]
+    assert sorted(map(str, found)) == sorted([*written, *beside, "shared.json"])
     require_nameless(tmp_path / "shared")
     provenance = json.loads((tmp_path / "shared/model.json").read_text())["provenance"]
     assert sorted(provenance) == ["monai", "python", "torch", "volseg"]
@@ -84,7 +85,7 @@ def test_an_ensemble_is_shared_with_its_members_numbered(named: Path, dataset: P
     share(named, tmp_path / "shared")
     assert "model_2/model.json" in share(pair, tmp_path / "shared")  # of the single model nothing stays
     assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [
-        *("ensemble.json", "model_1", "model_2", "postprocessing.json", "shared.json")
+        *("README.md", "ensemble.json", "manifest.json", "model_1", "model_2", "postprocessing.json", "shared.json")
     ]
     require_nameless(tmp_path / "shared")
     assert masks(tmp_path / "shared", dataset, tmp_path / "b") == masks(pair, dataset, tmp_path / "a")

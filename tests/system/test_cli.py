@@ -38,7 +38,9 @@ COMMANDS = (
     "stats",
     "share",
     "models",
+    "model",
     "import-nnunet",
+    "import-totalsegmentator",
     "inspect",
     "serve",
 )
@@ -74,7 +76,8 @@ def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
         "preprocess train predict evaluate report check inspect plan preview convert dicom phantom "
-        "models import-nnunet cross-validate choose prune share networks compare stats serve demo config"
+        "models import-nnunet import-totalsegmentator cross-validate choose prune share networks model "
+        "compare stats serve demo config"
     )
 
 

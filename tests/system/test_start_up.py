@@ -25,7 +25,7 @@ LARGE = {
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
-    *("models", "import-nnunet", "serve"),
+    *("models", "model", "import-nnunet", "import-totalsegmentator", "serve"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 
@@ -34,7 +34,7 @@ LOADED: dict[tuple[str, ...], set[str]] = {
     **{(command, "--help"): set() for command in COMMANDS},
     ("config", "show"): set(),
     ("models",): set(),
-    ("models", "hippocampus"): set(),
+    ("model", "show", "hippocampus"): set(),
     ("evaluate", *TO_SCORE, "-o", "scores", "--surface", "none"): set(),
     ("evaluate", *TO_SCORE, "-o", "same"): set(),  # surfaces that coincide need no search for the nearest point
     ("evaluate", "masks", "data/labels", "--jobs", "1", "-o", "scores"): {"scipy.spatial"},

@@ -11,9 +11,9 @@ from pydicom.uid import UID
 
 from pipeline.core.labels import LabelTable
 from pipeline.data.dicom_pixels import DECODED
+from pipeline.data.organ_codes import PRIVATE_SCHEME
 from pipeline.export.dicom_objects import KINDS
 from pipeline.export.dicom_source import _IMAGE, _PATIENT_AND_STUDY
-from pipeline.export.organ_codes import PRIVATE_SCHEME
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dicom_conformance.md").read_text(encoding="utf-8")
 UIDS = [tuple(line.split("|")[1:4]) for line in PAGE.splitlines() if re.search(r"\| 1\.2\.840\.[0-9.]+ \|", line)]

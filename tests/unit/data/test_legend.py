@@ -13,7 +13,14 @@ import SimpleITK as sitk
 from pipeline.core.grid import Grid
 from pipeline.core.labels import LabelTable
 from pipeline.core.volume import LabelMap
-from pipeline.data.legend import LegendEntry, organ_color, snap_labels, target_colors
+from pipeline.data.legend import (
+    LegendEntry,
+    freesurfer_colors,
+    organ_color,
+    slicer_colors,
+    snap_labels,
+    target_colors,
+)
 from pipeline.data.volumes import read_label_map, write_label_map
 
 LEGEND = (LegendEntry(1, "Leber & Gänge", "#ff0000"), LegendEntry(300, 'lung "left"', "#3366cc"))
@@ -59,6 +66,10 @@ def test_no_name_ends_its_line_or_its_header(tmp_path: Path, label_map: LabelMap
     lines = [line for line in snap_labels(STRANGE).splitlines() if not line.startswith("#")]
     assert [line.split()[0] for line in lines] == ["0", "1", "300"]
     assert lines[1].endswith("\"a 2 0 0 0 0 0 0 'b [2J'\"")
+    for table in (slicer_colors, freesurfer_colors):
+        _, zero, *rest = table(STRANGE).splitlines()
+        assert [zero.split()[0], *(line.split()[0] for line in rest)] == ["0", "1", "300"]
+        assert all(len(line.split(" ")) == 6 for line in rest)
     write_label_map(label_map, tmp_path / "a.nii.gz", legend=STRANGE)
     tree = ElementTree.fromstring(nib.load(tmp_path / "a.nii.gz").header.extensions[0].get_content().rstrip(b"\0"))
     names = [label.text for label in tree.findall("VolumeInformation/LabelTable/Label")]
@@ -95,6 +106,11 @@ def test_nrrd_holds_the_segments_of_3d_slicer(tmp_path: Path, label_map: LabelMa
         "Segment1_LabelValue": "300",
         "Segment1_Layer": "0",
         "Segment1_Extent": "0 3 0 4 0 5",
+        "Segment1_Tags": (
+            "TerminologyEntry:Segmentation category and type - 3D Slicer General Anatomy list"
+            "~SCT^91723000^Anatomical Structure~SCT^39607008^Lung~SCT^7771000^Left"
+            "~Anatomic codes - DICOM master list~^^~^^|"
+        ),
     }
 
 
@@ -112,6 +128,39 @@ def test_label_descriptions_of_itk_snap() -> None:
         ["1", "255", "0", "0", "1", "1", "1", '"Leber & Gänge"'],
         ["300", "51", "102", "204", "1", "1", "1", "\"lung 'left'\""],
     ]
+
+
+def test_colour_tables_of_slicer_and_freesurfer() -> None:
+    # Slicer's fourth number is opacity, FreeSurfer's is transparency; a blank would end a name.
+    assert slicer_colors(LEGEND).splitlines() == [
+        "# Color table file",
+        "0 Background 0 0 0 0",
+        "1 Leber_&_Gänge 255 0 0 255",
+        '300 lung_"left" 51 102 204 255',
+    ]
+    assert freesurfer_colors(LEGEND).splitlines() == [
+        "#No. Label Name: R G B A",
+        "0 Unknown 0 0 0 0",
+        "1 Leber_&_Gänge 255 0 0 0",
+        '300 lung_"left" 51 102 204 0',
+    ]
+
+
+def test_segments_of_slicer_have_the_terms_of_organs_that_are_known(tmp_path: Path, label_map: LabelMap) -> None:
+    legend = (LegendEntry(1, "kidney_left", "#ff0000"), LegendEntry(2, "kidney_cyst_right", "#00ff00"))
+    write_label_map(label_map, tmp_path / "a.seg.nrrd", legend=(*legend, LegendEntry(300, "my organ", "#3366cc")))
+    image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
+    lists = "Segmentation category and type - 3D Slicer General Anatomy list", "Anatomic codes - DICOM master list"
+    sides = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right"}
+    assert image.GetMetaData("Segment0_Tags") == (
+        f"TerminologyEntry:{lists[0]}~SCT^91723000^Anatomical Structure~SCT^64033007^Kidney~{sides['left']}"
+        f"~{lists[1]}~^^~^^|"
+    )
+    assert image.GetMetaData("Segment1_Tags") == (
+        f"TerminologyEntry:{lists[0]}~SCT^49755003^Morphologically Abnormal Structure~SCT^367643001^Cyst~^^"
+        f"~{lists[1]}~SCT^64033007^Kidney~{sides['right']}|"
+    )
+    assert "Segment2_Tags" not in image.GetMetaDataKeys()  # what nobody has a code for gets none
 
 
 def test_a_region_has_the_colour_of_the_value_it_is_painted_with() -> None:

@@ -1,4 +1,4 @@
-"""What an organ's name means in SNOMED CT, as DICOM segments and measurements say it.
+"""What an organ's name means in SNOMED CT, as DICOM segments and measurements, and segments of 3D Slicer, say it.
 
 Names are those of TotalSegmentator's 117 classes of CT and 50 of MR, of the phantom and of the Decathlon's hippocampus,
 in any spelling of words and sides: ``kidney_left``, ``Left Kidney`` and ``Kidney_L`` are one. A name that is not known
@@ -12,11 +12,11 @@ Reference: PS3.16 CID 7150 (categories), CID 7151 (types), CID 244 (laterality).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.core.errors import one_line
-from pipeline.core.labels import LabelTable
 from pipeline.core.regions import side_and_words
 
 PRIVATE_SCHEME = "99VOLSEG"
@@ -159,14 +159,14 @@ def organ_code(name: str) -> OrganCode:
     return OrganCode(ANATOMY, Code(value, PRIVATE_SCHEME, label_text(name)))
 
 
-def organ_codes(table: LabelTable) -> dict[str, OrganCode]:
-    """What each target of a label table means.
+def organ_codes(names: Collection[str]) -> dict[str, OrganCode]:
+    """What each name of a label table means.
 
     In the Decathlon's hippocampus the parts are called Anterior and Posterior, and nothing else: so are they here,
-    where a table has just these two.
+    where there are just these two.
     """
-    parts = {name.lower() for name in table.targets} == set(_PARTS)
-    return {name: organ_code(f"hippocampus {name}" if parts else name) for name in table.targets}
+    parts = {name.lower() for name in names} == set(_PARTS)
+    return {name: organ_code(f"hippocampus {name}" if parts else name) for name in names}
 
 
 def label_text(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from pydicom.sr._concepts_dict import concepts
 
 from pipeline.core.labels import LabelTable
-from pipeline.export.organ_codes import (
+from pipeline.data.organ_codes import (
     ABNORMAL,
     ANATOMY,
     PRIVATE_SCHEME,
@@ -55,7 +55,7 @@ def scheme(real_data: Path, name: str) -> LabelTable:
 
 @pytest.mark.parametrize(("name", "count"), [("ct", 117), ("mr", 50)])
 def test_every_name_of_both_schemes_has_a_code_of_its_own_with_its_side(name: str, count: int, real_data: Path) -> None:
-    codes = organ_codes(scheme(real_data, name))
+    codes = organ_codes(scheme(real_data, name).targets)
     assert len(codes) == count
     assert all(code.known and checked(code.type.value) for code in codes.values())
     # All different, and each pair of sides is one concept with two modifiers.
@@ -75,7 +75,7 @@ def test_every_name_of_both_schemes_has_a_code_of_its_own_with_its_side(name: st
 @pytest.mark.parametrize("name", ["ct", "mr"])
 def test_what_dicom_lists_means_the_same_there(name: str, real_data: Path) -> None:
     listed = 0
-    for organ, code in organ_codes(scheme(real_data, name)).items():
+    for organ, code in organ_codes(scheme(real_data, name).targets).items():
         meaning = DICOM.get(code.type.value, "").lower()
         listed += bool(meaning)
         # The code of one side must not stand for both, as TotalSegmentator's of the subclavian artery does.
@@ -105,11 +105,11 @@ def test_a_cyst_lies_in_the_kidney_of_its_side() -> None:
 
 
 def test_the_parts_of_the_hippocampus() -> None:
-    codes = organ_codes(LabelTable({1: "Anterior", 2: "Posterior"}))
+    codes = organ_codes(("Anterior", "Posterior"))
     told = [(code.type.meaning, code.modifier.meaning if code.modifier else "") for code in codes.values()]
     assert told == [("Hippocampus", "Anterior"), ("Hippocampus", "Posterior")]
     # These words alone say nothing where there are others.
-    assert not organ_codes(LabelTable({1: "Anterior", 2: "Posterior", 3: "liver"}))["Anterior"].known
+    assert not organ_codes(("Anterior", "Posterior", "liver"))["Anterior"].known
 
 
 def test_a_name_that_is_not_known_has_a_private_code_that_stays() -> None:
