@@ -37,6 +37,7 @@ COMMANDS = (
     "compare",
     "stats",
     "share",
+    "export",
     "models",
     "import-nnunet",
     "inspect",
@@ -74,7 +75,7 @@ def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
         "preprocess train predict evaluate report check inspect plan preview convert dicom phantom "
-        "models import-nnunet cross-validate choose prune share networks compare stats serve demo config"
+        "models import-nnunet cross-validate choose prune share export networks compare stats serve demo config"
     )
 
 

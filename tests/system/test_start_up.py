@@ -25,7 +25,7 @@ LARGE = {
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
-    *("models", "import-nnunet", "serve"),
+    *("models", "import-nnunet", "export", "serve"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 
