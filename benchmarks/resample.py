@@ -20,8 +20,8 @@ import torch
 from scipy.ndimage import zoom
 from skimage.transform import resize
 
-from pipeline.preprocess.interpolation import resize_operator
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.interpolation import resample, resize_operator
+from pipeline.preprocess.resample import resample_labels
 
 SOURCE, TARGET, CLASSES, REPEATS = (120, 200, 200), (90, 256, 256), 15, 3
 

@@ -25,7 +25,7 @@ from .evaluate.scoring import evaluate_pairs as evaluate_pairs
 from .infer.inferer import StreamingInferer as StreamingInferer
 from .infer.segment import predict_image as predict_image
 from .model.spec import build_network as build_network
-from .preprocess.resample import resample as resample
+from .preprocess.interpolation import resample as resample
 from .preprocess.transforms import transforms as transforms
 from .stages.predict import Predictor as Predictor
 from .stages.prediction_files import Output as Output

@@ -18,6 +18,7 @@ from pipeline.cli.tools import (
     convert,
     demo,
     dicom,
+    export,
     import_nnunet,
     import_totalsegmentator,
     inspect,
@@ -34,7 +35,7 @@ from pipeline.cli.tools import (
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "The steps": (preprocess, train, predict, evaluate, report),
     "Data": (check, inspect, plan, preview, convert, dicom, phantom),
-    "Models": (models, import_nnunet, import_totalsegmentator, cross_validate, choose, prune, share, networks),
+    "Models": (models, import_nnunet, import_totalsegmentator, cross_validate, choose, prune, share, export, networks),
     "Scores": (compare, stats),
     "Tools": (serve, demo),
 }

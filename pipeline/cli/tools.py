@@ -347,6 +347,26 @@ def import_totalsegmentator(
     )
 
 
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, or a name that `volseg models` lists.")],
+    to: Annotated[str, typer.Option("--to", help="monai-bundle, onnx or torch-export.")],
+    out: OutFolder,
+    folds: Annotated[list[int] | None, typer.Option("--fold", help="Folds to average; by default all.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one setting of prediction: infer.key=value.")
+    ] = None,
+) -> None:
+    """Write a model that runs without volseg: a MONAI bundle, an ONNX file, or a program of PyTorch.
+
+    It is compared with the model's own networks before it is written.
+    """
+    from pipeline.console.bars import print_line
+    from pipeline.stages.export import export as run
+
+    written = run(model, out, to, folds=folds, settings=overrides)
+    print_line(f"{len(written)} files: {out} ({', '.join(written)})")
+
+
 def networks(
     patch: Annotated[int, typer.Option(min=1, help="Edge of the patch; the next legal size is taken.")] = 64,
     in_channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 1,

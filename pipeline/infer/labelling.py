@@ -13,14 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.regions import PaintingStep
 from pipeline.preprocess.interpolation import apply_operator, resize_operator, resize_operators
+
+if TYPE_CHECKING:  # bundles that `volseg export` writes have this module, and not that one
+    from pipeline.core.regions import PaintingStep
 
 NOT_FINITE = "logits: expected finite numbers, got NaN or infinity. Predict in fp32, or train the network again."
 

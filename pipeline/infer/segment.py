@@ -22,9 +22,10 @@ from pipeline.infer.probability_maps import SoftMaps, SoftWanted, probabilities
 from pipeline.infer.trained_model import SliceNetwork, TrainedModel, with_room
 from pipeline.model.device import in_mode
 from pipeline.preprocess.grid_history import GridHistory
+from pipeline.preprocess.interpolation import resample
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.prepare_case import prepare_image
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.resample import resample_labels
 
 Prepared = tuple[NDArray[np.floating[Any]], GridHistory]
 """An image (C, I, J, K) on the grid of a model, and how it came there."""

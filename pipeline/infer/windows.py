@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from pipeline.config.settings import InferSettings
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.spec import NetworkSpec
-from pipeline.preprocess.plan_file import Plan
+
+if TYPE_CHECKING:  # bundles that `volseg export` writes have this module, and not these
+    from pipeline.config.settings import InferSettings
+    from pipeline.model.spec import NetworkSpec
+    from pipeline.preprocess.plan_file import Plan
 
 Blend = Literal["gaussian", "hann", "constant", "nnunet"]
 Placement = Literal["interval", "even", "nnunet"]

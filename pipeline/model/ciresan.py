@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.network_options import NetworkOptions, Size
+from pipeline.model.sizes import SizeRule
 
 WINDOW = 95
 """Pixels along each side of the window that a pixel is classified by."""

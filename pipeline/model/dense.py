@@ -13,7 +13,7 @@ from monai.networks.layers.factories import Pool
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.model.base import SegmentationNetwork, size_rule
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.blocks import (
     Style,
     activation_layer,
@@ -26,6 +26,7 @@ from pipeline.model.blocks import (
     upsampling,
 )
 from pipeline.model.network_options import LevelOptions, NetworkOptions, PerStage, Size, Stage, spread
+from pipeline.model.sizes import size_rule
 from pipeline.model.unet import UShape, level_heads
 
 

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from pipeline.config.settings import ModelSettings, SampleSettings, Size, decided
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.network_options import parse_options, per_axis
 from pipeline.model.registry import NETWORKS, new_network
+from pipeline.model.sizes import SizeRule
 from pipeline.preprocess.nnunet_rules import feature_widths, topology
 from pipeline.preprocess.plan_file import Plan
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, sentence
-from pipeline.model.base import Heads, LevelNetwork, SizeRule, size_rule
+from pipeline.model.base import Heads, LevelNetwork
 from pipeline.model.blocks import (
     BlockHead,
     conv_stage,
@@ -27,6 +27,7 @@ from pipeline.model.blocks import (
     upsampling,
 )
 from pipeline.model.network_options import Block, Count, LevelOptions, Size, Stage, StageOptions, per_axis
+from pipeline.model.sizes import SizeRule, size_rule
 
 
 class UShape(LevelNetwork):

@@ -3,6 +3,8 @@
 Spline interpolation is linear in the voxel values and separable, so resizing an axis from ``n`` to ``m`` voxels is one
 ``(m, n)`` matrix (prefilter folded in), and resizing a volume is three matrix products. The matrices are dense on paper
 but banded in effect; :func:`apply_operator` skips what is outside the band.
+
+``volseg export`` copies this module into bundles: it may import nothing of this package.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -138,3 +140,57 @@ def _cheapest_order(shape: Sequence[int], sizes: dict[int, int]) -> tuple[int, .
 
     # At most six orders. Shrinking axes first leaves less to multiply along the others.
     return min(permutations(sizes), key=multiplications)
+
+
+@overload
+def resample(
+    array: NDArray[np.floating[Any]], shape: Sequence[int], order: Order | Sequence[Order], *, anti_alias: bool = False
+) -> NDArray[np.float32]: ...
+@overload
+def resample(
+    array: torch.Tensor, shape: Sequence[int], order: Order | Sequence[Order], *, anti_alias: bool = False
+) -> torch.Tensor: ...
+def resample(
+    array: NDArray[np.floating[Any]] | torch.Tensor,
+    shape: Sequence[int],
+    order: Order | Sequence[Order],
+    *,
+    anti_alias: bool = False,
+) -> NDArray[np.float32] | torch.Tensor:
+    """Resize intensities, probabilities or logits over the same field of view.
+
+    Cubic results are clipped to each channel's own range, because splines overshoot at edges; where only some axes are
+    cubic, to the range of each slice that these span.
+
+    Args:
+        array: (C, I, J, K) or (I, J, K), NumPy or torch, finite.
+        shape: Voxels wanted along i, j, k.
+        order: Spline order: 0 nearest, 1 linear, 3 cubic; of all axes or of each, such as (3, 3, 0) for thick slices,
+            which are no continuation of one another.
+        anti_alias: Smooth axes that get shorter first (see :func:`resize_operator`).
+
+    Returns:
+        float32, (C, *shape) or ``shape``, of the kind given; a tensor stays on its device. If the shapes agree, the
+        values are unchanged and may share memory with the input.
+
+    Raises:
+        ValueError: If a size is below 1 or the order is not 0, 1 or 3.
+
+    Reference: equals ``skimage.transform.resize(channel, shape, order, mode="edge", anti_aliasing=False,
+        preserve_range=True)`` of each channel; with two orders, nnU-Net's separate resampling of the coarse axis.
+    """
+    if isinstance(array, np.ndarray):
+        tensor = torch.from_numpy(np.require(array, np.float32, ["C_CONTIGUOUS", "WRITEABLE"]))
+        return np.asarray(resample(tensor, shape, order, anti_alias=anti_alias).numpy())
+    values = array if array.ndim == 4 else array[None]
+    operators = resize_operators(values.shape[1:], shape, order, anti_alias)
+    orders = order if isinstance(order, Sequence) else [order] * 3
+    # Cubic axes first: they overshoot, and what lies beyond the range is clipped before slices are blended.
+    curved = [operator if spline > 1 else None for operator, spline in zip(operators, orders, strict=True)]
+    result = apply_operators(values, curved)
+    if any(operator is not None for operator in curved):
+        spanned = tuple(axis for axis, spline in enumerate(orders, start=1) if spline > 1)
+        low, high = values.amin(dim=spanned, keepdim=True), values.amax(dim=spanned, keepdim=True)
+        result = result.clamp_(low.float(), high.float())
+    result = apply_operators(result, [None if spline > 1 else op for op, spline in zip(operators, orders, strict=True)])
+    return result if array.ndim == 4 else result[0]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Identityd, LoadImaged, MapTransform
-from scipy.ndimage import binary_fill_holes
 
 from pipeline.core.errors import DataError
 from pipeline.core.grid import Box, Grid, orientation_change
@@ -23,6 +22,7 @@ from pipeline.core.volume import require_same_grid
 from pipeline.data.monai_reader import PLACE, VolumeReader
 from pipeline.data.nibabel_alone import without_pydicom
 from pipeline.preprocess.fingerprint import foreground_box, require_finite
+from pipeline.preprocess.normalization import normalize
 from pipeline.preprocess.plan_file import Normalization, Plan
 from pipeline.preprocess.resample import Resampled
 
@@ -147,13 +147,8 @@ class Normalized(MapTransform):  # type: ignore[misc]
         """Replace the images by float32 copies."""
         result = dict(data)
         for key in self.key_iterator(result):
-            image, values = result[key], result[key].as_tensor().to(torch.float32)
-            # Holes count as inside: a dark spot within the body is no border.
-            masked = any(entry.scheme == "zscore_nonzero" for entry in self.normalization)
-            mask = torch.from_numpy(binary_fill_holes((values != 0).any(dim=0).numpy())) if masked else None
-            normalized = torch.empty_like(values)
-            for channel, entry, target in zip(values, self.normalization, normalized, strict=True):
-                target.copy_(_normalize(channel, entry, mask if entry.scheme == "zscore_nonzero" else None))
+            image = result[key]
+            normalized = normalize(image.as_tensor(), self.normalization)
             result[key] = MetaTensor(normalized, affine=image.affine)
         return result
 
@@ -168,25 +163,6 @@ class Rounded(MapTransform):  # type: ignore[misc]
             rounded = result[key].as_tensor().to(torch.float32).round()
             result[key] = MetaTensor(rounded, affine=result[key].affine)
         return result
-
-
-def _normalize(channel: torch.Tensor, how: Normalization, mask: torch.Tensor | None) -> torch.Tensor:
-    if how.scheme == "none":
-        return channel
-    if how.scheme == "ct":
-        clipped = channel if how.low is None else channel.clamp(how.low, how.high)
-        return (clipped - how.mean).div_(how.sd)
-    if how.scheme == "range":
-        raised = channel - channel.min()
-        return raised.div_(max(float(raised.max()), 1e-8))
-    inside = channel if mask is None else channel[mask]
-    if not inside.numel():
-        return channel
-    # In double precision: sums over a hundred million voxels lose digits in single.
-    mean = float(inside.mean(dtype=torch.float64))
-    sd = float((inside - mean).square_().mean(dtype=torch.float64)) ** 0.5
-    scaled = (channel - mean).div_(max(sd, 1e-8))
-    return scaled if mask is None else scaled.mul_(mask)
 
 
 def _loader(key: str, reader: VolumeReader, **options: Any) -> LoadImaged:

@@ -18,7 +18,7 @@ from pipeline.core.documents import conform
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import read_record, text_hash, write_json
 from pipeline.model.automatic import decide
-from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.base import SegmentationNetwork
 from pipeline.model.cost import count_parameters, watch_memory
 from pipeline.model.device import (
     PLAIN,
@@ -30,6 +30,7 @@ from pipeline.model.device import (
     execute,
     out_of_memory,
 )
+from pipeline.model.sizes import SizeRule
 from pipeline.model.spec import NetworkSpec, design_network, patches_per_batch
 from pipeline.preprocess.plan_file import PLAN_FILE, Plan, read_plan
 from pipeline.train.loss import planned_loss, supervised_loss

@@ -16,9 +16,9 @@ from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import to_device
 from pipeline.model.folder import ModelCard
 from pipeline.model.spec import NetworkSpec
+from pipeline.preprocess.interpolation import resample
 from pipeline.preprocess.plan_file import Plan
 from pipeline.preprocess.prepare_case import prepare_image
-from pipeline.preprocess.resample import resample
 from pipeline.stages.predict import Predictor
 
 CPU = torch.device("cpu")

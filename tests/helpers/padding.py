@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.core.errors import DataError, sentence
 from pipeline.core.grid import mirrored_index
-from pipeline.model.base import SegmentationNetwork, SizeRule
+from pipeline.model.base import SegmentationNetwork
+from pipeline.model.sizes import SizeRule
 
 
 def pad_to_rule(x: Tensor, rule: SizeRule) -> tuple[Tensor, tuple[slice, ...]]:

@@ -20,9 +20,9 @@ from pipeline.data.volumes import read_label_map, write_image
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.segment import labels_on, restore_labels, segment
 from pipeline.model.folder import load_network, read_card
+from pipeline.preprocess.interpolation import resample
 from pipeline.preprocess.plan_file import FIRST_STAGE, LowResolution, PatchPlan, read_plan, write_plan
 from pipeline.preprocess.prepare_case import prepare_image
-from pipeline.preprocess.resample import resample
 from pipeline.sample.folds import read_splits, write_splits
 from pipeline.stages.cascade import FirstStage
 from pipeline.stages.choose import choose

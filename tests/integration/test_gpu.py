@@ -11,7 +11,8 @@ from toy import toy_case, toy_settings
 
 from pipeline.config.settings import Settings
 from pipeline.model.folder import load_weights
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.interpolation import resample
+from pipeline.preprocess.resample import resample_labels
 from pipeline.stages.predict import Predictor
 from pipeline.stages.train import train
 

@@ -18,7 +18,8 @@ from pipeline.core.volume import Image
 from pipeline.infer.trained_model import TrainedModel
 from pipeline.model.device import PLAIN, Execution, execute, to_device
 from pipeline.model.spec import build_network
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.interpolation import resample
+from pipeline.preprocess.resample import resample_labels
 from pipeline.stages.predict import Predictor
 from pipeline.stages.tune import fastest, measured_ways
 from pipeline.train.loss import supervised_loss

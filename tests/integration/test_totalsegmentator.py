@@ -23,6 +23,7 @@ from pipeline.infer.trained_model import TrainedModel
 from pipeline.interop.totalsegmentator import import_totalsegmentator
 from pipeline.model.folder import labels_of, member_folders, read_card
 from pipeline.preprocess.resample import resample
+from pipeline.stages.export import export
 from pipeline.stages.model_card import verify_model
 from pipeline.stages.predict import Predictor, predict
 from pipeline.stages.prediction_files import Output
@@ -232,3 +233,11 @@ def test_what_is_no_task_is_refused_and_nothing_written(weights: Path, tmp_path:
     # The part of the ribs in place of that of the heart: 26 organs instead of 18.
     shutil.copytree(next(some.glob("Dataset295_*")), some / "Dataset293_TotalSegmentator_part3_cardiac_1559subj")
     refused(some, "classes: expected 19, got 27 with the background")
+
+
+def test_no_bundle_is_written_that_would_see_other_images(total: Path, tmp_path: Path) -> None:
+    with pytest.raises(VolsegError, match=r"got one of 5 parts\. Export its folders part_… one by one"):
+        export(total, tmp_path / "bundle", "monai-bundle")
+    with pytest.raises(VolsegError, match=r"got one of TotalSegmentator\. Predict with volseg, or export the network"):
+        export(total / "part_291", tmp_path / "bundle", "monai-bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -6,7 +6,8 @@ from restoring import restore_labels
 
 from pipeline.core.grid import ORIENTATIONS, Grid, reorient_array
 from pipeline.preprocess.grid_history import GridHistory
-from pipeline.preprocess.resample import resample, resample_labels
+from pipeline.preprocess.interpolation import resample
+from pipeline.preprocess.resample import resample_labels
 
 _shapes = st.tuples(*[st.integers(1, 12)] * 3)
 

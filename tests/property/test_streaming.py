@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.infer.inferer import StreamingInferer
 from pipeline.infer.labelling import PlaneLabels, decode
-from pipeline.preprocess.resample import resample
+from pipeline.preprocess.interpolation import resample
 
 
 @st.composite

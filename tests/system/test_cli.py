@@ -37,6 +37,7 @@ COMMANDS = (
     "compare",
     "stats",
     "share",
+    "export",
     "models",
     "model",
     "import-nnunet",
@@ -76,7 +77,7 @@ def test_help_groups_the_commands_in_the_order_the_data_flow() -> None:
     listed = [words[0] for words in shown if words and words[0] in (*COMMANDS, "plan", "prune")]
     assert " ".join(listed) == (
         "preprocess train predict evaluate report check inspect plan preview convert dicom phantom "
-        "models import-nnunet import-totalsegmentator cross-validate choose prune share networks model "
+        "models import-nnunet import-totalsegmentator cross-validate choose prune share export networks model "
         "compare stats serve demo config"
     )
 

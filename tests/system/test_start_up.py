@@ -25,7 +25,7 @@ LARGE = {
 COMMANDS = (
     *("check", "plan", "preprocess", "train", "predict", "report", "evaluate", "compare", "stats", "cross-validate"),
     *("choose", "convert", "inspect", "dicom", "phantom", "preview", "demo", "prune", "share", "networks", "config"),
-    *("models", "model", "import-nnunet", "import-totalsegmentator", "serve"),
+    *("models", "model", "import-nnunet", "import-totalsegmentator", "export", "serve"),
 )
 TO_SCORE = ("data/labels", "data/labels", "--jobs", "1")
 

@@ -22,11 +22,12 @@ CONDA_NAMES = {
     "matplotlib": "matplotlib-base",
     "playwright": "playwright-python",
     "prometheus-client": "prometheus_client",
+    "pytorch-ignite": "ignite",
     "torch": "pytorch",
 }
 """Distributions whose conda-forge package has another name."""
 
-EXTRAS = {"bench", "dev", "mlflow", "service"}
+EXTRAS = {"bench", "dev", "mlflow", "onnx", "service"}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from pipeline.core.labels import LabelTable
 from pipeline.infer import labelling
 from pipeline.infer.labelling import PlaneLabels, PlaneLogits, decode, winners
-from pipeline.preprocess.resample import resample
+from pipeline.preprocess.interpolation import resample
 
 TUMOUR = LabelTable({1: "necrosis", 2: "edema", 3: "enhancing"}, None, {"whole": (1, 2, 3), "core": (1, 3), "et": (3,)})
 CROSSING = LabelTable({1: "a", 2: "b", 3: "both"}, None, {"A": (1, 3), "B": (2, 3)})

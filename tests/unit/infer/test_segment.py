@@ -11,7 +11,7 @@ from pipeline.infer.labelling import PlaneLogits, decode
 from pipeline.infer.segment import SearchRegion, body_mask, coarse_shape, organ_box
 from pipeline.infer.segment import restore_average as put_average_back
 from pipeline.preprocess.grid_history import GridHistory
-from pipeline.preprocess.resample import resample
+from pipeline.preprocess.interpolation import resample
 from pipeline.stages.predict import Predictor
 
 

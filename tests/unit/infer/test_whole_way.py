@@ -7,8 +7,8 @@ from members import logits_of, member_of, smooth_scan
 from torch import nn
 
 from pipeline.core.grid import reorient_array
+from pipeline.preprocess.interpolation import resample
 from pipeline.preprocess.prepare_case import prepare_image
-from pipeline.preprocess.resample import resample
 from pipeline.stages.predict import Predictor
 
 

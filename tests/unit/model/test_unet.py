@@ -6,9 +6,10 @@ from networks import silent_parameters
 from torch import nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.base import SizeRule, start_outputs_at
+from pipeline.model.base import start_outputs_at
 from pipeline.model.cost import count_parameters
 from pipeline.model.network_options import Stage
+from pipeline.model.sizes import SizeRule
 from pipeline.model.spec import build_network
 from pipeline.model.unet import head_margins, valid_size_rule
 

@@ -10,7 +10,8 @@ from skimage.transform import resize
 from pipeline.core.errors import DataError
 from pipeline.core.grid import Grid
 from pipeline.data.volumes import read_image
-from pipeline.preprocess.resample import MOST_BYTES, Resampled, _boxes, _boxes_on_device, resample, resample_labels
+from pipeline.preprocess.interpolation import resample
+from pipeline.preprocess.resample import MOST_BYTES, Resampled, _boxes, _boxes_on_device, resample_labels
 
 
 def _like_skimage(volume, shape, order, anti_aliasing=False):
