@@ -253,7 +253,8 @@ def model_verify(model: Model) -> None:
 
     found = verify_model(model)
     files = "it has no manifest.json to compare files with" if found.files is None else f"{found.files} files as noted"
-    print_line(f"{found.folder}: all right: {files}, {found.networks} networks whose weights fit.")
+    networks = "weights that fit the network" if found.networks == 1 else f"weights that fit {found.networks} networks"
+    print_line(f"{found.folder}: all right: {files}, {networks}.")
 
 
 def prune(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import own_version
+from pipeline.core.notices import unheard
 from pipeline.infer.trained_model import TrainedModel
 
 TOLERANCE = 1e-4
@@ -121,7 +122,8 @@ def onnx_model(model: TrainedModel, about: Mapping[str, Any]) -> bytes:
     import onnxruntime
 
     network = MeanLogits(model.networks).eval()
-    with warnings.catch_warnings():  # of the exporter, on what it is made of
+    # The exporter tells what it is made of, and that there is no torchvision, which no network of ours needs.
+    with unheard("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _exported(network, model), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False

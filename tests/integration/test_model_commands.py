@@ -53,13 +53,13 @@ def test_a_training_folder_shows_what_is_in_it_now_and_gets_no_files(capfd, mode
     assert all(words in " ".join(lines) for words in said)
     assert files_of(model) == before
     _, out, _ = run(capfd, "model", "verify", model)
-    assert "it has no manifest.json to compare files with, 1 networks whose weights fit." in " ".join(out.split())
+    assert "it has no manifest.json to compare files with, weights that fit the network." in " ".join(out.split())
 
 
 def test_a_shared_model_is_all_right_and_its_card_is_a_head_and_markdown(capfd, shared: Path) -> None:
     code, out, _ = run(capfd, "model", "verify", shared)
     assert code == 0
-    assert " ".join(out.split()) == f"{shared}: all right: 2 files as noted, 1 networks whose weights fit."
+    assert " ".join(out.split()) == f"{shared}: all right: 2 files as noted, weights that fit the network."
     text = (shared / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: volseg\nsegments: box_left, box_small\nmodality: ")
     _, shown, _ = run(capfd, "model", "show", shared)
@@ -168,7 +168,7 @@ def test_a_manifest_from_elsewhere_leads_nowhere(shared: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", zoo_names())
 def test_models_that_come_with_volseg_are_all_right(capfd, name: str) -> None:
     code, out, _ = run(capfd, "model", "verify", name)
-    assert (code, "all right: 2 files as noted, 1 networks whose weights fit." in " ".join(out.split())) == (0, True)
+    assert (code, "all right: 2 files as noted, weights that fit the network." in " ".join(out.split())) == (0, True)
     _, out, _ = run(capfd, "model", "show", name)
     assert out.startswith(f"# {name}\n")
 
