@@ -53,7 +53,7 @@ class Variant:
 
     meaning: str
     keys: tuple[str, ...] = ()
-    patches: int = 6
+    patches: int = 3
     surroundings: bool = True
 
 
@@ -64,7 +64,7 @@ VARIANTS = {
         "noise, blur, low resolution and rotation as nnU-Net draws them",
         ("augment.noise_sd=[0,0.1]", "augment.channel_share=0.5", "augment.rotate_degrees=auto"),
     ),
-    "batch_3": Variant("3 patches per batch instead of 6", ("sample.batch_size=3",), patches=3),
+    "batch_6": Variant("6 patches per batch instead of 3", ("sample.batch_size=6",), patches=6),
     "patch_dice": Variant("Dice over each patch instead of the batch", ("loss.batch_dice=false",)),
 }
 

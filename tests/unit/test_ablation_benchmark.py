@@ -28,16 +28,16 @@ def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_variants_take_the_work_of_the_base(ablation: Any, tmp_path: Path) -> None:
-    assert [ablation.steps_of(name, 600, tmp_path) for name in ("base", "batch_3")] == [600, 1200]
-    (tmp_path / "steps.json").write_text(json.dumps({"base": 0.5, "batch_3": 0.3, "nnunet_strengths": 0.4}))
+    assert [ablation.steps_of(name, 600, tmp_path) for name in ("base", "batch_6")] == [600, 300]
+    (tmp_path / "steps.json").write_text(json.dumps({"base": 0.3, "batch_6": 0.5, "nnunet_strengths": 0.4}))
     # As many as go into the same time; the clock of variants with the base's patches is noise.
-    assert [ablation.steps_of(name, 600, tmp_path) for name in ("batch_3", "nnunet_strengths")] == [1000, 600]
+    assert [ablation.steps_of(name, 600, tmp_path) for name in ("batch_6", "nnunet_strengths")] == [360, 600]
 
 
 def test_the_table_has_means_and_differences_by_seed(
     ablation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, means in {"base": (0.80, 0.90), "batch_3": (0.83, 0.91)}.items():
+    for name, means in {"base": (0.80, 0.90), "batch_6": (0.83, 0.91)}.items():
         for seed, mean in enumerate(means):
             (tmp_path / f"{name}_{seed}").mkdir()
             found = {"dice": {"Anterior": mean + 0.01, "Posterior": mean - 0.01, "mean": mean}, "steps": 100 + seed}
