@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.core.documents import read_text
+from pipeline.core.documents import parse_yaml, read_text
 from pipeline.core.errors import listed
 from pipeline.core.files import write_text
 from pipeline.core.labels import LabelTable
@@ -71,7 +71,6 @@ class Described:
         networks: How many networks predict together.
         scores: What is known of them.
         license: Of the weights, as SPDX names it; None if it is not known.
-        notes: Further limits, in sentences.
     """
 
     cards: tuple[ModelCard, ...]
@@ -80,7 +79,6 @@ class Described:
     networks: int = 1
     scores: KnownScores | None = None
     license: str | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -115,6 +113,20 @@ def written_card(folder: Path) -> str | None:
     """The model card of a folder, without its head; None if it has none."""
     path = folder / README
     return body_of(read_text(path, "a model card")) if is_named(path) else None
+
+
+def own_card(folder: Path) -> tuple[str | None, str | None]:
+    """Licence and text of the model card of a folder, head included; None for what it has not."""
+    path = folder / README
+    if not is_named(path):
+        return None, None
+    text = read_text(path, "a model card")
+    try:
+        head = parse_yaml(text.split("---\n", 2)[1])[0] if text.startswith("---\n") else {}
+    except (IndexError, ValueError):  # notes of someone, which may begin as they like
+        head = {}
+    licence = head.get("license") if isinstance(head, dict) else None
+    return (licence if isinstance(licence, str) else None), text
 
 
 def body_of(text: str) -> str:
@@ -234,7 +246,6 @@ def _limits(about: Described) -> Iterator[str]:
     one_sided = about.labels.one_sided()
     if one_sided:
         yield f"- On one side only: {listed(one_sided)}. Check left and right."
-    yield from (f"- {note}" for note in about.notes)
     yield "- Scores are means; single cases are worse. Look at every mask."
     yield "- It is for research, and no medical device."
 

@@ -93,20 +93,6 @@ def zoo_model(name: str) -> ZooModel:
     return ZooModel(name, folder, head, parts[2].strip(), plan)
 
 
-def own_card(folder: Path) -> tuple[str | None, str | None]:
-    """Licence and text of the model card in a model folder; None for what it has not."""
-    card = folder / _CARD
-    if not is_named(card):
-        return None, None
-    text = read_text(card, "a model card", f"{_ADVICE}.")
-    try:
-        head = parse_yaml(text.split("---\n", 2)[1])[0] if text.startswith("---\n") else {}
-    except (IndexError, ValueError):  # notes of someone, which may begin as they like
-        head = {}
-    licence = head.get("license") if isinstance(head, dict) else None
-    return (licence if isinstance(licence, str) else None), text
-
-
 def model_folder(model: Path | str) -> Path:
     """The model folder that a user means: what is at this path, else the model of this name that comes with volseg.
 

@@ -10,7 +10,8 @@ from pipeline.core.errors import VolsegError, sentence
 from pipeline.core.files import OutputFolder, own_version, remove_leftovers, write_bytes, write_json
 from pipeline.export.monai_bundle import bundle_files, require_bundle
 from pipeline.export.network_files import description, onnx_model, require_onnx, torch_program
-from pipeline.model.zoo import model_folder, own_card
+from pipeline.model.readme import own_card
+from pipeline.model.zoo import model_folder
 from pipeline.stages.predict import Predictor
 
 KINDS = ("monai-bundle", "onnx", "torch-export")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.lean_monai import is_lean
 from pipeline.engine import local
 
 PATHS = os.pathsep.join((str(Path(__file__).parent), str(Path(local.__file__).parents[2])))
@@ -46,6 +47,18 @@ def output(folder: Path, code: str, stdin: bool = False, **environment: str) -> 
         check=False, timeout=100,
     )  # fmt: skip
     return done.stdout, done.stderr
+
+
+def lean_there(_: int) -> bool:
+    """Whether the process that this runs in imports of MONAI only what it uses."""
+    return is_lean()
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_workers_import_monai_as_the_program_does_that_asks_for_them(tmp_path: Path, lean: bool) -> None:
+    begin = "from pipeline.core.lean_monai import lean_monai\nlean_monai()\n" if lean else ""
+    work = "with open_engine(2) as run:\n    print({outcome.value for outcome in run(lean_there, [1, 2])})\n"
+    assert output(tmp_path, f"{begin}from test_programs import lean_there\n{work}") == (f"{{{lean}}}\n", "")
 
 
 @pytest.mark.parametrize(
